@@ -1,0 +1,128 @@
+//! What is judged before the body is read: the form of the headers, the key, and the limits.
+
+use crate::{
+    apps::{AppKey, Apps},
+    reason::Reason,
+    signature::Signature,
+};
+
+/// Longest X-Api-Key, in bytes. Stream's have 12 characters.
+const MAX_API_KEY: usize = 128;
+
+/// A header that may stand once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Single<'a> {
+    Absent,
+    One(&'a [u8]),
+    Repeated,
+}
+
+/// What the edge saw of a request before its body.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    pub api_key: Single<'a>,
+    pub signature: Single<'a>,
+    pub content_encoding: Option<&'a [u8]>,
+    /// Bytes announced, where they were.
+    pub content_length: Option<u64>,
+    /// Requests in flight, this one included.
+    pub in_flight: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes, on the wire and after inflation.
+    pub max_body: usize,
+    pub max_in_flight: usize,
+}
+
+/// A request whose body is worth reading.
+#[derive(Clone, Copy, Debug)]
+pub struct Admitted<'a> {
+    pub api_key: &'a str,
+    pub key: &'a AppKey,
+    pub signature: Signature,
+}
+
+/// Final refusals come before passing ones: a stranger learns nothing of the load, and Stream is not told to repeat what can
+/// never be taken.
+pub fn admit<'a>(facts: &Facts<'a>, apps: &'a Apps, limits: &Limits) -> Result<Admitted<'a>, Reason> {
+    let api_key = match facts.api_key {
+        Single::Absent => return Err(Reason::MissingApiKey),
+        Single::One(key) => api_key(key).ok_or(Reason::MalformedApiKey)?,
+        Single::Repeated => return Err(Reason::MalformedApiKey),
+    };
+    let signature = match facts.signature {
+        Single::Absent => return Err(Reason::MissingSignature),
+        Single::One(header) => Signature::parse(header).ok_or(Reason::MalformedSignature)?,
+        Single::Repeated => return Err(Reason::MalformedSignature),
+    };
+    let key = apps.get(api_key).ok_or(Reason::UnknownKey)?;
+    if !facts.content_encoding.is_none_or(supported) {
+        return Err(Reason::UnsupportedEncoding);
+    }
+    if facts.content_length.is_some_and(|length| length > limits.max_body as u64) {
+        return Err(Reason::TooLarge);
+    }
+    if facts.in_flight > limits.max_in_flight {
+        return Err(Reason::InFlightLimit);
+    }
+    Ok(Admitted { api_key, key, signature })
+}
+
+fn api_key(header: &[u8]) -> Option<&str> {
+    let well_formed = (1..=MAX_API_KEY).contains(&header.len()) && header.iter().all(u8::is_ascii_graphic);
+    if well_formed { std::str::from_utf8(header).ok() } else { None }
+}
+
+/// Whether gzip is inflated is decided by its magic bytes; here only what could never be read is turned away.
+fn supported(encoding: &[u8]) -> bool {
+    let encoding = encoding.trim_ascii();
+    [&b"gzip"[..], b"x-gzip", b"identity", b""].iter().any(|known| encoding.eq_ignore_ascii_case(known))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signature::SigningKey;
+
+    const SIGNATURE: &[u8] = &[b'a'; 64];
+
+    #[test]
+    fn a_table_of_heads() {
+        let mut apps = Apps::default();
+        apps.insert("key".to_owned(), AppKey { app: "chat".into(), secrets: vec![SigningKey::new(b"secret")] });
+        let limits = Limits { max_body: 100, max_in_flight: 2 };
+        let good = Facts {
+            api_key: Single::One(b"key"),
+            signature: Single::One(SIGNATURE),
+            content_encoding: None,
+            content_length: None,
+            in_flight: 1,
+        };
+        let long = [b'k'; 129];
+        let cases = [
+            (good, None),
+            (Facts { content_encoding: Some(b"GZIP"), ..good }, None),
+            (Facts { content_encoding: Some(b"identity"), ..good }, None),
+            (Facts { content_length: Some(100), in_flight: 2, ..good }, None),
+            (Facts { api_key: Single::Absent, ..good }, Some(Reason::MissingApiKey)),
+            (Facts { api_key: Single::Repeated, ..good }, Some(Reason::MalformedApiKey)),
+            (Facts { api_key: Single::One(b""), ..good }, Some(Reason::MalformedApiKey)),
+            (Facts { api_key: Single::One(b"k\xff"), ..good }, Some(Reason::MalformedApiKey)),
+            (Facts { api_key: Single::One(&long), ..good }, Some(Reason::MalformedApiKey)),
+            (Facts { signature: Single::Absent, ..good }, Some(Reason::MissingSignature)),
+            (Facts { signature: Single::Repeated, ..good }, Some(Reason::MalformedSignature)),
+            (Facts { signature: Single::One(b"abc"), ..good }, Some(Reason::MalformedSignature)),
+            (Facts { api_key: Single::One(b"other"), ..good }, Some(Reason::UnknownKey)),
+            (Facts { content_encoding: Some(b"br"), ..good }, Some(Reason::UnsupportedEncoding)),
+            (Facts { content_encoding: Some(b"gzip, gzip"), ..good }, Some(Reason::UnsupportedEncoding)),
+            (Facts { content_length: Some(101), ..good }, Some(Reason::TooLarge)),
+            (Facts { in_flight: 3, ..good }, Some(Reason::InFlightLimit)),
+            (Facts { in_flight: 3, api_key: Single::One(b"other"), ..good }, Some(Reason::UnknownKey)),
+        ];
+        for (facts, expected) in cases {
+            assert_eq!(admit(&facts, &apps, &limits).err(), expected, "{facts:?}");
+        }
+    }
+}

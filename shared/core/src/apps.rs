@@ -1,0 +1,28 @@
+//! The apps that may send, by API key.
+
+use crate::signature::SigningKey;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// One API key of an app, with every secret that may have signed.
+#[derive(Clone, Debug)]
+pub struct AppKey {
+    pub app: Arc<str>,
+    pub secrets: Vec<SigningKey>,
+}
+
+/// All keys of all apps. Swapped whole on reload.
+#[derive(Clone, Debug, Default)]
+pub struct Apps {
+    by_key: HashMap<String, AppKey>,
+}
+
+impl Apps {
+    pub fn insert(&mut self, api_key: String, key: AppKey) {
+        self.by_key.insert(api_key, key);
+    }
+
+    pub fn get(&self, api_key: &str) -> Option<&AppKey> {
+        self.by_key.get(api_key)
+    }
+}

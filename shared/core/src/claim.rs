@@ -1,0 +1,317 @@
+//! The worker's claim: who may run a handler for an event and route, as a pure state machine.
+//!
+//! Queues deliver at least once, and retry copies may exist beside their originals. The claim lets one of them run at a
+//! time, and none after the event is finished. It is an optimisation of safety's cost, never its base: a store that forgets
+//! costs repeats, not losses, because only a settled delivery leaves the queue.
+
+/// What is recorded under a claim key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// A handler runs for the copy with this attempt. `holder` tells holders apart; `until_ms` is by the store's clock.
+    Leased {
+        attempt: u32,
+        holder: u64,
+        until_ms: i64,
+    },
+    /// A retry copy with this attempt is durable.
+    Retrying {
+        attempt: u32,
+    },
+    Done,
+    Dead,
+}
+
+/// What to do with a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The lease is held: run the handler.
+    Run,
+    /// Another holder's lease is live: come back later, without counting an attempt.
+    Wait,
+    /// The event goes on in a newer copy, or is finished: settle this one, run nothing.
+    Superseded,
+}
+
+/// How a held claim ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conclusion {
+    Done,
+    /// The copy with this attempt is durable.
+    Retrying {
+        attempt: u32,
+    },
+    Dead,
+    /// Nothing was decided: the delivery goes back as it came.
+    Released,
+}
+
+/// A delivery asks for the lease. Returns the verdict and, where it changes, the state to record.
+pub fn claim(
+    recorded: Option<State>,
+    attempt: u32,
+    holder: u64,
+    now_ms: i64,
+    lease_ms: i64,
+) -> (Verdict, Option<State>) {
+    let leased = State::Leased { attempt, holder, until_ms: now_ms.saturating_add(lease_ms) };
+    match recorded {
+        None => (Verdict::Run, Some(leased)),
+        Some(State::Leased { until_ms, .. }) if until_ms > now_ms => (Verdict::Wait, None),
+        // The holder is gone. A copy that is older than the one it held was settled before that one came to be.
+        Some(State::Leased { attempt: held, .. } | State::Retrying { attempt: held }) if attempt < held => {
+            (Verdict::Superseded, None)
+        }
+        Some(State::Leased { .. } | State::Retrying { .. }) => (Verdict::Run, Some(leased)),
+        Some(State::Done | State::Dead) => (Verdict::Superseded, None),
+    }
+}
+
+/// The holder asks for more time. Returns the state to record, or none where the lease is no longer its own.
+pub fn renew(recorded: Option<State>, holder: u64, now_ms: i64, lease_ms: i64) -> Option<State> {
+    match recorded {
+        Some(State::Leased { attempt, holder: held, .. }) if held == holder => {
+            Some(State::Leased { attempt, holder, until_ms: now_ms.saturating_add(lease_ms) })
+        }
+        _ => None,
+    }
+}
+
+/// The holder concludes. Returns what is recorded from then on. Never goes backwards: success outweighs all, and a copy
+/// that lost its lease cannot undo what its successor recorded.
+pub fn conclude(recorded: Option<State>, holder: u64, conclusion: Conclusion) -> Option<State> {
+    let own = matches!(recorded, Some(State::Leased { holder: held, .. }) if held == holder);
+    match (conclusion, recorded) {
+        (Conclusion::Done, _) => Some(State::Done),
+        (_, Some(State::Done)) => Some(State::Done),
+        (Conclusion::Dead, _) | (_, Some(State::Dead)) => Some(State::Dead),
+        (Conclusion::Retrying { attempt }, Some(State::Retrying { attempt: held } | State::Leased { attempt: held, .. }))
+            if !own && held >= attempt =>
+        {
+            recorded
+        }
+        (Conclusion::Retrying { attempt }, _) => Some(State::Retrying { attempt }),
+        (Conclusion::Released, _) => {
+            if own {
+                None
+            } else {
+                recorded
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_table_of_claims() {
+        let live = Some(State::Leased { attempt: 2, holder: 9, until_ms: 101 });
+        let lapsed = Some(State::Leased { attempt: 2, holder: 9, until_ms: 100 });
+        let cases = [
+            (None, 1, Verdict::Run),
+            (live, 1, Verdict::Wait),
+            (live, 2, Verdict::Wait),
+            (live, 3, Verdict::Wait),
+            (lapsed, 1, Verdict::Superseded),
+            (lapsed, 2, Verdict::Run),
+            (lapsed, 3, Verdict::Run),
+            (Some(State::Retrying { attempt: 2 }), 1, Verdict::Superseded),
+            (Some(State::Retrying { attempt: 2 }), 2, Verdict::Run),
+            (Some(State::Retrying { attempt: 2 }), 3, Verdict::Run),
+            (Some(State::Done), 1, Verdict::Superseded),
+            (Some(State::Dead), 1, Verdict::Superseded),
+        ];
+        for (recorded, attempt, expected) in cases {
+            let (verdict, state) = claim(recorded, attempt, 1, 100, 50);
+            assert_eq!(verdict, expected, "{recorded:?}, attempt {attempt}");
+            let leased = State::Leased { attempt, holder: 1, until_ms: 150 };
+            assert_eq!(state, (verdict == Verdict::Run).then_some(leased));
+        }
+    }
+
+    #[test]
+    fn a_table_of_conclusions() {
+        let own = Some(State::Leased { attempt: 1, holder: 1, until_ms: 0 });
+        let other = Some(State::Leased { attempt: 1, holder: 2, until_ms: 0 });
+        let later = Some(State::Leased { attempt: 2, holder: 2, until_ms: 0 });
+        let retrying = Some(State::Retrying { attempt: 2 });
+        let cases = [
+            (own, Conclusion::Done, Some(State::Done)),
+            (own, Conclusion::Dead, Some(State::Dead)),
+            (own, Conclusion::Retrying { attempt: 2 }, retrying),
+            (own, Conclusion::Released, None),
+            (other, Conclusion::Released, other),
+            (other, Conclusion::Retrying { attempt: 2 }, retrying),
+            (later, Conclusion::Retrying { attempt: 2 }, later),
+            (retrying, Conclusion::Done, Some(State::Done)),
+            (Some(State::Done), Conclusion::Dead, Some(State::Done)),
+            (Some(State::Done), Conclusion::Retrying { attempt: 2 }, Some(State::Done)),
+            (Some(State::Dead), Conclusion::Retrying { attempt: 2 }, Some(State::Dead)),
+            (Some(State::Dead), Conclusion::Done, Some(State::Done)),
+            (Some(State::Dead), Conclusion::Released, Some(State::Dead)),
+            (None, Conclusion::Retrying { attempt: 2 }, retrying),
+        ];
+        for (recorded, conclusion, expected) in cases {
+            assert_eq!(conclude(recorded, 1, conclusion), expected, "{recorded:?} {conclusion:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_holder_renews() {
+        let held = Some(State::Leased { attempt: 1, holder: 1, until_ms: 10 });
+        assert_eq!(renew(held, 1, 5, 10), Some(State::Leased { attempt: 1, holder: 1, until_ms: 15 }));
+        assert_eq!(renew(held, 2, 5, 10), None);
+        assert_eq!(renew(Some(State::Done), 1, 5, 10), None);
+        assert_eq!(renew(None, 1, 5, 10), None);
+    }
+
+    /// A model of one event: copies in a queue, workers that take them, and faults between any two steps.
+    #[derive(Debug, Default)]
+    struct World {
+        recorded: Option<State>,
+        now_ms: i64,
+        next_holder: u64,
+        /// Attempts of the copies in the queue.
+        queue: Vec<u32>,
+        running: Vec<Run>,
+        handled: bool,
+        dead: bool,
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    struct Run {
+        attempt: u32,
+        holder: u64,
+        until_ms: i64,
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Deliver(usize),
+        Succeed(usize),
+        /// Fails; a retry copy is made. The flag: the claim store did not take the new state.
+        Retry(usize, bool),
+        Bury(usize),
+        /// The process dies: its copy comes back.
+        Crash(usize),
+        /// The publish of a copy was repeated.
+        Duplicate(usize),
+        Renew(usize),
+        Pass(i64),
+        /// The claim store lost everything.
+        Forget,
+    }
+
+    const LEASE_MS: i64 = 50;
+    const LAST_ATTEMPT: u32 = 6;
+
+    impl World {
+        /// Returns whether two handlers ran at once without a lapse or a loss of the store.
+        fn step(&mut self, step: Step) -> bool {
+            let pick = |n: usize, len: usize| (len > 0).then(|| n % len);
+            match step {
+                Step::Deliver(n) => {
+                    let Some(at) = pick(n, self.queue.len()) else { return true };
+                    let attempt = self.queue.remove(at);
+                    self.next_holder += 1;
+                    let (verdict, state) = claim(self.recorded, attempt, self.next_holder, self.now_ms, LEASE_MS);
+                    self.recorded = state.or(self.recorded);
+                    match verdict {
+                        Verdict::Run => {
+                            let free = self.running.iter().all(|run| run.until_ms <= self.now_ms);
+                            let until_ms = self.now_ms + LEASE_MS;
+                            self.running.push(Run { attempt, holder: self.next_holder, until_ms });
+                            return free;
+                        }
+                        Verdict::Wait => self.queue.push(attempt),
+                        Verdict::Superseded => {}
+                    }
+                }
+                Step::Succeed(n) => self.end(n, Conclusion::Done, |world, _| world.handled = true),
+                Step::Retry(n, lost) => {
+                    let Some(at) = pick(n, self.running.len()) else { return true };
+                    let attempt = self.running[at].attempt + 1;
+                    if attempt > LAST_ATTEMPT {
+                        return true;
+                    }
+                    let before = self.recorded;
+                    self.end(n, Conclusion::Retrying { attempt }, |world, _| world.queue.push(attempt));
+                    if lost {
+                        self.recorded = before;
+                    }
+                }
+                Step::Bury(n) => self.end(n, Conclusion::Dead, |world, _| world.dead = true),
+                Step::Crash(n) => {
+                    if let Some(at) = pick(n, self.running.len()) {
+                        let run = self.running.remove(at);
+                        self.queue.push(run.attempt);
+                    }
+                }
+                Step::Duplicate(n) => {
+                    if let Some(at) = pick(n, self.queue.len()).filter(|_| self.queue.len() < 6) {
+                        self.queue.push(self.queue[at]);
+                    }
+                }
+                Step::Renew(n) => {
+                    if let Some(at) = pick(n, self.running.len()) {
+                        if let Some(state) = renew(self.recorded, self.running[at].holder, self.now_ms, LEASE_MS) {
+                            self.recorded = Some(state);
+                            self.running[at].until_ms = self.now_ms + LEASE_MS;
+                        }
+                    }
+                }
+                Step::Pass(ms) => self.now_ms += ms,
+                Step::Forget => {
+                    self.recorded = None;
+                    // Whoever runs now has lost its lease without a lapse: the exception that the promise names.
+                    self.running.iter_mut().for_each(|run| run.until_ms = self.now_ms);
+                }
+            }
+            true
+        }
+
+        fn end(&mut self, n: usize, conclusion: Conclusion, effect: impl FnOnce(&mut World, Run)) {
+            if self.running.is_empty() {
+                return;
+            }
+            let run = self.running.remove(n % self.running.len());
+            effect(self, run);
+            self.recorded = conclude(self.recorded, run.holder, conclusion);
+        }
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let n = 0usize..8;
+        proptest::collection::vec(
+            prop_oneof![
+                4 => n.clone().prop_map(Step::Deliver),
+                1 => n.clone().prop_map(Step::Succeed),
+                3 => (n.clone(), any::<bool>()).prop_map(|(n, lost)| Step::Retry(n, lost)),
+                1 => n.clone().prop_map(Step::Bury),
+                2 => n.clone().prop_map(Step::Crash),
+                1 => n.clone().prop_map(Step::Duplicate),
+                1 => n.prop_map(Step::Renew),
+                3 => (1i64..80).prop_map(Step::Pass),
+                1 => Just(Step::Forget),
+            ],
+            0..60,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn none_runs_twice_without_a_lapse_and_none_ends_nowhere(steps in steps()) {
+            let mut world = World { queue: vec![1], ..World::default() };
+            for step in steps {
+                let finished = matches!(world.recorded, Some(State::Done | State::Dead));
+                let running = world.running.len();
+                prop_assert!(world.step(step), "two ran at once: {step:?} in {world:?}");
+                prop_assert!(!finished || world.running.len() <= running, "ran after the end: {step:?} in {world:?}");
+                let somewhere = world.handled || world.dead || !world.queue.is_empty() || !world.running.is_empty();
+                prop_assert!(somewhere, "the event is nowhere after {step:?}: {world:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! An event on its way: the signed bytes and what travels beside them, with the versioned form in which stores keep it.
+//!
+//! Readers ignore headers that they do not know and have a default for each that is missing, so old and new processes can
+//! share a queue during a rolling upgrade.
+
+use crate::id::{Kind, idempotency_key};
+use bytes::Bytes;
+use std::borrow::Cow;
+
+/// The version of the header format that this build writes.
+pub const VERSION: u32 = 1;
+/// What stands for a type that is absent or cannot be a routing key; the raw one stays in the body.
+pub const UNKNOWN_TYPE: &str = "unknown";
+const MAX_TYPE: usize = 128;
+const MAX_CID: usize = 256;
+
+pub mod header {
+    //! Names of the headers beside a stored event.
+    pub const WEBHOOK_ID: &str = "x-webhook-id";
+    pub const WEBHOOK_ATTEMPT: &str = "x-webhook-attempt";
+    pub const API_KEY: &str = "x-api-key";
+    pub const SIGNATURE: &str = "x-signature";
+    pub const VERSION: &str = "x-streamgate-version";
+    pub const KEY: &str = "x-streamgate-key";
+    pub const RECEIVED_AT: &str = "x-streamgate-received-at";
+    pub const ATTEMPT: &str = "x-streamgate-attempt";
+    pub const TYPE: &str = "x-streamgate-type";
+    pub const CID: &str = "x-streamgate-cid";
+    pub const ROUTE: &str = "x-streamgate-route";
+    pub const REPLAY: &str = "x-streamgate-replay";
+    pub const TRACEPARENT: &str = "traceparent";
+}
+
+/// One event, from the answer to the gateway's caller until it is settled.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Envelope {
+    pub app: String,
+    pub kind: Kind,
+    /// X-Webhook-Id, or what stands for it.
+    pub id: String,
+    /// Safe for routing keys: at most 128 bytes of `[A-Za-z0-9_.-]`, else [`UNKNOWN_TYPE`].
+    pub event_type: String,
+    /// Idempotency key, `app:kind:id:sig16`.
+    pub key: String,
+    /// X-Webhook-Attempt: which try of Stream's this was, from 1.
+    pub webhook_attempt: u32,
+    pub api_key: String,
+    /// 64 hex digits, lower case.
+    pub signature: String,
+    /// Milliseconds since the Unix epoch.
+    pub received_at_ms: i64,
+    /// Which try of the worker's this is, from 1.
+    pub attempt: u32,
+    pub cid: Option<String>,
+    /// The route that this copy belongs to, once a worker has chosen one.
+    pub route: Option<String>,
+    /// Set on a replayed dead letter: makes its claims distinct from those of the first life.
+    pub replay: Option<String>,
+    pub traceparent: Option<String>,
+    /// The uncompressed bytes that Stream signed.
+    pub body: Bytes,
+}
+
+/// What a store keeps in fields of its own rather than among the headers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Properties {
+    pub app: String,
+    pub kind: Kind,
+    pub id: String,
+    pub event_type: String,
+}
+
+impl Envelope {
+    /// The key of the worker's claim: one for each route and each life of the event.
+    pub fn claim_key(&self, route: &str) -> String {
+        format!("{}|{route}|{}", self.key, self.replay.as_deref().unwrap_or_default())
+    }
+
+    /// Every header to keep beside the body.
+    pub fn headers(&self) -> Vec<(&'static str, Cow<'_, str>)> {
+        let mut headers = vec![
+            (header::VERSION, Cow::from(VERSION.to_string())),
+            (header::WEBHOOK_ID, self.id.as_str().into()),
+            (header::WEBHOOK_ATTEMPT, self.webhook_attempt.to_string().into()),
+            (header::API_KEY, self.api_key.as_str().into()),
+            (header::SIGNATURE, self.signature.as_str().into()),
+            (header::KEY, self.key.as_str().into()),
+            (header::RECEIVED_AT, rfc3339(self.received_at_ms).into()),
+            (header::ATTEMPT, self.attempt.to_string().into()),
+        ];
+        let optional = [
+            (header::CID, &self.cid),
+            (header::ROUTE, &self.route),
+            (header::REPLAY, &self.replay),
+            (header::TRACEPARENT, &self.traceparent),
+        ];
+        headers.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?.into()))));
+        headers
+    }
+
+    /// Reads back what [`headers`](Envelope::headers) wrote, in this version or another.
+    pub fn restore<'h>(properties: Properties, header: impl Fn(&str) -> Option<&'h str>, body: Bytes) -> Envelope {
+        let text = |name| header(name).map(str::to_owned);
+        let number = |name| header(name).and_then(|value| value.parse().ok());
+        let Properties { app, kind, id, event_type } = properties;
+        let signature = text(header::SIGNATURE).unwrap_or_default();
+        Envelope {
+            key: text(header::KEY).unwrap_or_else(|| idempotency_key(&app, kind, &id, &signature)),
+            webhook_attempt: number(header::WEBHOOK_ATTEMPT).unwrap_or(1),
+            api_key: text(header::API_KEY).unwrap_or_default(),
+            received_at_ms: header(header::RECEIVED_AT).and_then(parse_rfc3339).unwrap_or_default(),
+            attempt: number(header::ATTEMPT).unwrap_or(1),
+            cid: text(header::CID),
+            route: text(header::ROUTE),
+            replay: text(header::REPLAY),
+            traceparent: text(header::TRACEPARENT),
+            app,
+            kind,
+            id,
+            event_type,
+            signature,
+            body,
+        }
+    }
+}
+
+/// Bodies stay out of every log: only their length shows.
+impl std::fmt::Debug for Envelope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Envelope")
+            .field("key", &self.key)
+            .field("type", &self.event_type)
+            .field("attempt", &self.attempt)
+            .field("bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The type as it may stand in a routing key, a label or a header.
+pub fn safe_type(raw: Option<&str>) -> &str {
+    let safe = |name: &&str| {
+        (1..=MAX_TYPE).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+    };
+    raw.filter(safe).unwrap_or(UNKNOWN_TYPE)
+}
+
+/// A channel id short and printable enough to travel in a header.
+pub fn safe_cid(raw: Option<&str>) -> Option<&str> {
+    raw.filter(|cid| (1..=MAX_CID).contains(&cid.len()) && cid.bytes().all(|byte| matches!(byte, 0x20..=0x7e)))
+}
+
+/// A W3C traceparent, or nothing.
+pub fn safe_traceparent(raw: Option<&[u8]>) -> Option<&str> {
+    const LENGTHS: [usize; 4] = [2, 32, 16, 2];
+    let text = std::str::from_utf8(raw?).ok()?;
+    let hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let parts: Vec<_> = text.split('-').collect();
+    let well_formed = parts.len() == LENGTHS.len()
+        && parts.iter().zip(LENGTHS).all(|(part, length)| part.len() == length && hex(part));
+    well_formed.then_some(text)
+}
+
+/// Milliseconds since the Unix epoch as RFC 3339.
+pub fn rfc3339(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).unwrap_or_default().to_string()
+}
+
+fn parse_rfc3339(text: &str) -> Option<i64> {
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn envelope() -> Envelope {
+        Envelope {
+            app: "chat".into(),
+            kind: Kind::Push,
+            id: "id-1".into(),
+            event_type: "message.new".into(),
+            key: "chat:push:id-1:aaaaaaaaaaaaaaaa".into(),
+            webhook_attempt: 2,
+            api_key: "key".into(),
+            signature: "a".repeat(64),
+            received_at_ms: 1_775_658_215_879,
+            attempt: 3,
+            cid: Some("messaging:x".into()),
+            route: Some("app".into()),
+            replay: Some("nonce".into()),
+            traceparent: None,
+            body: Bytes::from_static(b"{}"),
+        }
+    }
+
+    fn properties(envelope: &Envelope) -> Properties {
+        Properties {
+            app: envelope.app.clone(),
+            kind: envelope.kind,
+            id: envelope.id.clone(),
+            event_type: envelope.event_type.clone(),
+        }
+    }
+
+    #[test]
+    fn headers_read_back() {
+        let written = envelope();
+        let headers: HashMap<_, _> = written.headers().into_iter().collect();
+        let read = Envelope::restore(
+            properties(&written),
+            |name| headers.get(name).map(|value| &**value),
+            written.body.clone(),
+        );
+        assert_eq!(read, written);
+    }
+
+    #[test]
+    fn a_newer_writers_headers_are_ignored_and_an_older_ones_have_defaults() {
+        let signature = "b".repeat(64);
+        let headers = HashMap::from([
+            ("x-streamgate-version", "99"),
+            ("x-streamgate-invention", "?"),
+            ("x-signature", &*signature),
+            ("x-streamgate-attempt", "many"),
+        ]);
+        let read =
+            Envelope::restore(properties(&envelope()), |name| headers.get(name).copied(), Bytes::from_static(b"x"));
+        assert_eq!(read.key, "chat:push:id-1:bbbbbbbbbbbbbbbb");
+        assert_eq!((read.attempt, read.webhook_attempt, read.received_at_ms), (1, 1, 0));
+        assert_eq!((read.route, read.replay, read.cid), (None, None, None));
+    }
+
+    #[test]
+    fn types_cids_and_traceparents() {
+        let long = "t".repeat(129);
+        for (raw, safe) in [
+            (Some("message.new"), "message.new"),
+            (Some("my event"), UNKNOWN_TYPE),
+            (Some("a*b"), UNKNOWN_TYPE),
+            (Some("a#"), UNKNOWN_TYPE),
+            (Some(""), UNKNOWN_TYPE),
+            (Some(&long), UNKNOWN_TYPE),
+            (None, UNKNOWN_TYPE),
+        ] {
+            assert_eq!(safe_type(raw), safe);
+        }
+        assert_eq!(safe_cid(Some("messaging:é")), None);
+        assert_eq!(safe_cid(Some("messaging:e")), Some("messaging:e"));
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(safe_traceparent(Some(trace.as_bytes())), Some(trace));
+        assert_eq!(safe_traceparent(Some(&trace.as_bytes()[1..])), None);
+        assert_eq!(safe_traceparent(Some(trace.to_uppercase().as_bytes())), None);
+    }
+
+    #[test]
+    fn debug_shows_no_body() {
+        let secret = Envelope { body: Bytes::from_static(b"private words"), ..envelope() };
+        assert!(!format!("{secret:?}").contains("private"));
+    }
+}

@@ -1,0 +1,117 @@
+//! Dead letters: events that no handler could take, kept with the reason until somebody replays or drops them.
+
+use crate::{envelope::Envelope, reason::Reason};
+use serde::Deserialize;
+
+/// One dead letter.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    /// Its number in the store: grows with time.
+    pub number: i64,
+    pub envelope: Envelope,
+    pub reason: Reason,
+    /// At most 512 bytes; never what a service answered.
+    pub error: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    pub died_at_ms: i64,
+}
+
+/// Which letters are meant. Everything given must hold.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Numbers, webhook ids or idempotency keys; empty means any.
+    pub ids: Vec<String>,
+    pub reason: Option<Reason>,
+    pub event_type: Option<String>,
+    pub route: Option<String>,
+    /// Letters that died before this, in milliseconds since the Unix epoch.
+    pub died_before_ms: Option<i64>,
+    /// Events of this user: `user.id`, or `message.user.id`.
+    pub user: Option<String>,
+}
+
+impl Filter {
+    pub fn matches(&self, letter: &Letter) -> bool {
+        let envelope = &letter.envelope;
+        let number = letter.number.to_string();
+        let named = |id: &String| *id == number || *id == envelope.id || *id == envelope.key;
+        (self.ids.is_empty() || self.ids.iter().any(named))
+            && self.reason.is_none_or(|reason| reason == letter.reason)
+            && self.event_type.as_ref().is_none_or(|name| *name == envelope.event_type)
+            && self.route.as_ref().is_none_or(|route| Some(route) == envelope.route.as_ref())
+            && self.died_before_ms.is_none_or(|limit| letter.died_at_ms < limit)
+            && self.user.as_ref().is_none_or(|user| of_user(&envelope.body, user))
+    }
+}
+
+fn of_user(body: &[u8], id: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Event {
+        user: Option<User>,
+        message: Option<Message>,
+    }
+    #[derive(Deserialize)]
+    struct Message {
+        user: Option<User>,
+    }
+    #[derive(Deserialize)]
+    struct User {
+        id: Option<String>,
+    }
+    // Lossy: a stray byte in some text must not hide whose event this is from an erasure.
+    let Ok(event) = serde_json::from_str::<Event>(&String::from_utf8_lossy(body)) else { return false };
+    let author = event.message.and_then(|message| message.user);
+    [event.user, author].into_iter().flatten().any(|user| user.id.as_deref() == Some(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Kind;
+
+    #[test]
+    fn a_table_of_filters() {
+        let body = br#"{"type":"message.new","user":{"id":"ann"},"message":{"user":{"id":"bob"}}}"#;
+        let envelope = Envelope {
+            app: "chat".into(),
+            kind: Kind::Push,
+            id: "id-1".into(),
+            event_type: "message.new".into(),
+            key: "the-key".into(),
+            webhook_attempt: 1,
+            api_key: String::new(),
+            signature: String::new(),
+            received_at_ms: 0,
+            attempt: 1,
+            cid: None,
+            route: Some("app".into()),
+            replay: None,
+            traceparent: None,
+            body: bytes::Bytes::from_static(body),
+        };
+        let letter = Letter { number: 7, envelope, reason: Reason::Rejected, error: None, died_at_ms: 1000 };
+        let ids = |id: &str| Filter { ids: vec!["other".into(), id.into()], ..Filter::default() };
+        let user = |id: &str| Filter { user: Some(id.into()), ..Filter::default() };
+        let cases = [
+            (Filter::default(), true),
+            (ids("7"), true),
+            (ids("id-1"), true),
+            (ids("the-key"), true),
+            (ids("8"), false),
+            (Filter { reason: Some(Reason::Rejected), ..Filter::default() }, true),
+            (Filter { reason: Some(Reason::Unmatched), ..Filter::default() }, false),
+            (Filter { event_type: Some("message.new".into()), ..Filter::default() }, true),
+            (Filter { event_type: Some("message".into()), ..Filter::default() }, false),
+            (Filter { route: Some("app".into()), ..Filter::default() }, true),
+            (Filter { route: Some("other".into()), ..Filter::default() }, false),
+            (Filter { died_before_ms: Some(1001), ..Filter::default() }, true),
+            (Filter { died_before_ms: Some(1000), ..Filter::default() }, false),
+            (user("ann"), true),
+            (user("bob"), true),
+            (user("eve"), false),
+        ];
+        for (filter, expected) in cases {
+            assert_eq!(filter.matches(&letter), expected, "{filter:?}");
+        }
+    }
+}

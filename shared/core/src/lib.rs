@@ -1,0 +1,18 @@
+//! Streamgate's protocol, decisions and ports.
+//!
+//! Pure: no IO, no clock, no randomness, no environment. Time, secrets and random numbers are arguments, so every decision
+//! can be tested by a table, and both services and every store share one meaning of each word.
+
+pub mod admission;
+pub mod apps;
+pub mod claim;
+pub mod envelope;
+pub mod id;
+pub mod inflate;
+pub mod letter;
+pub mod pattern;
+pub mod peek;
+pub mod ports;
+pub mod reason;
+pub mod retry;
+pub mod signature;

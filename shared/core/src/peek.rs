@@ -1,0 +1,132 @@
+//! The few fields of a body that routing needs, read without building a tree.
+//!
+//! The signature has already said that the body is Stream's, so nothing here may fail: what cannot be read is absent, and
+//! the event goes on. Last of duplicate keys wins, as in the JSON parsers of Stream's SDKs.
+
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+/// What a body says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peek<'a> {
+    pub event_type: Option<Cow<'a, str>>,
+    pub cid: Option<Cow<'a, str>>,
+    /// Milliseconds since the Unix epoch. On the wire it is RFC 3339 text, or an integer of nanoseconds.
+    pub created_at_ms: Option<i64>,
+}
+
+/// Reads what is there. A body that is no JSON object, or breaks off, yields what came before.
+pub fn peek(body: &[u8]) -> Peek<'_> {
+    let mut found = Peek::default();
+    let mut json = serde_json::Deserializer::from_slice(body);
+    // The error is of no interest: `found` keeps what was read before it.
+    drop((&mut json).deserialize_map(Fields(&mut found)));
+    found
+}
+
+struct Fields<'a, 'de>(&'a mut Peek<'de>);
+
+impl<'de> Visitor<'de> for Fields<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        // A key is borrowed raw, so that an escaped or exotic key elsewhere in the object cannot end the reading.
+        while let Some(key) = map.next_key::<&'de RawValue>()? {
+            match text(key).as_deref() {
+                Some("type") => self.0.event_type = text(map.next_value()?),
+                Some("cid") => self.0.cid = text(map.next_value()?),
+                Some("created_at") => self.0.created_at_ms = instant(map.next_value()?),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The string, or nothing where the value is of another kind.
+fn text(value: &RawValue) -> Option<Cow<'_, str>> {
+    #[derive(serde::Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+    serde_json::from_str::<Text<'_>>(value.get()).ok().map(|text| text.0)
+}
+
+fn instant(value: &RawValue) -> Option<i64> {
+    match text(value) {
+        Some(text) => text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond),
+        None => value.get().parse::<i64>().ok().map(|nanoseconds| nanoseconds / 1_000_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn types(body: &str) -> Option<String> {
+        peek(body.as_bytes()).event_type.map(Cow::into_owned)
+    }
+
+    #[test]
+    fn a_table_of_bodies() {
+        let deep = format!(r#"{{"a":{}{},"type":"x"}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let cases: [(&str, Option<&str>); 15] = [
+            (r#"{"\u0074ype":"x"}"#, Some("x")),
+            (r#"{"type":"message.new"}"#, Some("message.new")),
+            (r#"{"message":{"type":"regular"},"type":"message.new"}"#, Some("message.new")),
+            (r#"{"type":"a","type":"b"}"#, Some("b")),
+            (r#"{"type":"caf\u00e9 \u003c"}"#, Some("café <")),
+            (r#"{"ty\"pe":1,"type":"x"}"#, Some("x")),
+            (r#"{"n":1e999,"type":"x"}"#, Some("x")),
+            (r#"{"type":7}"#, None),
+            (r#"{"type":null}"#, None),
+            (r#"{"type":{"type":"inner"}}"#, None),
+            (r#"{"type":"x","broken"#, Some("x")),
+            (&deep, Some("x")),
+            ("[]", None),
+            ("", None),
+            ("no JSON at all", None),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(types(body).as_deref(), expected, "{}", &body[..body.len().min(60)]);
+        }
+    }
+
+    #[test]
+    fn invalid_utf8_elsewhere_does_not_hide_the_type() {
+        let body = b"{\"text\":\"\xff\xfe\",\"type\":\"message.new\"}";
+        assert_eq!(peek(body).event_type.as_deref(), Some("message.new"));
+        assert_eq!(peek(b"{\"type\":\"\xff\"}").event_type, None);
+    }
+
+    #[test]
+    fn both_forms_of_time() {
+        let at = |body: &str| peek(body.as_bytes()).created_at_ms;
+        assert_eq!(at(r#"{"created_at":1778198400000000000}"#), Some(1_778_198_400_000));
+        assert_eq!(at(r#"{"created_at":"2026-04-08T14:23:35.879421674Z"}"#), Some(1_775_658_215_879));
+        assert_eq!(at(r#"{"created_at":"yesterday"}"#), None);
+        assert_eq!(at(r#"{"created_at":1e9}"#), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            peek(&body);
+            peek(&[br#"{"type":"#.as_slice(), &body].concat());
+        }
+
+        #[test]
+        fn any_type_is_read_back(name in any::<String>(), cid in any::<String>()) {
+            let body = serde_json::json!({"cid": cid, "nested": {"type": 1}, "type": name}).to_string();
+            let found = peek(body.as_bytes());
+            prop_assert_eq!(found.event_type.as_deref(), Some(name.as_str()));
+            prop_assert_eq!(found.cid.as_deref(), Some(cid.as_str()));
+        }
+    }
+}

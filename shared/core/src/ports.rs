@@ -1,0 +1,126 @@
+//! What the services need of a store. No ack, tag or lease of a particular store shows here, so that RabbitMQ with Redis,
+//! the embedded store and a test double are the same to the gateway and the worker.
+
+use crate::{
+    claim::{Conclusion, Verdict},
+    envelope::Envelope,
+    letter::Letter,
+    reason::Reason,
+};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A store could not do its part. Nothing was acknowledged; the same call may succeed later.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the store is full: {0}")]
+    Full(String),
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// What became of an event that was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// Durable now.
+    Enqueued,
+    /// A repeat of one that is durable.
+    Duplicate,
+}
+
+/// Makes events durable.
+pub trait Enqueue: Send + Sync + 'static {
+    /// Returns only when the event outlives the process and the machine's power.
+    fn enqueue(&self, envelope: Envelope) -> impl Future<Output = Result<Accepted, StoreError>> + Send;
+    /// Whether an event could be made durable now; the error says why not.
+    fn ready(&self) -> Result<(), StoreError>;
+}
+
+/// Remembers which events are durable, for stores whose queue cannot.
+pub trait Seen: Send + Sync + 'static {
+    fn contains(&self, key: &str) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    /// Called after the event is durable, never before.
+    fn mark(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// An event handed to a worker.
+#[derive(Debug)]
+pub struct Delivery<H> {
+    pub envelope: Envelope,
+    /// What the store needs to settle it.
+    pub handle: H,
+}
+
+/// How a delivery ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    Done,
+    /// A copy of the event goes on elsewhere, or it is finished: let this one go and record nothing.
+    Superseded,
+    /// Once more after `delay`, as attempt number `attempt`.
+    Retry {
+        delay: Duration,
+        attempt: u32,
+    },
+    /// Once more after `delay`, as it came: another process holds the lease.
+    Wait {
+        delay: Duration,
+    },
+    Dead {
+        reason: Reason,
+        error: Option<String>,
+    },
+}
+
+/// The consuming side of the queue.
+pub trait Deliveries: Send + Sync + 'static {
+    type Handle: Send + 'static;
+    /// The next event; waits for one. Cancel-safe.
+    fn next(&self) -> impl Future<Output = Result<Delivery<Self::Handle>, StoreError>> + Send;
+    /// Makes the settlement durable, then awaits `record`, then lets the delivery go. A failure before that leaves the event
+    /// in the queue: it will be delivered again.
+    fn settle(
+        &self,
+        delivery: Delivery<Self::Handle>,
+        route: Arc<str>,
+        settlement: Settlement,
+        record: impl Future<Output = ()> + Send,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Whether events would come now; the error says why not.
+    fn ready(&self) -> Result<(), StoreError>;
+}
+
+/// Keeps the state machine of [`crate::claim`].
+pub trait Claims: Send + Sync + 'static {
+    fn claim(
+        &self,
+        key: &str,
+        attempt: u32,
+        holder: u64,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Verdict, StoreError>> + Send;
+    /// Whether the lease is still the holder's.
+    fn renew(
+        &self,
+        key: &str,
+        holder: u64,
+        lease: Duration,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    fn conclude(
+        &self,
+        key: &str,
+        holder: u64,
+        conclusion: Conclusion,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// The dead letters.
+pub trait Letters: Send + Sync + 'static {
+    /// Up to `limit` letters with a number over `after`, oldest first.
+    fn page(&self, after: i64, limit: usize) -> impl Future<Output = Result<Vec<Letter>, StoreError>> + Send;
+    /// Puts the letters back into the queue as attempt 1 of a new life that `nonce` names. Returns how many there were.
+    fn replay(&self, numbers: Vec<i64>, nonce: String) -> impl Future<Output = Result<usize, StoreError>> + Send;
+    /// Removes the letters for good. Returns how many there were.
+    fn discard(&self, numbers: Vec<i64>) -> impl Future<Output = Result<usize, StoreError>> + Send;
+}

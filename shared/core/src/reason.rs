@@ -1,0 +1,126 @@
+//! Every reason to refuse a request or to give up on an event, in one enum.
+//!
+//! It feeds the status, the response code, the log field, the metric label and the dead-letter record, so these can never
+//! disagree. Status codes are the gateway's business (`gateway/src/response.rs`).
+
+/// Why a request was refused, or why an event stands in the dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    NotFound,
+    MethodNotAllowed,
+    MissingApiKey,
+    MalformedApiKey,
+    MissingSignature,
+    MalformedSignature,
+    UnknownKey,
+    WrongSignature,
+    UnsupportedEncoding,
+    BadGzip,
+    TooLarge,
+    HeaderTimeout,
+    BodyTimeout,
+    BodyIncomplete,
+    InFlightLimit,
+    MemoryBudget,
+    Draining,
+    DeadlineExceeded,
+    StoreUnavailable,
+    StoreFull,
+    /// The handler or the forwarded-to service said that no retry can help.
+    Rejected,
+    /// Every step of the retry ladder was climbed.
+    RetriesExhausted,
+    /// No route matched, and `worker.unmatched = "dead"`.
+    Unmatched,
+}
+
+impl Reason {
+    pub const ALL: [Reason; 23] = [
+        Reason::NotFound,
+        Reason::MethodNotAllowed,
+        Reason::MissingApiKey,
+        Reason::MalformedApiKey,
+        Reason::MissingSignature,
+        Reason::MalformedSignature,
+        Reason::UnknownKey,
+        Reason::WrongSignature,
+        Reason::UnsupportedEncoding,
+        Reason::BadGzip,
+        Reason::TooLarge,
+        Reason::HeaderTimeout,
+        Reason::BodyTimeout,
+        Reason::BodyIncomplete,
+        Reason::InFlightLimit,
+        Reason::MemoryBudget,
+        Reason::Draining,
+        Reason::DeadlineExceeded,
+        Reason::StoreUnavailable,
+        Reason::StoreFull,
+        Reason::Rejected,
+        Reason::RetriesExhausted,
+        Reason::Unmatched,
+    ];
+
+    /// The word in logs, metrics and dead letters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::NotFound => "not_found",
+            Reason::MethodNotAllowed => "method_not_allowed",
+            Reason::MissingApiKey => "missing_api_key",
+            Reason::MalformedApiKey => "malformed_api_key",
+            Reason::MissingSignature => "missing_signature",
+            Reason::MalformedSignature => "malformed_signature",
+            Reason::UnknownKey => "unknown_key",
+            Reason::WrongSignature => "wrong_signature",
+            Reason::UnsupportedEncoding => "unsupported_encoding",
+            Reason::BadGzip => "bad_gzip",
+            Reason::TooLarge => "too_large",
+            Reason::HeaderTimeout => "header_timeout",
+            Reason::BodyTimeout => "body_timeout",
+            Reason::BodyIncomplete => "body_incomplete",
+            Reason::InFlightLimit => "in_flight_limit",
+            Reason::MemoryBudget => "memory_budget",
+            Reason::Draining => "draining",
+            Reason::DeadlineExceeded => "deadline_exceeded",
+            Reason::StoreUnavailable => "store_unavailable",
+            Reason::StoreFull => "store_full",
+            Reason::Rejected => "rejected",
+            Reason::RetriesExhausted => "retries_exhausted",
+            Reason::Unmatched => "unmatched",
+        }
+    }
+
+    /// The word in the answer. An unknown key and a wrong signature share one, so that a stranger cannot probe for keys.
+    pub fn code(self) -> &'static str {
+        if matches!(self, Reason::UnknownKey | Reason::WrongSignature) { "unauthorized" } else { self.as_str() }
+    }
+
+    /// The reason of that name: reads back what a store kept.
+    pub fn parse(name: &str) -> Option<Reason> {
+        Reason::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_read_back() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::parse(reason.as_str()), Some(reason));
+        }
+        assert_eq!(Reason::parse("no such reason"), None);
+    }
+
+    #[test]
+    fn a_stranger_cannot_tell_an_unknown_key_from_a_wrong_signature() {
+        assert_eq!(Reason::UnknownKey.code(), Reason::WrongSignature.code());
+    }
+}
