@@ -1,0 +1,120 @@
+//! `[[apps]]`: who may send, and the secrets that may have signed.
+
+use super::{
+    is_name,
+    load::Environment,
+    reader::{Report, Section},
+};
+use crate::secret::Secret;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use streamgate_core::{
+    apps::{AppKey, Apps},
+    signature::SigningKey,
+};
+
+/// One Stream app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppConfig {
+    /// Label, routing key: `[a-z0-9_-]{1,64}`.
+    pub name: String,
+    pub keys: Vec<KeyConfig>,
+}
+
+/// One API key of an app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyConfig {
+    /// Matched with X-Api-Key.
+    pub api_key: String,
+    /// Any of them may verify; the first one signs (`streamgate send`).
+    pub secrets: Vec<Secret>,
+    /// The files that secrets came from: a change of one is a reason to reload.
+    pub files: Vec<PathBuf>,
+}
+
+impl AppConfig {
+    /// An app with one key and one secret.
+    pub fn single(name: &str, api_key: String, secret: Secret) -> AppConfig {
+        let key = KeyConfig { api_key, secrets: vec![secret], files: Vec::new() };
+        AppConfig { name: name.to_owned(), keys: vec![key] }
+    }
+
+    /// The table that requests are verified with.
+    pub fn table(apps: &[AppConfig]) -> Apps {
+        let mut table = Apps::default();
+        for app in apps {
+            let name: Arc<str> = app.name.as_str().into();
+            for key in &app.keys {
+                let secrets = key.secrets.iter().map(|secret| SigningKey::new(secret.expose().as_bytes())).collect();
+                table.insert(key.api_key.clone(), AppKey { app: Arc::clone(&name), secrets });
+            }
+        }
+        table
+    }
+}
+
+pub(super) fn read(sections: Vec<Section<'_>>, environment: &Environment) -> Vec<AppConfig> {
+    if sections.is_empty() {
+        return from_environment(environment).into_iter().collect();
+    }
+    sections
+        .into_iter()
+        .map(|mut section| {
+            let name = section.text("name").unwrap_or_default();
+            if !is_name(&name) {
+                section.problem("name", "takes 1 to 64 characters of a-z, 0-9, _ and -");
+            }
+            let keys: Vec<_> = section.sections("keys").into_iter().map(|key| read_key(key, environment)).collect();
+            if keys.is_empty() {
+                section.problem("keys", "is missing: add [[apps.keys]] with api_key and secrets");
+            }
+            section.finish();
+            AppConfig { name, keys }
+        })
+        .collect()
+}
+
+fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
+    let api_key = section.text("api_key").unwrap_or_default();
+    if api_key.is_empty() || api_key.len() > 128 || !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        section.problem("api_key", "takes your app's API key: 1 to 128 printable characters without spaces");
+    }
+    let (mut secrets, mut files) = (Vec::new(), Vec::new());
+    for text in section.texts("secrets").unwrap_or_default() {
+        match environment.secret(&text) {
+            Ok(secret) => secrets.push(secret),
+            Err(what) => section.problem("secrets", what),
+        }
+        files.extend(text.strip_prefix("file:").map(PathBuf::from));
+    }
+    if secrets.is_empty() {
+        section.problem("secrets", "takes a list of at least one secret, like [\"env:STREAM_API_SECRET\"]");
+    }
+    section.finish();
+    KeyConfig { api_key, secrets, files }
+}
+
+/// The names that Stream's own SDKs and CLI read.
+fn from_environment(environment: &Environment) -> Option<AppConfig> {
+    [("STREAM_API_KEY", "STREAM_API_SECRET"), ("STREAM_KEY", "STREAM_SECRET")].into_iter().find_map(|(key, secret)| {
+        let api_key = environment.get(key).filter(|value| !value.is_empty())?;
+        let secret = environment.get(secret).filter(|value| !value.is_empty())?;
+        Some(AppConfig::single("chat", api_key.to_owned(), Secret::new(secret.to_owned())))
+    })
+}
+
+pub(super) fn cross_check(apps: &[AppConfig], report: &Report) {
+    let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+    for (place, app) in apps.iter().enumerate() {
+        if !names.insert(&app.name) {
+            report.problem(format!("apps[{}].name", place + 1), format!("{:?} is the name of an earlier app", app.name));
+        }
+        for (key_place, key) in app.keys.iter().enumerate() {
+            if !keys.insert(&key.api_key) {
+                let path = format!("apps[{}].keys[{}].api_key", place + 1, key_place + 1);
+                report.problem(path, "stands twice: put all its secrets under one entry");
+            }
+        }
+    }
+}

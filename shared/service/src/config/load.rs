@@ -1,0 +1,299 @@
+//! Finds the configuration: the file, the environment over it, and secrets by reference.
+
+use super::{
+    Config,
+    reader::{Problem, Report},
+};
+use crate::secret::Secret;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Read where neither `--config` nor `STREAMGATE_CONFIG` names a file, if it is there.
+const DEFAULT_FILE: &str = "streamgate.toml";
+const PREFIX: &str = "STREAMGATE__";
+
+/// The process environment, taken once, so that tests can bring their own.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Environment(…)")
+    }
+}
+
+impl Environment {
+    /// Variables that are no UTF-8 are none of ours.
+    pub fn of_process() -> Environment {
+        Environment(
+            std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+        )
+    }
+
+    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Environment {
+        Environment(variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// `env:NAME`, `file:PATH` (its last line break is not part of the secret), or the secret itself.
+    pub fn secret(&self, reference: &str) -> Result<Secret, String> {
+        let value = if let Some(name) = reference.strip_prefix("env:") {
+            self.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?.to_owned()
+        } else if let Some(path) = reference.strip_prefix("file:") {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read the file {path}: {error}"))?;
+            text.trim_end_matches(['\r', '\n']).to_owned()
+        } else {
+            reference.to_owned()
+        };
+        if value.is_empty() { Err("is empty".to_owned()) } else { Ok(Secret::new(value)) }
+    }
+}
+
+/// Where a configuration comes from: enough to read it again.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+    pub environment: Environment,
+}
+
+impl Source {
+    /// The file to read, if there is one to read.
+    pub fn path(&self) -> Option<PathBuf> {
+        let named = self.file.clone().or_else(|| self.environment.get("STREAMGATE_CONFIG").map(PathBuf::from));
+        named.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()))
+    }
+}
+
+/// A configuration and where it was found.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub config: Config,
+    /// None: the defaults and the environment.
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the config file {}: {error}", path.display())]
+    Unreadable { path: PathBuf, error: String },
+    #[error("the config file {} is no TOML: {error}", path.display())]
+    Malformed { path: PathBuf, error: String },
+    #[error("{} in the configuration{}:\n{}", count(problems), place(path.as_deref()), list(problems))]
+    Wrong { path: Option<PathBuf>, problems: Vec<Problem> },
+}
+
+fn count(problems: &[Problem]) -> String {
+    if problems.len() == 1 { "1 mistake".to_owned() } else { format!("{} mistakes", problems.len()) }
+}
+
+fn place(path: Option<&Path>) -> String {
+    path.map(|path| format!(" ({})", path.display())).unwrap_or_default()
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
+}
+
+/// Reads and checks the configuration; tells all mistakes together.
+pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
+    let path = source.path();
+    let mut table = match &path {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| ConfigError::Unreadable { path: path.clone(), error: error.to_string() })?;
+            toml::from_str::<Table>(&text).map_err(|error| ConfigError::Malformed {
+                path: path.clone(),
+                // The message and the line, never the line's text: it may hold a secret.
+                error: match error.span() {
+                    Some(span) => format!("line {}: {}", line_of(&text, span.start), error.message()),
+                    None => error.message().to_owned(),
+                },
+            })?
+        }
+        None => Table::new(),
+    };
+    let mut from_env = BTreeMap::new();
+    let mut misplaced = Vec::new();
+    for (name, value) in &source.environment.0 {
+        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let key = rest.to_lowercase().replace("__", ".");
+        match overlay(&mut table, &key, value) {
+            Ok(()) => {
+                from_env.insert(key, name.clone());
+            }
+            Err(what) => misplaced.push(Problem { key, what: format!("{what} (set by the environment variable {name})") }),
+        }
+    }
+    let report = Report::new(from_env);
+    let config = Config::read(table, &source.environment, &report);
+    let mut problems = report.into_problems();
+    problems.extend(misplaced);
+    if problems.is_empty() { Ok(Loaded { config, path }) } else { Err(ConfigError::Wrong { path, problems }) }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// Sets one scalar. Its text is parsed where it is read, by the type that the key has there.
+fn overlay(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
+    let (parents, leaf) = key.rsplit_once('.').unwrap_or(("", key));
+    let mut at = table;
+    for part in parents.split('.').filter(|part| !part.is_empty()) {
+        let next = at.entry(part.to_owned()).or_insert_with(|| Value::Table(Table::new()));
+        at = next.as_table_mut().ok_or_else(|| format!("{part} is no table, so the environment cannot reach into it"))?;
+    }
+    if at.get(leaf).is_some_and(|old| old.is_table() || old.is_array()) {
+        return Err("only single values can be set by the environment, not tables and lists".to_owned());
+    }
+    at.insert(leaf.to_owned(), Value::String(value.to_owned()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn load_text<const N: usize>(text: &str, variables: [(&str, &str); N]) -> Result<Loaded, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("test.toml");
+        std::fs::write(&file, text).unwrap();
+        load(&Source { file: Some(file), environment: Environment::of(variables) })
+    }
+
+    fn keys<const N: usize>(text: &str, variables: [(&str, &str); N]) -> Vec<String> {
+        match load_text(text, variables) {
+            Err(ConfigError::Wrong { problems, .. }) => problems.into_iter().map(|problem| problem.key).collect(),
+            other => panic!("expected mistakes, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_empty_file_has_the_defaults() {
+        let config = load_text("", []).unwrap().config;
+        assert!(config.apps.is_empty());
+        assert_eq!(config.gateway.max_body, 4 << 20);
+        assert_eq!(config.gateway.answer_deadline, Duration::from_millis(4500));
+        assert_eq!(config.worker.retry.len(), 6);
+        assert_eq!(config.dedup.window, Duration::from_secs(600));
+    }
+
+    #[test]
+    fn the_environment_overrides_scalars() {
+        let variables = [
+            ("STREAMGATE__GATEWAY__LISTEN", "127.0.0.1:1"),
+            ("STREAMGATE__WORKER__CONCURRENCY", "7"),
+            ("STREAMGATE__STORE__DATA_DIR", "123"),
+        ];
+        let config = load_text("[gateway]\nlisten = '127.0.0.1:2'", variables).unwrap().config;
+        assert_eq!(config.gateway.listen.port(), 1);
+        assert_eq!(config.worker.concurrency, 7);
+        assert_eq!(config.store.data_dir, PathBuf::from("123"));
+        assert_eq!(keys("", [("STREAMGATE__GATEWAY__LISTN", "x")]), ["gateway.listn"]);
+        assert_eq!(keys("[[apps]]\nname = 'a'\nkeys = [{ api_key = 'k', secrets = ['s'] }]", [(
+            "STREAMGATE__APPS__NAME",
+            "x"
+        )]), ["apps.name"]);
+    }
+
+    #[test]
+    fn all_mistakes_come_together() {
+        let text = "
+            [[apps]]
+            name = 'Chat'
+            keys = [{ api_key = 'k', secrets = ['env:NOT_SET'] }, { api_key = 'k', secrets = ['s'] }]
+            [gateway]
+            body_timeout = '5s'
+            answer_deadline = '7s'
+            max_body = '1GiB'
+            colour = 'red'
+            tls = { cert = 'c' }
+            [worker]
+            retry = ['1s', 'soon']
+            unmatched = 'drop'
+            [[worker.routes]]
+            events = []
+            apps = ['nobody']
+            forward = { url = 'ftp://x', headers = { Host = 'x' } }
+            [[worker.routes]]
+            events = ['*']
+            forward = { url = 'http://user:hunter2@host/', timeout = '1m' }
+            [typo]
+        ";
+        let mut found = keys(text, []);
+        found.sort();
+        let expected = [
+            "apps[1].keys[1].secrets",
+            "apps[1].keys[1].secrets",
+            "apps[1].keys[2].api_key",
+            "apps[1].name",
+            "gateway.answer_deadline",
+            "gateway.colour",
+            "gateway.max_body",
+            "gateway.tls.key",
+            "typo",
+            "worker.retry",
+            "worker.routes[1].events",
+            "worker.routes[1].forward.headers.Host",
+            "worker.routes[1].forward.url",
+            "worker.routes[2].forward.url",
+            "worker.unmatched",
+        ];
+        assert_eq!(found, expected);
+        let told = load_text(text, []).unwrap_err().to_string();
+        assert!(told.starts_with("15 mistakes in the configuration (") && !told.contains("hunter2"), "{told}");
+    }
+
+    #[test]
+    fn a_route_is_read_whole() {
+        let text = "
+            [[worker.routes]]
+            events = ['message.*']
+            forward = { url = 'https://app.example/hook', timeout = '2s', headers = { Authorization = 'env:TOKEN' } }
+        ";
+        let config = load_text(text, [("TOKEN", "Bearer t")]).unwrap().config;
+        let route = &config.worker.routes[0];
+        assert_eq!(route.name, "1");
+        assert_eq!(route.forward.timeout, Duration::from_secs(2));
+        assert_eq!(route.forward.headers[0].1.expose(), "Bearer t");
+        assert!(!format!("{config:?}").contains("Bearer t"));
+    }
+
+    #[test]
+    fn apps_come_from_the_environment_where_the_file_names_none() {
+        let variables = [("STREAM_KEY", "k2"), ("STREAM_SECRET", "s2")];
+        let apps = load_text("", variables).unwrap().config.apps;
+        assert_eq!((apps[0].name.as_str(), apps[0].keys[0].api_key.as_str()), ("chat", "k2"));
+        let text = "[[apps]]\nname = 'a'\nkeys = [{ api_key = 'k', secrets = ['s'] }]";
+        assert_eq!(load_text(text, variables).unwrap().config.apps[0].name, "a");
+    }
+
+    #[test]
+    fn secrets_by_reference() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("secret");
+        std::fs::write(&file, "from file\r\n").unwrap();
+        let environment = Environment::of([("S", "from env"), ("EMPTY", "")]);
+        let read = |reference: &str| environment.secret(reference).map(|secret| secret.expose().to_owned());
+        assert_eq!(read(&format!("file:{}", file.display())), Ok("from file".into()));
+        assert_eq!(read("env:S"), Ok("from env".into()));
+        assert_eq!(read("plain"), Ok("plain".into()));
+        assert!(read("env:EMPTY").is_err() && read("env:NONE").is_err() && read("file:/none").is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_names_the_line_and_shows_no_text() {
+        let error = load_text("[gateway]\nsecret = hunter2 hunter3\n", []).unwrap_err().to_string();
+        assert!(error.contains("line 2") && !error.contains("hunter"), "{error}");
+        let missing = Source { file: Some("/no/such/file".into()), environment: Environment::default() };
+        assert!(matches!(load(&missing), Err(ConfigError::Unreadable { .. })));
+    }
+}

@@ -1,0 +1,201 @@
+//! The configuration: one typed struct per concern, checked as a whole before anything binds.
+//!
+//! Each field says meaning, unit and default. `load` finds the file, lays the environment over it and tells every mistake
+//! at once.
+
+mod apps;
+mod load;
+pub mod reader;
+mod worker;
+
+pub use apps::{AppConfig, KeyConfig};
+pub use load::{ConfigError, Environment, Loaded, Source, load};
+pub use worker::{ForwardConfig, RouteConfig, Unmatched, WorkerConfig};
+
+use reader::{Report, Section};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Stream hangs up on a push after 6 s: an answer after that is none.
+const STREAM_PUSH_TIMEOUT: Duration = Duration::from_secs(6);
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+const GIB: usize = 1 << 30;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub apps: Vec<AppConfig>,
+    pub gateway: GatewayConfig,
+    pub store: StoreConfig,
+    pub dedup: DedupConfig,
+    pub worker: WorkerConfig,
+}
+
+/// `[gateway]`
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// Where webhooks arrive. Default 127.0.0.1:8080.
+    pub listen: SocketAddr,
+    /// Where /metrics, /healthz and /readyz answer; never the public port. Default 127.0.0.1:9464.
+    pub ops_listen: SocketAddr,
+    /// Most bytes of a body, on the wire and after gunzip. Default 4 MiB.
+    pub max_body: usize,
+    /// Most bytes of all admitted bodies; over it 503. Default 256 MiB.
+    pub memory_budget: usize,
+    /// Most requests at a time; over it 503. Default 4096.
+    pub max_in_flight: usize,
+    /// Most connections; at the limit the longest idle one is closed for the new one. Default 10000.
+    pub max_connections: usize,
+    /// From a request's first byte to the end of its headers; also the TLS handshake. Default 5 s.
+    pub header_timeout: Duration,
+    /// From the end of the headers to the end of the body. Default 3 s.
+    pub body_timeout: Duration,
+    /// How long a connection may be idle between requests. Default 75 s.
+    pub keep_alive: Duration,
+    /// From headers read to answer written, whatever happens. Default 4.5 s.
+    pub answer_deadline: Duration,
+    /// How long requests in hand may take to finish after SIGTERM. Default 10 s.
+    pub drain_timeout: Duration,
+    /// Absent: plain HTTP, behind a proxy or load balancer.
+    pub tls: Option<TlsConfig>,
+}
+
+/// `[gateway.tls]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// PEM file: the certificate, then its intermediates.
+    pub cert: PathBuf,
+    /// PEM file: the private key.
+    pub key: PathBuf,
+}
+
+/// `[store]`
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Holds the embedded store; mode 0700. Default `streamgate-data`.
+    pub data_dir: PathBuf,
+    /// Most bytes that waiting events may take on disk; over it 503. Default 1 GiB.
+    pub spool_max: usize,
+}
+
+/// `[dedup]`
+#[derive(Clone, Debug)]
+pub struct DedupConfig {
+    /// How long a repeat of an accepted event is recognised. Default 10 min; Stream's own retries end after 15 s.
+    pub window: Duration,
+}
+
+impl Config {
+    fn read(table: toml::Table, environment: &Environment, report: &Report) -> Config {
+        let mut root = Section::root(table, report);
+        let apps = apps::read(root.sections("apps"), environment);
+        let config = Config {
+            gateway: GatewayConfig::read(root.section_or_empty("gateway")),
+            store: StoreConfig::read(root.section_or_empty("store")),
+            dedup: DedupConfig::read(root.section_or_empty("dedup")),
+            worker: WorkerConfig::read(root.section_or_empty("worker"), environment),
+            apps,
+        };
+        root.finish();
+        config.cross_check(report);
+        config
+    }
+
+    /// What no single key can tell.
+    fn cross_check(&self, report: &Report) {
+        let gateway = &self.gateway;
+        if gateway.max_body > gateway.memory_budget {
+            report.problem("gateway.max_body", "is over gateway.memory_budget, so no such body could ever be admitted");
+        }
+        if gateway.body_timeout >= gateway.answer_deadline {
+            report.problem("gateway.body_timeout", "must be under gateway.answer_deadline, or no time is left to store");
+        }
+        if gateway.answer_deadline >= STREAM_PUSH_TIMEOUT {
+            report.problem("gateway.answer_deadline", "must be under 6s: Stream hangs up then");
+        }
+        if gateway.listen == gateway.ops_listen && gateway.listen.port() != 0 {
+            report.problem("gateway.ops_listen", "must differ from gateway.listen: metrics never stand on the public port");
+        }
+        apps::cross_check(&self.apps, report);
+        worker::cross_check(&self.worker, &self.apps, report);
+    }
+}
+
+impl GatewayConfig {
+    fn read(mut section: Section<'_>) -> GatewayConfig {
+        let tls = section.section("tls").and_then(TlsConfig::read);
+        let config = GatewayConfig {
+            listen: address(&mut section, "listen", ([127, 0, 0, 1], 8080)),
+            ops_listen: address(&mut section, "ops_listen", ([127, 0, 0, 1], 9464)),
+            max_body: section.size("max_body", 4 * MIB),
+            memory_budget: section.size("memory_budget", 256 * MIB),
+            max_in_flight: section.count("max_in_flight", 4096, 1_000_000),
+            max_connections: section.count("max_connections", 10_000, 1_000_000),
+            header_timeout: section.duration("header_timeout", Duration::from_secs(5)),
+            body_timeout: section.duration("body_timeout", Duration::from_secs(3)),
+            keep_alive: section.duration("keep_alive", Duration::from_secs(75)),
+            answer_deadline: section.duration("answer_deadline", Duration::from_millis(4500)),
+            drain_timeout: section.duration("drain_timeout", Duration::from_secs(10)),
+            tls,
+        };
+        section.finish();
+        config
+    }
+}
+
+impl TlsConfig {
+    fn read(mut section: Section<'_>) -> Option<TlsConfig> {
+        let mut file = |key| {
+            let path = section.text(key);
+            if path.is_none() {
+                section.problem(key, "is missing: name a PEM file");
+            }
+            path.map(PathBuf::from)
+        };
+        let (cert, key) = (file("cert"), file("key"));
+        section.finish();
+        Some(TlsConfig { cert: cert?, key: key? })
+    }
+}
+
+impl StoreConfig {
+    fn read(mut section: Section<'_>) -> StoreConfig {
+        section.parsed("kind", |kind| match kind {
+            "embedded" => Ok(()),
+            other => Err(format!("{other:?} is no store of this version; it has \"embedded\"")),
+        });
+        let data_dir = section.text("data_dir").map_or_else(|| PathBuf::from("streamgate-data"), PathBuf::from);
+        let spool_max = section.size("spool_max", GIB);
+        if spool_max < MIB {
+            section.problem("spool_max", "must be at least 1MiB");
+        }
+        section.finish();
+        StoreConfig { data_dir, spool_max }
+    }
+}
+
+impl DedupConfig {
+    fn read(mut section: Section<'_>) -> DedupConfig {
+        let window = section.duration("window", Duration::from_secs(600));
+        if window < Duration::from_secs(15) {
+            section.problem("window", "must be at least 15s: until then Stream retries");
+        }
+        section.finish();
+        DedupConfig { window }
+    }
+}
+
+fn address(section: &mut Section<'_>, key: &'static str, default: ([u8; 4], u16)) -> SocketAddr {
+    let parse = |text: &str| {
+        text.parse().map_err(|_| format!("{text:?} is no address to listen on; write it like 127.0.0.1:8080 or [::]:8080"))
+    };
+    section.parsed(key, parse).unwrap_or_else(|| default.into())
+}
+
+/// `[a-z0-9_-]{1,64}`: safe in labels, routing keys and idempotency keys.
+fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+}

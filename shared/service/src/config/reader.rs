@@ -1,0 +1,240 @@
+//! Reads a TOML table key by key, and collects every mistake instead of stopping at the first.
+//!
+//! serde stops at the first error; somebody who fixes a config in production wants them all at once, each with its key.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use toml::{Table, Value};
+
+/// One mistake: where, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub key: String,
+    pub what: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.key, self.what)
+    }
+}
+
+/// The mistakes found so far, and which keys came from the environment.
+#[derive(Debug, Default)]
+pub struct Report {
+    problems: RefCell<Vec<Problem>>,
+    from_env: BTreeMap<String, String>,
+}
+
+impl Report {
+    /// `from_env`: key path → name of the variable that set it.
+    pub fn new(from_env: BTreeMap<String, String>) -> Report {
+        Report { problems: RefCell::default(), from_env }
+    }
+
+    pub fn problem(&self, key: impl Into<String>, what: impl Into<String>) {
+        let (key, mut what) = (key.into(), what.into());
+        if let Some(variable) = self.from_env.get(&key) {
+            what.push_str(&format!(" (set by the environment variable {variable})"));
+        }
+        self.problems.borrow_mut().push(Problem { key, what });
+    }
+
+    pub fn into_problems(self) -> Vec<Problem> {
+        self.problems.into_inner()
+    }
+}
+
+/// A table being read. Every key that is asked for is taken out; what is left at the end is unknown.
+#[derive(Debug)]
+pub struct Section<'r> {
+    path: String,
+    table: Table,
+    known: Vec<&'static str>,
+    report: &'r Report,
+}
+
+impl<'r> Section<'r> {
+    pub fn root(table: Table, report: &'r Report) -> Section<'r> {
+        Section { path: String::new(), table, known: Vec::new(), report }
+    }
+
+    /// The full path of a key in this section.
+    pub fn key(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    pub fn problem(&self, key: &str, what: impl Into<String>) {
+        self.report.problem(self.key(key), what);
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.known.push(key);
+        self.table.remove(key)
+    }
+
+    /// The value that `parse` makes of a key's text or number, or none where the key is absent or wrong (then reported).
+    pub fn parsed<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let text = match self.take(key)? {
+            Value::String(text) => text,
+            Value::Integer(number) => number.to_string(),
+            Value::Boolean(flag) => flag.to_string(),
+            other @ (Value::Float(_) | Value::Datetime(_) | Value::Array(_) | Value::Table(_)) => {
+                self.problem(key, format!("a {} cannot stand here", other.type_str()));
+                return None;
+            }
+        };
+        parse(&text).map_err(|what| self.problem(key, what)).ok()
+    }
+
+    pub fn text(&mut self, key: &'static str) -> Option<String> {
+        self.parsed(key, |text| Ok(text.to_owned()))
+    }
+
+    pub fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
+        self.parsed(key, duration).unwrap_or(default)
+    }
+
+    pub fn size(&mut self, key: &'static str, default: usize) -> usize {
+        self.parsed(key, size).unwrap_or(default)
+    }
+
+    /// A number of things, from 1 to `most`.
+    pub fn count(&mut self, key: &'static str, default: usize, most: usize) -> usize {
+        let parse = |text: &str| match text.parse::<usize>() {
+            Ok(number) if (1..=most).contains(&number) => Ok(number),
+            _ => Err(format!("{text:?} is no whole number from 1 to {most}")),
+        };
+        self.parsed(key, parse).unwrap_or(default)
+    }
+
+    /// A list of strings, or none where the key is absent.
+    pub fn texts(&mut self, key: &'static str) -> Option<Vec<String>> {
+        let Some(value) = self.take(key) else { return None };
+        let texts: Option<Vec<String>> =
+            value.as_array().and_then(|list| list.iter().map(|item| item.as_str().map(str::to_owned)).collect());
+        if texts.is_none() {
+            self.problem(key, "takes a list of strings, [\"…\", \"…\"]");
+        }
+        texts
+    }
+
+    /// A table of strings, in the order of its keys.
+    pub fn text_table(&mut self, key: &'static str) -> Vec<(String, String)> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let Value::Table(table) = value else {
+            self.problem(key, "takes a table of strings, { Name = \"value\" }");
+            return Vec::new();
+        };
+        let mut texts = Vec::new();
+        for (name, value) in table {
+            match value {
+                Value::String(text) => texts.push((name, text)),
+                _ => self.report.problem(format!("{}.{name}", self.key(key)), "takes a string"),
+            }
+        }
+        texts
+    }
+
+    /// A sub-table, or none where it is absent.
+    pub fn section(&mut self, key: &'static str) -> Option<Section<'r>> {
+        match self.take(key)? {
+            Value::Table(table) => Some(self.child(self.key(key), table)),
+            _ => {
+                self.problem(key, format!("takes a table, [{}]", self.key(key)));
+                None
+            }
+        }
+    }
+
+    /// A sub-table; empty where it is absent, so that every key in it has its default.
+    pub fn section_or_empty(&mut self, key: &'static str) -> Section<'r> {
+        let path = self.key(key);
+        self.section(key).unwrap_or_else(|| self.child(path, Table::new()))
+    }
+
+    /// An array of tables; each element's path carries its place, from 1.
+    pub fn sections(&mut self, key: &'static str) -> Vec<Section<'r>> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let Value::Array(list) = value else {
+            self.problem(key, format!("takes an array of tables, [[{}]]", self.key(key)));
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for (place, item) in list.into_iter().enumerate() {
+            let path = format!("{}[{}]", self.key(key), place + 1);
+            match item {
+                Value::Table(table) => sections.push(self.child(path, table)),
+                _ => self.report.problem(path, "takes a table"),
+            }
+        }
+        sections
+    }
+
+    fn child(&self, path: String, table: Table) -> Section<'r> {
+        Section { path, table, known: Vec::new(), report: self.report }
+    }
+
+    /// Reports every key that was never asked for.
+    pub fn finish(self) {
+        for key in self.table.keys() {
+            let known = self.known.join(", ");
+            self.report.problem(self.key(key), format!("unknown key; this section takes: {known}"));
+        }
+    }
+}
+
+/// `500ms`, `5s`, `2m`, `24h`: over zero.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err(format!("{text:?} is no duration; write it like 500ms, 5s, 2m or 24h")),
+    }
+}
+
+/// `4MiB`, `256KiB`, `1GB` or plain bytes: over zero.
+pub fn size(text: &str) -> Result<usize, String> {
+    match text.parse::<bytesize::ByteSize>() {
+        Ok(size) if size.as_u64() > 0 => usize::try_from(size.as_u64()).map_err(|error| error.to_string()),
+        _ => Err(format!("{text:?} is no size; write it like 4MiB, 256KiB or 1GiB")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mistake_is_told_with_its_key() {
+        let table: Table = toml::from_str(
+            "wait = '5x'\nsize = 4096\ncount = '0'\nnames = [1]\nextra = 1\n[[list]]\nunknown = 1\n[[list]]\n",
+        )
+        .unwrap();
+        let report = Report::new(BTreeMap::from([("wait".to_owned(), "STREAMGATE__WAIT".to_owned())]));
+        let mut section = Section::root(table, &report);
+        assert_eq!(section.duration("wait", Duration::from_secs(9)), Duration::from_secs(9));
+        assert_eq!(section.size("size", 1), 4096);
+        assert_eq!(section.count("count", 3, 10), 3);
+        assert_eq!(section.texts("names"), None);
+        let list = section.sections("list");
+        assert_eq!(list.len(), 2);
+        list.into_iter().for_each(Section::finish);
+        section.finish();
+        let keys: Vec<_> = report.into_problems().into_iter().map(|problem| problem.to_string()).collect();
+        assert_eq!(keys.len(), 5, "{keys:#?}");
+        assert!(keys[0].starts_with("wait: ") && keys[0].contains("STREAMGATE__WAIT"), "{}", keys[0]);
+        assert!(keys[3].starts_with("list[1].unknown: unknown key"), "{}", keys[3]);
+        assert!(keys[4].starts_with("extra: unknown key; this section takes: wait, size"), "{}", keys[4]);
+    }
+
+    #[test]
+    fn durations_and_sizes() {
+        assert_eq!(duration("4500ms"), Ok(Duration::from_millis(4500)));
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert!(duration("0s").is_err() && duration("5").is_err() && duration("").is_err());
+        assert_eq!(size("4MiB"), Ok(4 << 20));
+        assert_eq!(size("4MB"), Ok(4_000_000));
+        assert!(size("0").is_err() && size("big").is_err() && size("-1").is_err());
+    }
+}

@@ -1,0 +1,207 @@
+//! `[worker]` and its routes.
+
+use super::{
+    AppConfig, KIB, MIB, is_name,
+    load::Environment,
+    reader::{Report, Section},
+};
+use crate::secret::Secret;
+use hyper::Uri;
+use hyper::header::{HeaderName, HeaderValue};
+use std::collections::HashSet;
+use std::time::Duration;
+use streamgate_core::pattern::Pattern;
+
+/// What a forwarded request carries of itself: a configured header may not replace it.
+const OWN_HEADERS: [&str; 12] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "te",
+    "traceparent",
+    "transfer-encoding",
+    "x-api-key",
+    "x-signature",
+    "x-webhook-attempt",
+    "x-webhook-id",
+];
+
+/// `[worker]`
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Most handlers at a time. Default 64.
+    pub concurrency: usize,
+    /// Most deliveries in hand, running or about to. Default 256.
+    pub prefetch: usize,
+    /// Most bytes of bodies in hand. Default 64 MiB.
+    pub memory_budget: usize,
+    /// How long a handler may take. Default 30 s.
+    pub handler_timeout: Duration,
+    /// How long a handled key is remembered. Default 24 h.
+    pub claim_window: Duration,
+    /// The waits between attempts, then the dead letters. Default 1s, 5s, 30s, 2m, 10m, 1h.
+    pub retry: Vec<Duration>,
+    /// What becomes of an event that no route matches, where there are routes. Default `ack`.
+    pub unmatched: Unmatched,
+    /// First match wins. Without any, events are logged and acknowledged.
+    pub routes: Vec<RouteConfig>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmatched {
+    Ack,
+    Dead,
+}
+
+/// `[[worker.routes]]`
+#[derive(Clone, Debug)]
+pub struct RouteConfig {
+    /// Label and header. Default: its place, from 1.
+    pub name: String,
+    /// Globs over the whole type.
+    pub events: Vec<Pattern>,
+    /// Only events of these apps; empty: of every app.
+    pub apps: Vec<String>,
+    pub forward: ForwardConfig,
+}
+
+/// `forward = { url, timeout, headers }`
+#[derive(Clone, Debug)]
+pub struct ForwardConfig {
+    pub url: Uri,
+    /// From connecting to the answer. Default 10 s.
+    pub timeout: Duration,
+    /// Sent with each request. The values may be secrets.
+    pub headers: Vec<(HeaderName, Secret)>,
+}
+
+impl WorkerConfig {
+    pub(super) fn read(mut section: Section<'_>, environment: &Environment) -> WorkerConfig {
+        let retry = section.texts("retry").map(|steps| steps.iter().map(|step| super::reader::duration(step)).collect());
+        let retry = match retry.transpose() {
+            Ok(steps) => steps.unwrap_or_else(default_ladder),
+            Err(what) => {
+                section.problem("retry", what);
+                default_ladder()
+            }
+        };
+        let unmatched = section.parsed("unmatched", |text| match text {
+            "ack" => Ok(Unmatched::Ack),
+            "dead" => Ok(Unmatched::Dead),
+            other => Err(format!("{other:?} is neither \"ack\" nor \"dead\"")),
+        });
+        let routes = section.sections("routes").into_iter().enumerate();
+        let routes = routes.filter_map(|(place, route)| RouteConfig::read(route, place + 1, environment)).collect();
+        let config = WorkerConfig {
+            concurrency: section.count("concurrency", 64, 100_000),
+            prefetch: section.count("prefetch", 256, 2000),
+            memory_budget: section.size("memory_budget", 64 * MIB),
+            handler_timeout: section.duration("handler_timeout", Duration::from_secs(30)),
+            claim_window: section.duration("claim_window", Duration::from_secs(24 * 3600)),
+            unmatched: unmatched.unwrap_or(Unmatched::Ack),
+            retry,
+            routes,
+        };
+        section.finish();
+        config
+    }
+}
+
+fn default_ladder() -> Vec<Duration> {
+    [1, 5, 30, 120, 600, 3600].map(Duration::from_secs).to_vec()
+}
+
+impl RouteConfig {
+    fn read(mut section: Section<'_>, place: usize, environment: &Environment) -> Option<RouteConfig> {
+        let name = section.text("name").unwrap_or_else(|| place.to_string());
+        if !is_name(&name) {
+            section.problem("name", "takes 1 to 64 characters of a-z, 0-9, _ and -");
+        }
+        let patterns: Result<Vec<_>, _> =
+            section.texts("events").unwrap_or_default().iter().map(|text| Pattern::parse(text)).collect();
+        let events = patterns.unwrap_or_else(|error| {
+            section.problem("events", error.to_string());
+            vec![]
+        });
+        if events.is_empty() {
+            section.problem("events", "takes a list of globs over the event's type; [\"*\"] is every event");
+        }
+        let apps = section.texts("apps").unwrap_or_default();
+        let forward = section.section("forward");
+        if forward.is_none() {
+            section.problem("forward", "is missing: say where to, forward = { url = \"http://127.0.0.1:3000/webhooks/stream\" }");
+        }
+        section.finish();
+        Some(RouteConfig { name, events, apps, forward: ForwardConfig::read(forward?, environment)? })
+    }
+}
+
+impl ForwardConfig {
+    fn read(mut section: Section<'_>, environment: &Environment) -> Option<ForwardConfig> {
+        let url = section.text("url").map(|text| forward_url(&text));
+        let url = match url {
+            Some(Ok(url)) => Some(url),
+            Some(Err(what)) => {
+                section.problem("url", what);
+                None
+            }
+            None => {
+                section.problem("url", "is missing: say where to forward");
+                None
+            }
+        };
+        let timeout = section.duration("timeout", Duration::from_secs(10));
+        let mut headers = Vec::new();
+        for (name, text) in section.text_table("headers") {
+            match forward_header(&name, &text, environment) {
+                Ok(header) => headers.push(header),
+                Err(what) => section.problem(&format!("headers.{name}"), what),
+            }
+        }
+        section.finish();
+        Some(ForwardConfig { url: url?, timeout, headers })
+    }
+}
+
+fn forward_header(name: &str, text: &str, environment: &Environment) -> Result<(HeaderName, Secret), String> {
+    let name: HeaderName = name.parse().map_err(|_| "is no name for a header".to_owned())?;
+    if OWN_HEADERS.contains(&name.as_str()) || name.as_str().starts_with("x-streamgate-") {
+        return Err("is set by Streamgate itself".to_owned());
+    }
+    let value = environment.secret(text)?;
+    HeaderValue::from_str(value.expose()).map_err(|_| "has a value that no header can carry".to_owned())?;
+    Ok((name, value))
+}
+
+fn forward_url(text: &str) -> Result<Uri, String> {
+    let url: Uri = text.parse().map_err(|_| "is no URL; write it like http://127.0.0.1:3000/webhooks/stream".to_owned())?;
+    let scheme = url.scheme_str();
+    if !matches!(scheme, Some("http" | "https")) || url.host().is_none_or(str::is_empty) {
+        return Err("takes an http:// or https:// URL with a host".to_owned());
+    }
+    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("takes no user and password; send them in headers = { Authorization = \"env:…\" }".to_owned());
+    }
+    Ok(url)
+}
+
+pub(super) fn cross_check(worker: &WorkerConfig, apps: &[AppConfig], report: &Report) {
+    if worker.memory_budget < 64 * KIB {
+        report.problem("worker.memory_budget", "must be at least 64KiB");
+    }
+    let mut names = HashSet::new();
+    for (place, route) in worker.routes.iter().enumerate() {
+        let path = |key: &str| format!("worker.routes[{}].{key}", place + 1);
+        if !names.insert(&route.name) {
+            report.problem(path("name"), format!("{:?} is the name of an earlier route", route.name));
+        }
+        for app in route.apps.iter().filter(|name| !apps.is_empty() && apps.iter().all(|app| app.name != **name)) {
+            report.problem(path("apps"), format!("there is no app {app:?}"));
+        }
+        if route.forward.timeout > worker.handler_timeout {
+            report.problem(path("forward.timeout"), "is over worker.handler_timeout, which would cut it short");
+        }
+    }
+}

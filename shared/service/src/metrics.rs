@@ -1,0 +1,121 @@
+//! Every metric, declared once. The doc comment of a field is its HELP; labels come from closed sets, never ids or channels.
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+use std::sync::Arc;
+
+/// Seconds: from a fast answer on loopback to Stream's patience of 6 s.
+const ANSWER_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.5, 6.0];
+/// Seconds: from a handler in this process to a slow service.
+const HANDLE_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0, 30.0];
+/// Seconds: from at once to the end of the default retry ladder.
+const AGE_BUCKETS: [f64; 12] = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 7200.0];
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal $make:expr;)+) => {
+        /// All metrics of a process. Passed in, never global: two servers in one test do not share them.
+        #[derive(Clone, Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            /// Fails only on a name or label that Prometheus does not take: a mistake in this file.
+            fn declare() -> prometheus::Result<Metrics> {
+                let registry = Registry::new();
+                $(
+                    let help = [$($help.trim()),+].join(" ");
+                    let make: fn(&str, String) -> prometheus::Result<$kind> = $make;
+                    let $field = make(concat!("streamgate_", $name), help)?;
+                    registry.register(Box::new($field.clone()))?;
+                )+
+                Ok(Metrics { registry, $($field,)+ })
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Webhooks answered, by app, kind and outcome (enqueued, duplicate, or the reason of the refusal).
+    gateway_requests: IntCounterVec = "gateway_requests_total" |name, help| counters(name, help, &["app", "kind", "outcome"]);
+    /// From the first byte of a webhook to its answer, in seconds.
+    gateway_ack: HistogramVec = "gateway_ack_seconds" |name, help| histograms(name, help, &ANSWER_BUCKETS, &["kind"]);
+    /// Webhooks being read, stored or answered.
+    gateway_in_flight: IntGauge = "gateway_in_flight" |name, help| IntGauge::new(name, help);
+    /// Bytes held for bodies of webhooks that are not answered yet.
+    gateway_memory: IntGauge = "gateway_memory_bytes" |name, help| IntGauge::new(name, help);
+    /// Open connections to the public port.
+    gateway_connections: IntGauge = "gateway_connections" |name, help| IntGauge::new(name, help);
+    /// Connections closed while idle to make room for new ones, at gateway.max_connections.
+    gateway_evictions: IntCounter = "gateway_connections_evicted_total" |name, help| IntCounter::new(name, help);
+    /// Look-ups or marks of seen events that failed; the events went on without.
+    gateway_dedup_errors: IntCounter = "gateway_dedup_errors_total" |name, help| IntCounter::new(name, help);
+    /// Time to make an event durable, in seconds.
+    gateway_publish: Histogram = "gateway_publish_seconds" |name, help| histogram(name, help, &ANSWER_BUCKETS);
+    /// Deliveries settled, by route and outcome (done, retry, dead, superseded, wait, released, unmatched).
+    worker_deliveries: IntCounterVec = "worker_deliveries_total" |name, help| counters(name, help, &["route", "outcome"]);
+    /// Time in a handler, in seconds.
+    worker_handle: HistogramVec = "worker_handle_seconds" |name, help| histograms(name, help, &HANDLE_BUCKETS, &["route"]);
+    /// From an event's arrival at the gateway to its handling, in seconds.
+    worker_event_age: Histogram = "worker_event_age_seconds" |name, help| histogram(name, help, &AGE_BUCKETS);
+    /// Attempts that failed and are tried again later.
+    worker_retries: IntCounterVec = "worker_retries_total" |name, help| counters(name, help, &["route"]);
+    /// Events put into the dead letters.
+    worker_dead_letters: IntCounterVec = "worker_dead_letters_total" |name, help| counters(name, help, &["reason"]);
+    /// Handlers running.
+    worker_in_flight: IntGauge = "worker_in_flight" |name, help| IntGauge::new(name, help);
+    /// When the served certificate ends, in seconds since the Unix epoch; 0 without TLS.
+    tls_certificate_expiry: Gauge = "tls_certificate_expiry_timestamp_seconds" |name, help| Gauge::new(name, help);
+    /// 1, with the version and the source revision as labels.
+    build_info: prometheus::IntGaugeVec = "build_info"
+        |name, help| prometheus::IntGaugeVec::new(Opts::new(name, help), &["version", "revision"]);
+}
+
+impl Metrics {
+    #[expect(clippy::expect_used, reason = "a wrong name or label in this file, which every test would meet")]
+    pub fn new() -> Arc<Metrics> {
+        let metrics = Metrics::declare().expect("every metric is declared once, with a valid name");
+        let revision = option_env!("STREAMGATE_REVISION").unwrap_or("unknown");
+        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        metrics.registry.register(Box::new(process)).expect("its names are its own");
+        Arc::new(metrics)
+    }
+
+    /// The Prometheus text format.
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+fn counters(name: &str, help: String, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    IntCounterVec::new(Opts::new(name, help), labels)
+}
+
+fn histogram(name: &str, help: String, buckets: &[f64]) -> prometheus::Result<Histogram> {
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+}
+
+fn histograms(name: &str, help: String, buckets: &[f64], labels: &[&str]) -> prometheus::Result<HistogramVec> {
+    HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_declared_once_and_rendered_with_help() {
+        let metrics = Metrics::new();
+        metrics.gateway_requests.with_label_values(&["chat", "push", "enqueued"]).inc();
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains("streamgate_gateway_requests_total{app=\"chat\",kind=\"push\",outcome=\"enqueued\"} 1"));
+        assert!(text.contains("# HELP streamgate_gateway_ack_seconds From the first byte") || !text.contains("ack_seconds"));
+        assert!(text.contains("streamgate_build_info{") && text.contains("process_resident_memory_bytes"));
+    }
+}

@@ -1,0 +1,56 @@
+//! Signals: the first SIGTERM or SIGINT drains, the second aborts; SIGHUP reloads.
+
+use std::io;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Handed to everything that must stop in order. No statics: two servers in one test stop apart.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// Stop taking new work, finish what is in hand.
+    pub drain: CancellationToken,
+    /// Stop now.
+    pub abort: CancellationToken,
+}
+
+impl Shutdown {
+    pub fn new() -> Shutdown {
+        Shutdown::default()
+    }
+
+    /// Connects the process's signals, until the process ends.
+    pub fn listen(&self) -> io::Result<()> {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let received = tokio::select! {
+                    Some(()) = terminate.recv() => "SIGTERM",
+                    Some(()) = interrupt.recv() => "SIGINT",
+                    else => return,
+                };
+                if stop.drain.is_cancelled() {
+                    tracing::warn!(signal = received, "second signal: aborting");
+                    stop.abort.cancel();
+                } else {
+                    tracing::info!(signal = received, "draining; a second signal aborts");
+                    stop.drain.cancel();
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Wakes whoever reloads on each SIGHUP, until the process ends.
+pub fn on_hangup(reload: Arc<Notify>) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reload.notify_one();
+        }
+    });
+    Ok(())
+}
