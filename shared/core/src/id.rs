@@ -51,6 +51,13 @@ pub fn idempotency_key(app: &str, kind: Kind, id: &str, signature_hex: &str) -> 
     format!("{app}:{}:{id}:{sig16}", kind.as_str())
 }
 
+/// 128 bits that stand for a key where millions of keys are remembered.
+pub fn fingerprint(key: &str) -> [u8; 16] {
+    let digest: [u8; 32] = Sha256::digest(key).into();
+    let [first @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = digest;
+    first
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

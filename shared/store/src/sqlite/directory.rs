@@ -1,0 +1,79 @@
+//! The data directory: created private, and owned by one process at a time.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+const DATABASE: &str = "streamgate.db";
+const LOCK: &str = "owner.lock";
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot use the data directory {}: {error}; check store.data_dir and its permissions", path.display())]
+    Directory { path: PathBuf, error: io::Error },
+    #[error("another streamgate process uses the data directory {}; stop it, or set store.data_dir to another", path.display())]
+    Owned { path: PathBuf },
+    #[error("there is no store in {}; name the directory that `streamgate up` uses as store.data_dir", path.display())]
+    Absent { path: PathBuf },
+    #[error("{} was written by a newer streamgate (format {found}, this one knows {known}); upgrade this one", path.display())]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("{} has format {found}, which `streamgate up` of this version migrates to {known} at its next start", path.display())]
+    Older { path: PathBuf, found: i64, known: i64 },
+    #[error("cannot open the store {}: {error}", path.display())]
+    Database { path: PathBuf, error: rusqlite::Error },
+    #[error("cannot start a thread for the store: {0}")]
+    Thread(io::Error),
+}
+
+/// A data directory that is this process's until it is dropped, or the process dies: the kernel lets the lock go.
+#[derive(Debug)]
+pub(super) struct Owned {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Owned {
+    pub(super) fn take(path: &Path) -> Result<Owned, OpenError> {
+        let failed = |error| OpenError::Directory { path: path.to_owned(), error };
+        create_private(path).map_err(failed)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path.join(LOCK))
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Owned { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(OpenError::Owned { path: path.to_owned() }),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        database(&self.path)
+    }
+}
+
+pub(super) fn database(data_dir: &Path) -> PathBuf {
+    data_dir.join(DATABASE)
+}
+
+/// Creates the directory for its owner alone, and makes its name durable. One that exists is taken as it is, but told of
+/// where others can read it: changing somebody's directory is not ours.
+pub fn create_private(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        let mode = path.metadata()?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            tracing::warn!(path = %path.display(), mode = format!("{mode:o}"), "others can read the data directory; chmod 700 it");
+        }
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    // The name stands in the parent: without this a power loss could take the whole directory.
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}

@@ -1,0 +1,259 @@
+//! Brings rows from the file to the worker: in order, bounded in number and bytes, each in one pair of hands at a time.
+//!
+//! Fresh rows are read forward from a cursor, so a row in hand is never read twice and delivering costs no write. Rows that
+//! wait for a retry are read by their time. What was in hand when a process died is read again by the next one, whose
+//! cursor starts at the beginning.
+
+use super::{now_ms, reader::Reader, row, unavailable};
+use rusqlite::{Connection, params};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use streamgate_core::envelope::Envelope;
+use streamgate_core::ports::{Delivery, StoreError};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Rows read at a time.
+const MAX_ROWS: usize = 64;
+/// Bytes of bodies after which a read stops, so that a batch of large events stays small.
+const MAX_BYTES: usize = 4 << 20;
+/// How soon rows that another process inserted (`dead replay`) are noticed.
+const TICK: Duration = Duration::from_millis(500);
+/// Memory is counted in these: semaphores hold 32-bit counts.
+const UNIT: usize = 1024;
+
+#[derive(Debug)]
+pub(super) struct Inbox {
+    arrived: tokio::sync::Mutex<mpsc::Receiver<Delivery<Handle>>>,
+    reader: Arc<Reader>,
+    health: Arc<Mutex<Result<(), StoreError>>>,
+    feeder: AbortOnDropHandle<()>,
+}
+
+/// A row in hand. Dropped without [`settled`](Handle::settled), the row is delivered again.
+#[derive(Debug)]
+pub struct Handle {
+    seq: i64,
+    hands: Arc<Hands>,
+    _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+impl Handle {
+    pub(super) fn seq(&self) -> i64 {
+        self.seq
+    }
+
+    /// The row is gone, or waits for its new time.
+    pub(super) fn settled(self) {
+        self.hands.lock().held.remove(&self.seq);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut state = self.hands.lock();
+        if state.held.remove(&self.seq) {
+            state.returned.push(self.seq);
+            drop(state);
+            self.hands.news.notify_one();
+        }
+    }
+}
+
+/// Which rows are in hand, and which came back unsettled.
+#[derive(Debug)]
+struct Hands {
+    state: Mutex<HandsState>,
+    news: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct HandsState {
+    held: HashSet<i64>,
+    returned: Vec<i64>,
+}
+
+impl Hands {
+    fn lock(&self) -> MutexGuard<'_, HandsState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inbox {
+    pub(super) fn start(reader: Reader, news: Arc<Notify>, prefetch: usize, in_hand_bytes: usize) -> Inbox {
+        let (deliver, arrived) = mpsc::channel(prefetch);
+        let units = u32::try_from(in_hand_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(1);
+        let (reader, health) = (Arc::new(reader), Arc::new(Mutex::new(Ok(()))));
+        let feeder = Feeder {
+            reader: Arc::clone(&reader),
+            deliver,
+            hands: Arc::new(Hands { state: Mutex::default(), news: Arc::clone(&news) }),
+            news,
+            slots: Arc::new(Semaphore::new(prefetch)),
+            memory: Arc::new(Semaphore::new(units as usize)),
+            units,
+            cursor: 0,
+            health: Arc::clone(&health),
+        };
+        let feeder = AbortOnDropHandle::new(tokio::spawn(feeder.run()));
+        Inbox { arrived: tokio::sync::Mutex::new(arrived), reader, health, feeder }
+    }
+
+    pub(super) async fn next(&self) -> Result<Delivery<Handle>, StoreError> {
+        self.arrived.lock().await.recv().await.ok_or_else(|| unavailable("the store is closed"))
+    }
+
+    pub(super) fn ready(&self) -> Result<(), StoreError> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) async fn close(self) {
+        self.feeder.abort();
+        drop(self.feeder.await);
+        drop(self.arrived);
+        if let Some(reader) = Arc::into_inner(self.reader) {
+            reader.close().await;
+        }
+    }
+}
+
+struct Feeder {
+    reader: Arc<Reader>,
+    deliver: mpsc::Sender<Delivery<Handle>>,
+    hands: Arc<Hands>,
+    news: Arc<Notify>,
+    slots: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    units: u32,
+    /// Every fresh row up to here was read.
+    cursor: i64,
+    health: Arc<Mutex<Result<(), StoreError>>>,
+}
+
+/// What one read found.
+struct Found {
+    rows: Vec<(i64, Envelope)>,
+    cursor: i64,
+    /// When the next retry is due, if any waits.
+    next_due: Option<i64>,
+    /// Whether the read stopped for its own bounds: there may be more.
+    more: bool,
+}
+
+impl Feeder {
+    async fn run(mut self) {
+        loop {
+            // A slot first: nothing is read that could not be handed on.
+            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
+            let found = self.read().await;
+            let told = found.as_ref().map(|_| ()).map_err(Clone::clone);
+            *self.health.lock().unwrap_or_else(PoisonError::into_inner) = told;
+            let mut wait = TICK;
+            match found {
+                Ok(found) => {
+                    self.cursor = found.cursor;
+                    if let Some(due) = found.next_due {
+                        wait = wait.min(Duration::from_millis(u64::try_from(due - now_ms()).unwrap_or(0)));
+                    }
+                    let more = found.more;
+                    drop(slot);
+                    if !self.hand_on(found.rows).await {
+                        return;
+                    }
+                    if more {
+                        continue;
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot read the queue"),
+            }
+            tokio::select! {
+                () = self.news.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Found, StoreError> {
+        let (returned, held) = {
+            let mut state = self.hands.lock();
+            (std::mem::take(&mut state.returned), state.held.clone())
+        };
+        let cursor = self.cursor;
+        let back = returned.clone();
+        let read = self.reader.query(move |connection| read(connection, cursor, &back, &held)).await;
+        if read.is_err() {
+            self.hands.lock().returned.extend(returned);
+        }
+        read
+    }
+
+    /// Whether the worker still listens.
+    async fn hand_on(&self, rows: Vec<(i64, Envelope)>) -> bool {
+        self.hands.lock().held.extend(rows.iter().map(|(seq, _)| *seq));
+        for (seq, envelope) in rows {
+            let units = u32::try_from(envelope.body.len() / UNIT + 1).unwrap_or(u32::MAX).min(self.units);
+            let (Ok(slot), Ok(memory)) = (
+                Arc::clone(&self.slots).acquire_owned().await,
+                Arc::clone(&self.memory).acquire_many_owned(units).await,
+            ) else {
+                return false;
+            };
+            let handle = Handle { seq, hands: Arc::clone(&self.hands), _room: (slot, memory) };
+            if self.deliver.send(Delivery { envelope, handle }).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+fn read(connection: &Connection, cursor: i64, returned: &[i64], held: &HashSet<i64>) -> rusqlite::Result<Found> {
+    let mut found = Found { rows: Vec::new(), cursor, next_due: None, more: false };
+    let mut bytes = 0;
+    let full = |rows: &Vec<_>, bytes: usize| rows.len() >= MAX_ROWS || bytes >= MAX_BYTES;
+    for seq in returned {
+        let sql = format!("SELECT seq, {} FROM events WHERE seq = ?1", row::COLUMNS);
+        let mut rows = connection.prepare_cached(&sql)?;
+        let mut rows = rows.query(params![seq])?;
+        if let Some(row) = rows.next()? {
+            found.rows.push((*seq, row::envelope(row, 1)?));
+        }
+    }
+    let sql = format!("SELECT seq, {} FROM events WHERE due_at > 0 AND due_at <= ?1 ORDER BY due_at", row::COLUMNS);
+    let mut due = connection.prepare_cached(&sql)?;
+    let mut rows = due.query(params![now_ms()])?;
+    while let Some(row) = rows.next()? {
+        let seq: i64 = row.get(0)?;
+        if held.contains(&seq) || returned.contains(&seq) {
+            continue;
+        }
+        if full(&found.rows, bytes) {
+            found.more = true;
+            break;
+        }
+        let envelope = row::envelope(row, 1)?;
+        bytes += envelope.body.len();
+        found.rows.push((seq, envelope));
+    }
+    drop(rows);
+    let sql = format!("SELECT seq, {} FROM events WHERE seq > ?1 AND due_at = 0 ORDER BY seq", row::COLUMNS);
+    let mut fresh = connection.prepare_cached(&sql)?;
+    let mut rows = fresh.query(params![cursor])?;
+    while !full(&found.rows, bytes) {
+        let Some(row) = rows.next()? else { break };
+        let seq: i64 = row.get(0)?;
+        found.cursor = seq;
+        if returned.contains(&seq) {
+            continue;
+        }
+        let envelope = row::envelope(row, 1)?;
+        bytes += envelope.body.len();
+        found.rows.push((seq, envelope));
+    }
+    found.more |= full(&found.rows, bytes);
+    drop(rows);
+    let sql = "SELECT min(due_at) FROM events WHERE due_at > ?1";
+    found.next_due = connection.prepare_cached(sql)?.query_row(params![now_ms()], |row| row.get(0))?;
+    Ok(found)
+}

@@ -1,0 +1,43 @@
+//! Claims of the embedded store: leases in memory. See the module above for why nothing of them needs the disk.
+
+use super::{millis, now_ms};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use streamgate_core::claim::{self, Conclusion, State, Verdict};
+
+#[derive(Debug, Default)]
+pub(super) struct Leases(Mutex<HashMap<String, State>>);
+
+impl Leases {
+    /// A panic while the map was held cannot leave it half changed: every change is one insert or remove.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, State>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn claim(&self, key: &str, attempt: u32, holder: u64, lease: Duration) -> Verdict {
+        let mut leases = self.lock();
+        let (verdict, state) = claim::claim(leases.get(key).copied(), attempt, holder, now_ms(), millis(lease));
+        if let Some(state) = state {
+            leases.insert(key.to_owned(), state);
+        }
+        verdict
+    }
+
+    pub(super) fn renew(&self, key: &str, holder: u64, lease: Duration) -> bool {
+        let mut leases = self.lock();
+        match claim::renew(leases.get(key).copied(), holder, now_ms(), millis(lease)) {
+            Some(state) => leases.insert(key.to_owned(), state).is_some(),
+            None => false,
+        }
+    }
+
+    /// Only leases are kept: how an event ended stands in the queue and among the seen keys.
+    pub(super) fn conclude(&self, key: &str, holder: u64, conclusion: Conclusion) {
+        let mut leases = self.lock();
+        match claim::conclude(leases.get(key).copied(), holder, conclusion) {
+            Some(state @ State::Leased { .. }) => leases.insert(key.to_owned(), state),
+            Some(State::Retrying { .. } | State::Done | State::Dead) | None => leases.remove(key),
+        };
+    }
+}

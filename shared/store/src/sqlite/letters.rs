@@ -1,0 +1,114 @@
+//! The dead letters, for the command line: read, replayed and dropped beside a running owner or without one.
+
+use super::{OpenError, directory, row, schema, unavailable, writer};
+use rusqlite::{Connection, TransactionBehavior, params};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use streamgate_core::{
+    envelope::Envelope,
+    letter::Letter,
+    ports::{Letters, StoreError},
+    reason::Reason,
+};
+
+/// Letters moved in one transaction: the running owner waits no longer than that for its own.
+const MAX_MOVED: usize = 100;
+
+/// The dead letters of a data directory.
+#[derive(Clone, Debug)]
+pub struct LetterBox {
+    connection: Arc<Mutex<Connection>>,
+}
+
+impl LetterBox {
+    pub fn open(data_dir: &Path) -> Result<LetterBox, OpenError> {
+        let database = directory::database(data_dir);
+        if !database.exists() {
+            return Err(OpenError::Absent { path: data_dir.to_owned() });
+        }
+        Ok(LetterBox { connection: Arc::new(Mutex::new(schema::open_beside(&database)?)) })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let connection = Arc::clone(&self.connection);
+        let run = move || work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner));
+        tokio::task::spawn_blocking(run).await.map_err(unavailable)?.map_err(unavailable)
+    }
+}
+
+impl Letters for LetterBox {
+    async fn page(&self, after: i64, limit: usize) -> Result<Vec<Letter>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.run(move |connection| {
+            let sql = format!(
+                "SELECT number, reason, error, died_at, {} FROM dead WHERE number > ?1 ORDER BY number LIMIT ?2",
+                row::COLUMNS
+            );
+            let mut letters = connection.prepare_cached(&sql)?;
+            letters.query_map(params![after, limit], letter)?.collect()
+        })
+        .await
+    }
+
+    async fn replay(&self, numbers: Vec<i64>, nonce: String) -> Result<usize, StoreError> {
+        let mut replayed = 0;
+        for some in numbers.chunks(MAX_MOVED) {
+            let (some, nonce) = (some.to_vec(), nonce.clone());
+            replayed += self.run(move |connection| replay(connection, &some, &nonce)).await?;
+        }
+        Ok(replayed)
+    }
+
+    async fn discard(&self, numbers: Vec<i64>) -> Result<usize, StoreError> {
+        let mut dropped = 0;
+        for some in numbers.chunks(MAX_MOVED) {
+            let some = some.to_vec();
+            let discard = move |connection: &mut Connection| {
+                let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                let mut count = 0;
+                for number in some {
+                    count += delete(&transaction, number)?;
+                }
+                transaction.commit().map(|()| count)
+            };
+            dropped += self.run(discard).await?;
+        }
+        Ok(dropped)
+    }
+}
+
+fn letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<Letter> {
+    let reason: String = row.get(1)?;
+    Ok(Letter {
+        number: row.get(0)?,
+        reason: Reason::parse(&reason).ok_or_else(|| row::malformed(1, format!("no reason: {reason:?}")))?,
+        error: row.get(2)?,
+        died_at_ms: row.get(3)?,
+        envelope: row::envelope(row, 4)?,
+    })
+}
+
+/// In one transaction the letter becomes an event again: it is never in both places, nor in none.
+fn replay(connection: &mut Connection, numbers: &[i64], nonce: &str) -> rusqlite::Result<usize> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut count = 0;
+    for number in numbers {
+        let sql = format!("SELECT {} FROM dead WHERE number = ?1", row::COLUMNS);
+        let found = transaction.prepare_cached(&sql)?.query_row(params![number], |row| row::envelope(row, 0));
+        let envelope = match found {
+            Err(rusqlite::Error::QueryReturnedNoRows) => continue,
+            found => found?,
+        };
+        let replayed = Envelope { attempt: 1, replay: Some(nonce.to_owned()), ..envelope };
+        writer::insert_event(&transaction, &replayed)?;
+        count += delete(&transaction, *number)?;
+    }
+    transaction.commit().map(|()| count)
+}
+
+fn delete(connection: &Connection, number: i64) -> rusqlite::Result<usize> {
+    connection.prepare_cached("DELETE FROM dead WHERE number = ?1")?.execute(params![number])
+}

@@ -1,0 +1,171 @@
+//! The embedded store: queue, retries, dead letters and seen keys in one SQLite file, for one process on one machine.
+//!
+//! One thread writes, and commits in groups: one fsync for all that wait (`writer`). One thread reads (`reader`). A key is
+//! inserted in the transaction that inserts its event, so within the window a key has at most one row; the row itself
+//! carries the attempt. That is why the claims of this store are leases in memory and nothing else (`leases`): a dead
+//! process holds none.
+
+mod directory;
+mod inbox;
+mod leases;
+mod letters;
+mod reader;
+mod row;
+mod schema;
+mod writer;
+
+pub use directory::{OpenError, create_private};
+pub use letters::LetterBox;
+
+use directory::Owned;
+use inbox::{Handle, Inbox};
+use leases::Leases;
+use reader::Reader;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use streamgate_core::{
+    claim::{Conclusion, Verdict},
+    envelope::Envelope,
+    ports::{Accepted, Claims, Deliveries, Delivery, Enqueue, Seen, Settlement, StoreError},
+};
+use writer::{Change, Writer};
+
+/// Waits between tries to record a settlement while the store fails: the handler has run, so it must not run again.
+const SETTLE_BACKOFF: [Duration; 4] =
+    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(5)];
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub data_dir: PathBuf,
+    /// Bytes that the file may take before new events are refused.
+    pub max_bytes: u64,
+    /// A repeat is recognised for at least this long.
+    pub seen_window: Duration,
+    /// A repeat is recognised for up to this long, while there is room.
+    pub remember: Duration,
+    /// Most writes that wait for a commit.
+    pub max_waiting: usize,
+    /// Most deliveries in hand.
+    pub prefetch: usize,
+    /// Most bytes of bodies in hand.
+    pub in_hand_bytes: usize,
+}
+
+/// The store of a process that owns its data directory.
+#[derive(Debug)]
+pub struct Embedded {
+    writer: Writer,
+    inbox: Inbox,
+    leases: Leases,
+    /// Last: the lock is let go after the threads that use the file have been told to end.
+    _owned: Owned,
+}
+
+impl Embedded {
+    /// Takes the data directory, migrates its file, and starts the threads. Call within a tokio runtime.
+    pub fn open(options: &Options) -> Result<Embedded, OpenError> {
+        let owned = Owned::take(&options.data_dir)?;
+        let writing = schema::open_owner(&owned.database(), options.max_bytes)?;
+        let reading = schema::open_reader(&owned.database())?;
+        let writer = Writer::start(writing, writer::Limits::of(options))?;
+        let inbox = Inbox::start(Reader::start(reading)?, writer.news(), options.prefetch, options.in_hand_bytes);
+        Ok(Embedded { writer, inbox, leases: Leases::default(), _owned: owned })
+    }
+
+    /// Ends the threads after what they were given is committed, and lets the directory go.
+    pub async fn close(self) {
+        let Embedded { writer, inbox, leases: _, _owned } = self;
+        inbox.close().await;
+        writer.close().await;
+    }
+}
+
+impl Enqueue for Embedded {
+    async fn enqueue(&self, envelope: Envelope) -> Result<Accepted, StoreError> {
+        self.writer.enqueue(envelope).await
+    }
+
+    fn ready(&self) -> Result<(), StoreError> {
+        self.writer.ready()
+    }
+}
+
+/// This store sees repeats in the transaction that would insert them, so there is nothing to ask before and nothing to mark
+/// after.
+#[derive(Clone, Copy, Debug)]
+pub struct SeenWithinEnqueue;
+
+impl Seen for SeenWithinEnqueue {
+    fn contains(&self, _key: &str) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        std::future::ready(Ok(false))
+    }
+
+    fn mark(&self, _key: &str) -> impl Future<Output = Result<(), StoreError>> + Send {
+        std::future::ready(Ok(()))
+    }
+}
+
+impl Deliveries for Embedded {
+    type Handle = Handle;
+
+    async fn next(&self) -> Result<Delivery<Handle>, StoreError> {
+        self.inbox.next().await
+    }
+
+    async fn settle(
+        &self,
+        delivery: Delivery<Handle>,
+        route: Arc<str>,
+        settlement: Settlement,
+        record: impl Future<Output = ()> + Send,
+    ) -> Result<(), StoreError> {
+        let change = Change { seq: delivery.handle.seq(), route, settlement };
+        let mut waits = SETTLE_BACKOFF.iter();
+        while let Err(error) = self.writer.settle(change.clone()).await {
+            let Some(wait) = waits.next() else { return Err(error) };
+            tracing::warn!(%error, key = delivery.envelope.key, "cannot record a settlement, trying again");
+            tokio::time::sleep(*wait).await;
+        }
+        record.await;
+        delivery.handle.settled();
+        Ok(())
+    }
+
+    fn ready(&self) -> Result<(), StoreError> {
+        self.inbox.ready()
+    }
+}
+
+impl Claims for Embedded {
+    async fn claim(&self, key: &str, attempt: u32, holder: u64, lease: Duration) -> Result<Verdict, StoreError> {
+        std::future::ready(Ok(self.leases.claim(key, attempt, holder, lease))).await
+    }
+
+    async fn renew(&self, key: &str, holder: u64, lease: Duration) -> Result<bool, StoreError> {
+        std::future::ready(Ok(self.leases.renew(key, holder, lease))).await
+    }
+
+    async fn conclude(&self, key: &str, holder: u64, conclusion: Conclusion) -> Result<(), StoreError> {
+        std::future::ready({
+            self.leases.conclude(key, holder, conclusion);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Milliseconds since the Unix epoch, by this machine's clock: the clock of this store.
+fn now_ms() -> i64 {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    millis(since_epoch)
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn unavailable(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}

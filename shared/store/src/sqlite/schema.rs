@@ -1,0 +1,166 @@
+//! The file's format: tables, migrations, and how connections are opened.
+
+use super::directory::OpenError;
+use rusqlite::{Connection, OpenFlags};
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+/// Each step brings the file from `user_version` = its index to the next. Never change a step that was released.
+const MIGRATIONS: [&str; 1] = ["
+    -- What is owed. A row leaves when it is settled. due_at = 0: never failed; else ready from then on (ms, Unix).
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        due_at INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        route TEXT,
+        app TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        webhook_id TEXT NOT NULL,
+        type TEXT NOT NULL,
+        headers TEXT NOT NULL,
+        body BLOB NOT NULL
+    );
+    CREATE INDEX events_due ON events (due_at) WHERE due_at > 0;
+    -- What was accepted: the fingerprint of its key, in order of time.
+    CREATE TABLE seen (
+        id INTEGER PRIMARY KEY,
+        key BLOB NOT NULL UNIQUE,
+        at INTEGER NOT NULL
+    );
+    CREATE TABLE dead (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        reason TEXT NOT NULL,
+        error TEXT,
+        died_at INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        route TEXT,
+        app TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        webhook_id TEXT NOT NULL,
+        type TEXT NOT NULL,
+        headers TEXT NOT NULL,
+        body BLOB NOT NULL
+    );
+"];
+const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// Events of some 2 KB lie three to a page, instead of one with half of it empty.
+const PAGE_SIZE: u64 = 8192;
+/// Room above the limit for what must never be refused: settlements, dead letters, keys.
+const HEADROOM: u64 = 64 << 20;
+/// The command line's transactions beside the owner are short; longer than this is trouble.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The owner's writing connection: creates or migrates the file.
+pub(super) fn open_owner(path: &Path, max_bytes: u64) -> Result<Connection, OpenError> {
+    let failed = |error| OpenError::Database { path: path.to_owned(), error };
+    let mut connection = Connection::open(path).map_err(failed)?;
+    connection.pragma_update(None, "page_size", PAGE_SIZE as i64).map_err(failed)?;
+    durable(&connection).map_err(failed)?;
+    migrate(&mut connection, path)?;
+    let max_pages = max_bytes.saturating_add(max_bytes / 4).saturating_add(HEADROOM) / PAGE_SIZE;
+    let max_pages = i64::try_from(max_pages).unwrap_or(i64::MAX);
+    connection.pragma_update(None, "max_page_count", max_pages).map_err(failed)?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| OpenError::Directory { path: directory.to_owned(), error })?;
+    Ok(connection)
+}
+
+/// A connection that reads beside the writer.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
+    let failed = |error| OpenError::Database { path: path.to_owned(), error };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+    Ok(connection)
+}
+
+/// A connection of another process, beside the owner or without one: never creates, never migrates.
+pub(super) fn open_beside(path: &Path) -> Result<Connection, OpenError> {
+    let failed = |error| OpenError::Database { path: path.to_owned(), error };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    durable(&connection).map_err(failed)?;
+    match version(&connection).map_err(failed)? {
+        VERSION => Ok(connection),
+        found if found > VERSION => Err(OpenError::Newer { path: path.to_owned(), found, known: VERSION }),
+        found => Err(OpenError::Older { path: path.to_owned(), found, known: VERSION }),
+    }
+}
+
+/// WAL with an fsync at every commit: what is answered is in the file, whatever happens next. Never less.
+fn durable(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", "full")
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let failed = |error| OpenError::Database { path: path.to_owned(), error };
+    let found = version(connection).map_err(failed)?;
+    if found > VERSION {
+        return Err(OpenError::Newer { path: path.to_owned(), found, known: VERSION });
+    }
+    let transaction = connection.transaction().map_err(failed)?;
+    for step in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or(0)) {
+        transaction.execute_batch(step).map_err(failed)?;
+    }
+    transaction.pragma_update(None, "user_version", VERSION).map_err(failed)?;
+    transaction.commit().map_err(failed)
+}
+
+/// Writes without changing anything: fails where a commit would.
+pub(super) fn probe(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "user_version", VERSION)
+}
+
+/// Bytes of the file that are in use.
+pub(super) fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let pages = pragma("page_count")?.saturating_sub(pragma("freelist_count")?);
+    Ok(u64::try_from(pages).unwrap_or(0).saturating_mul(PAGE_SIZE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_file_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.db");
+        drop(open_owner(&path, 1 << 20).unwrap());
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
+        for error in [open_owner(&path, 1 << 20).unwrap_err(), open_beside(&path).unwrap_err()] {
+            assert!(error.to_string().contains("newer streamgate"), "{error}");
+        }
+        assert_eq!(version(&connection).unwrap(), VERSION + 1);
+    }
+
+    #[test]
+    fn an_older_file_is_migrated_by_its_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.db");
+        drop(Connection::open(&path).unwrap().pragma_update(None, "journal_mode", "wal"));
+        assert!(matches!(open_beside(&path), Err(OpenError::Older { found: 0, .. })));
+        let connection = open_owner(&path, 1 << 20).unwrap();
+        assert_eq!(version(&connection).unwrap(), VERSION);
+        assert!(open_beside(&path).is_ok());
+    }
+
+    #[test]
+    fn commits_are_synchronous() {
+        let directory = tempfile::tempdir().unwrap();
+        let connection = open_owner(&directory.path().join("store.db"), 1 << 20).unwrap();
+        let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
+        assert_eq!(pragma("journal_mode").unwrap(), rusqlite::types::Value::Text("wal".into()));
+        assert_eq!(pragma("synchronous").unwrap(), rusqlite::types::Value::Integer(2));
+    }
+}
