@@ -1,1 +1,20 @@
-//! Placeholder.
+//! Streamgate: a webhook gateway for Stream Chat. It verifies a webhook, makes it durable, answers, and hands it to workers.
+//!
+//! This crate is the command line and the place where the services meet the stores. For handlers written in Rust it
+//! re-exports what they need; [`up::run`] takes their [`Router`].
+
+pub mod check;
+pub mod cli;
+pub mod dead;
+pub mod dev;
+pub mod exit;
+pub mod limits;
+pub mod output;
+pub mod reload;
+pub mod send;
+pub mod up;
+pub mod wiring;
+
+pub use streamgate_core::pattern::Pattern;
+pub use streamgate_service::{config, metrics::Metrics, shutdown::Shutdown};
+pub use streamgate_worker::{BoxFuture, Context, Event, Handler, HandlerError, Route, Router};

@@ -1,1 +1,34 @@
-fn main() {}
+//! The `streamgate` command.
+
+use clap::Parser;
+use std::process::ExitCode;
+use streamgate::cli::{Cli, Command};
+use streamgate::{check, dead, exit, send, up};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to clap, but not to whoever asked for them.
+            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            return if error.print().is_ok() { ExitCode::from(code) } else { ExitCode::from(exit::FAILED) };
+        }
+    };
+    cli.global.start_logs();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&anyhow::anyhow!("cannot start the async runtime: {error}")),
+    };
+    let command = cli.command.unwrap_or(Command::Up);
+    let result = runtime.block_on(async {
+        match command {
+            Command::Up => up::command(&cli.global).await,
+            Command::Check(args) => check::command(&cli.global, &args).await,
+            Command::Send(args) => send::command(&cli.global, &args).await,
+            Command::Dead(args) => dead::command(&cli.global, args).await,
+        }
+    });
+    // Whatever still runs has had its time: a lingering connection must not hold the process.
+    runtime.shutdown_background();
+    result.unwrap_or_else(|error| exit::report(&error))
+}

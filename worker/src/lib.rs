@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Streamgate's working side: takes deliveries, claims them, runs the handler that their type names, settles them.
+//!
+//! Knows the ports, not the stores. A delivery leaves the queue only when its handler succeeded, or when it stands in the
+//! dead letters with a reason.
+
+mod delivery;
+mod forward;
+mod handler;
+mod observe;
+mod router;
+mod run;
+
+pub use delivery::Policy;
+pub use forward::Forward;
+pub use handler::{BoxFuture, Context, Event, Handler, HandlerError};
+pub use observe::Observe;
+pub use router::{Route, Router};
+pub use run::Worker;

@@ -72,7 +72,7 @@ impl<B: Budget> BodyReader<B> {
                 let joined = [&[first], piece].concat();
                 self.feed(Stage::after_sniffing(sink, &joined), &joined)
             }
-            decided => self.feed(decided, piece),
+            decided @ (Stage::Plain(_) | Stage::Gzip(_) | Stage::Failed) => self.feed(decided, piece),
         }
     }
 

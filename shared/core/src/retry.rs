@@ -1,6 +1,10 @@
 //! The retry ladder: which wait comes after which attempt, and when to give up.
 
+use crate::{ports::Settlement, reason::Reason};
 use std::time::Duration;
+
+/// Longest error text kept with a dead letter, in bytes.
+pub const MAX_ERROR: usize = 512;
 
 /// The longest wait that a service can ask for by Retry-After where the ladder's own steps are shorter.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -28,9 +32,46 @@ impl Ladder {
     }
 }
 
+/// Why an attempt failed, and whether another can help.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    Retry { error: String, retry_after: Option<Duration> },
+    Reject { error: String },
+}
+
+/// How the delivery of attempt number `attempt` ends.
+pub fn settlement(ladder: &Ladder, attempt: u32, result: Result<(), Failure>) -> Settlement {
+    let dead = |reason, error| Settlement::Dead { reason, error: Some(shorten(error)) };
+    match result {
+        Ok(()) => Settlement::Done,
+        Err(Failure::Reject { error }) => dead(Reason::Rejected, error),
+        Err(Failure::Retry { error, retry_after }) => match ladder.after(attempt, retry_after) {
+            Some(delay) => Settlement::Retry { delay, attempt: attempt.saturating_add(1) },
+            None => dead(Reason::RetriesExhausted, error),
+        },
+    }
+}
+
+fn shorten(mut error: String) -> String {
+    error.truncate(error.floor_char_boundary(MAX_ERROR));
+    error
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_of_settlements() {
+        let ladder = Ladder::new(vec![Duration::from_secs(1)]);
+        let retry = || Err(Failure::Retry { error: "é".repeat(400), retry_after: None });
+        assert_eq!(settlement(&ladder, 1, Ok(())), Settlement::Done);
+        assert_eq!(settlement(&ladder, 1, retry()), Settlement::Retry { delay: Duration::from_secs(1), attempt: 2 });
+        let exhausted = Settlement::Dead { reason: Reason::RetriesExhausted, error: Some("é".repeat(256)) };
+        assert_eq!(settlement(&ladder, 2, retry()), exhausted);
+        let rejected = Settlement::Dead { reason: Reason::Rejected, error: Some("no".into()) };
+        assert_eq!(settlement(&ladder, 1, Err(Failure::Reject { error: "no".into() })), rejected);
+    }
 
     #[test]
     fn a_table_of_waits() {

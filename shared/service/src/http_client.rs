@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Why a call had no answer.
+pub type CallError = hyper_util::client::legacy::Error;
 pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// Shorter than the keep-alive of common servers, so that a request rarely meets a connection that is just being closed.

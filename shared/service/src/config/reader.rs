@@ -111,7 +111,7 @@ impl<'r> Section<'r> {
 
     /// A list of strings, or none where the key is absent.
     pub fn texts(&mut self, key: &'static str) -> Option<Vec<String>> {
-        let Some(value) = self.take(key) else { return None };
+        let value = self.take(key)?;
         let texts: Option<Vec<String>> =
             value.as_array().and_then(|list| list.iter().map(|item| item.as_str().map(str::to_owned)).collect());
         if texts.is_none() {
@@ -129,9 +129,9 @@ impl<'r> Section<'r> {
         };
         let mut texts = Vec::new();
         for (name, value) in table {
-            match value {
-                Value::String(text) => texts.push((name, text)),
-                _ => self.report.problem(format!("{}.{name}", self.key(key)), "takes a string"),
+            match value.as_str() {
+                Some(text) => texts.push((name, text.to_owned())),
+                None => self.report.problem(format!("{}.{name}", self.key(key)), "takes a string"),
             }
         }
         texts
@@ -139,13 +139,11 @@ impl<'r> Section<'r> {
 
     /// A sub-table, or none where it is absent.
     pub fn section(&mut self, key: &'static str) -> Option<Section<'r>> {
-        match self.take(key)? {
-            Value::Table(table) => Some(self.child(self.key(key), table)),
-            _ => {
-                self.problem(key, format!("takes a table, [{}]", self.key(key)));
-                None
-            }
+        if let Value::Table(table) = self.take(key)? {
+            return Some(self.child(self.key(key), table));
         }
+        self.problem(key, format!("takes a table, [{}]", self.key(key)));
+        None
     }
 
     /// A sub-table; empty where it is absent, so that every key in it has its default.
@@ -164,9 +162,10 @@ impl<'r> Section<'r> {
         let mut sections = Vec::new();
         for (place, item) in list.into_iter().enumerate() {
             let path = format!("{}[{}]", self.key(key), place + 1);
-            match item {
-                Value::Table(table) => sections.push(self.child(path, table)),
-                _ => self.report.problem(path, "takes a table"),
+            if let Value::Table(table) = item {
+                sections.push(self.child(path, table));
+            } else {
+                self.report.problem(path, "takes a table");
             }
         }
         sections

@@ -1,0 +1,130 @@
+//! The accept loop, and the drain.
+
+use crate::activity::Activity;
+use crate::connection::{self, Ends};
+use crate::connections::{Connections, Place};
+use crate::receive::Intake;
+use crate::tls::Tls;
+use futures_util::FutureExt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use streamgate_core::ports::{Enqueue, Seen};
+use streamgate_service::{config::GatewayConfig, shutdown::Shutdown};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::TaskTracker;
+
+/// After an `accept` that failed for want of descriptors or memory: others must give something back first.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// After the drain's time is over: long enough to write the answers that are due then.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// The public port.
+#[derive(Debug)]
+pub struct Gateway<E, S> {
+    config: GatewayConfig,
+    intake: Arc<Intake<E, S>>,
+    tls: Option<Tls>,
+}
+
+impl<E: Enqueue, S: Seen> Gateway<E, S> {
+    /// `tls`: absent for plain HTTP.
+    pub fn new(config: GatewayConfig, intake: Arc<Intake<E, S>>, tls: Option<Tls>) -> Gateway<E, S> {
+        Gateway { config, intake, tls }
+    }
+
+    /// Serves until the drain, then until what is in hand is answered or the drain's time is over.
+    pub async fn run(&self, listener: TcpListener, shutdown: Shutdown) {
+        let connections = Connections::new(self.config.max_connections, Arc::clone(&self.intake.metrics));
+        let tasks = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.drain.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let activity = Activity::new();
+                    let place = tokio::select! {
+                        place = connections.place(&activity) => place,
+                        () = shutdown.abort.cancelled() => return,
+                    };
+                    tasks.spawn(self.connection(stream, activity, place, &shutdown));
+                }
+                Err(error) => {
+                    refused(&error, &connections);
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+        // Connections that were made before the stop have been promised an answer: the kernel took them for us.
+        while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+            let activity = Activity::new();
+            let place = connections.place(&activity).now_or_never();
+            let Some(place) = place else { break };
+            tasks.spawn(self.connection(stream, activity, place, &shutdown));
+        }
+        drop(listener);
+        tasks.close();
+        tokio::select! {
+            () = tasks.wait() => return,
+            () = tokio::time::sleep(self.config.drain_timeout) => {
+                tracing::warn!(connections = tasks.len(), "drain timeout: what is left is answered 503");
+            }
+            () = shutdown.abort.cancelled() => {}
+        }
+        self.intake.give_up();
+        drop(tokio::time::timeout(LAST_ANSWERS, tasks.wait()).await);
+    }
+
+    fn connection(
+        &self,
+        stream: TcpStream,
+        activity: Arc<Activity>,
+        place: Place,
+        shutdown: &Shutdown,
+    ) -> impl Future<Output = ()> + Send + use<E, S> {
+        let ends = Ends::new(&self.config, shutdown.drain.clone(), place.evicted.clone());
+        let (intake, tls) = (Arc::clone(&self.intake), self.tls.clone());
+        async move {
+            // An answer is one small write: it should not wait for another.
+            if stream.set_nodelay(true).is_err() {
+                return;
+            }
+            match tls {
+                None => connection::serve_http1(stream, intake, activity, ends).await,
+                Some(tls) => secure(stream, &tls, intake, activity, ends).await,
+            }
+            drop(place);
+        }
+    }
+}
+
+/// The handshake is bounded like a head: a peer that never ends it holds a place, and is the first to lose it.
+async fn secure<E: Enqueue, S: Seen>(
+    stream: TcpStream,
+    tls: &Tls,
+    intake: Arc<Intake<E, S>>,
+    activity: Arc<Activity>,
+    ends: Ends,
+) {
+    let handshake = tokio::time::timeout(ends.header_timeout, tls.acceptor().accept(stream));
+    let shaken = tokio::select! {
+        shaken = handshake => shaken,
+        () = ends.evicted.cancelled() => return,
+    };
+    // A peer that does not speak TLS, or too slowly, is no news of ours.
+    let Ok(Ok(stream)) = shaken else { return };
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        connection::serve_http2(stream, intake, activity, ends).await;
+    } else {
+        connection::serve_http1(stream, intake, activity, ends).await;
+    }
+}
+
+fn refused(error: &io::Error, connections: &Connections) {
+    tracing::error!(%error, "cannot accept a connection");
+    // Out of descriptors, most likely: the longest idle connection gives one back.
+    connections.evict();
+}

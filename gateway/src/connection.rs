@@ -1,0 +1,189 @@
+//! One connection: handshake, protocol by ALPN, timeouts, and a graceful end.
+
+use crate::activity::{Activity, Phase};
+use crate::receive::Intake;
+use crate::response;
+use crate::watched::Watched;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use streamgate_core::ports::{Enqueue, Seen};
+use streamgate_service::config::GatewayConfig;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Heads over this are answered 431. It is also the most that a connection buffers.
+const MAX_HEAD: usize = 64 << 10;
+/// HTTP/2: streams of one connection, and bytes that it may send ahead of being read.
+const MAX_STREAMS: u32 = 128;
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// How long the last words of a connection may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What ends a connection from outside.
+#[derive(Clone, Debug)]
+pub(crate) struct Ends {
+    pub(crate) drain: CancellationToken,
+    pub(crate) evicted: CancellationToken,
+    pub(crate) header_timeout: Duration,
+    pub(crate) keep_alive: Duration,
+}
+
+impl Ends {
+    pub(crate) fn new(config: &GatewayConfig, drain: CancellationToken, evicted: CancellationToken) -> Ends {
+        Ends { drain, evicted, header_timeout: config.header_timeout, keep_alive: config.keep_alive }
+    }
+}
+
+/// Why serving stopped.
+enum Stop {
+    /// The peer or the protocol ended it.
+    Ended,
+    /// A head did not come whole in time.
+    HeadTimeout(std::time::Instant),
+    /// Idle for too long, or told to go.
+    Idle,
+    Drain,
+}
+
+/// A hyper connection, of either version.
+trait Graceful: Future<Output = hyper::Result<()>> {
+    fn begin_shutdown(self: Pin<&mut Self>);
+}
+
+pub(crate) async fn serve_http1<IO, E, S>(stream: IO, intake: Arc<Intake<E, S>>, activity: Arc<Activity>, ends: Ends)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    E: Enqueue,
+    S: Seen,
+{
+    let service = service_fn(|request| {
+        let answer = Arc::clone(&intake).answer(request, Arc::clone(&activity));
+        async { Ok::<_, Infallible>(answer.await) }
+    });
+    activity.expect_heads();
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
+    // Time is kept by the activity, not by hyper: its header timeout would run on idle connections too, and close without
+    // an answer.
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .half_close(true)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(io, service);
+    if let Stop::HeadTimeout(first_byte) = run(Pin::new(&mut connection), &activity, &ends).await {
+        intake.told_header_timeout(first_byte);
+        let mut stream = connection.into_parts().io.into_inner();
+        let farewell = async {
+            stream.write_all(response::header_timeout().as_bytes()).await?;
+            stream.shutdown().await
+        };
+        // The peer was given its chance; whether it listens is its own affair.
+        drop(tokio::time::timeout(FAREWELL, farewell).await);
+    }
+}
+
+pub(crate) async fn serve_http2<IO, E, S>(stream: IO, intake: Arc<Intake<E, S>>, activity: Arc<Activity>, ends: Ends)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    E: Enqueue,
+    S: Seen,
+{
+    let service = service_fn(|request| {
+        let answer = Arc::clone(&intake).answer(request, Arc::clone(&activity));
+        async { Ok::<_, Infallible>(answer.await) }
+    });
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .serve_connection(io, service);
+    run(pin!(connection), &activity, &ends).await;
+}
+
+/// Drives a connection until it ends by itself or by one of its timeouts.
+async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> Stop {
+    let mut timer = pin!(tokio::time::sleep(ends.keep_alive));
+    let mut draining = false;
+    loop {
+        let stop = tokio::select! {
+            biased;
+            stop = poll_fn(|cx| step(connection.as_mut(), timer.as_mut(), activity, ends, draining, cx)) => stop,
+            () = ends.evicted.cancelled() => Stop::Idle,
+            () = ends.drain.cancelled(), if !draining => Stop::Drain,
+        };
+        if !matches!(stop, Stop::Drain) {
+            return stop;
+        }
+        // Idle connections end at once; on busy ones the answer in hand is the last.
+        connection.as_mut().begin_shutdown();
+        draining = true;
+    }
+}
+
+/// Polls the connection, then the clock: which timeout runs depends on what the connection has just done.
+fn step<C: Graceful>(
+    connection: Pin<&mut C>,
+    mut timer: Pin<&mut Sleep>,
+    activity: &Activity,
+    ends: &Ends,
+    draining: bool,
+    cx: &mut Context<'_>,
+) -> Poll<Stop> {
+    if connection.poll(cx).is_ready() {
+        return Poll::Ready(Stop::Ended);
+    }
+    let (stop, deadline) = match activity.phase() {
+        // Requests have deadlines of their own.
+        Phase::Busy => return Poll::Pending,
+        // What had arrived by now was read just before: nothing is lost by going.
+        Phase::Idle(_) if draining => return Poll::Ready(Stop::Idle),
+        Phase::Idle(since) => (Stop::Idle, since + ends.keep_alive),
+        Phase::Head(since) => (Stop::HeadTimeout(since), since + ends.header_timeout),
+    };
+    let deadline = Instant::from_std(deadline);
+    if timer.deadline() != deadline {
+        timer.as_mut().reset(deadline);
+    }
+    timer.poll(cx).map(|()| stop)
+}
+
+impl<IO, S, B> Graceful for http1::Connection<IO, S>
+where
+    Self: Future<Output = hyper::Result<()>> + Unpin,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    IO: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn begin_shutdown(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<IO, S, B, X> Graceful for http2::Connection<IO, S, X>
+where
+    Self: Future<Output = hyper::Result<()>>,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    IO: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    X: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
+{
+    fn begin_shutdown(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}

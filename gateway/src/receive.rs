@@ -1,0 +1,232 @@
+//! One request: admit it, read its body, make it durable, answer. Every path ends within `answer_deadline`.
+
+use crate::activity::{Activity, InHand};
+use crate::budget::{HeldBody, MemoryBudget, Share};
+use crate::intake::{self, Beside};
+use crate::response::{self, Outcome};
+use crate::route;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap};
+use hyper::{Request, Response, http::request::Parts};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use streamgate_core::{
+    admission::{self, Facts, Limits, Single},
+    apps::Apps,
+    envelope::header,
+    inflate::{BodyReader, SignedBody},
+    ports::{Enqueue, Seen},
+    reason::Reason,
+    signature::Verifier,
+};
+use streamgate_service::{config::GatewayConfig, metrics::Metrics};
+use tokio_util::sync::CancellationToken;
+
+/// How much of a refused body is read and thrown away, in bodies of the largest size: closing on a client that still sends
+/// resets the connection, and the client never reads why.
+const LINGER_BODIES: usize = 4;
+/// What stands in labels where no app or kind is known.
+const NONE: &str = "none";
+
+/// Everything that requests share.
+#[derive(Debug)]
+pub struct Intake<E, S> {
+    apps: ArcSwap<Apps>,
+    enqueue: Arc<E>,
+    seen: Arc<S>,
+    limits: Limits,
+    body_timeout: Duration,
+    answer_deadline: Duration,
+    in_flight: AtomicUsize,
+    budget: Arc<MemoryBudget>,
+    /// The drain's time is over: whoever still waits is told to come back.
+    given_up: CancellationToken,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl<E: Enqueue, S: Seen> Intake<E, S> {
+    pub fn new(config: &GatewayConfig, apps: Apps, enqueue: Arc<E>, seen: Arc<S>, metrics: Arc<Metrics>) -> Self {
+        Intake {
+            apps: ArcSwap::from_pointee(apps),
+            enqueue,
+            seen,
+            limits: Limits { max_body: config.max_body, max_in_flight: config.max_in_flight },
+            body_timeout: config.body_timeout,
+            answer_deadline: config.answer_deadline,
+            in_flight: AtomicUsize::new(0),
+            budget: MemoryBudget::new(config.memory_budget, Arc::clone(&metrics)),
+            given_up: CancellationToken::new(),
+            metrics,
+        }
+    }
+
+    /// Answers all that is in hand, now.
+    pub(crate) fn give_up(&self) {
+        self.given_up.cancel();
+    }
+
+    /// Requests that are read from now on are judged by these apps.
+    pub fn set_apps(&self, apps: Apps) {
+        self.apps.store(Arc::new(apps));
+    }
+
+    /// Answers one request of a connection.
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>, activity: Arc<Activity>) -> Response<Full<Bytes>> {
+        let (first_byte, in_hand) = activity.begin();
+        let flight = Flight::start(&*self);
+        let head_read = tokio::time::Instant::now();
+        let (parts, body) = request.into_parts();
+        let apps = self.apps.load_full();
+        let target = route::target(&parts.method, parts.uri.path());
+        let admitted =
+            target.and_then(|_| admission::admit(&facts(&parts.headers, flight.number), &apps, &self.limits));
+        let kind = target.map_or(NONE, |target| target.kind.as_str());
+        let app = admitted.as_ref().map_or(NONE, |admitted| &*admitted.key.app);
+        let outcome = match (target, &admitted) {
+            (Err(reason), _) | (Ok(_), &Err(reason)) => {
+                self.linger(&parts, body, in_hand);
+                Err(reason)
+            }
+            (Ok(target), Ok(admitted)) => {
+                let beside = Beside {
+                    target,
+                    app,
+                    api_key: admitted.api_key,
+                    signature: admitted.signature,
+                    webhook_id: first(&parts.headers, header::WEBHOOK_ID),
+                    webhook_attempt: first(&parts.headers, header::WEBHOOK_ATTEMPT),
+                    traceparent: first(&parts.headers, header::TRACEPARENT),
+                };
+                let verifier = Verifier::new(&admitted.key.secrets, admitted.signature);
+                let take = self.take(&parts, body, verifier, &beside, in_hand);
+                tokio::select! {
+                    biased;
+                    taken = take => taken,
+                    () = tokio::time::sleep_until(head_read + self.answer_deadline) => Err(Reason::DeadlineExceeded),
+                    () = self.given_up.cancelled() => Err(Reason::Draining),
+                }
+            }
+        };
+        self.told(app, kind, outcome, first_byte);
+        response::response(outcome)
+    }
+
+    /// Reads and stores an admitted request.
+    async fn take(
+        &self,
+        parts: &Parts,
+        mut body: Incoming,
+        verifier: Verifier,
+        beside: &Beside<'_>,
+        in_hand: InHand,
+    ) -> Outcome {
+        let reader = BodyReader::new(verifier, self.limits.max_body, self.budget.share());
+        let read = tokio::time::timeout(self.body_timeout, read(&mut body, reader)).await;
+        let signed = match read.unwrap_or(Err(Reason::BodyTimeout)) {
+            Ok(signed) => signed,
+            Err(reason @ (Reason::BodyTimeout | Reason::BodyIncomplete)) => return Err(reason),
+            Err(reason) => {
+                self.linger(parts, body, in_hand);
+                return Err(reason);
+            }
+        };
+        let bytes = Bytes::from_owner(HeldBody(signed));
+        let envelope = intake::envelope(beside, bytes, jiff::Timestamp::now().as_millisecond());
+        intake::store(&*self.enqueue, &*self.seen, &self.metrics, envelope).await
+    }
+
+    /// Goes on reading a refused body for a while, beside the answer, so that the answer arrives.
+    fn linger(&self, parts: &Parts, mut body: Incoming, in_hand: InHand) {
+        // A client that asked first has not sent anything.
+        if hyper::body::Body::is_end_stream(&body) || parts.headers.contains_key(EXPECT) {
+            return;
+        }
+        let mut left = self.limits.max_body.saturating_mul(LINGER_BODIES);
+        let patience = self.body_timeout;
+        tokio::spawn(async move {
+            let discard = async {
+                while let Some(Ok(frame)) = body.frame().await {
+                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    match left.checked_sub(length) {
+                        Some(rest) => left = rest,
+                        None => return,
+                    }
+                }
+            };
+            drop(tokio::time::timeout(patience, discard).await);
+            drop(in_hand);
+        });
+    }
+
+    /// Counter and histogram of one answer, in one place.
+    fn told(&self, app: &str, kind: &str, outcome: Outcome, first_byte: Instant) {
+        self.metrics.gateway_requests.with_label_values(&[app, kind, response::word(outcome)]).inc();
+        self.metrics.gateway_ack.with_label_values(&[kind]).observe(first_byte.elapsed().as_secs_f64());
+    }
+
+    /// A head that never came whole, answered by its connection.
+    pub(crate) fn told_header_timeout(&self, first_byte: Instant) {
+        self.told(NONE, NONE, Err(Reason::HeaderTimeout), first_byte);
+    }
+}
+
+async fn read(body: &mut Incoming, mut reader: BodyReader<Share>) -> Result<SignedBody<Share>, Reason> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Reason::BodyIncomplete)?;
+        // Trailers are none of ours.
+        if let Some(data) = frame.data_ref() {
+            reader.push(data)?;
+        }
+    }
+    reader.finish()
+}
+
+/// A request in flight, counted.
+struct Flight<'a> {
+    in_flight: &'a AtomicUsize,
+    metrics: &'a Metrics,
+    /// Requests in flight when it came, itself included.
+    number: usize,
+}
+
+impl<'a> Flight<'a> {
+    fn start<E, S>(intake: &'a Intake<E, S>) -> Flight<'a> {
+        let number = intake.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
+        intake.metrics.gateway_in_flight.inc();
+        Flight { in_flight: &intake.in_flight, metrics: &intake.metrics, number }
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.gateway_in_flight.dec();
+    }
+}
+
+fn facts(headers: &HeaderMap, in_flight: usize) -> Facts<'_> {
+    Facts {
+        api_key: single(headers, header::API_KEY),
+        signature: single(headers, header::SIGNATURE),
+        content_encoding: headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()),
+        content_length: headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()),
+        in_flight,
+    }
+}
+
+fn single<'a>(headers: &'a HeaderMap, name: &str) -> Single<'a> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Single::Absent,
+        (Some(value), None) => Single::One(value.as_bytes()),
+        (Some(_), Some(_)) => Single::Repeated,
+    }
+}
+
+fn first<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    headers.get(name).map(|value| value.as_bytes())
+}

@@ -1,0 +1,145 @@
+//! Answers. This file alone knows which reason has which status.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use streamgate_core::{ports::Accepted, reason::Reason};
+
+const OUTCOME: HeaderName = HeaderName::from_static("x-streamgate-outcome");
+/// Seconds. Stream keeps its own schedule; a proxy in between may heed it.
+const RETRY_SOON: HeaderValue = HeaderValue::from_static("1");
+
+/// What became of a request.
+pub(crate) type Outcome = Result<Accepted, Reason>;
+
+/// The word for an outcome in metrics and in the answer's header.
+pub(crate) fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Ok(Accepted::Enqueued) => "enqueued",
+        Ok(Accepted::Duplicate) => "duplicate",
+        Err(reason) => reason.as_str(),
+    }
+}
+
+/// Stream repeats after 408, 429 and 5xx and never after another 4xx: what may pass must not have one of those.
+fn status(reason: Reason) -> StatusCode {
+    match reason {
+        Reason::MissingApiKey
+        | Reason::MalformedApiKey
+        | Reason::MissingSignature
+        | Reason::MalformedSignature
+        | Reason::BadGzip => StatusCode::BAD_REQUEST,
+        Reason::UnknownKey | Reason::WrongSignature => StatusCode::UNAUTHORIZED,
+        Reason::NotFound => StatusCode::NOT_FOUND,
+        Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        Reason::HeaderTimeout | Reason::BodyTimeout | Reason::BodyIncomplete => StatusCode::REQUEST_TIMEOUT,
+        Reason::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Reason::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Reason::InFlightLimit
+        | Reason::MemoryBudget
+        | Reason::Draining
+        | Reason::DeadlineExceeded
+        | Reason::StoreUnavailable
+        | Reason::StoreFull => StatusCode::SERVICE_UNAVAILABLE,
+        // Reasons of the worker, which has no caller to answer.
+        Reason::Rejected | Reason::RetriesExhausted | Reason::Unmatched => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// What the caller can do about it.
+fn advice(reason: Reason) -> &'static str {
+    match reason {
+        Reason::MissingApiKey => "the X-Api-Key header is missing",
+        Reason::MalformedApiKey => "the X-Api-Key header must stand once, with one API key",
+        Reason::MissingSignature => "the X-Signature header is missing",
+        Reason::MalformedSignature => "the X-Signature header must stand once, with 64 hex digits",
+        Reason::BadGzip => "the body starts like gzip but does not inflate",
+        Reason::UnknownKey | Reason::WrongSignature => {
+            "no secret of a known API key signed this body; check the app's key and secret, and that no proxy changes the body"
+        }
+        Reason::NotFound => "webhooks arrive at /webhooks/stream/push",
+        Reason::MethodNotAllowed => "webhooks are sent by POST",
+        Reason::HeaderTimeout => "the headers did not arrive in time",
+        Reason::BodyTimeout => "the body did not arrive in time",
+        Reason::BodyIncomplete => "the body broke off",
+        Reason::TooLarge => "the body is over the limit, on the wire or inflated",
+        Reason::UnsupportedEncoding => "send the body as it is, or with Content-Encoding: gzip",
+        Reason::InFlightLimit => "too many requests at this moment; try again",
+        Reason::MemoryBudget => "too many bytes at this moment; try again",
+        Reason::Draining => "this server is stopping; try again",
+        Reason::DeadlineExceeded => "the event could not be made durable in time; try again",
+        Reason::StoreUnavailable => "the event cannot be made durable now; try again",
+        Reason::StoreFull => "there is no room for the event now; try again",
+        Reason::Rejected | Reason::RetriesExhausted | Reason::Unmatched => "the event could not be handled",
+    }
+}
+
+pub(crate) fn response(outcome: Outcome) -> Response<Full<Bytes>> {
+    let reason = match outcome {
+        Ok(_) => {
+            let mut response = Response::new(Full::default());
+            response.headers_mut().insert(OUTCOME, HeaderValue::from_static(word(outcome)));
+            return response;
+        }
+        Err(reason) => reason,
+    };
+    let mut response = Response::new(Full::from(refusal_body(reason)));
+    let status = status(reason);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, RETRY_SOON);
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    response
+}
+
+/// Both parts are plain words of this file: nothing in them needs escaping.
+fn refusal_body(reason: Reason) -> String {
+    format!("{{\"code\":\"{}\",\"message\":\"{}\"}}\n", reason.code(), advice(reason))
+}
+
+/// The answer to a request whose headers never came whole, for the bare connection.
+pub(crate) fn header_timeout() -> String {
+    let body = refusal_body(Reason::HeaderTimeout);
+    format!(
+        "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_statuses() {
+        let expected = |reason| match reason {
+            "missing_api_key" | "malformed_api_key" | "missing_signature" | "malformed_signature" | "bad_gzip" => 400,
+            "unknown_key" | "wrong_signature" => 401,
+            "not_found" => 404,
+            "method_not_allowed" => 405,
+            "header_timeout" | "body_timeout" | "body_incomplete" => 408,
+            "too_large" => 413,
+            "unsupported_encoding" => 415,
+            "rejected" | "retries_exhausted" | "unmatched" => 500,
+            _ => 503,
+        };
+        for reason in Reason::ALL {
+            let answer = response(Err(reason));
+            assert_eq!(answer.status().as_u16(), expected(reason.as_str()), "{reason}");
+            assert_eq!(answer.headers().contains_key(RETRY_AFTER), answer.status() == 503, "{reason}");
+            assert_eq!(answer.headers().contains_key(ALLOW), answer.status() == 405, "{reason}");
+            assert!(!refusal_body(reason).trim_matches(['{', '}', '\n']).contains(['\\', '{', '}']), "{reason}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_and_a_wrong_signature_answer_alike() {
+        assert_eq!(refusal_body(Reason::UnknownKey), refusal_body(Reason::WrongSignature));
+    }
+}

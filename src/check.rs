@@ -1,0 +1,101 @@
+//! `streamgate check`: the configuration, then everything it names.
+
+use crate::cli::Global;
+use crate::{exit, output, wiring};
+use clap::Args;
+use serde::Serialize;
+use std::process::ExitCode;
+use streamgate_gateway::Tls;
+use streamgate_service::config::{Config, ConfigError};
+use streamgate_service::metrics::Metrics;
+use streamgate_store::sqlite::{Embedded, OpenError};
+
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: String,
+    ok: bool,
+    detail: String,
+}
+
+impl Finding {
+    fn new(what: impl Into<String>, result: Result<String, String>) -> Finding {
+        let ok = result.is_ok();
+        Finding { what: what.into(), ok, detail: result.unwrap_or_else(|error| error) }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    checks: Vec<Finding>,
+}
+
+pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> {
+    let (checks, code) = match global.load() {
+        Ok(loaded) => {
+            let place = loaded.path.map_or_else(|| "defaults, no file".to_owned(), |path| path.display().to_string());
+            let mut checks = vec![Finding::new("configuration", Ok(place))];
+            checks.extend(named(&loaded.config).await);
+            let ok = checks.iter().all(|check| check.ok);
+            (checks, if ok { 0 } else { exit::FAILED })
+        }
+        Err(ConfigError::Wrong { problems, .. }) if args.json => {
+            let wrong = problems.into_iter().map(|problem| Finding::new(problem.key, Err(problem.what)));
+            (wrong.collect(), exit::USAGE)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let report = Report { ok: code == 0, checks };
+    if args.json {
+        output::line(serde_json::to_string(&report)?)?;
+    } else {
+        for Finding { what, ok, detail } in &report.checks {
+            output::line(format!("{:<5} {what}: {detail}", if *ok { "ok" } else { "FAIL" }))?;
+        }
+    }
+    Ok(ExitCode::from(code))
+}
+
+async fn named(config: &Config) -> Vec<Finding> {
+    let mut checks = vec![Finding::new("apps", Ok(apps(config))), Finding::new("store", store(config).await)];
+    if let Some(files) = &config.gateway.tls {
+        let loaded = Tls::load(files, &Metrics::new());
+        let told = loaded.map(|_| "certificate and key fit".to_owned()).map_err(|error| error.to_string());
+        checks.push(Finding::new("gateway.tls", told));
+    }
+    let routes = wiring::router(config).map(|_| match config.worker.routes.len() {
+        0 => "none: events are logged and acknowledged".to_owned(),
+        count => count.to_string(),
+    });
+    checks.push(Finding::new("worker.routes", routes.map_err(|error| error.to_string())));
+    checks
+}
+
+fn apps(config: &Config) -> String {
+    let names: Vec<_> = config.apps.iter().map(|app| app.name.as_str()).collect();
+    if names.is_empty() { "none: `up` makes a development app".to_owned() } else { names.join(", ") }
+}
+
+/// Opens the store as `up` would. One that a running `up` owns is in order by that.
+async fn store(config: &Config) -> Result<String, String> {
+    let data_dir = config.store.data_dir.display();
+    if !config.store.data_dir.exists() {
+        return Ok(format!("{data_dir} does not exist yet; `up` creates it"));
+    }
+    match Embedded::open(&wiring::store_options(config)) {
+        Ok(store) => {
+            store.close().await;
+            Ok(format!("{data_dir} can be used"))
+        }
+        Err(OpenError::Owned { .. }) => Ok(format!("{data_dir} is in use by a running streamgate")),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,101 @@
+//! The command line, and what every command shares of it.
+
+use crate::{check, dead, send};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use streamgate_service::config::{self, ConfigError, Environment, Loaded, Source};
+use streamgate_service::telemetry::{self, LogFormat};
+
+const AFTER_HELP: &str = "\
+Configuration:
+  A TOML file, named by --config or STREAMGATE_CONFIG, else streamgate.toml in the working directory if there is one.
+  Single values can be set by the environment: STREAMGATE__GATEWAY__LISTEN=0.0.0.0:8080.
+  STREAM_API_KEY and STREAM_API_SECRET make one app where the file names none.
+
+Exit codes:
+  0   done
+  1   failed
+  64  bad usage or configuration";
+
+/// A webhook gateway for Stream Chat: verify, make durable, answer, hand to workers.
+#[derive(Debug, Parser)]
+#[command(name = "streamgate", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run gateway and worker in one process on the embedded store (the default command)
+    ///
+    /// Needs no server and no config file. Without an app in the configuration it makes a development app, whose key is
+    /// `dev` and whose random secret is kept in the data directory. SIGTERM or SIGINT drains, a second one aborts; SIGHUP
+    /// reads apps and certificates again, as does a change of their files.
+    Up,
+    /// Check the configuration, then everything it names
+    Check(check::Check),
+    /// Sign and send test webhooks
+    Send(send::Send),
+    /// Look at dead letters, replay or drop them
+    ///
+    /// Works beside a running `up`.
+    Dead(dead::Dead),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// The TOML file to read
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Overrides store.data_dir
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// How logs are written to stderr: human on a terminal and JSON lines elsewhere, unless said here
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "auto")]
+    pub log_format: LogFormatArg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormatArg {
+    Auto,
+    Human,
+    Json,
+}
+
+impl Global {
+    /// STREAMGATE_LOG filters, in the syntax of RUST_LOG; `info` is the default.
+    pub fn start_logs(&self) {
+        let format = match self.log_format {
+            LogFormatArg::Auto => LogFormat::Auto,
+            LogFormatArg::Human => LogFormat::Human,
+            LogFormatArg::Json => LogFormat::Json,
+        };
+        telemetry::init(format, std::env::var("STREAMGATE_LOG").ok().as_deref());
+    }
+
+    pub fn source(&self) -> Source {
+        Source { file: self.config.clone(), environment: Environment::of_process() }
+    }
+
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        let mut loaded = config::load(&self.source())?;
+        if let Some(data_dir) = &self.data_dir {
+            loaded.config.store.data_dir.clone_from(data_dir);
+        }
+        Ok(loaded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

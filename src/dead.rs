@@ -1,0 +1,279 @@
+//! `streamgate dead`: dead letters, beside a running `up` or without one.
+
+use crate::cli::Global;
+use crate::exit::BadUsage;
+use crate::output;
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::process::ExitCode;
+use std::time::Duration;
+use streamgate_core::envelope::rfc3339;
+use streamgate_core::letter::{Filter, Letter};
+use streamgate_core::ports::Letters;
+use streamgate_core::reason::Reason;
+use streamgate_service::config::reader;
+use streamgate_store::sqlite::LetterBox;
+
+/// Letters read at a time: their bodies come along.
+const PAGE: usize = 32;
+
+#[derive(Debug, Args)]
+pub struct Dead {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List the letters, oldest first; all of them where nothing is selected
+    List {
+        #[command(flatten)]
+        select: Select,
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one letter with everything but its body
+    Show {
+        /// Number, webhook id or idempotency key
+        id: String,
+        /// Print the body too: it holds people's messages
+        #[arg(long)]
+        body: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put letters back into the queue, as first attempts
+    Replay {
+        #[command(flatten)]
+        select: Select,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove letters for good
+    Drop {
+        #[command(flatten)]
+        select: Select,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which letters: everything given must hold.
+#[derive(Debug, Args)]
+struct Select {
+    /// Numbers, webhook ids or idempotency keys
+    ids: Vec<String>,
+    /// Only this reason: rejected, retries_exhausted, unmatched
+    #[arg(long, value_parser = reason)]
+    reason: Option<Reason>,
+    /// Only this event type
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// Only this route
+    #[arg(long)]
+    route: Option<String>,
+    /// Only letters that died at least this long ago: 90s, 2h, 7d
+    #[arg(long, value_name = "DURATION", value_parser = reader::duration)]
+    older_than: Option<Duration>,
+    /// Only events of the user with this id
+    #[arg(long, value_name = "ID")]
+    user: Option<String>,
+    /// All letters
+    #[arg(long)]
+    all: bool,
+}
+
+fn reason(text: &str) -> Result<Reason, String> {
+    Reason::parse(text).ok_or_else(|| "no such reason; see `streamgate dead list`".to_owned())
+}
+
+impl Select {
+    fn filter(self) -> Filter {
+        let now = jiff::Timestamp::now().as_millisecond();
+        let age = |age: Duration| now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+        Filter {
+            ids: self.ids,
+            reason: self.reason,
+            event_type: self.event_type,
+            route: self.route,
+            died_before_ms: self.older_than.map(age),
+            user: self.user,
+        }
+    }
+
+    /// What changes letters must say which: an empty selection is a slip, not a wish.
+    fn explicit(self) -> Result<Filter, BadUsage> {
+        let (all, filter) = (self.all, self.filter());
+        let Filter { ids, reason, event_type, route, died_before_ms, user } = &filter;
+        let selects = !ids.is_empty()
+            || reason.is_some()
+            || event_type.is_some()
+            || route.is_some()
+            || died_before_ms.is_some()
+            || user.is_some();
+        if selects == all {
+            let what = "say which letters: ids, --reason, --type, --route, --older-than, --user, or else --all";
+            return Err(BadUsage(what.to_owned()));
+        }
+        Ok(filter)
+    }
+}
+
+/// A letter as scripts see it.
+#[derive(Debug, Serialize)]
+struct View<'a> {
+    number: i64,
+    id: &'a str,
+    key: &'a str,
+    app: &'a str,
+    kind: &'a str,
+    #[serde(rename = "type")]
+    event_type: &'a str,
+    cid: Option<&'a str>,
+    route: Option<&'a str>,
+    reason: &'a str,
+    error: Option<&'a str>,
+    attempts: u32,
+    received_at: String,
+    died_at: String,
+    bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+}
+
+impl View<'_> {
+    fn of(letter: &Letter, body: bool) -> View<'_> {
+        let envelope = &letter.envelope;
+        View {
+            number: letter.number,
+            id: &envelope.id,
+            key: &envelope.key,
+            app: &envelope.app,
+            kind: envelope.kind.as_str(),
+            event_type: &envelope.event_type,
+            cid: envelope.cid.as_deref(),
+            route: envelope.route.as_deref(),
+            reason: letter.reason.as_str(),
+            error: letter.error.as_deref(),
+            attempts: envelope.attempt,
+            received_at: rfc3339(envelope.received_at_ms),
+            died_at: rfc3339(letter.died_at_ms),
+            bytes: envelope.body.len(),
+            body: body.then(|| String::from_utf8_lossy(&envelope.body).into_owned()),
+        }
+    }
+}
+
+pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
+    let loaded = global.load()?;
+    let letters = LetterBox::open(&loaded.config.store.data_dir)?;
+    match args.action {
+        Action::List { select, json } => list(&letters, &select.filter(), json).await?,
+        Action::Show { id, body, json } => show(&letters, id, body, json).await?,
+        Action::Replay { select, json } => {
+            let chosen = choose(&letters, &select.explicit()?).await?;
+            let mut random = [0; 8];
+            getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+            changed("replayed", letters.replay(chosen, hex::encode(random)).await?, json)?;
+        }
+        Action::Drop { select, json } => {
+            let chosen = choose(&letters, &select.explicit()?).await?;
+            changed("dropped", letters.discard(chosen).await?, json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Calls `with` for every letter that the filter means.
+async fn each(
+    letters: &LetterBox,
+    filter: &Filter,
+    mut with: impl FnMut(&Letter) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut after = 0;
+    loop {
+        let page = letters.page(after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.number;
+        for letter in page.iter().filter(|letter| filter.matches(letter)) {
+            with(letter)?;
+        }
+    }
+}
+
+async fn choose(letters: &LetterBox, filter: &Filter) -> anyhow::Result<Vec<i64>> {
+    let mut numbers = Vec::new();
+    each(letters, filter, |letter| {
+        numbers.push(letter.number);
+        Ok(())
+    })
+    .await?;
+    if numbers.is_empty() && !filter.ids.is_empty() {
+        bail!("no such dead letter; `streamgate dead list` shows them");
+    }
+    Ok(numbers)
+}
+
+async fn list(letters: &LetterBox, filter: &Filter, json: bool) -> anyhow::Result<()> {
+    let mut views = Vec::new();
+    let mut count = 0;
+    each(letters, filter, |letter| {
+        count += 1;
+        let view = View::of(letter, false);
+        if json {
+            views.push(serde_json::to_value(view)?);
+            return Ok(());
+        }
+        if count == 1 {
+            output::line(format!("{:>8}  {:<24}  {:<18}  {:<24}  ID", "NUMBER", "DIED", "REASON", "TYPE"))?;
+        }
+        let View { number, died_at, reason, event_type, id, .. } = view;
+        Ok(output::line(format!("{number:>8}  {died_at:<24}  {reason:<18}  {event_type:<24}  {id}"))?)
+    })
+    .await?;
+    if json {
+        output::line(serde_json::to_string(&views)?)?;
+    } else if count == 0 {
+        output::line("no dead letters")?;
+    }
+    Ok(())
+}
+
+async fn show(letters: &LetterBox, id: String, body: bool, json: bool) -> anyhow::Result<()> {
+    let filter = Filter { ids: vec![id], ..Filter::default() };
+    let mut found = 0;
+    each(letters, &filter, |letter| {
+        found += 1;
+        if json {
+            return Ok(output::line(serde_json::to_string(&View::of(letter, body))?)?);
+        }
+        let view = serde_json::to_value(View::of(letter, false))?;
+        for (name, value) in view.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            output::line(format!("{name:<12} {text}"))?;
+        }
+        if body {
+            output::line("")?;
+            output::bytes(&letter.envelope.body)?;
+            output::line("")?;
+        }
+        Ok(())
+    })
+    .await?;
+    if found == 0 {
+        bail!("no such dead letter; `streamgate dead list` shows them");
+    }
+    Ok(())
+}
+
+fn changed(word: &str, count: usize, json: bool) -> anyhow::Result<()> {
+    if json {
+        return Ok(output::line(serde_json::json!({ word: count }))?);
+    }
+    Ok(output::line(format!("{count} {word}"))?)
+}

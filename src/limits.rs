@@ -1,0 +1,24 @@
+//! The process's limit of open files: each connection takes one.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// For the store, listeners, logs, and connections to services.
+const RESERVE: u64 = 512;
+
+/// Raises the soft limit as far as the connections need and the hard limit allows, and says so where that is not enough.
+pub fn raise_open_files(max_connections: usize) {
+    let needed = max_connections as u64 + RESERVE;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let current = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: limit.maximum });
+    if raised.is_err() || current < needed {
+        tracing::warn!(
+            limit = current,
+            needed,
+            "open files are limited below gateway.max_connections; raise the limit (ulimit -n, LimitNOFILE=)"
+        );
+    }
+}

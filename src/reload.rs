@@ -1,0 +1,95 @@
+//! Reads apps and certificates again: on SIGHUP, and when one of their files changes.
+//!
+//! Files are compared by their metadata once a second. Watching them by events would miss what counts most here, secrets
+//! and certificates that are mounted through chains of symbolic links and swapped somewhere else.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use streamgate_core::ports::{Enqueue, Seen};
+use streamgate_gateway::{Intake, Tls};
+use streamgate_service::config::{self, AppConfig, Config, Source};
+use streamgate_service::metrics::Metrics;
+use tokio::sync::Notify;
+
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What is swapped, and where its new version comes from.
+#[derive(Debug)]
+pub struct Reload<E, S> {
+    pub source: Source,
+    pub intake: Arc<Intake<E, S>>,
+    pub tls: Option<Tls>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Device, inode, length and time of change: what differs when a file was written or swapped.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl<E: Enqueue, S: Seen> Reload<E, S> {
+    /// Runs until it is dropped. `now`: asks for a reload at once.
+    pub async fn watch(self, first: Config, now: Arc<Notify>) {
+        let mut config = first;
+        let mut stamps = self.stamps(&config);
+        let mut ticks = tokio::time::interval(LOOK);
+        loop {
+            let asked = tokio::select! {
+                () = now.notified() => true,
+                _ = ticks.tick() => false,
+            };
+            let found = self.stamps(&config);
+            if asked || found != stamps {
+                stamps = found;
+                if let Some(loaded) = self.reload(&config) {
+                    config = loaded;
+                    stamps = self.stamps(&config);
+                }
+            }
+        }
+    }
+
+    /// The new configuration where it was taken; whatever is wrong keeps the old.
+    fn reload(&self, old: &Config) -> Option<Config> {
+        let loaded = match config::load(&self.source) {
+            Ok(loaded) => loaded.config,
+            Err(error) => {
+                tracing::error!(%error, "not reloaded: the running apps and certificates stay");
+                return None;
+            }
+        };
+        match (&self.tls, &loaded.gateway.tls) {
+            (Some(tls), Some(files)) => {
+                if let Err(error) = tls.reload(files, &self.metrics) {
+                    tracing::error!(%error, "not reloaded: the running apps and certificates stay");
+                    return None;
+                }
+            }
+            (None, None) => {}
+            (Some(_), None) | (None, Some(_)) => tracing::warn!("gateway.tls came or went: that needs a restart"),
+        }
+        // The development app has no configuration to be read again.
+        if !loaded.apps.is_empty() {
+            self.intake.set_apps(AppConfig::table(&loaded.apps));
+        } else if !old.apps.is_empty() {
+            tracing::error!("the configuration names no app any more: the running ones stay");
+        }
+        tracing::info!(apps = loaded.apps.len(), "reloaded apps and certificates; other changes need a restart");
+        Some(loaded)
+    }
+
+    fn stamps(&self, config: &Config) -> BTreeMap<PathBuf, Option<Stamp>> {
+        let secrets = config.apps.iter().flat_map(|app| &app.keys).flat_map(|key| key.files.iter().cloned());
+        let certificates = config.gateway.tls.iter().flat_map(|tls| [tls.cert.clone(), tls.key.clone()]);
+        let files = self.source.path().into_iter().chain(secrets).chain(certificates);
+        files
+            .map(|file| {
+                let stamp = file.metadata().ok();
+                let stamp =
+                    stamp.map(|data| (data.dev(), data.ino(), data.size(), data.ctime(), data.ctime_nsec()));
+                (file, stamp)
+            })
+            .collect()
+    }
+}

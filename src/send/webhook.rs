@@ -1,0 +1,120 @@
+//! The webhooks to send: bodies, signatures and headers as Stream makes them.
+
+use super::Send;
+use anyhow::Context;
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use http_body_util::Full;
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
+use hyper::{Request, Uri};
+use std::io::{Read, Write};
+use streamgate_core::{envelope::header, signature::SigningKey};
+use streamgate_service::config::KeyConfig;
+
+/// Everything but the id is the same for all webhooks of a run.
+#[derive(Debug)]
+pub(super) struct Webhooks {
+    url: Uri,
+    api_key: String,
+    signing: SigningKey,
+    body: Body,
+    gzip: bool,
+    attempt: u32,
+    id: Option<String>,
+}
+
+#[derive(Debug)]
+enum Body {
+    /// Sent as it is.
+    Given(Bytes),
+    /// Made for each webhook: its id is in the message, so that no two have the same signature.
+    Made { event_type: String },
+}
+
+impl Webhooks {
+    pub(super) fn new(args: &Send, url: Uri, key: &KeyConfig) -> anyhow::Result<Webhooks> {
+        let secret = key.secrets.first().context("the app has no secret")?;
+        let body = match &args.file {
+            None => Body::Made { event_type: args.event_type.clone() },
+            Some(path) => Body::Given(read(path)?),
+        };
+        Ok(Webhooks {
+            url,
+            api_key: key.api_key.clone(),
+            signing: SigningKey::new(secret.expose().as_bytes()),
+            body,
+            gzip: args.gzip,
+            attempt: args.attempt,
+            id: args.id.clone(),
+        })
+    }
+
+    /// The next webhook, and its id.
+    pub(super) fn request(&self) -> anyhow::Result<(String, Request<Full<Bytes>>)> {
+        let unique = unique_id()?;
+        let body = match &self.body {
+            Body::Given(body) => body.clone(),
+            Body::Made { event_type } => made(event_type, &unique)?,
+        };
+        let signature = self.signing.sign(&body).to_hex();
+        let id = self.id.clone().unwrap_or(unique);
+        let mut request = Request::post(self.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header(header::API_KEY, &self.api_key)
+            .header(header::SIGNATURE, signature)
+            .header(header::WEBHOOK_ID, &id)
+            .header(header::WEBHOOK_ATTEMPT, self.attempt);
+        let body = if self.gzip {
+            request = request.header(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+            encoder.write_all(&body).and_then(|()| encoder.finish()).context("cannot compress the body")?.into()
+        } else {
+            body
+        };
+        let request = request.body(Full::new(body)).context("a header cannot carry this --id or API key")?;
+        Ok((id, request))
+    }
+}
+
+fn read(path: &std::path::Path) -> anyhow::Result<Bytes> {
+    if path.as_os_str() == "-" {
+        let mut body = Vec::new();
+        std::io::stdin().read_to_end(&mut body).context("cannot read the body from stdin")?;
+        return Ok(body.into());
+    }
+    let body = std::fs::read(path).with_context(|| format!("cannot read the body from {}", path.display()))?;
+    Ok(body.into())
+}
+
+/// A random UUID (version 4), as Stream's ids are.
+fn unique_id() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let text = hex::encode(bytes);
+    Ok([&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-"))
+}
+
+/// An event of the shape that Stream's docs show.
+fn made(event_type: &str, id: &str) -> anyhow::Result<Bytes> {
+    let now = jiff::Timestamp::now().to_string();
+    let user = serde_json::json!({"id": "streamgate-test", "name": "Streamgate test", "role": "user"});
+    let event = serde_json::json!({
+        "type": event_type,
+        "created_at": now,
+        "cid": "messaging:streamgate-test",
+        "channel_type": "messaging",
+        "channel_id": "streamgate-test",
+        "message": {
+            "id": id,
+            "text": "A test message from `streamgate send`",
+            "html": "<p>A test message from <code>streamgate send</code></p>\n",
+            "type": "regular",
+            "created_at": now,
+            "user": user,
+        },
+        "user": user,
+    });
+    Ok(serde_json::to_vec(&event)?.into())
+}

@@ -1,0 +1,187 @@
+//! The life of one delivery: claim, handle, settle.
+
+use crate::handler::{Context, Event, HandlerError};
+use crate::router::{Route, Router};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use streamgate_core::{
+    claim::{Conclusion, Verdict},
+    envelope::Envelope,
+    ports::{Claims, Deliveries, Delivery, Settlement},
+    reason::Reason,
+    retry::{self, Failure, Ladder},
+};
+use streamgate_service::{config::Unmatched, metrics::Metrics};
+
+/// A lease outlives the handler's timeout by this, so that a holder that is alive never loses it.
+const LEASE_MARGIN: Duration = Duration::from_secs(10);
+
+/// How deliveries are worked on.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub concurrency: usize,
+    pub handler_timeout: Duration,
+    /// How long handlers may take to finish after the drain began.
+    pub drain_timeout: Duration,
+    pub ladder: Ladder,
+    pub unmatched: Unmatched,
+}
+
+/// What every delivery needs.
+#[derive(Debug)]
+pub(crate) struct Desk<D, C> {
+    pub(crate) deliveries: Arc<D>,
+    pub(crate) claims: Arc<C>,
+    pub(crate) router: Router,
+    pub(crate) policy: Policy,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// The right to run a handler, for as long as it is renewed.
+struct Lease<'a, C> {
+    claims: &'a C,
+    key: &'a str,
+    holder: u64,
+    length: Duration,
+}
+
+impl<D: Deliveries, C: Claims> Desk<D, C> {
+    /// Takes one delivery to its end. `holder` is unique to this call among all workers.
+    pub(crate) async fn work(&self, delivery: Delivery<D::Handle>, holder: u64) {
+        let Some(route) = self.router.pick(&delivery.envelope).cloned() else {
+            self.unmatched(delivery).await;
+            return;
+        };
+        let key = delivery.envelope.claim_key(&route.name);
+        let length = self.policy.handler_timeout.saturating_add(LEASE_MARGIN);
+        let verdict = self.claims.claim(&key, delivery.envelope.attempt, holder, length).await;
+        let verdict = verdict.unwrap_or_else(|error| {
+            // Without claims an event may be handled twice; without handling it would be late for sure.
+            tracing::warn!(%error, key, "cannot claim, handling all the same");
+            Verdict::Run
+        });
+        let settlement = match verdict {
+            Verdict::Run => {
+                let lease = Lease { claims: &*self.claims, key: &key, holder, length };
+                self.handle(&delivery.envelope, &route, &lease).await
+            }
+            Verdict::Wait => Settlement::Wait { delay: self.policy.ladder.shortest() },
+            Verdict::Superseded => Settlement::Superseded,
+        };
+        self.settle(delivery, &route.name, settlement, &key, holder).await;
+    }
+
+    async fn unmatched(&self, delivery: Delivery<D::Handle>) {
+        let settlement = match self.policy.unmatched {
+            Unmatched::Ack => Settlement::Done,
+            Unmatched::Dead => Settlement::Dead { reason: Reason::Unmatched, error: None },
+        };
+        self.metrics.worker_deliveries.with_label_values(&["none", "unmatched"]).inc();
+        if let Settlement::Dead { reason, .. } = &settlement {
+            self.metrics.worker_dead_letters.with_label_values(&[reason.as_str()]).inc();
+        }
+        let key = delivery.envelope.key.clone();
+        if let Err(error) = self.deliveries.settle(delivery, "none".into(), settlement, std::future::ready(())).await {
+            tracing::error!(%error, key, "cannot settle; the event stays in the queue");
+        }
+    }
+
+    async fn handle(&self, envelope: &Envelope, route: &Route, lease: &Lease<'_, C>) -> Settlement {
+        let context = Context { attempt: envelope.attempt, timeout: self.policy.handler_timeout };
+        let event = Event(envelope.clone());
+        let started = Instant::now();
+        self.metrics.worker_in_flight.inc();
+        // The call itself may panic too, not only its future.
+        let run = AssertUnwindSafe(async { route.handler.handle(event, context).await }).catch_unwind();
+        let result = tokio::select! {
+            ended = tokio::time::timeout(self.policy.handler_timeout, run) => ended,
+            never = lease.renewed() => match never {},
+        };
+        self.metrics.worker_in_flight.dec();
+        self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
+        let result = result.map_or_else(
+            |_| Err(HandlerError::retry(format!("the handler did not end within {:?}", self.policy.handler_timeout))),
+            // What a panic says may hold anything: it is told apart, not quoted.
+            |ended| ended.unwrap_or_else(|_| Err(HandlerError::retry("the handler panicked"))),
+        );
+        if let Err(error) = &result {
+            tracing::warn!(key = lease.key, attempt = envelope.attempt, %error, "attempt failed");
+        }
+        retry::settlement(&self.policy.ladder, envelope.attempt, result.map_err(Failure::from))
+    }
+
+    async fn settle(
+        &self,
+        delivery: Delivery<D::Handle>,
+        route: &Arc<str>,
+        settlement: Settlement,
+        key: &str,
+        holder: u64,
+    ) {
+        let age_ms = jiff::Timestamp::now().as_millisecond().saturating_sub(delivery.envelope.received_at_ms);
+        let conclusion = conclusion(&settlement);
+        let record = async {
+            if let Some(conclusion) = conclusion
+                && let Err(error) = self.claims.conclude(key, holder, conclusion).await
+            {
+                tracing::warn!(%error, key, "cannot record the end of a claim; a repeat may be handled again");
+            }
+        };
+        match self.deliveries.settle(delivery, Arc::clone(route), settlement.clone(), record).await {
+            Ok(()) => self.count(route, &settlement, age_ms),
+            Err(error) => {
+                tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
+                if let Err(error) = self.claims.conclude(key, holder, Conclusion::Released).await {
+                    tracing::warn!(%error, key, "cannot release a claim; it lapses by itself");
+                }
+            }
+        }
+    }
+
+    fn count(&self, route: &str, settlement: &Settlement, age_ms: i64) {
+        let metrics = &self.metrics;
+        let outcome = match settlement {
+            Settlement::Done => {
+                metrics.worker_event_age.observe(age_ms.max(0) as f64 / 1000.0);
+                "done"
+            }
+            Settlement::Superseded => "superseded",
+            Settlement::Retry { .. } => {
+                metrics.worker_retries.with_label_values(&[route]).inc();
+                "retry"
+            }
+            Settlement::Wait { .. } => "wait",
+            Settlement::Dead { reason, .. } => {
+                metrics.worker_dead_letters.with_label_values(&[reason.as_str()]).inc();
+                "dead"
+            }
+        };
+        metrics.worker_deliveries.with_label_values(&[route, outcome]).inc();
+    }
+}
+
+/// What the claim records of a settlement; nothing where the lease was not ours.
+fn conclusion(settlement: &Settlement) -> Option<Conclusion> {
+    match settlement {
+        Settlement::Done => Some(Conclusion::Done),
+        Settlement::Retry { attempt, .. } => Some(Conclusion::Retrying { attempt: *attempt }),
+        Settlement::Dead { .. } => Some(Conclusion::Dead),
+        Settlement::Wait { .. } | Settlement::Superseded => None,
+    }
+}
+
+impl<C: Claims> Lease<'_, C> {
+    /// Renews until it is dropped. A lease that cannot be renewed is no reason to break off a handler that runs.
+    async fn renewed(&self) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(self.length / 3).await;
+            match self.claims.renew(self.key, self.holder, self.length).await {
+                Ok(true) => {}
+                Ok(false) => tracing::warn!(key = self.key, "the lease is another's; the event may be handled twice"),
+                Err(error) => tracing::warn!(%error, key = self.key, "cannot renew the lease"),
+            }
+        }
+    }
+}

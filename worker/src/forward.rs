@@ -1,0 +1,154 @@
+//! Forwarding to an HTTP service: a drop-in for the webhook endpoint that the service already has.
+
+use crate::handler::{BoxFuture, Context, Event, Handler, HandlerError};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
+use std::sync::Arc;
+use std::time::Duration;
+use streamgate_core::envelope::header;
+use streamgate_service::{config::ForwardConfig, http_client::HttpClient};
+
+/// Bytes of an answer that are read, and thrown away, so that the connection can be used again.
+const MAX_ANSWER: usize = 64 << 10;
+/// How long that may take: the verdict is known, and a slow answer is not worth the wait.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Posts each event to one URL.
+#[derive(Clone)]
+pub struct Forward {
+    client: HttpClient,
+    url: Uri,
+    timeout: Duration,
+    headers: Arc<HeaderMap>,
+}
+
+impl std::fmt::Debug for Forward {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Forward").field("host", &self.url.host()).field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+impl Forward {
+    pub fn new(client: HttpClient, config: &ForwardConfig) -> Forward {
+        let mut headers = HeaderMap::new();
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("streamgate/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        for (name, value) in &config.headers {
+            // The configuration has tried each of them already.
+            if let Ok(mut value) = HeaderValue::from_str(value.expose()) {
+                value.set_sensitive(true);
+                headers.insert(name, value);
+            }
+        }
+        Forward { client, url: config.url.clone(), timeout: config.timeout, headers: Arc::new(headers) }
+    }
+
+    fn request(&self, event: &Event) -> Request<Full<Bytes>> {
+        let envelope = event.envelope();
+        let mut request = Request::new(Full::new(envelope.body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.url.clone();
+        let headers = request.headers_mut();
+        headers.clone_from(&self.headers);
+        let attempt = envelope.attempt.to_string();
+        let webhook_attempt = envelope.webhook_attempt.to_string();
+        let own = [
+            (header::WEBHOOK_ID, Some(envelope.id.as_str())),
+            (header::WEBHOOK_ATTEMPT, Some(&webhook_attempt)),
+            (header::API_KEY, Some(&envelope.api_key)),
+            (header::SIGNATURE, Some(&envelope.signature)),
+            (header::KEY, Some(&envelope.key)),
+            (header::ATTEMPT, Some(&attempt)),
+            (header::TYPE, Some(&envelope.event_type)),
+            (header::TRACEPARENT, envelope.traceparent.as_deref()),
+        ];
+        for (name, value) in own {
+            // All of them were bounded to printable ASCII when the event was taken.
+            if let Some(Ok(value)) = value.map(HeaderValue::from_str) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        request
+    }
+}
+
+impl Handler for Forward {
+    fn handle(&self, event: Event, _context: Context) -> BoxFuture<Result<(), HandlerError>> {
+        let answer = self.client.request(self.request(&event));
+        let timeout = self.timeout;
+        Box::pin(async move {
+            match tokio::time::timeout(timeout, answer).await {
+                Ok(Ok(response)) => {
+                    let verdict = verdict(response.status(), response.headers(), jiff::Timestamp::now());
+                    finish(response).await;
+                    verdict
+                }
+                Ok(Err(error)) if error.is_connect() => Err(HandlerError::retry("cannot connect to the service")),
+                Ok(Err(_)) => Err(HandlerError::retry("the service broke the connection")),
+                Err(_) => Err(HandlerError::retry(format!("the service did not answer within {timeout:?}"))),
+            }
+        })
+    }
+}
+
+/// Reads what is left of the answer within bounds. What it says is nobody's business here.
+async fn finish(response: Response<Incoming>) {
+    let rest = Limited::new(response.into_body(), MAX_ANSWER).collect();
+    drop(tokio::time::timeout(ANSWER_PATIENCE, rest).await);
+}
+
+/// What an answer means. Only what says that this very request can never be taken ends the event; the rest is retried, a
+/// missing endpoint and a refused token too: both are mended by a deployment, and the event should meet it.
+fn verdict(status: StatusCode, headers: &HeaderMap, now: jiff::Timestamp) -> Result<(), HandlerError> {
+    let message = format!("the service answered {}", status.as_u16());
+    match status.as_u16() {
+        200..=299 => Ok(()),
+        400 | 405 | 410 | 413 | 415 | 422 => Err(HandlerError::reject(message)),
+        _ => Err(match headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now)) {
+            Some(wait) => HandlerError::retry_after(message, wait),
+            None => HandlerError::retry(message),
+        }),
+    }
+}
+
+/// Retry-After is a number of seconds or an HTTP date.
+fn retry_after(value: &str, now: jiff::Timestamp) -> Option<Duration> {
+    if let Ok(seconds) = value.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(value.trim()).ok()?.timestamp();
+    Some(Duration::from_millis(u64::try_from(date.as_millisecond() - now.as_millisecond()).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_verdicts() {
+        let judge = |status: u16| verdict(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), jiff::Timestamp::UNIX_EPOCH);
+        for status in [200, 201, 204, 299] {
+            assert_eq!(judge(status), Ok(()));
+        }
+        for status in [400, 405, 410, 413, 415, 422] {
+            assert_eq!(judge(status), Err(HandlerError::reject(format!("the service answered {status}"))));
+        }
+        for status in [301, 302, 307, 401, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504] {
+            assert_eq!(judge(status), Err(HandlerError::retry(format!("the service answered {status}"))));
+        }
+    }
+
+    #[test]
+    fn retry_after_in_both_forms() {
+        let now: jiff::Timestamp = "2015-10-21T07:27:50Z".parse().unwrap();
+        assert_eq!(retry_after("120", now), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now), Some(Duration::from_secs(10)));
+        assert_eq!(retry_after("Wed, 21 Oct 2015 07:00:00 GMT", now), Some(Duration::ZERO));
+        assert_eq!(retry_after("soon", now), None);
+        let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("7"))]);
+        let judged = verdict(StatusCode::SERVICE_UNAVAILABLE, &headers, now);
+        assert_eq!(judged, Err(HandlerError::retry_after("the service answered 503", Duration::from_secs(7))));
+    }
+}

@@ -1,0 +1,117 @@
+//! What business logic sees: an event, its context, and how to say that it failed.
+
+use bytes::Bytes;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+use streamgate_core::{envelope::Envelope, peek, retry::Failure};
+
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// An event of Stream's, with the bytes as they were signed.
+#[derive(Clone, Debug)]
+pub struct Event(pub(crate) Envelope);
+
+impl Event {
+    /// The event's `type`, as the body has it; none where the body has none.
+    pub fn event_type(&self) -> Option<String> {
+        raw_type(&self.0)
+    }
+
+    /// X-Webhook-Id: the same over Stream's retries.
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// The idempotency key. Delivery is at least once: whoever must act once remembers this.
+    pub fn key(&self) -> &str {
+        &self.0.key
+    }
+
+    /// The app's name in the configuration.
+    pub fn app(&self) -> &str {
+        &self.0.app
+    }
+
+    /// `channel_type:channel_id`, where the event has one.
+    pub fn cid(&self) -> Option<&str> {
+        self.0.cid.as_deref()
+    }
+
+    /// The signed bytes, uncompressed.
+    pub fn body(&self) -> &Bytes {
+        &self.0.body
+    }
+
+    /// The envelope with everything that came beside the body.
+    pub fn envelope(&self) -> &Envelope {
+        &self.0
+    }
+}
+
+/// The type as the body has it. The envelope's is enough, unless it had to be replaced.
+pub(crate) fn raw_type(envelope: &Envelope) -> Option<String> {
+    if envelope.event_type != streamgate_core::envelope::UNKNOWN_TYPE {
+        return Some(envelope.event_type.clone());
+    }
+    peek::peek(&envelope.body).event_type.map(|found| found.into_owned())
+}
+
+/// What a handler may want to know beside the event.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// How long the handler may take before it counts as failed.
+    pub timeout: Duration,
+}
+
+/// A handler's failure. Its text goes into logs and dead letters: put no message text into it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct HandlerError {
+    message: String,
+    retryable: bool,
+    retry_after: Option<Duration>,
+}
+
+impl HandlerError {
+    /// Another attempt may help.
+    pub fn retry(message: impl Into<String>) -> HandlerError {
+        HandlerError { message: message.into(), retryable: true, retry_after: None }
+    }
+
+    /// Another attempt may help, but not before this long.
+    pub fn retry_after(message: impl Into<String>, wait: Duration) -> HandlerError {
+        HandlerError { message: message.into(), retryable: true, retry_after: Some(wait) }
+    }
+
+    /// No attempt can help: the event goes to the dead letters at once.
+    pub fn reject(message: impl Into<String>) -> HandlerError {
+        HandlerError { message: message.into(), retryable: false, retry_after: None }
+    }
+}
+
+impl From<HandlerError> for Failure {
+    fn from(error: HandlerError) -> Failure {
+        match error {
+            HandlerError { message, retryable: true, retry_after } => Failure::Retry { error: message, retry_after },
+            HandlerError { message, retryable: false, .. } => Failure::Reject { error: message },
+        }
+    }
+}
+
+/// Business logic for events. Closures `|event, context| async { … }` are handlers.
+pub trait Handler: Send + Sync + 'static {
+    fn handle(&self, event: Event, context: Context) -> BoxFuture<Result<(), HandlerError>>;
+}
+
+impl<F, R> Handler for F
+where
+    F: Fn(Event, Context) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<(), HandlerError>> + Send + 'static,
+{
+    fn handle(&self, event: Event, context: Context) -> BoxFuture<Result<(), HandlerError>> {
+        Box::pin(self(event, context))
+    }
+}

@@ -1,0 +1,47 @@
+//! Which handler gets an event: the first route whose globs match its type.
+
+use crate::handler::{Handler, raw_type};
+use std::sync::Arc;
+use streamgate_core::{envelope::Envelope, pattern::Pattern};
+
+/// A handler and the events that it is for.
+#[derive(Clone)]
+pub struct Route {
+    pub name: Arc<str>,
+    pub events: Vec<Pattern>,
+    /// Empty: every app.
+    pub apps: Vec<String>,
+    pub handler: Arc<dyn Handler>,
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Route").field("name", &self.name).field("events", &self.events).finish_non_exhaustive()
+    }
+}
+
+impl Route {
+    fn takes(&self, app: &str, event_type: &str) -> bool {
+        (self.apps.is_empty() || self.apps.iter().any(|name| name == app))
+            && self.events.iter().any(|pattern| pattern.matches(event_type))
+    }
+}
+
+/// All routes, in the order in which they are tried.
+#[derive(Clone, Debug, Default)]
+pub struct Router(Vec<Route>);
+
+impl Router {
+    pub fn new(routes: Vec<Route>) -> Router {
+        Router(routes)
+    }
+
+    /// A retried or replayed event goes back to the route that it failed on, as long as there is one of that name.
+    pub fn pick(&self, envelope: &Envelope) -> Option<&Route> {
+        let named = envelope.route.as_deref().and_then(|name| self.0.iter().find(|route| *route.name == *name));
+        named.or_else(|| {
+            let event_type = raw_type(envelope).unwrap_or_default();
+            self.0.iter().find(|route| route.takes(&envelope.app, &event_type))
+        })
+    }
+}

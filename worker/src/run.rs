@@ -1,0 +1,85 @@
+//! The worker's loop: bounded concurrency, and a drain that settles what is in hand.
+
+use crate::delivery::{Desk, Policy};
+use crate::router::Router;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use streamgate_core::ports::{Claims, Deliveries};
+use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+/// Between tries to get a delivery while the store fails.
+const STORE_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Consumes deliveries until it is told to drain.
+#[derive(Debug)]
+pub struct Worker<D, C> {
+    desk: Arc<Desk<D, C>>,
+    next_holder: AtomicU64,
+}
+
+impl<D: Deliveries, C: Claims> Worker<D, C> {
+    /// `holder_seed`: random, so that holders of claims differ between workers.
+    pub fn new(
+        deliveries: Arc<D>,
+        claims: Arc<C>,
+        router: Router,
+        policy: Policy,
+        metrics: Arc<Metrics>,
+        holder_seed: u64,
+    ) -> Worker<D, C> {
+        let desk = Desk { deliveries, claims, router, policy, metrics };
+        Worker { desk: Arc::new(desk), next_holder: AtomicU64::new(holder_seed) }
+    }
+
+    /// Runs until the drain, and until what was in hand is settled or the drain's time is over.
+    pub async fn run(&self, shutdown: Shutdown) {
+        let running = Arc::new(Semaphore::new(self.desk.policy.concurrency));
+        let tasks = TaskTracker::new();
+        while let Some((permit, delivery)) = self.take(&running, &shutdown).await {
+            let desk = Arc::clone(&self.desk);
+            let holder = self.next_holder.fetch_add(1, Ordering::Relaxed);
+            let abort = shutdown.abort.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = desk.work(delivery, holder) => {}
+                    // Unsettled: the event is delivered again.
+                    () = abort.cancelled() => {}
+                }
+                drop(permit);
+            });
+        }
+        tasks.close();
+        let in_hand = tasks.len();
+        if tokio::time::timeout(self.desk.policy.drain_timeout, tasks.wait()).await.is_err() {
+            tracing::warn!(in_hand, left = tasks.len(), "drain timeout: what is left is delivered again after the next start");
+        }
+    }
+
+    /// The next delivery and the permit to run it; none when the drain began.
+    async fn take(
+        &self,
+        running: &Arc<Semaphore>,
+        shutdown: &Shutdown,
+    ) -> Option<(tokio::sync::OwnedSemaphorePermit, streamgate_core::ports::Delivery<D::Handle>)> {
+        let take = async {
+            let permit = Arc::clone(running).acquire_owned().await.ok()?;
+            loop {
+                match self.desk.deliveries.next().await {
+                    Ok(delivery) => return Some((permit, delivery)),
+                    Err(error) => {
+                        tracing::error!(%error, "cannot get events from the store");
+                        tokio::time::sleep(STORE_BACKOFF).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.drain.cancelled() => None,
+            taken = take => taken,
+        }
+    }
+}
