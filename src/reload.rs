@@ -86,8 +86,7 @@ impl<E: Enqueue, S: Seen> Reload<E, S> {
         files
             .map(|file| {
                 let stamp = file.metadata().ok();
-                let stamp =
-                    stamp.map(|data| (data.dev(), data.ino(), data.size(), data.ctime(), data.ctime_nsec()));
+                let stamp = stamp.map(|data| (data.dev(), data.ino(), data.size(), data.ctime(), data.ctime_nsec()));
                 (file, stamp)
             })
             .collect()

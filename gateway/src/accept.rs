@@ -12,6 +12,8 @@ use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_service::{config::GatewayConfig, shutdown::Shutdown};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::future::FutureExt as _;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// After an `accept` that failed for want of descriptors or memory: others must give something back first.
@@ -38,6 +40,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
     pub async fn run(&self, listener: TcpListener, shutdown: Shutdown) {
         let connections = Connections::new(self.config.max_connections, Arc::clone(&self.intake.metrics));
         let tasks = TaskTracker::new();
+        let cut = CancellationToken::new();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -50,7 +53,9 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
                         place = connections.place(&activity) => place,
                         () = shutdown.abort.cancelled() => return,
                     };
-                    tasks.spawn(self.connection(stream, activity, place, &shutdown));
+                    tasks.spawn(
+                        self.connection(stream, activity, place, &shutdown).with_cancellation_token_owned(cut.clone()),
+                    );
                 }
                 Err(error) => {
                     refused(&error, &connections);
@@ -63,7 +68,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
             let activity = Activity::new();
             let place = connections.place(&activity).now_or_never();
             let Some(place) = place else { break };
-            tasks.spawn(self.connection(stream, activity, place, &shutdown));
+            tasks.spawn(self.connection(stream, activity, place, &shutdown).with_cancellation_token_owned(cut.clone()));
         }
         drop(listener);
         tasks.close();
@@ -75,7 +80,10 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
             () = shutdown.abort.cancelled() => {}
         }
         self.intake.give_up();
-        drop(tokio::time::timeout(LAST_ANSWERS, tasks.wait()).await);
+        if tokio::time::timeout(LAST_ANSWERS, tasks.wait()).await.is_err() {
+            cut.cancel();
+            tasks.wait().await;
+        }
     }
 
     fn connection(

@@ -53,7 +53,10 @@ impl Activity {
     }
 
     pub(crate) fn bytes_arrived(&self) {
-        if self.heads.load(Ordering::Relaxed) && self.busy.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == IDLE {
+        if self.heads.load(Ordering::Relaxed)
+            && self.busy.load(Ordering::Relaxed) == 0
+            && self.head_since.load(Ordering::Relaxed) == IDLE
+        {
             self.head_since.store(self.now(), Ordering::Relaxed);
         }
     }

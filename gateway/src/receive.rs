@@ -75,7 +75,11 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
     }
 
     /// Answers one request of a connection.
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>, activity: Arc<Activity>) -> Response<Full<Bytes>> {
+    pub(crate) async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        activity: Arc<Activity>,
+    ) -> Response<Full<Bytes>> {
         let (first_byte, in_hand) = activity.begin();
         let flight = Flight::start(&*self);
         let head_read = tokio::time::Instant::now();

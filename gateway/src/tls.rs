@@ -76,8 +76,7 @@ fn read(config: &TlsConfig, metrics: &Metrics) -> Result<CertifiedKey, TlsError>
     let private = PrivateKeyDer::from_pem_file(key);
     let private = private.map_err(|error| TlsError::Unreadable { key: "key", path: key.clone(), error })?;
     let certified = CertifiedKey::from_der(chain, private, &ring::default_provider());
-    let certified =
-        certified.map_err(|error| TlsError::Mismatch { cert: cert.clone(), key: key.clone(), error })?;
+    let certified = certified.map_err(|error| TlsError::Mismatch { cert: cert.clone(), key: key.clone(), error })?;
     metrics.tls_certificate_expiry.set(expiry as f64);
     if expiry <= jiff::Timestamp::now().as_second() {
         tracing::error!(path = %cert.display(), "the TLS certificate has expired: clients will refuse it; renew the file");
@@ -105,10 +104,8 @@ mod tests {
         };
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let good = TlsConfig {
-            cert: write("cert", &made.cert.pem()),
-            key: write("key", &made.signing_key.serialize_pem()),
-        };
+        let good =
+            TlsConfig { cert: write("cert", &made.cert.pem()), key: write("key", &made.signing_key.serialize_pem()) };
         let metrics = Metrics::new();
         let tls = Tls::load(&good, &metrics).unwrap();
         assert!(metrics.tls_certificate_expiry.get() > 0.0);
@@ -124,10 +121,8 @@ mod tests {
             assert!(error.contains(&directory.path().display().to_string()), "{error}");
             assert_eq!(tls.current.0.load_full().cert, served);
         }
-        let next = TlsConfig {
-            cert: write("cert", &other.cert.pem()),
-            key: write("key", &other.signing_key.serialize_pem()),
-        };
+        let next =
+            TlsConfig { cert: write("cert", &other.cert.pem()), key: write("key", &other.signing_key.serialize_pem()) };
         tls.reload(&next, &metrics).unwrap();
         assert_ne!(tls.current.0.load_full().cert, served);
     }

@@ -117,7 +117,11 @@ impl Report {
             lines.push(format!("{status} {outcome} in {:.1} ms, webhook id {id}", latency.as_secs_f64() * 1000.0));
         } else {
             let rate = self.answers.len() as f64 / self.elapsed.as_secs_f64();
-            lines.push(format!("sent       {} in {:.1} s, {rate:.0} a second", self.answers.len(), self.elapsed.as_secs_f64()));
+            lines.push(format!(
+                "sent       {} in {:.1} s, {rate:.0} a second",
+                self.answers.len(),
+                self.elapsed.as_secs_f64()
+            ));
             lines.push(format!("statuses   {}", list(self.statuses())));
             lines.push(format!("outcomes   {}", list(self.outcomes())));
             if let (Some(p50), Some(p90), Some(p99), Some(max)) =
@@ -130,7 +134,8 @@ impl Report {
             lines.push(format!("refused    {count} × {error}"));
         }
         if !self.answers.is_empty() && self.latencies.is_empty() {
-            let target = format!("{}://{}", url.scheme_str().unwrap_or("http"), url.authority().map_or("", |a| a.as_str()));
+            let target =
+                format!("{}://{}", url.scheme_str().unwrap_or("http"), url.authority().map_or("", |a| a.as_str()));
             lines.push(format!("nothing answered at {target}; is `streamgate up` running, and is --url its address?"));
         }
         lines.join("\n")

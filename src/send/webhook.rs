@@ -5,7 +5,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http_body_util::Full;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Uri};
 use std::io::{Read, Write};
 use streamgate_core::{envelope::header, signature::SigningKey};
@@ -71,6 +71,7 @@ impl Webhooks {
         } else {
             body
         };
+        let request = request.header(CONTENT_LENGTH, body.len());
         let request = request.body(Full::new(body)).context("a header cannot carry this --id or API key")?;
         Ok((id, request))
     }

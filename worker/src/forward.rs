@@ -3,7 +3,7 @@
 use crate::handler::{BoxFuture, Context, Event, Handler, HandlerError};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,10 @@ pub struct Forward {
 
 impl std::fmt::Debug for Forward {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Forward").field("host", &self.url.host()).field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("Forward")
+            .field("host", &self.url.host())
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -52,6 +55,8 @@ impl Forward {
         *request.uri_mut() = self.url.clone();
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
+        // For an empty body too, where HTTP libraries leave it out of a POST and servers then stumble.
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(envelope.body.len()));
         let attempt = envelope.attempt.to_string();
         let webhook_attempt = envelope.webhook_attempt.to_string();
         let own = [
@@ -128,7 +133,9 @@ mod tests {
 
     #[test]
     fn a_table_of_verdicts() {
-        let judge = |status: u16| verdict(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), jiff::Timestamp::UNIX_EPOCH);
+        let judge = |status: u16| {
+            verdict(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), jiff::Timestamp::UNIX_EPOCH)
+        };
         for status in [200, 201, 204, 299] {
             assert_eq!(judge(status), Ok(()));
         }

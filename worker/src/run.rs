@@ -38,15 +38,16 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
     pub async fn run(&self, shutdown: Shutdown) {
         let running = Arc::new(Semaphore::new(self.desk.policy.concurrency));
         let tasks = TaskTracker::new();
+        let cut = shutdown.abort.child_token();
         while let Some((permit, delivery)) = self.take(&running, &shutdown).await {
             let desk = Arc::clone(&self.desk);
             let holder = self.next_holder.fetch_add(1, Ordering::Relaxed);
-            let abort = shutdown.abort.clone();
+            let cut = cut.clone();
             tasks.spawn(async move {
                 tokio::select! {
                     () = desk.work(delivery, holder) => {}
                     // Unsettled: the event is delivered again.
-                    () = abort.cancelled() => {}
+                    () = cut.cancelled() => {}
                 }
                 drop(permit);
             });
@@ -54,7 +55,13 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         tasks.close();
         let in_hand = tasks.len();
         if tokio::time::timeout(self.desk.policy.drain_timeout, tasks.wait()).await.is_err() {
-            tracing::warn!(in_hand, left = tasks.len(), "drain timeout: what is left is delivered again after the next start");
+            tracing::warn!(
+                in_hand,
+                left = tasks.len(),
+                "drain timeout: what is left is delivered again after the next start"
+            );
+            cut.cancel();
+            tasks.wait().await;
         }
     }
 

@@ -84,11 +84,10 @@ pub fn conclude(recorded: Option<State>, holder: u64, conclusion: Conclusion) ->
         (Conclusion::Done, _) => Some(State::Done),
         (_, Some(State::Done)) => Some(State::Done),
         (Conclusion::Dead, _) | (_, Some(State::Dead)) => Some(State::Dead),
-        (Conclusion::Retrying { attempt }, Some(State::Retrying { attempt: held } | State::Leased { attempt: held, .. }))
-            if !own && held >= attempt =>
-        {
-            recorded
-        }
+        (
+            Conclusion::Retrying { attempt },
+            Some(State::Retrying { attempt: held } | State::Leased { attempt: held, .. }),
+        ) if !own && held >= attempt => recorded,
         (Conclusion::Retrying { attempt }, _) => Some(State::Retrying { attempt }),
         (Conclusion::Released, _) => {
             if own {
@@ -255,11 +254,11 @@ mod tests {
                     }
                 }
                 Step::Renew(n) => {
-                    if let Some(at) = pick(n, self.running.len()) {
-                        if let Some(state) = renew(self.recorded, self.running[at].holder, self.now_ms, LEASE_MS) {
-                            self.recorded = Some(state);
-                            self.running[at].until_ms = self.now_ms + LEASE_MS;
-                        }
+                    if let Some(at) = pick(n, self.running.len())
+                        && let Some(state) = renew(self.recorded, self.running[at].holder, self.now_ms, LEASE_MS)
+                    {
+                        self.recorded = Some(state);
+                        self.running[at].until_ms = self.now_ms + LEASE_MS;
                     }
                 }
                 Step::Pass(ms) => self.now_ms += ms,

@@ -227,7 +227,11 @@ mod tests {
             assert_eq!(read(&two_members, piece, &body, MIB, MIB), Ok(body.clone()));
             assert_eq!(read(b"", piece, b"", MIB, MIB), Ok(vec![]));
             assert_eq!(read(b"{", piece, b"{", MIB, MIB), Ok(b"{".to_vec()));
-            assert_eq!(read(&zipped, piece, &zipped, MIB, MIB), Err(Reason::WrongSignature), "signed over the gzip bytes");
+            assert_eq!(
+                read(&zipped, piece, &zipped, MIB, MIB),
+                Err(Reason::WrongSignature),
+                "signed over the gzip bytes"
+            );
             assert_eq!(read(&zipped[..zipped.len() - 1], piece, &body, MIB, MIB), Err(Reason::BadGzip), "truncated");
             assert_eq!(read(&zipped[..5], piece, &body, MIB, MIB), Err(Reason::BadGzip), "truncated in its header");
             assert_eq!(read(&flipped, piece, &body, MIB, MIB), Err(Reason::BadGzip), "wrong length field");

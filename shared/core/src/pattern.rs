@@ -9,7 +9,9 @@ pub struct Pattern(String);
 pub enum PatternError {
     #[error("an empty pattern matches no event; write \"*\" for every event")]
     Empty,
-    #[error("{0:?} has no meaning in a pattern: only * and ? are special, so list each alternative as a pattern of its own")]
+    #[error(
+        "{0:?} has no meaning in a pattern: only * and ? are special, so list each alternative as a pattern of its own"
+    )]
     Unsupported(char),
 }
 

@@ -101,12 +101,7 @@ pub trait Claims: Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<Verdict, StoreError>> + Send;
     /// Whether the lease is still the holder's.
-    fn renew(
-        &self,
-        key: &str,
-        holder: u64,
-        lease: Duration,
-    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    fn renew(&self, key: &str, holder: u64, lease: Duration) -> impl Future<Output = Result<bool, StoreError>> + Send;
     fn conclude(
         &self,
         key: &str,

@@ -108,7 +108,8 @@ pub(super) fn cross_check(apps: &[AppConfig], report: &Report) {
     let (mut names, mut keys) = (HashSet::new(), HashSet::new());
     for (place, app) in apps.iter().enumerate() {
         if !names.insert(&app.name) {
-            report.problem(format!("apps[{}].name", place + 1), format!("{:?} is the name of an earlier app", app.name));
+            report
+                .problem(format!("apps[{}].name", place + 1), format!("{:?} is the name of an earlier app", app.name));
         }
         for (key_place, key) in app.keys.iter().enumerate() {
             if !keys.insert(&key.api_key) {

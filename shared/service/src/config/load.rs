@@ -46,7 +46,8 @@ impl Environment {
         let value = if let Some(name) = reference.strip_prefix("env:") {
             self.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?.to_owned()
         } else if let Some(path) = reference.strip_prefix("file:") {
-            let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read the file {path}: {error}"))?;
+            let text =
+                std::fs::read_to_string(path).map_err(|error| format!("cannot read the file {path}: {error}"))?;
             text.trim_end_matches(['\r', '\n']).to_owned()
         } else {
             reference.to_owned()
@@ -128,7 +129,9 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
             Ok(()) => {
                 from_env.insert(key, name.clone());
             }
-            Err(what) => misplaced.push(Problem { key, what: format!("{what} (set by the environment variable {name})") }),
+            Err(what) => {
+                misplaced.push(Problem { key, what: format!("{what} (set by the environment variable {name})") })
+            }
         }
     }
     let report = Report::new(from_env);
@@ -148,7 +151,9 @@ fn overlay(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
     let mut at = table;
     for part in parents.split('.').filter(|part| !part.is_empty()) {
         let next = at.entry(part.to_owned()).or_insert_with(|| Value::Table(Table::new()));
-        at = next.as_table_mut().ok_or_else(|| format!("{part} is no table, so the environment cannot reach into it"))?;
+        at = next
+            .as_table_mut()
+            .ok_or_else(|| format!("{part} is no table, so the environment cannot reach into it"))?;
     }
     if at.get(leaf).is_some_and(|old| old.is_table() || old.is_array()) {
         return Err("only single values can be set by the environment, not tables and lists".to_owned());
@@ -198,10 +203,13 @@ mod tests {
         assert_eq!(config.worker.concurrency, 7);
         assert_eq!(config.store.data_dir, PathBuf::from("123"));
         assert_eq!(keys("", [("STREAMGATE__GATEWAY__LISTN", "x")]), ["gateway.listn"]);
-        assert_eq!(keys("[[apps]]\nname = 'a'\nkeys = [{ api_key = 'k', secrets = ['s'] }]", [(
-            "STREAMGATE__APPS__NAME",
-            "x"
-        )]), ["apps.name"]);
+        assert_eq!(
+            keys(
+                "[[apps]]\nname = 'a'\nkeys = [{ api_key = 'k', secrets = ['s'] }]",
+                [("STREAMGATE__APPS__NAME", "x")]
+            ),
+            ["apps.name"]
+        );
     }
 
     #[test]

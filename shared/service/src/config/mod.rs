@@ -110,13 +110,17 @@ impl Config {
             report.problem("gateway.max_body", "is over gateway.memory_budget, so no such body could ever be admitted");
         }
         if gateway.body_timeout >= gateway.answer_deadline {
-            report.problem("gateway.body_timeout", "must be under gateway.answer_deadline, or no time is left to store");
+            report
+                .problem("gateway.body_timeout", "must be under gateway.answer_deadline, or no time is left to store");
         }
         if gateway.answer_deadline >= STREAM_PUSH_TIMEOUT {
             report.problem("gateway.answer_deadline", "must be under 6s: Stream hangs up then");
         }
         if gateway.listen == gateway.ops_listen && gateway.listen.port() != 0 {
-            report.problem("gateway.ops_listen", "must differ from gateway.listen: metrics never stand on the public port");
+            report.problem(
+                "gateway.ops_listen",
+                "must differ from gateway.listen: metrics never stand on the public port",
+            );
         }
         apps::cross_check(&self.apps, report);
         worker::cross_check(&self.worker, &self.apps, report);
@@ -189,13 +193,13 @@ impl DedupConfig {
 
 fn address(section: &mut Section<'_>, key: &'static str, default: ([u8; 4], u16)) -> SocketAddr {
     let parse = |text: &str| {
-        text.parse().map_err(|_| format!("{text:?} is no address to listen on; write it like 127.0.0.1:8080 or [::]:8080"))
+        text.parse()
+            .map_err(|_| format!("{text:?} is no address to listen on; write it like 127.0.0.1:8080 or [::]:8080"))
     };
     section.parsed(key, parse).unwrap_or_else(|| default.into())
 }
 
 /// `[a-z0-9_-]{1,64}`: safe in labels, routing keys and idempotency keys.
 fn is_name(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 }

@@ -79,7 +79,8 @@ pub struct ForwardConfig {
 
 impl WorkerConfig {
     pub(super) fn read(mut section: Section<'_>, environment: &Environment) -> WorkerConfig {
-        let retry = section.texts("retry").map(|steps| steps.iter().map(|step| super::reader::duration(step)).collect());
+        let retry =
+            section.texts("retry").map(|steps| steps.iter().map(|step| super::reader::duration(step)).collect());
         let retry = match retry.transpose() {
             Ok(steps) => steps.unwrap_or_else(default_ladder),
             Err(what) => {
@@ -131,7 +132,10 @@ impl RouteConfig {
         let apps = section.texts("apps").unwrap_or_default();
         let forward = section.section("forward");
         if forward.is_none() {
-            section.problem("forward", "is missing: say where to, forward = { url = \"http://127.0.0.1:3000/webhooks/stream\" }");
+            section.problem(
+                "forward",
+                "is missing: say where to, forward = { url = \"http://127.0.0.1:3000/webhooks/stream\" }",
+            );
         }
         section.finish();
         Some(RouteConfig { name, events, apps, forward: ForwardConfig::read(forward?, environment)? })
@@ -176,7 +180,8 @@ fn forward_header(name: &str, text: &str, environment: &Environment) -> Result<(
 }
 
 fn forward_url(text: &str) -> Result<Uri, String> {
-    let url: Uri = text.parse().map_err(|_| "is no URL; write it like http://127.0.0.1:3000/webhooks/stream".to_owned())?;
+    let url: Uri =
+        text.parse().map_err(|_| "is no URL; write it like http://127.0.0.1:3000/webhooks/stream".to_owned())?;
     let scheme = url.scheme_str();
     if !matches!(scheme, Some("http" | "https")) || url.host().is_none_or(str::is_empty) {
         return Err("takes an http:// or https:// URL with a host".to_owned());

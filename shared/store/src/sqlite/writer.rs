@@ -310,14 +310,22 @@ fn settle(connection: &Connection, change: &Change, now: i64) -> rusqlite::Resul
         }
         Settlement::Wait { delay } => {
             let due = now.saturating_add(millis(*delay));
-            connection.prepare_cached("UPDATE events SET due_at = ?2 WHERE seq = ?1")?.execute(params![change.seq, due])?;
+            connection
+                .prepare_cached("UPDATE events SET due_at = ?2 WHERE seq = ?1")?
+                .execute(params![change.seq, due])?;
         }
         Settlement::Dead { reason, error } => {
             let sql = "INSERT INTO dead
                            (reason, error, died_at, route, attempt, app, kind, webhook_id, type, headers, body)
                        SELECT ?2, ?3, ?4, ?5, attempt, app, kind, webhook_id, type, headers, body
                        FROM events WHERE seq = ?1";
-            connection.prepare_cached(sql)?.execute(params![change.seq, reason.as_str(), error, now, &*change.route])?;
+            connection.prepare_cached(sql)?.execute(params![
+                change.seq,
+                reason.as_str(),
+                error,
+                now,
+                &*change.route
+            ])?;
             delete(change.seq)?;
         }
     }

@@ -1,0 +1,104 @@
+//! The ledger: every event that was answered 2xx must be handled, with an identical body.
+
+use super::receiver::Receiver;
+use super::wire::{self, Webhook};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// Tries of one event after network errors and 5xx, as Stream makes them.
+const ATTEMPTS: u32 = 3;
+
+/// What was promised.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    accepted: Mutex<HashMap<String, Bytes>>,
+    pub sent: AtomicU64,
+    pub refused: AtomicU64,
+}
+
+impl Ledger {
+    pub fn accept(&self, webhook: &Webhook) {
+        self.accepted.lock().unwrap().insert(webhook.id().to_owned(), webhook.body.clone());
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.accepted.lock().unwrap().len()
+    }
+
+    /// How many of the accepted events have not been handled.
+    pub fn missing(&self, receiver: &Receiver) -> usize {
+        let handled = receiver.ids();
+        self.accepted.lock().unwrap().keys().filter(|id| !handled.contains(*id)).count()
+    }
+
+    /// Waits until every accepted event is handled, then holds each body against what was sent. Returns how many deliveries
+    /// were repeats.
+    pub async fn prove(&self, receiver: &Receiver) -> usize {
+        super::eventually("every accepted event is handled", || async { self.missing(receiver) == 0 }).await;
+        let received = receiver.received();
+        let accepted = self.accepted.lock().unwrap();
+        for one in &received {
+            if let Some(body) = accepted.get(one.header("x-webhook-id")) {
+                assert_eq!(body, &one.body, "the body of {} changed", one.header("x-webhook-id"));
+            }
+        }
+        received.len() - receiver.ids().len()
+    }
+}
+
+/// Signed events from several senders until it is stopped.
+#[derive(Debug)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    senders: JoinSet<()>,
+    pub ledger: Arc<Ledger>,
+}
+
+impl Load {
+    pub fn start(to: SocketAddr, senders: usize) -> Load {
+        let (stop, ledger) = (Arc::new(AtomicBool::new(false)), Arc::new(Ledger::default()));
+        let mut tasks = JoinSet::new();
+        for sender in 0..senders {
+            let (stop, ledger) = (Arc::clone(&stop), Arc::clone(&ledger));
+            tasks.spawn(async move {
+                let mut number = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    number += 1;
+                    let text = "x".repeat(usize::try_from(number % 3000).unwrap());
+                    let body =
+                        format!(r#"{{"type":"message.new","sender":{sender},"number":{number},"text":"{text}"}}"#);
+                    let webhook = Webhook::push(&format!("load-{sender}-{number}"), body);
+                    deliver(to, &webhook, &ledger).await;
+                }
+            });
+        }
+        Load { stop, senders: tasks, ledger }
+    }
+
+    pub async fn stop(mut self) -> Arc<Ledger> {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.senders.join_next().await {
+            ended.unwrap();
+        }
+        self.ledger
+    }
+}
+
+async fn deliver(to: SocketAddr, webhook: &Webhook, ledger: &Ledger) {
+    ledger.sent.fetch_add(1, Ordering::Relaxed);
+    for attempt in 1..=ATTEMPTS {
+        let webhook = webhook.clone().set("x-webhook-attempt", &attempt.to_string());
+        match tokio::time::timeout(Duration::from_secs(6), wire::send(to, &webhook)).await {
+            Ok(Ok(answer)) if answer.status.is_success() => return ledger.accept(&webhook),
+            Ok(Ok(answer)) => assert!(answer.status.is_server_error(), "refused for good: {answer:?}"),
+            // Nobody listens while the process restarts: wait as Stream would, rather than spin.
+            Ok(Err(_)) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+    ledger.refused.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,27 @@
+//! Real processes, real sockets, real files for the tests, and the ledger that proves that nothing was lost.
+
+pub mod ledger;
+pub mod process;
+pub mod receiver;
+pub mod stack;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+/// Longer than any condition takes on a slow machine: reaching it is a failure, not a measurement.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for a condition, and fails with what was waited for.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let started = Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < PATIENCE, "still not after {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An unused number, for ids and bodies that differ.
+pub fn unique() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}

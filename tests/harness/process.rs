@@ -1,0 +1,181 @@
+//! The real binary as a child process, to be asked, stopped and killed.
+
+use super::wire::{API_KEY, SECRET};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// Where a server keeps its files. Outlives the processes.
+#[derive(Clone, Debug)]
+pub struct Site {
+    directory: Arc<TempDir>,
+}
+
+impl Site {
+    pub fn new() -> Site {
+        Site { directory: Arc::new(tempfile::tempdir().unwrap()) }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.path("data")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.path("streamgate.toml")
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Writes the config file.
+    pub fn configure(&self, setup: &Setup) {
+        self.write("streamgate.toml", setup.toml(&self.data_dir()));
+    }
+
+    /// A command of the binary on this site's configuration, in an environment without surprises.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = bare_command(args);
+        command.current_dir(self.directory.path()).env("STREAMGATE_CONFIG", self.config());
+        command
+    }
+
+    pub async fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().await.unwrap()
+    }
+
+    pub async fn start(&self) -> Server {
+        Server::of(self.command(&["up"]), self).await
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+}
+
+/// The binary with these arguments and an environment that is only ours.
+pub fn bare_command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_streamgate"));
+    command.args(args).env_clear().kill_on_drop(true).stdin(Stdio::null());
+    command
+}
+
+/// What of the configuration a test sets; each part is the inside of its table.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub listen: SocketAddr,
+    pub gateway: String,
+    pub store: String,
+    pub worker: String,
+    /// Further tables.
+    pub rest: String,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        Setup { listen, gateway: String::new(), store: String::new(), worker: String::new(), rest: String::new() }
+    }
+}
+
+impl Setup {
+    pub fn toml(&self, data_dir: &Path) -> String {
+        format!(
+            "[[apps]]\nname = \"chat\"\nkeys = [{{ api_key = \"{API_KEY}\", secrets = [\"{SECRET}\"] }}]\n\
+             [gateway]\nlisten = \"{}\"\nops_listen = \"127.0.0.1:0\"\n{}\n\
+             [store]\ndata_dir = \"{}\"\n{}\n[worker]\n{}\n{}\n",
+            self.listen,
+            self.gateway,
+            data_dir.display(),
+            self.store,
+            self.worker,
+            self.rest
+        )
+    }
+}
+
+/// A running `streamgate up`.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    /// Kept open: the process must never meet a closed stdout.
+    stdout: BufReader<ChildStdout>,
+    pub greeting: String,
+    pub public: SocketAddr,
+    pub ops: SocketAddr,
+}
+
+impl Server {
+    /// Starts the command and waits for its greeting. Its log is appended to the site's.
+    pub async fn of(mut command: Command, site: &Site) -> Server {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(site.path("log")).unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut greeting = String::new();
+        while !greeting.contains(" send ") {
+            let read = stdout.read_line(&mut greeting).await.unwrap();
+            assert!(read > 0, "no greeting but {greeting:?}; log:\n{}", site.log());
+        }
+        let address = |label: &str| {
+            let line = greeting.lines().find(|line| line.trim_start().starts_with(label)).unwrap();
+            line.split("://").nth(1).unwrap().split('/').next().unwrap().parse().unwrap()
+        };
+        Server { child, stdout, public: address("webhooks"), ops: address("metrics"), greeting }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = std::process::Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(sent.unwrap().success());
+    }
+
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    pub async fn wait(mut self) -> ExitStatus {
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).await.unwrap();
+        self.child.wait().await.unwrap()
+    }
+
+    pub async fn terminate(self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait().await
+    }
+
+    /// Body and status of an ops endpoint.
+    pub async fn ops(&self, path: &str) -> (u16, String) {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let told = super::wire::read_to_end(super::wire::raw(self.ops, request.as_bytes()).await).await;
+        let status = told.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, told.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    /// The value of a metric, with its labels as Prometheus writes them; 0 where it does not stand yet.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.ops("/metrics").await;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Bytes in memory, by the kernel.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+}

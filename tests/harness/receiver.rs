@@ -1,0 +1,102 @@
+//! A service that events are forwarded to: records what comes, answers as it is told.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, body::Incoming, header::HeaderMap};
+use hyper_util::rt::TokioIo;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// The client's side of the connection: tells connections apart.
+    pub from: SocketAddr,
+}
+
+impl Received {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+type Reply = dyn Fn(&Received) -> Response<Full<Bytes>> + Send + Sync;
+
+/// Serves until it is dropped.
+#[derive(Debug)]
+pub struct Receiver {
+    pub address: SocketAddr,
+    received: Arc<Mutex<Vec<Received>>>,
+    _server: AbortOnDropHandle<()>,
+}
+
+impl Receiver {
+    pub async fn start(reply: impl Fn(&Received) -> Response<Full<Bytes>> + Send + Sync + 'static) -> Receiver {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let (reply, log): (Arc<Reply>, _) = (Arc::new(reply), Arc::clone(&received));
+        let server = tokio::spawn(async move {
+            loop {
+                let (stream, from) = listener.accept().await.unwrap();
+                let (reply, log) = (Arc::clone(&reply), Arc::clone(&log));
+                let service = service_fn(move |request| answer(request, from, Arc::clone(&reply), Arc::clone(&log)));
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Receiver { address, received, _server: AbortOnDropHandle::new(server) }
+    }
+
+    /// Answers 200 to everything.
+    pub async fn willing() -> Receiver {
+        Receiver::start(|_| Response::default()).await
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/hook", self.address)
+    }
+
+    /// A route that forwards everything here.
+    pub fn route(&self) -> String {
+        format!("[[worker.routes]]\nname = \"app\"\nevents = [\"*\"]\nforward = {{ url = \"{}\" }}", self.url())
+    }
+
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    pub fn ids(&self) -> HashSet<String> {
+        self.received.lock().unwrap().iter().map(|one| one.header("x-webhook-id").to_owned()).collect()
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    from: SocketAddr,
+    reply: Arc<Reply>,
+    log: Arc<Mutex<Vec<Received>>>,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let path = parts.uri.path_and_query().unwrap().to_string();
+    let received = Received { path, headers: parts.headers, body, from };
+    let response = reply(&received);
+    log.lock().unwrap().push(received);
+    Ok(response)
+}
+
+/// An answer of this status and these headers.
+pub fn reply(status: u16, headers: &[(&'static str, &str)]) -> Response<Full<Bytes>> {
+    let mut response = Response::builder().status(status);
+    for (name, value) in headers {
+        response = response.header(*name, *value);
+    }
+    response.body(Full::from("a text of the service's own")).unwrap()
+}

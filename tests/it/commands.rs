@@ -1,0 +1,275 @@
+//! The command line, as a person or a script uses it.
+
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site, bare_command};
+use crate::harness::receiver::{Receiver, reply};
+use crate::harness::wire::{API_KEY, SECRET, Webhook, send};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use tokio::io::AsyncWriteExt;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {output:?}"))
+}
+
+/// `streamgate` without a config file, in a directory of its own.
+async fn bare(site: &Site, args: &[&str]) -> Server {
+    let mut command = bare_command(args);
+    command.current_dir(site.path("."));
+    command.env("STREAMGATE__GATEWAY__LISTEN", "127.0.0.1:0").env("STREAMGATE__GATEWAY__OPS_LISTEN", "127.0.0.1:0");
+    Server::of(command, site).await
+}
+
+fn pasted(server: &Server) -> String {
+    server.greeting.lines().find(|line| line.contains(" send ")).unwrap().trim().to_owned()
+}
+
+async fn shell(command: &str) -> Output {
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", command]).current_dir("/").env_clear().output().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_event_goes_through_without_any_config() {
+    let site = Site::new();
+    let server = bare(&site, &[]).await;
+    let sent = shell(&pasted(&server)).await;
+    assert!(sent.status.success() && text(&sent.stdout).starts_with("200 enqueued in "), "{sent:?}");
+    eventually("it is logged", || async { site.log().contains("\"type\":\"message.new\"") }).await;
+    let secret_file = site.path("streamgate-data/dev-secret");
+    let secret = std::fs::read_to_string(&secret_file).unwrap();
+    assert_eq!(secret_file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(site.path("streamgate-data").metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(!server.greeting.contains(secret.trim()) && !site.log().contains(secret.trim()));
+    assert!(server.terminate().await.success());
+    // The secret is kept, and `up` is what the bare command does.
+    let server = bare(&site, &["up"]).await;
+    assert!(shell(&pasted(&server)).await.status.success());
+    assert_eq!(std::fs::read_to_string(&secret_file).unwrap(), secret);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pasted_command_works_with_a_config_and_tls_and_odd_paths() {
+    let site = Site::new();
+    std::fs::create_dir(site.path("it's a dir")).unwrap();
+    let setup = Setup::default().toml(&site.path("it's a dir/data"));
+    site.write("it's a dir/my config.toml", setup);
+    let config = site.path("it's a dir/my config.toml");
+    let server = Server::of(bare_command(&["--config", config.to_str().unwrap()]), &site).await;
+    let sent = shell(&pasted(&server)).await;
+    assert!(sent.status.success(), "{} {sent:?}", pasted(&server));
+    assert!(server.terminate().await.success());
+    let (server, _) = crate::statuses::secure(&site, Setup::default()).await;
+    let ca = site.path("cert.pem");
+    let sent = shell(&format!("{} --ca {}", pasted(&server).replace("127.0.0.1", "localhost"), ca.display())).await;
+    assert!(sent.status.success(), "{sent:?}");
+    let untrusted = shell(&pasted(&server).replace("127.0.0.1", "localhost")).await;
+    assert_eq!(untrusted.status.code(), Some(1));
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn send_reports_what_came_back() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let url = format!("http://{}", server.public);
+    let many = site.run(&["send", "--url", &url, "--count", "200", "--concurrency", "8", "--gzip", "--json"]).await;
+    let told = json(&many);
+    assert!(many.status.success());
+    assert_eq!(
+        (&told["sent"], &told["statuses"]["200"], &told["outcomes"]["enqueued"]),
+        (&200.into(), &200.into(), &200.into())
+    );
+    assert!(told["latency_ms"]["p99"].as_f64().unwrap() > 0.0);
+    let file = site.write("body.json", "{\"type\":\"from.a.file\"}");
+    let same = ["send", "--url", &url, "--file", file.to_str().unwrap(), "--id", "same", "--attempt", "2", "--json"];
+    assert_eq!(json(&site.run(&same).await)["outcomes"]["enqueued"], 1);
+    assert_eq!(json(&site.run(&same).await)["outcomes"]["duplicate"], 1);
+    let mut piped = site
+        .command(&["send", "--url", &url, "--file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    piped.stdin.take().unwrap().write_all(b"{\"type\":\"from.stdin\"}").await.unwrap();
+    assert!(piped.wait_with_output().await.unwrap().status.success());
+    eventually("they are logged", || async { site.log().contains("from.a.file") && site.log().contains("from.stdin") })
+        .await;
+    let mut wrong = site.command(&["send", "--url", &url]);
+    wrong
+        .env("STREAMGATE_CONFIG", "/dev/null")
+        .env("STREAM_API_KEY", API_KEY)
+        .env("STREAM_API_SECRET", "not the secret");
+    let wrong = wrong.output().await.unwrap();
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong.stdout).contains("401 unauthorized: "), "{wrong:?}");
+    assert!(server.terminate().await.success());
+    let gone = site.run(&["send", "--url", &url]).await;
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(text(&gone.stdout).contains("is `streamgate up` running"), "{gone:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_all_mistakes_in_one_go() {
+    let site = Site::new();
+    site.write(
+        "streamgate.toml",
+        "[gateway]\nlisten = 'here'\nbody_timeout = '9s'\n[worker]\nretries = 3\n[[apps]]\nname = 'a b'\n",
+    );
+    let checked = site.run(&["check"]).await;
+    assert_eq!(checked.status.code(), Some(64));
+    let told = text(&checked.stderr);
+    for key in ["gateway.listen", "gateway.body_timeout", "worker.retries", "apps[1].name", "apps[1].keys"] {
+        assert!(told.contains(&format!("  {key}: ")), "{key} in {told}");
+    }
+    let checked = site.run(&["check", "--json"]).await;
+    assert_eq!((checked.status.code(), json(&checked)["ok"].as_bool()), (Some(64), Some(false)));
+    assert_eq!(json(&checked)["checks"].as_array().unwrap().len(), 5);
+    site.configure(&Setup { rest: "[gateway.tls]\ncert = \"/no/cert\"\nkey = \"/no/key\"".into(), ..Setup::default() });
+    let checked = site.run(&["check"]).await;
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(text(&checked.stdout).contains("FAIL  gateway.tls: cannot read /no/cert"), "{checked:?}");
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let checked = site.run(&["check", "--json"]).await;
+    assert!(
+        checked.status.success() && text(&checked.stdout).contains("in use by a running streamgate"),
+        "{checked:?}"
+    );
+    assert!(server.terminate().await.success());
+    assert!(site.run(&["check"]).await.status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up() {
+    let site = Site::new();
+    let answer = Arc::new(AtomicU16::new(422));
+    let status = Arc::clone(&answer);
+    let service = Receiver::start(move |_| reply(status.load(Ordering::SeqCst), &[])).await;
+    site.configure(&Setup { rest: service.route(), ..Setup::default() });
+    let server = site.start().await;
+    for (id, user) in [("one", "ann"), ("two", "bob"), ("three", "ann")] {
+        let body = format!("{{\"type\":\"message.new\",\"user\":{{\"id\":\"{user}\"}},\"id\":\"{id}\"}}");
+        assert_eq!(send(server.public, &Webhook::push(id, body)).await.unwrap().status, 200);
+        let count = || async {
+            json(&site.run(&["dead", "list", "--json"]).await)
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|letter| letter["id"] == id)
+        };
+        eventually("it is dead", count).await;
+    }
+    let listed = text(&site.run(&["dead", "list"]).await.stdout);
+    assert!(listed.starts_with("  NUMBER") && listed.lines().count() == 4, "{listed}");
+    assert_eq!(json(&site.run(&["dead", "list", "--user", "ann", "--json"]).await).as_array().unwrap().len(), 2);
+    assert_eq!(json(&site.run(&["dead", "list", "--older-than", "1h", "--json"]).await).as_array().unwrap().len(), 0);
+    let shown = site.run(&["dead", "show", "two"]).await;
+    assert!(text(&shown.stdout).contains("rejected") && !text(&shown.stdout).contains("bob"), "{shown:?}");
+    assert!(text(&site.run(&["dead", "show", "two", "--body"]).await.stdout).contains("\"id\":\"bob\""));
+    for (args, code) in [
+        (&["dead", "replay"][..], 64),
+        (&["dead", "drop"], 64),
+        (&["dead", "drop", "--all", "--user", "ann"], 64),
+        (&["dead", "replay", "nobody"], 1),
+        (&["dead", "show", "nobody"], 1),
+        (&["dead", "list", "--reason", "fate"], 64),
+    ] {
+        let refused = site.run(args).await;
+        assert_eq!(refused.status.code(), Some(code), "{args:?}: {refused:?}");
+        assert!(!refused.stderr.is_empty());
+    }
+    answer.store(200, Ordering::SeqCst);
+    assert_eq!(json(&site.run(&["dead", "replay", "--user", "ann", "--json"]).await)["replayed"], 2);
+    eventually("they are handled", || async { service.received().len() == 5 }).await;
+    assert_eq!(text(&site.run(&["dead", "drop", "--all"]).await.stdout), "1 dropped\n");
+    assert_eq!(text(&site.run(&["dead", "list"]).await.stdout), "no dead letters\n");
+    assert!(server.terminate().await.success());
+    assert!(site.run(&["dead", "list"]).await.status.success(), "without a running one too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_start_says_what_to_do() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let second = site.run(&["up"]).await;
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text(&second.stderr).contains("another streamgate process uses the data directory"), "{second:?}");
+    let other = Site::new();
+    other.configure(&Setup { listen: server.public, ..Setup::default() });
+    let taken = other.run(&["up"]).await;
+    assert!(text(&taken.stderr).contains("set gateway.listen (or STREAMGATE__GATEWAY__LISTEN)"), "{taken:?}");
+    assert!(server.terminate().await.success());
+    let file = site.write("a-file", "");
+    let no_dir =
+        bare_command(&["--data-dir", file.to_str().unwrap()]).current_dir(site.path(".")).output().await.unwrap();
+    assert!(no_dir.status.code() == Some(1) && text(&no_dir.stderr).contains("a-file"), "{no_dir:?}");
+    let no_store = bare_command(&["dead", "list", "--data-dir", "/nowhere"]).output().await.unwrap();
+    assert!(text(&no_store.stderr).contains("there is no store in /nowhere"), "{no_store:?}");
+    let no_secret = bare_command(&["send", "--data-dir", "/nowhere"]).output().await.unwrap();
+    assert_eq!(no_secret.status.code(), Some(64));
+    assert!(text(&no_secret.stderr).contains("STREAM_API_SECRET"), "{no_secret:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_and_exit_codes() {
+    for (args, code) in [
+        (&["--help"][..], 0),
+        (&["--version"], 0),
+        (&["help", "send"], 0),
+        (&["--no-such-flag"], 64),
+        (&["no-such-command"], 64),
+        (&["send", "--count", "0"], 64),
+        (&["send", "--rate", "-1"], 64),
+        (&["check", "--config", "/no/such/file"], 64),
+    ] {
+        let output = bare_command(args).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
+        assert!(!(output.stdout.is_empty() && output.stderr.is_empty()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_and_no_message_shows_anywhere() {
+    const MESSAGE: &str = "a-very-private-message";
+    const TOKEN: &str = "a-very-private-token";
+    let site = Site::new();
+    let service = Receiver::start(|_| reply(422, &[])).await;
+    let route = format!(
+        "[[worker.routes]]\nevents = [\"message.*\"]\nforward = {{ url = \"{}\", headers = {{ Authorization = \"{TOKEN}\" }} }}",
+        service.url()
+    );
+    site.configure(&Setup { rest: route, ..Setup::default() });
+    let mut command = site.command(&["up"]);
+    command.env("STREAMGATE_LOG", "trace");
+    let server = Server::of(command, &site).await;
+    let body = format!("{{\"type\":\"message.new\",\"cid\":\"messaging:x\",\"text\":\"{MESSAGE}\"}}");
+    let webhook = Webhook::push("private", body);
+    assert_eq!(send(server.public, &webhook).await.unwrap().status, 200);
+    assert_eq!(send(server.public, &webhook.clone().set("x-signature", &"0".repeat(64))).await.unwrap().status, 401);
+    eventually("it is dead", || async { text(&site.run(&["dead", "list"]).await.stdout).contains("rejected") }).await;
+    let metrics = server.ops("/metrics").await.1;
+    assert!(!metrics.contains("messaging:x") && !metrics.contains("\"private\""), "no ids in metrics");
+    let greeting = server.greeting.clone();
+    assert!(server.terminate().await.success());
+    let mut said = vec![greeting, metrics, site.log()];
+    for args in [&["check"][..], &["check", "--json"], &["dead", "list", "--json"], &["dead", "show", "private"]] {
+        let output = site.run(args).await;
+        said.extend([text(&output.stdout), text(&output.stderr)]);
+    }
+    for words in said {
+        for secret in [SECRET, TOKEN, MESSAGE] {
+            let place = words.find(secret).map(|at| &words[at.saturating_sub(200)..at + 20]);
+            assert_eq!(place, None, "{secret} shows");
+        }
+    }
+}

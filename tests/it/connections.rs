@@ -1,0 +1,270 @@
+//! Connections that dawdle, break off, lie or crowd.
+
+use crate::harness::eventually;
+use crate::harness::process::{Setup, Site};
+use crate::harness::wire::{self, Transport, Webhook, read_to_end, send};
+use crate::statuses::secure;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+fn impatient() -> Setup {
+    let gateway = "header_timeout = \"300ms\"\nbody_timeout = \"300ms\"\nkeep_alive = \"300ms\"\nmax_body = \"64KiB\"";
+    Setup { gateway: gateway.into(), ..Setup::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_heads_and_bodies_get_408() {
+    let site = Site::new();
+    site.configure(&impatient());
+    let server = site.start().await;
+    let webhook = Webhook::fresh();
+    let raw = webhook.raw();
+    for (part, code) in [(10, "header_timeout"), (raw.len() - 5, "body_timeout")] {
+        let told = read_to_end(wire::raw(server.public, &raw[..part]).await).await;
+        assert!(told.starts_with("HTTP/1.1 408 ") && told.contains(code), "{told:?}");
+    }
+    // A head that trickles in is judged by its start, not by its last byte.
+    let mut stream = wire::raw(server.public, &raw[..10]).await;
+    let (mut reader, mut writer) = stream.split();
+    let trickle = async {
+        for byte in &raw[10..] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if writer.write_all(&[*byte]).await.is_err() {
+                return;
+            }
+        }
+    };
+    let mut told = String::new();
+    tokio::select! {
+        () = trickle => panic!("a head of {} slow bytes was taken", raw.len()),
+        read = reader.read_to_string(&mut told) => drop(read),
+    }
+    assert!(told.starts_with("HTTP/1.1 408 "), "{told:?}");
+    let timeouts =
+        server.metric("streamgate_gateway_requests_total{app=\"none\",kind=\"none\",outcome=\"header_timeout\"}");
+    assert_eq!(timeouts.await, 2.0);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_are_kept_alive_and_then_closed() {
+    let site = Site::new();
+    site.configure(&Setup { gateway: "header_timeout = \"100ms\"\nkeep_alive = \"1s\"".into(), ..Setup::default() });
+    let server = site.start().await;
+    let mut stream = wire::raw(server.public, &Webhook::fresh().raw()).await;
+    assert_eq!(wire::status(&mut stream).await, 200);
+    // Longer than a head may take: between requests another clock runs.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stream.write_all(&Webhook::fresh().raw()).await.unwrap();
+    assert_eq!(wire::status(&mut stream).await, 200);
+    assert_eq!(read_to_end(stream).await, "", "closed without a word");
+    assert_eq!(read_to_end(TcpStream::connect(server.public).await.unwrap()).await, "", "nothing was ever sent");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_open_handshake_ends() {
+    let site = Site::new();
+    let (server, transports) = secure(&site, impatient()).await;
+    // The first bytes of a ClientHello, and nothing more.
+    let stream = wire::raw(server.public, &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01]).await;
+    assert_eq!(read_to_end(stream).await, "");
+    let plain = read_to_end(wire::raw(server.public, &Webhook::fresh().raw()).await).await;
+    assert!(!plain.contains("200"), "plain HTTP on the TLS port: {plain:?}");
+    for transport in &transports {
+        assert_eq!(transport.send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+    }
+    eventually("no connection is left", || async { server.metric("streamgate_gateway_connections").await == 0.0 })
+        .await;
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_of_one_mebibyte_is_refused() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let mut stream = TcpStream::connect(server.public).await.unwrap();
+    let head = Webhook::fresh().add("x-long", &"a".repeat(1 << 20)).raw();
+    // The refusal may come before all of it is sent.
+    drop(stream.write_all(&head).await);
+    let told = read_to_end(stream).await;
+    assert!(told.is_empty() || told.starts_with("HTTP/1.1 431 "), "{:?}", told.get(..100));
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunked_body_over_the_limit_is_413_and_told() {
+    let site = Site::new();
+    site.configure(&impatient());
+    let server = site.start().await;
+    let webhook = Webhook::push("chunked", vec![b'x'; 300_000]);
+    let mut raw = format!("{}transfer-encoding: chunked\r\n\r\n", webhook.head()).into_bytes();
+    for chunk in webhook.body.chunks(10_000) {
+        raw.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        raw.extend_from_slice(chunk);
+        raw.extend_from_slice(b"\r\n");
+    }
+    raw.extend_from_slice(b"0\r\n\r\n");
+    // All of it is sent before the answer is read, as simple clients do: the answer must be there all the same.
+    let mut stream = wire::raw(server.public, &raw).await;
+    assert_eq!(wire::status(&mut stream).await, 413);
+    let within = Webhook::push("within", "{}");
+    let raw = format!("{}transfer-encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n", within.head());
+    assert_eq!(wire::status(&mut wire::raw(server.public, raw.as_bytes()).await).await, 200);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_beside_chunks_smuggles_nothing() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let webhook = Webhook::push("framed", "{}");
+    let smuggled = String::from_utf8(Webhook::push("smuggled", "[]").raw()).unwrap();
+    let raw = format!(
+        "{}content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n{smuggled}",
+        webhook.head()
+    );
+    let told = read_to_end(wire::raw(server.public, raw.as_bytes()).await).await;
+    assert_eq!(told.matches("HTTP/1.1 ").count(), 1, "one answer, then the connection is closed: {told:?}");
+    assert_eq!(
+        server.metric("streamgate_gateway_requests_total{app=\"chat\",kind=\"push\",outcome=\"enqueued\"}").await,
+        1.0
+    );
+    for framing in ["content-length: 2\r\ncontent-length: 3", "transfer-encoding: gzip", "content-length: -1"] {
+        let raw = format!("{}{framing}\r\n\r\n{{}}", webhook.head());
+        let told = read_to_end(wire::raw(server.public, raw.as_bytes()).await).await;
+        assert!(told.starts_with("HTTP/1.1 400 "), "{framing}: {told:?}");
+    }
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_off_body_is_not_taken() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let raw = Webhook::fresh().raw();
+    let mut stream = wire::raw(server.public, &raw[..raw.len() - 3]).await;
+    stream.shutdown().await.unwrap();
+    let told = read_to_end(stream).await;
+    assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("body_incomplete"), "{told:?}");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_idle_connections_leave_room() {
+    const CROWD: usize = 10_000;
+    raise_open_files(CROWD + 1000);
+    let site = Site::new();
+    site.configure(&Setup { gateway: format!("max_connections = {CROWD}"), ..Setup::default() });
+    let server = site.start().await;
+    let mut crowd = Vec::with_capacity(CROWD);
+    for _ in 0..CROWD {
+        crowd.push(TcpStream::connect(server.public).await.unwrap());
+    }
+    eventually("all are accepted", || async { server.metric("streamgate_gateway_connections").await >= CROWD as f64 })
+        .await;
+    let with_crowd = server.resident_bytes();
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+    assert!(server.metric("streamgate_gateway_connections_evicted_total").await >= 1.0);
+    assert!(with_crowd < 512 << 20, "{with_crowd} bytes for {CROWD} idle connections");
+    // The longest idle one is the first that came, and it alone had to go.
+    let mut first = crowd.swap_remove(0);
+    assert_eq!(first.read(&mut [0; 1]).await.unwrap(), 0);
+    crowd.truncate(10);
+    let mut last = crowd.pop().unwrap();
+    last.write_all(&Webhook::fresh().raw()).await.unwrap();
+    assert_eq!(wire::status(&mut last).await, 200);
+    drop(crowd);
+    assert!(server.terminate().await.success());
+}
+
+fn raise_open_files(needed: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    assert!(limit.maximum.is_none_or(|most| most >= needed as u64), "this test needs `ulimit -Hn` of {needed}");
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_answers_what_was_read_and_ends_idle_connections() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let webhook = Webhook::fresh();
+    let raw = webhook.raw();
+    let mut half = wire::raw(server.public, &raw[..raw.len() - 3]).await;
+    let mut used = wire::raw(server.public, &Webhook::fresh().raw()).await;
+    assert_eq!(wire::status(&mut used).await, 200);
+    let unused = TcpStream::connect(server.public).await.unwrap();
+    eventually("all are open", || async { server.metric("streamgate_gateway_connections").await == 3.0 }).await;
+    eventually("the half is read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
+    server.signal("TERM");
+    eventually("it is not ready any more", || async { server.ops("/readyz").await.0 == 503 }).await;
+    assert_eq!(read_to_end(used).await, "");
+    assert_eq!(read_to_end(unused).await, "");
+    half.write_all(&raw[raw.len() - 3..]).await.unwrap();
+    let told = read_to_end(half).await;
+    assert!(told.starts_with("HTTP/1.1 200 ") && told.to_lowercase().contains("connection: close"), "{told:?}");
+    assert!(server.wait().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_aborts() {
+    let site = Site::new();
+    site.configure(&Setup { gateway: "drain_timeout = \"1h\"".into(), ..Setup::default() });
+    let server = site.start().await;
+    let raw = Webhook::fresh().raw();
+    let half = wire::raw(server.public, &raw[..raw.len() - 3]).await;
+    eventually("the half is read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
+    server.signal("TERM");
+    eventually("it drains", || async { server.ops("/readyz").await.0 == 503 }).await;
+    server.signal("TERM");
+    assert_eq!(server.wait().await.code(), Some(1));
+    drop(half);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelined_requests_are_all_answered() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let close = Webhook::fresh().add("connection", "close");
+    let raw = [Webhook::fresh().raw(), Webhook::fresh().raw(), close.raw()].concat();
+    let told = read_to_end(wire::raw(server.public, &raw).await).await;
+    assert_eq!(told.matches("HTTP/1.1 200 OK").count(), 3, "{told:?}");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_streams_of_one_http2_connection() {
+    let site = Site::new();
+    let (server, transports) = secure(&site, Setup::default()).await;
+    let Transport::Tls { root, .. } = &transports[1] else { panic!() };
+    let stream = TcpStream::connect(server.public).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(wire::tls(stream, root, b"h2").await.unwrap());
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let answers = (0..300).map(|_| {
+        let (mut sender, webhook) = (sender.clone(), Webhook::fresh());
+        async move {
+            let mut request = hyper::Request::post(format!("https://localhost{}", webhook.path));
+            for (name, value) in &webhook.headers {
+                request = request.header(name, value);
+            }
+            let request = request.body(http_body_util::Full::new(webhook.body.clone())).unwrap();
+            sender.send_request(request).await.unwrap().status()
+        }
+    });
+    let statuses = futures_util::future::join_all(answers).await;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    // The drain says GOAWAY: the driver ends without an error.
+    server.signal("TERM");
+    driver.await.unwrap().unwrap();
+    assert!(server.wait().await.success());
+}

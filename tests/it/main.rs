@@ -1,0 +1,18 @@
+//! The integration tests, one binary: a file per behaviour, against real processes, sockets and files.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should say where")]
+#![expect(unreachable_pub, reason = "one binary, whose modules are its own")]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod behaviour;
+mod commands;
+mod connections;
+mod documents;
+mod forwarding;
+mod interop;
+mod ledger;
+mod memory;
+mod reload;
+mod statuses;

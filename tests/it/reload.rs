@@ -1,0 +1,77 @@
+//! Apps and certificates are read again on SIGHUP and when a file changes; a bad file keeps the old.
+
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::wire::{API_KEY, Transport, Webhook, send};
+use crate::statuses::secure;
+use rcgen::generate_simple_self_signed;
+use streamgate_core::signature::SigningKey;
+
+fn signed_with(secret: &str) -> Webhook {
+    let webhook = Webhook::fresh();
+    let signature = SigningKey::new(secret.as_bytes()).sign(&webhook.body).to_hex();
+    webhook.set("x-signature", &signature)
+}
+
+async fn status(server: &Server, secret: &str) -> u16 {
+    send(server.public, &signed_with(secret)).await.unwrap().status.as_u16()
+}
+
+fn config(site: &Site, key: &str) -> String {
+    let setup = Setup::default().toml(&site.data_dir());
+    let (_, rest) = setup.split_once("[gateway]").unwrap();
+    let secret = site.path("secret");
+    format!(
+        "[[apps]]\nname = \"chat\"\nkeys = [{{ api_key = \"{key}\", secrets = [\"file:{}\"] }}]\n[gateway]{rest}",
+        secret.display()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_and_apps_are_read_again() {
+    let site = Site::new();
+    site.write("secret", "first");
+    site.write("streamgate.toml", config(&site, API_KEY));
+    let server = site.start().await;
+    assert_eq!((status(&server, "first").await, status(&server, "second").await), (200, 401));
+    // A secret file that changes is enough.
+    site.write("secret", "second");
+    eventually("the new secret verifies", || async { status(&server, "second").await == 200 }).await;
+    assert_eq!(status(&server, "first").await, 401);
+    // A config that is wrong changes nothing, and says so.
+    site.write("streamgate.toml", config(&site, API_KEY).replace("[store]", "[shop]"));
+    server.signal("HUP");
+    eventually("the mistake is told", || async { site.log().contains("not reloaded") }).await;
+    assert!(site.log().contains("shop: unknown key"), "{}", site.log());
+    assert_eq!(status(&server, "second").await, 200);
+    // A key that is gone is unknown.
+    site.write("streamgate.toml", config(&site, "another"));
+    server.signal("HUP");
+    eventually("the old key is unknown", || async { status(&server, "second").await == 401 }).await;
+    let moved = signed_with("second").set("x-api-key", "another");
+    assert_eq!(send(server.public, &moved).await.unwrap().status, 200);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_read_again() {
+    let site = Site::new();
+    let (server, transports) = secure(&site, Setup::default()).await;
+    let reach = |transport: Transport| {
+        let server = &server;
+        async move { transport.send(server.public, &Webhook::fresh()).await.is_ok_and(|answer| answer.status == 200) }
+    };
+    assert!(reach(transports[0].clone()).await);
+    // A key that does not fit keeps the old certificate.
+    let renewed = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    site.write("key.pem", renewed.signing_key.serialize_pem());
+    eventually("the mismatch is told", || async { site.log().contains("not reloaded") }).await;
+    assert!(reach(transports[0].clone()).await);
+    site.write("cert.pem", renewed.cert.pem());
+    for http2 in [false, true] {
+        let renewed = Transport::Tls { root: renewed.cert.der().clone(), http2 };
+        eventually("the new certificate is served", || reach(renewed.clone())).await;
+    }
+    assert!(!reach(transports[0].clone()).await, "the old one is not");
+    assert!(server.terminate().await.success());
+}

@@ -1,0 +1,150 @@
+//! Every row of the status table, over plain HTTP/1.1, and over TLS with HTTP/1.1 and HTTP/2.
+
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::wire::{Transport, Webhook, gzip};
+use bytes::Bytes;
+use rcgen::generate_simple_self_signed;
+
+const MAX_BODY: usize = 64 << 10;
+
+fn setup() -> Setup {
+    Setup { gateway: format!("max_body = \"{MAX_BODY}B\""), ..Setup::default() }
+}
+
+/// A server with TLS, and the transports that trust it.
+pub async fn secure(site: &Site, setup: Setup) -> (Server, [Transport; 2]) {
+    let made = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let cert = site.write("cert.pem", made.cert.pem());
+    let key = site.write("key.pem", made.signing_key.serialize_pem());
+    let tls = format!("[gateway.tls]\ncert = \"{}\"\nkey = \"{}\"\n{}", cert.display(), key.display(), setup.rest);
+    site.configure(&Setup { rest: tls, ..setup });
+    let root = made.cert.der().clone();
+    let transports = [Transport::Tls { root: root.clone(), http2: false }, Transport::Tls { root, http2: true }];
+    (site.start().await, transports)
+}
+
+/// What is sent, and the status, the code and the outcome that it must get.
+fn table() -> Vec<(&'static str, Webhook, u16, &'static str)> {
+    let good = Webhook::fresh;
+    let wide = |length: usize| Webhook::push("wide", vec![b'x'; length]);
+    let zipped = good().zipped();
+    let signed_zip = Webhook::push("zip", gzip(b"{\"type\":\"message.new\"}")).set("content-encoding", "gzip");
+    let truncated = zipped.clone().on_the_wire(zipped.body.slice(..zipped.body.len() - 4));
+    let bomb = Webhook::push("bomb", Bytes::from(vec![0; MAX_BODY * 1000])).zipped();
+    assert!(bomb.body.len() * 900 < MAX_BODY * 1000);
+    vec![
+        ("a good one", good(), 200, "enqueued"),
+        ("compressed", good().zipped(), 200, "enqueued"),
+        ("compressed, and the header is missing", good().zipped().without("content-encoding"), 200, "enqueued"),
+        ("plain, and the header says gzip", good().set("content-encoding", "gzip"), 200, "enqueued"),
+        ("identity", good().set("content-encoding", "identity"), 200, "enqueued"),
+        ("upper-case signature", upper_case(good()), 200, "enqueued"),
+        ("exactly the limit", wide(MAX_BODY), 200, "enqueued"),
+        ("no key", good().without("x-api-key"), 400, "missing_api_key"),
+        ("two keys", good().add("x-api-key", "other"), 400, "malformed_api_key"),
+        ("an empty key", good().set("x-api-key", ""), 400, "malformed_api_key"),
+        ("no signature", good().without("x-signature"), 400, "missing_signature"),
+        ("two signatures", good().add("x-signature", &"a".repeat(64)), 400, "malformed_signature"),
+        ("a short signature", good().set("x-signature", "abc"), 400, "malformed_signature"),
+        ("no hex", good().set("x-signature", &"g".repeat(64)), 400, "malformed_signature"),
+        ("truncated gzip", truncated, 400, "bad_gzip"),
+        ("an unknown key", good().set("x-api-key", "unknown"), 401, "unauthorized"),
+        ("a wrong signature", good().set("x-signature", &"a".repeat(64)), 401, "unauthorized"),
+        ("another body", good().on_the_wire("{}"), 401, "unauthorized"),
+        ("a signature over the gzip bytes", signed_zip, 401, "unauthorized"),
+        ("an unknown path", Webhook { path: "/webhooks/stream/other".into(), ..good() }, 404, "not_found"),
+        ("the metrics' path", Webhook { path: "/metrics".into(), ..good() }, 404, "not_found"),
+        ("a wrong method", Webhook { method: "PUT", ..good() }, 405, "method_not_allowed"),
+        ("over the limit", wide(MAX_BODY + 1), 413, "too_large"),
+        ("a gzip bomb", bomb, 413, "too_large"),
+        ("brotli", good().set("content-encoding", "br"), 415, "unsupported_encoding"),
+    ]
+}
+
+fn upper_case(webhook: Webhook) -> Webhook {
+    let signature = webhook.headers.iter().find(|(name, _)| name == "x-signature").unwrap().1.to_uppercase();
+    webhook.set("x-signature", &signature)
+}
+
+async fn hold(server: &Server, transport: &Transport) {
+    for (what, webhook, status, word) in table() {
+        let unique = format!("{what} over {transport:?}");
+        let webhook = if webhook.id() == "wide" { webhook.set("x-webhook-id", &unique) } else { webhook };
+        let answer = transport.send(server.public, &webhook).await.unwrap_or_else(|error| panic!("{unique}: {error}"));
+        let told = if status == 200 { answer.outcome().to_owned() } else { answer.code() };
+        assert_eq!((answer.status.as_u16(), told.as_str()), (status, word), "{unique}");
+        assert_eq!(answer.headers.contains_key("allow"), status == 405, "{unique}");
+        assert_eq!(answer.body.is_empty(), status == 200, "{unique}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_status_over_plain_http() {
+    let site = Site::new();
+    site.configure(&setup());
+    let server = site.start().await;
+    hold(&server, &Transport::Http1).await;
+    assert_eq!(server.metric("streamgate_gateway_memory_bytes").await, 0.0, "every body gave its memory back");
+    assert_eq!(server.metric("streamgate_gateway_in_flight").await, 0.0);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_status_over_tls() {
+    let site = Site::new();
+    let (server, transports) = secure(&site, setup()).await;
+    for transport in &transports {
+        hold(&server, transport).await;
+    }
+    assert!(server.metric("streamgate_tls_certificate_expiry_timestamp_seconds").await > 0.0);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_a_limit_is_503_with_retry_after() {
+    let site = Site::new();
+    let body = Bytes::from(vec![b'x'; 9000]);
+    let setup = Setup { gateway: "max_body = \"8KiB\"\nmemory_budget = \"8KiB\"".into(), ..Setup::default() };
+    site.configure(&setup);
+    let server = site.start().await;
+    // One body takes the whole budget and stays; the other finds none left.
+    let first = Webhook::push("first", body.slice(..8000));
+    let mut held = crate::harness::wire::raw(server.public, &first.raw()[..first.raw().len() - 1]).await;
+    crate::harness::eventually("the first body holds its memory", || async {
+        server.metric("streamgate_gateway_memory_bytes").await >= 7999.0
+    })
+    .await;
+    let answer = Transport::Http1.send(server.public, &Webhook::push("second", body.slice(..8000))).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "memory_budget"));
+    assert_eq!(answer.headers["retry-after"], "1");
+    tokio::io::AsyncWriteExt::write_all(&mut held, b"x").await.unwrap();
+    assert_eq!(crate::harness::wire::status(&mut held).await, 200);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_store_is_503_and_repeats_are_still_known() {
+    let site = Site::new();
+    // Nobody handles anything: the queue only grows.
+    let worker = "[[worker.routes]]\nevents = [\"*\"]\nforward = { url = \"http://127.0.0.1:9\" }".to_owned();
+    site.configure(&Setup { store: "spool_max = \"1MiB\"".into(), rest: worker, ..Setup::default() });
+    let server = site.start().await;
+    let wide = |number: u64| Webhook::push(&format!("wide-{number}"), format!("{number}{}", "x".repeat(100_000)));
+    let mut taken = 0;
+    let refused = loop {
+        let answer = Transport::Http1.send(server.public, &wide(taken)).await.unwrap();
+        if answer.status != 200 {
+            break answer;
+        }
+        taken += 1;
+        assert!(taken < 40, "the limit holds");
+    };
+    assert_eq!((refused.status.as_u16(), refused.code().as_str()), (503, "store_full"));
+    assert!(taken > 5);
+    let repeat = Transport::Http1.send(server.public, &wide(0)).await.unwrap();
+    assert_eq!((repeat.status.as_u16(), repeat.outcome()), (200, "duplicate"));
+    let (status, told) = server.ops("/readyz").await;
+    assert!(status == 503 && told.contains("spool_max"), "{told}");
+    assert_eq!(server.ops("/healthz").await.0, 200);
+    assert!(server.terminate().await.success());
+}
