@@ -49,13 +49,16 @@ enum Stop {
     Ended,
     /// A head did not come whole in time.
     HeadTimeout(std::time::Instant),
-    /// Idle for too long, or told to go.
-    Idle,
-    Drain,
+    /// To be ended gracefully: idle for too long, or the drain began.
+    Gracefully,
+    /// To be dropped: its place is given to another, or its farewell is over.
+    Now,
 }
 
 /// A hyper connection, of either version.
 trait Graceful: Future<Output = hyper::Result<()>> {
+    /// How long an idle connection may take for its goodbye.
+    const GOODBYE: Duration;
     fn begin_shutdown(self: Pin<&mut Self>);
 }
 
@@ -115,20 +118,20 @@ where
 /// Drives a connection until it ends by itself or by one of its timeouts.
 async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> Stop {
     let mut timer = pin!(tokio::time::sleep(ends.keep_alive));
-    let mut draining = false;
+    let mut leaving = None;
     loop {
         let stop = tokio::select! {
             biased;
-            stop = poll_fn(|cx| step(connection.as_mut(), timer.as_mut(), activity, ends, draining, cx)) => stop,
-            () = ends.evicted.cancelled() => Stop::Idle,
-            () = ends.drain.cancelled(), if !draining => Stop::Drain,
+            stop = poll_fn(|cx| step(connection.as_mut(), timer.as_mut(), activity, ends, leaving, cx)) => stop,
+            () = ends.evicted.cancelled() => Stop::Now,
+            () = ends.drain.cancelled(), if leaving.is_none() => Stop::Gracefully,
         };
-        if !matches!(stop, Stop::Drain) {
+        if !matches!(stop, Stop::Gracefully) {
             return stop;
         }
-        // Idle connections end at once; on busy ones the answer in hand is the last.
+        // On a busy connection the answer in hand is the last.
         connection.as_mut().begin_shutdown();
-        draining = true;
+        leaving = Some(std::time::Instant::now());
     }
 }
 
@@ -138,19 +141,19 @@ fn step<C: Graceful>(
     mut timer: Pin<&mut Sleep>,
     activity: &Activity,
     ends: &Ends,
-    draining: bool,
+    leaving: Option<std::time::Instant>,
     cx: &mut Context<'_>,
 ) -> Poll<Stop> {
     if connection.poll(cx).is_ready() {
         return Poll::Ready(Stop::Ended);
     }
-    let (stop, deadline) = match activity.phase() {
+    let (stop, deadline) = match (activity.phase(), leaving) {
         // Requests have deadlines of their own.
-        Phase::Busy => return Poll::Pending,
+        (Phase::Busy, _) => return Poll::Pending,
+        (Phase::Head(since), _) => (Stop::HeadTimeout(since), since + ends.header_timeout),
+        (Phase::Idle(since), None) => (Stop::Gracefully, since + ends.keep_alive),
         // What had arrived by now was read just before: nothing is lost by going.
-        Phase::Idle(_) if draining => return Poll::Ready(Stop::Idle),
-        Phase::Idle(since) => (Stop::Idle, since + ends.keep_alive),
-        Phase::Head(since) => (Stop::HeadTimeout(since), since + ends.header_timeout),
+        (Phase::Idle(since), Some(leaving)) => (Stop::Now, since.max(leaving) + C::GOODBYE),
     };
     let deadline = Instant::from_std(deadline);
     if timer.deadline() != deadline {
@@ -168,6 +171,9 @@ where
     B: hyper::body::Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    /// hyper closes it at once, but for one that never carried a request: on that there is nothing to say.
+    const GOODBYE: Duration = Duration::ZERO;
+
     fn begin_shutdown(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
@@ -183,6 +189,9 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     X: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
 {
+    /// GOAWAY, and a ping to learn that the peer has seen it.
+    const GOODBYE: Duration = FAREWELL;
+
     fn begin_shutdown(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
