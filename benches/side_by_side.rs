@@ -190,7 +190,8 @@ fn unique() -> String {
 }
 
 fn body(length: usize) -> Bytes {
-    let event = serde_json::json!({"type": "message.new", "cid": "messaging:bench", "message": {"text": "x".repeat(length)}});
+    let event =
+        serde_json::json!({"type": "message.new", "cid": "messaging:bench", "message": {"text": "x".repeat(length)}});
     let surplus = event.to_string().len() - length;
     event.to_string().replacen(&"x".repeat(surplus), "", 1).into()
 }
@@ -206,6 +207,7 @@ async fn store(waiting: usize, body: &Bytes, length: Duration) -> f64 {
         max_waiting: waiting,
         prefetch: 1,
         in_hand_bytes: 1 << 20,
+        longest_wait: Duration::from_secs(3600),
     };
     let store = Arc::new(Embedded::open(&options).unwrap());
     let (started, signature) = (Instant::now(), SigningKey::new(SECRET.as_bytes()).sign(body).to_hex());

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use streamgate_gateway::Tls;
 use streamgate_service::config::{Config, ConfigError};
 use streamgate_service::metrics::Metrics;
-use streamgate_store::sqlite::{Embedded, OpenError};
+use streamgate_store::sqlite::{self, OpenError};
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -38,12 +38,12 @@ struct Report {
     checks: Vec<Finding>,
 }
 
-pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> {
+pub fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> {
     let (checks, code) = match global.load() {
         Ok(loaded) => {
             let place = loaded.path.map_or_else(|| "defaults, no file".to_owned(), |path| path.display().to_string());
             let mut checks = vec![Finding::new("configuration", Ok(place))];
-            checks.extend(named(&loaded.config).await);
+            checks.extend(named(&loaded.config));
             let ok = checks.iter().all(|check| check.ok);
             (checks, if ok { 0 } else { exit::FAILED })
         }
@@ -64,8 +64,8 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::from(code))
 }
 
-async fn named(config: &Config) -> Vec<Finding> {
-    let mut checks = vec![Finding::new("apps", Ok(apps(config))), Finding::new("store", store(config).await)];
+fn named(config: &Config) -> Vec<Finding> {
+    let mut checks = vec![Finding::new("apps", Ok(apps(config))), Finding::new("store", store(config))];
     if let Some(files) = &config.gateway.tls {
         let loaded = Tls::load(files, &Metrics::new());
         let told = loaded.map(|_| "certificate and key fit".to_owned()).map_err(|error| error.to_string());
@@ -84,18 +84,13 @@ fn apps(config: &Config) -> String {
     if names.is_empty() { "none: `up` makes a development app".to_owned() } else { names.join(", ") }
 }
 
-/// Opens the store as `up` would. One that a running `up` owns is in order by that.
-async fn store(config: &Config) -> Result<String, String> {
+/// Looks without touching: a store that `up` would create or migrate is in order too.
+fn store(config: &Config) -> Result<String, String> {
     let data_dir = config.store.data_dir.display();
-    if !config.store.data_dir.exists() {
-        return Ok(format!("{data_dir} does not exist yet; `up` creates it"));
-    }
-    match Embedded::open(&wiring::store_options(config)) {
-        Ok(store) => {
-            store.close().await;
-            Ok(format!("{data_dir} can be used"))
-        }
-        Err(OpenError::Owned { .. }) => Ok(format!("{data_dir} is in use by a running streamgate")),
+    match sqlite::inspect(&config.store.data_dir) {
+        Ok(()) => Ok(format!("{data_dir} holds a store of this version")),
+        Err(OpenError::Absent { .. }) => Ok(format!("{data_dir} holds no store yet; `up` creates it")),
+        Err(error @ OpenError::Older { .. }) => Ok(error.to_string()),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -81,7 +81,17 @@ impl Global {
     }
 
     pub fn load(&self) -> Result<Loaded, ConfigError> {
-        let mut loaded = config::load(&self.source())?;
+        self.load_from(&self.source())
+    }
+
+    /// For commands that need no secret.
+    pub fn load_without_secrets(&self) -> Result<Loaded, ConfigError> {
+        let source = self.source();
+        self.load_from(&Source { environment: source.environment.without_secrets(), ..source })
+    }
+
+    fn load_from(&self, source: &Source) -> Result<Loaded, ConfigError> {
+        let mut loaded = config::load(source)?;
         if let Some(data_dir) = &self.data_dir {
             loaded.config.store.data_dir.clone_from(data_dir);
         }

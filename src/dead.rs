@@ -158,7 +158,7 @@ impl View<'_> {
             event_type: &envelope.event_type,
             cid: envelope.cid.as_deref(),
             route: envelope.route.as_deref(),
-            reason: letter.reason.as_str(),
+            reason: &letter.reason,
             error: letter.error.as_deref(),
             attempts: envelope.attempt,
             received_at: rfc3339(envelope.received_at_ms),
@@ -170,7 +170,7 @@ impl View<'_> {
 }
 
 pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
-    let loaded = global.load()?;
+    let loaded = global.load_without_secrets()?;
     let letters = LetterBox::open(&loaded.config.store.data_dir)?;
     match args.action {
         Action::List { select, json } => list(&letters, &select.filter(), json).await?,

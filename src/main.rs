@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match command {
             Command::Up => up::command(&cli.global).await,
-            Command::Check(args) => check::command(&cli.global, &args).await,
+            Command::Check(args) => check::command(&cli.global, &args),
             Command::Send(args) => send::command(&cli.global, &args).await,
             Command::Dead(args) => dead::command(&cli.global, args).await,
         }

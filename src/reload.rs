@@ -32,19 +32,20 @@ impl<E: Enqueue, S: Seen> Reload<E, S> {
     /// Runs until it is dropped. `now`: asks for a reload at once.
     pub async fn watch(self, first: Config, now: Arc<Notify>) {
         let mut config = first;
-        let mut stamps = self.stamps(&config);
+        // Nothing is known of the files yet: they may have changed since they were read at the start.
+        let mut stamps = BTreeMap::new();
         let mut ticks = tokio::time::interval(LOOK);
         loop {
             let asked = tokio::select! {
                 () = now.notified() => true,
                 _ = ticks.tick() => false,
             };
+            // Taken before the files are read, never after: a change in between must be seen next time.
             let found = self.stamps(&config);
             if asked || found != stamps {
                 stamps = found;
                 if let Some(loaded) = self.reload(&config) {
                     config = loaded;
-                    stamps = self.stamps(&config);
                 }
             }
         }
@@ -75,7 +76,11 @@ impl<E: Enqueue, S: Seen> Reload<E, S> {
         } else if !old.apps.is_empty() {
             tracing::error!("the configuration names no app any more: the running ones stay");
         }
-        tracing::info!(apps = loaded.apps.len(), "reloaded apps and certificates; other changes need a restart");
+        if loaded.apps == old.apps && loaded.gateway.tls == old.gateway.tls {
+            tracing::debug!("read apps and certificates again");
+        } else {
+            tracing::info!(apps = loaded.apps.len(), "reloaded apps and certificates; other changes need a restart");
+        }
         Some(loaded)
     }
 

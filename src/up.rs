@@ -41,6 +41,11 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     // The reload compares with what the files say, so the development app is not part of it.
     let as_loaded = config.clone();
     if development {
+        if !config.gateway.listen.ip().is_loopback() {
+            tracing::warn!(
+                "no app is configured: only webhooks of the development app will be taken, Stream's will not"
+            );
+        }
         config.apps.push(dev::app(&config.store.data_dir)?);
     }
     limits::raise_open_files(config.gateway.max_connections);
@@ -136,6 +141,11 @@ fn greeting(
     if let Some(path) = path {
         words.extend(["--config".into(), std::path::absolute(path)?.display().to_string()]);
     }
+    let note = match (path, is_dev, scheme) {
+        (_, _, "https") => "\n\n(Put the certificate's host name into --url, and name a private authority by --ca.)",
+        (None, false, _) => "\n\n(There, too, the environment must hold the API key and its secret.)",
+        (Some(_), _, _) | (_, true, _) => "",
+    };
     let command = shlex::try_join(words.iter().map(String::as_str)).context("a path holds a zero byte")?;
     Ok(format!(
         "Streamgate {version} is up.\n\n\
@@ -144,7 +154,7 @@ fn greeting(
          \x20 data      {data}\n\
          \x20 API key   {key}{secret}\n\n\
          Send a signed event from another terminal:\n\n\
-         \x20 {command}\n",
+         \x20 {command}{note}\n",
         version = env!("CARGO_PKG_VERSION"),
         ops = reachable(ops_listener.local_addr()?),
         data = data_dir.display(),

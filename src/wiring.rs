@@ -15,8 +15,9 @@ pub fn store_options(config: &Config) -> sqlite::Options {
         seen_window: config.dedup.window,
         remember: config.worker.claim_window,
         max_waiting: config.gateway.max_in_flight + config.worker.concurrency,
-        prefetch: config.worker.prefetch,
+        prefetch: config.worker.prefetch.max(config.worker.concurrency),
         in_hand_bytes: config.worker.memory_budget,
+        longest_wait: ladder(config).longest(),
     }
 }
 
@@ -38,12 +39,16 @@ pub fn router(config: &Config) -> anyhow::Result<Router> {
     Ok(Router::new(routes.iter().map(forward).collect()))
 }
 
+fn ladder(config: &Config) -> Ladder {
+    Ladder::new(config.worker.retry.clone())
+}
+
 pub fn policy(config: &Config) -> Policy {
     Policy {
         concurrency: config.worker.concurrency,
         handler_timeout: config.worker.handler_timeout,
         drain_timeout: config.gateway.drain_timeout,
-        ladder: Ladder::new(config.worker.retry.clone()),
+        ladder: ladder(config),
         unmatched: config.worker.unmatched,
     }
 }

@@ -6,7 +6,6 @@ use crate::connections::{Connections, Place};
 use crate::receive::Intake;
 use crate::tls::Tls;
 use futures_util::FutureExt;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
@@ -19,6 +18,11 @@ use tokio_util::task::TaskTracker;
 /// After an `accept` that failed for want of descriptors or memory: others must give something back first.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
+/// How long a drain looks for connections that the kernel has made already.
+const BACKLOG: Duration = Duration::from_millis(10);
+/// Errors of `accept` that tell of ourselves, by their numbers in Linux: ENOMEM, ENFILE, EMFILE, ENOBUFS. The others tell of
+/// a peer that has gone again.
+const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
 /// After the drain's time is over: long enough to write the answers that are due then.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
@@ -57,17 +61,21 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
                         self.connection(stream, activity, place, &shutdown).with_cancellation_token_owned(cut.clone()),
                     );
                 }
-                Err(error) => {
-                    refused(&error, &connections);
+                Err(error) if error.raw_os_error().is_some_and(|number| EXHAUSTED.contains(&number)) => {
+                    tracing::error!(%error, "cannot accept a connection; raise the limit of open files");
+                    // The longest idle connection gives a descriptor back.
+                    connections.evict();
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
+                Err(error) => tracing::debug!(%error, "a connection was gone before it was accepted"),
             }
         }
         // Connections that were made before the stop have been promised an answer: the kernel took them for us.
-        while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+        // Unconstrained, or tokio would stop after its usual share of a turn.
+        let backlog = || tokio::task::unconstrained(tokio::time::timeout(BACKLOG, listener.accept()));
+        while let Ok(Ok((stream, _))) = backlog().await {
             let activity = Activity::new();
-            let place = connections.place(&activity).now_or_never();
-            let Some(place) = place else { break };
+            let Some(place) = connections.place(&activity).now_or_never() else { break };
             tasks.spawn(self.connection(stream, activity, place, &shutdown).with_cancellation_token_owned(cut.clone()));
         }
         drop(listener);
@@ -129,10 +137,4 @@ async fn secure<E: Enqueue, S: Seen>(
     } else {
         connection::serve_http1(stream, intake, activity, ends).await;
     }
-}
-
-fn refused(error: &io::Error, connections: &Connections) {
-    tracing::error!(%error, "cannot accept a connection");
-    // Out of descriptors, most likely: the longest idle connection gives one back.
-    connections.evict();
 }

@@ -1,7 +1,9 @@
 //! What a connection is doing, as seen by its timeouts: idle, sending a head, or busy with requests.
 
+use futures_util::task::AtomicWaker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 /// No byte of a next request has come.
@@ -18,6 +20,8 @@ pub(crate) struct Activity {
     head_since: AtomicU64,
     /// Whether bytes between requests are a head.
     heads: AtomicBool,
+    /// The connection's task: an answer of HTTP/2 ends in a task of its own, and then the clock runs again.
+    connection: AtomicWaker,
 }
 
 /// What the timeouts want to know.
@@ -36,6 +40,7 @@ impl Activity {
             idle_since: AtomicU64::new(1),
             head_since: AtomicU64::new(IDLE),
             heads: AtomicBool::new(false),
+            connection: AtomicWaker::new(),
         })
     }
 
@@ -62,22 +67,30 @@ impl Activity {
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        if self.busy.load(Ordering::Relaxed) > 0 {
+        let head_since = self.head_since.load(Ordering::SeqCst);
+        if self.busy.load(Ordering::SeqCst) > 0 {
             return Phase::Busy;
         }
-        match self.head_since.load(Ordering::Relaxed) {
-            IDLE => Phase::Idle(self.instant(self.idle_since.load(Ordering::Relaxed))),
+        match head_since {
+            IDLE => Phase::Idle(self.instant(self.idle_since.load(Ordering::SeqCst))),
             at => Phase::Head(self.instant(at)),
         }
     }
 
+    /// The phase, and a wake-up of this task when requests end elsewhere.
+    pub(crate) fn poll_phase(&self, cx: &Context<'_>) -> Phase {
+        self.connection.register(cx.waker());
+        self.phase()
+    }
+
     /// A request's head is whole. Returns when its first byte came, and what keeps the connection busy.
     pub(crate) fn begin(self: &Arc<Self>) -> (Instant, InHand) {
-        let first_byte = match self.head_since.swap(IDLE, Ordering::Relaxed) {
+        // In this order no moment shows an idle connection.
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        let first_byte = match self.head_since.swap(IDLE, Ordering::SeqCst) {
             IDLE => Instant::now(),
             at => self.instant(at),
         };
-        self.busy.fetch_add(1, Ordering::Relaxed);
         (first_byte, InHand(Arc::clone(self)))
     }
 }
@@ -86,10 +99,21 @@ impl Activity {
 #[derive(Debug)]
 pub(crate) struct InHand(Arc<Activity>);
 
+impl InHand {
+    /// For work that goes on beside the request.
+    pub(crate) fn another(&self) -> InHand {
+        self.0.busy.fetch_add(1, Ordering::SeqCst);
+        InHand(Arc::clone(&self.0))
+    }
+}
+
 impl Drop for InHand {
     fn drop(&mut self) {
-        self.0.idle_since.store(self.0.now(), Ordering::Relaxed);
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.idle_since.store(self.0.now(), Ordering::SeqCst);
+        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+        if !self.0.heads.load(Ordering::Relaxed) {
+            self.0.connection.wake();
+        }
     }
 }
 

@@ -20,11 +20,13 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Heads over this are answered 431. It is also the most that a connection buffers.
-const MAX_HEAD: usize = 64 << 10;
+const MAX_HEAD: usize = 16 << 10;
 /// HTTP/2: streams of one connection, and bytes that it may send ahead of being read.
 const MAX_STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 128 << 10;
+/// Longer than a request is on its way to us, and far shorter than a drain.
+const DRAIN_GRACE: Duration = Duration::from_millis(250);
 /// How long the last words of a connection may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -43,20 +45,34 @@ impl Ends {
     }
 }
 
-/// Why serving stopped.
+/// What the clock, or somebody outside, wants of a connection.
 enum Stop {
-    /// The peer or the protocol ended it.
+    /// The peer or the protocol has ended it.
     Ended,
     /// A head did not come whole in time.
     HeadTimeout(std::time::Instant),
-    /// To be ended gracefully: idle for too long, or the drain began.
-    Gracefully,
-    /// To be dropped: its place is given to another, or its farewell is over.
+    /// To be told that it ends, gracefully.
+    Tell,
+    /// To be dropped: it was told, and is idle.
     Now,
+}
+
+/// How far a connection is on its way out.
+#[derive(Clone, Copy)]
+enum Leaving {
+    No,
+    /// The drain began then. What the peer sent before it could know is still taken.
+    Grace(std::time::Instant),
+    /// Told then; the answers in hand are the last.
+    Told(std::time::Instant),
+    /// Its place is given away: a head that is on its way is not waited for.
+    Evicted(std::time::Instant),
 }
 
 /// A hyper connection, of either version.
 trait Graceful: Future<Output = hyper::Result<()>> {
+    /// How long an idle connection is kept when a drain begins, for what is under way.
+    const GRACE: Duration;
     /// How long an idle connection may take for its goodbye.
     const GOODBYE: Duration;
     fn begin_shutdown(self: Pin<&mut Self>);
@@ -69,7 +85,9 @@ where
     S: Seen,
 {
     let service = service_fn(|request| {
-        let answer = Arc::clone(&intake).answer(request, Arc::clone(&activity));
+        // Here and not within the future: HTTP/2 runs that in a task of its own, later.
+        let (first_byte, in_hand) = activity.begin();
+        let answer = Arc::clone(&intake).answer(request, first_byte, in_hand);
         async { Ok::<_, Infallible>(answer.await) }
     });
     activity.expect_heads();
@@ -101,7 +119,9 @@ where
     S: Seen,
 {
     let service = service_fn(|request| {
-        let answer = Arc::clone(&intake).answer(request, Arc::clone(&activity));
+        // Here and not within the future: HTTP/2 runs that in a task of its own, later.
+        let (first_byte, in_hand) = activity.begin();
+        let answer = Arc::clone(&intake).answer(request, first_byte, in_hand);
         async { Ok::<_, Infallible>(answer.await) }
     });
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
@@ -118,20 +138,23 @@ where
 /// Drives a connection until it ends by itself or by one of its timeouts.
 async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> Stop {
     let mut timer = pin!(tokio::time::sleep(ends.keep_alive));
-    let mut leaving = None;
+    let mut leaving = Leaving::No;
     loop {
-        let stop = tokio::select! {
+        let (stays, evicted) = (matches!(leaving, Leaving::No), matches!(leaving, Leaving::Evicted(_)));
+        let now = std::time::Instant::now;
+        tokio::select! {
             biased;
-            stop = poll_fn(|cx| step(connection.as_mut(), timer.as_mut(), activity, ends, leaving, cx)) => stop,
-            () = ends.evicted.cancelled() => Stop::Now,
-            () = ends.drain.cancelled(), if leaving.is_none() => Stop::Gracefully,
-        };
-        if !matches!(stop, Stop::Gracefully) {
-            return stop;
+            stop = poll_fn(|cx| step(connection.as_mut(), timer.as_mut(), activity, ends, leaving, cx)) => match stop {
+                Stop::Tell => leaving = Leaving::Told(now()),
+                Stop::Ended | Stop::HeadTimeout(_) | Stop::Now => return stop,
+            },
+            () = ends.evicted.cancelled(), if !evicted => leaving = Leaving::Evicted(now()),
+            () = ends.drain.cancelled(), if stays => {
+                leaving = Leaving::Grace(now());
+                continue;
+            }
         }
-        // On a busy connection the answer in hand is the last.
         connection.as_mut().begin_shutdown();
-        leaving = Some(std::time::Instant::now());
     }
 }
 
@@ -141,19 +164,23 @@ fn step<C: Graceful>(
     mut timer: Pin<&mut Sleep>,
     activity: &Activity,
     ends: &Ends,
-    leaving: Option<std::time::Instant>,
+    leaving: Leaving,
     cx: &mut Context<'_>,
 ) -> Poll<Stop> {
     if connection.poll(cx).is_ready() {
         return Poll::Ready(Stop::Ended);
     }
-    let (stop, deadline) = match (activity.phase(), leaving) {
+    let (stop, deadline) = match (activity.poll_phase(cx), leaving) {
+        (Phase::Busy, Leaving::Grace(_)) => return Poll::Ready(Stop::Tell),
         // Requests have deadlines of their own.
-        (Phase::Busy, _) => return Poll::Pending,
-        (Phase::Head(since), _) => (Stop::HeadTimeout(since), since + ends.header_timeout),
-        (Phase::Idle(since), None) => (Stop::Gracefully, since + ends.keep_alive),
-        // What had arrived by now was read just before: nothing is lost by going.
-        (Phase::Idle(since), Some(leaving)) => (Stop::Now, since.max(leaving) + C::GOODBYE),
+        (Phase::Busy, Leaving::No | Leaving::Told(_) | Leaving::Evicted(_)) => return Poll::Pending,
+        (Phase::Head(_), Leaving::Evicted(_)) => return Poll::Ready(Stop::Now),
+        (Phase::Head(since), Leaving::No | Leaving::Grace(_) | Leaving::Told(_)) => {
+            (Stop::HeadTimeout(since), since + ends.header_timeout)
+        }
+        (Phase::Idle(since), Leaving::No) => (Stop::Tell, since + ends.keep_alive),
+        (Phase::Idle(since), Leaving::Grace(began)) => (Stop::Tell, since.max(began) + C::GRACE),
+        (Phase::Idle(since), Leaving::Told(at) | Leaving::Evicted(at)) => (Stop::Now, since.max(at) + C::GOODBYE),
     };
     let deadline = Instant::from_std(deadline);
     if timer.deadline() != deadline {
@@ -171,6 +198,8 @@ where
     B: hyper::body::Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    /// There is no way to say that the next request will not be taken: one that is on its way meets a closed connection.
+    const GRACE: Duration = DRAIN_GRACE;
     /// hyper closes it at once, but for one that never carried a request: on that there is nothing to say.
     const GOODBYE: Duration = Duration::ZERO;
 
@@ -189,6 +218,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     X: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
 {
+    const GRACE: Duration = Duration::ZERO;
     /// GOAWAY, and a ping to learn that the peer has seen it.
     const GOODBYE: Duration = FAREWELL;
 

@@ -31,12 +31,14 @@ pub(crate) fn envelope(beside: &Beside<'_>, body: Bytes, received_at_ms: i64) ->
     let bytes = body.clone();
     let peek = peek(&bytes);
     let event_type = beside.target.event_type.or(peek.event_type.as_deref());
+    // Two callbacks may carry one body under one id; the path tells them apart.
+    let id_of_key = beside.target.event_type.map_or_else(|| id.clone(), |path| format!("{path}/{id}"));
     let attempt = beside.webhook_attempt.and_then(|text| std::str::from_utf8(text).ok()?.trim().parse().ok());
     Envelope {
         app: beside.app.to_owned(),
         kind: beside.target.kind,
         event_type: safe_type(event_type).to_owned(),
-        key: idempotency_key(beside.app, beside.target.kind, &id, &signature),
+        key: idempotency_key(beside.app, beside.target.kind, &id_of_key, &signature),
         id,
         webhook_attempt: attempt.unwrap_or(1),
         api_key: beside.api_key.to_owned(),

@@ -1,6 +1,6 @@
 //! One request: admit it, read its body, make it durable, answer. Every path ends within `answer_deadline`.
 
-use crate::activity::{Activity, InHand};
+use crate::activity::InHand;
 use crate::budget::{HeldBody, MemoryBudget, Share};
 use crate::intake::{self, Beside};
 use crate::response::{self, Outcome};
@@ -8,11 +8,14 @@ use crate::route;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap};
-use hyper::{Request, Response, http::request::Parts};
+use hyper::{Request, Response};
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use streamgate_core::{
     admission::{self, Facts, Limits, Single},
@@ -78,9 +81,9 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
     pub(crate) async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
-        activity: Arc<Activity>,
-    ) -> Response<Full<Bytes>> {
-        let (first_byte, in_hand) = activity.begin();
+        first_byte: Instant,
+        in_hand: InHand,
+    ) -> Response<AnswerBody> {
         let flight = Flight::start(&*self);
         let head_read = tokio::time::Instant::now();
         let (parts, body) = request.into_parts();
@@ -92,7 +95,10 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         let app = admitted.as_ref().map_or(NONE, |admitted| &*admitted.key.app);
         let outcome = match (target, &admitted) {
             (Err(reason), _) | (Ok(_), &Err(reason)) => {
-                self.linger(&parts, body, in_hand);
+                // A client that asked first has not sent anything yet.
+                if !parts.headers.contains_key(EXPECT) {
+                    self.linger(body, &in_hand);
+                }
                 Err(reason)
             }
             (Ok(target), Ok(admitted)) => {
@@ -106,7 +112,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
                     traceparent: first(&parts.headers, header::TRACEPARENT),
                 };
                 let verifier = Verifier::new(&admitted.key.secrets, admitted.signature);
-                let take = self.take(&parts, body, verifier, &beside, in_hand);
+                let take = self.take(body, verifier, &beside, &in_hand);
                 tokio::select! {
                     biased;
                     taken = take => taken,
@@ -116,25 +122,18 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             }
         };
         self.told(app, kind, outcome, first_byte);
-        response::response(outcome)
+        response::response(outcome).map(|bytes| AnswerBody { bytes, _in_hand: in_hand })
     }
 
     /// Reads and stores an admitted request.
-    async fn take(
-        &self,
-        parts: &Parts,
-        mut body: Incoming,
-        verifier: Verifier,
-        beside: &Beside<'_>,
-        in_hand: InHand,
-    ) -> Outcome {
+    async fn take(&self, mut body: Incoming, verifier: Verifier, beside: &Beside<'_>, in_hand: &InHand) -> Outcome {
         let reader = BodyReader::new(verifier, self.limits.max_body, self.budget.share());
         let read = tokio::time::timeout(self.body_timeout, read(&mut body, reader)).await;
         let signed = match read.unwrap_or(Err(Reason::BodyTimeout)) {
             Ok(signed) => signed,
             Err(reason @ (Reason::BodyTimeout | Reason::BodyIncomplete)) => return Err(reason),
             Err(reason) => {
-                self.linger(parts, body, in_hand);
+                self.linger(body, in_hand);
                 return Err(reason);
             }
         };
@@ -144,11 +143,11 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
     }
 
     /// Goes on reading a refused body for a while, beside the answer, so that the answer arrives.
-    fn linger(&self, parts: &Parts, mut body: Incoming, in_hand: InHand) {
-        // A client that asked first has not sent anything.
-        if hyper::body::Body::is_end_stream(&body) || parts.headers.contains_key(EXPECT) {
+    fn linger(&self, mut body: Incoming, in_hand: &InHand) {
+        if body.is_end_stream() {
             return;
         }
+        let in_hand = in_hand.another();
         let mut left = self.limits.max_body.saturating_mul(LINGER_BODIES);
         let patience = self.body_timeout;
         tokio::spawn(async move {
@@ -175,6 +174,30 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
     /// A head that never came whole, answered by its connection.
     pub(crate) fn told_header_timeout(&self, first_byte: Instant) {
         self.told(NONE, NONE, Err(Reason::HeaderTimeout), first_byte);
+    }
+}
+
+/// An answer's body. The request is in hand until hyper has taken it over.
+#[derive(Debug)]
+pub(crate) struct AnswerBody {
+    bytes: Full<Bytes>,
+    _in_hand: InHand,
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.bytes).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.bytes.size_hint()
     }
 }
 

@@ -84,8 +84,8 @@ impl KindArg {
 
 pub async fn command(global: &Global, args: &Send) -> anyhow::Result<ExitCode> {
     let key = key(global, args.api_key.as_deref())?;
-    if args.rate.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
-        return Err(BadUsage("--rate takes a number over 0".into()).into());
+    if args.rate.is_some_and(|rate| !(0.001..=1e6).contains(&rate)) {
+        return Err(BadUsage("--rate takes a number from 0.001 to 1000000".into()).into());
     }
     let url = url(&args.url, args.kind)?;
     let webhooks = Webhooks::new(args, url.clone(), &key)?;

@@ -97,6 +97,7 @@ pub enum Act {
 pub struct Call {
     pub id: String,
     pub key: String,
+    pub event_type: String,
     pub attempt: u32,
     pub body: bytes::Bytes,
 }
@@ -146,6 +147,7 @@ impl Handler for Scripted {
         let call = Call {
             id: event.id().to_owned(),
             key: event.key().to_owned(),
+            event_type: event.event_type().unwrap_or_default(),
             attempt: context.attempt,
             body: event.body().clone(),
         };

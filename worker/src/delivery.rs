@@ -78,13 +78,15 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             Unmatched::Ack => Settlement::Done,
             Unmatched::Dead => Settlement::Dead { reason: Reason::Unmatched, error: None },
         };
+        let key = delivery.envelope.key.clone();
+        let settled = self.deliveries.settle(delivery, None, settlement.clone(), std::future::ready(())).await;
+        if let Err(error) = settled {
+            tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
+            return;
+        }
         self.metrics.worker_deliveries.with_label_values(&["none", "unmatched"]).inc();
         if let Settlement::Dead { reason, .. } = &settlement {
             self.metrics.worker_dead_letters.with_label_values(&[reason.as_str()]).inc();
-        }
-        let key = delivery.envelope.key.clone();
-        if let Err(error) = self.deliveries.settle(delivery, "none".into(), settlement, std::future::ready(())).await {
-            tracing::error!(%error, key, "cannot settle; the event stays in the queue");
         }
     }
 
@@ -129,7 +131,7 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
                 tracing::warn!(%error, key, "cannot record the end of a claim; a repeat may be handled again");
             }
         };
-        match self.deliveries.settle(delivery, Arc::clone(route), settlement.clone(), record).await {
+        match self.deliveries.settle(delivery, Some(Arc::clone(route)), settlement.clone(), record).await {
             Ok(()) => self.count(route, &settlement, age_ms),
             Err(error) => {
                 tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");

@@ -15,6 +15,9 @@ const MAX_ANSWER: usize = 64 << 10;
 /// How long that may take: the verdict is known, and a slow answer is not worth the wait.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
+/// An answer that is read within this leaves its connection free for the next event at once.
+const ANSWER_AT_HAND: Duration = Duration::from_millis(20);
+
 /// Posts each event to one URL.
 #[derive(Clone)]
 pub struct Forward {
@@ -98,10 +101,14 @@ impl Handler for Forward {
     }
 }
 
-/// Reads what is left of the answer within bounds. What it says is nobody's business here.
+/// Reads what is left of the answer within bounds; what it says is nobody's business here. A slow rest is read beside, so
+/// that it cannot take the verdict past the handler's time.
 async fn finish(response: Response<Incoming>) {
-    let rest = Limited::new(response.into_body(), MAX_ANSWER).collect();
-    drop(tokio::time::timeout(ANSWER_PATIENCE, rest).await);
+    let rest = tokio::spawn(async {
+        let rest = Limited::new(response.into_body(), MAX_ANSWER).collect();
+        drop(tokio::time::timeout(ANSWER_PATIENCE, rest).await);
+    });
+    drop(tokio::time::timeout(ANSWER_AT_HAND, rest).await);
 }
 
 /// What an answer means. Only what says that this very request can never be taken ends the event; the rest is retried, a

@@ -78,12 +78,12 @@ pub trait Deliveries: Send + Sync + 'static {
     type Handle: Send + 'static;
     /// The next event; waits for one. Cancel-safe.
     fn next(&self) -> impl Future<Output = Result<Delivery<Self::Handle>, StoreError>> + Send;
-    /// Makes the settlement durable, then awaits `record`, then lets the delivery go. A failure before that leaves the event
+    /// `route`: which one the delivery went to, if any. Makes the settlement durable, then awaits `record`, then lets the delivery go. A failure before that leaves the event
     /// in the queue: it will be delivered again.
     fn settle(
         &self,
         delivery: Delivery<Self::Handle>,
-        route: Arc<str>,
+        route: Option<Arc<str>>,
         settlement: Settlement,
         record: impl Future<Output = ()> + Send,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;

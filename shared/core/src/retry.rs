@@ -22,8 +22,12 @@ impl Ladder {
     pub fn after(&self, attempt: u32, retry_after: Option<Duration>) -> Option<Duration> {
         let place = usize::try_from(attempt.saturating_sub(1)).ok()?;
         let step = *self.0.get(place)?;
-        let longest = self.0.iter().copied().max().unwrap_or_default().max(MAX_RETRY_AFTER);
-        Some(retry_after.map_or(step, |asked| step.max(asked.min(longest))))
+        Some(retry_after.map_or(step, |asked| step.max(asked.min(self.longest()))))
+    }
+
+    /// The longest wait that can come of this ladder.
+    pub fn longest(&self) -> Duration {
+        self.0.iter().copied().max().unwrap_or_default().max(MAX_RETRY_AFTER)
     }
 
     /// The shortest step: where a delivery waits while another process holds its lease.

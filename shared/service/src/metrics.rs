@@ -55,7 +55,7 @@ metrics! {
     gateway_dedup_errors: IntCounter = "gateway_dedup_errors_total" |name, help| IntCounter::new(name, help);
     /// Time to make an event durable, in seconds.
     gateway_publish: Histogram = "gateway_publish_seconds" |name, help| histogram(name, help, &ANSWER_BUCKETS);
-    /// Deliveries settled, by route and outcome (done, retry, dead, superseded, wait, released, unmatched).
+    /// Deliveries settled, by route and outcome (done, retry, dead, superseded, wait, unmatched).
     worker_deliveries: IntCounterVec = "worker_deliveries_total" |name, help| counters(name, help, &["route", "outcome"]);
     /// Time in a handler, in seconds.
     worker_handle: HistogramVec = "worker_handle_seconds" |name, help| histograms(name, help, &HANDLE_BUCKETS, &["route"]);

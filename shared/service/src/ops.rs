@@ -20,6 +20,9 @@ const MAX_CONNECTIONS: usize = 64;
 /// Also the longest that a probe's connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// After an `accept` that failed for want of descriptors: others must give something back first.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
 /// Says whether the process would accept work now, or why not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
@@ -35,7 +38,14 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: Readines
             accepted = accept => accepted,
             () = stop.cancelled() => return,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::error!(%error, "cannot accept a connection to the ops port");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                continue;
+            }
+        };
         let (metrics, ready, stop) = (Arc::clone(&metrics), Arc::clone(&ready), stop.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| {

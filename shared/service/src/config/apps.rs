@@ -54,16 +54,16 @@ impl AppConfig {
     }
 }
 
-pub(super) fn read(sections: Vec<Section<'_>>, environment: &Environment) -> Vec<AppConfig> {
+pub(super) fn read(sections: Vec<Section<'_>>, environment: &Environment, report: &Report) -> Vec<AppConfig> {
     if sections.is_empty() {
-        return from_environment(environment).into_iter().collect();
+        return from_environment(environment, report).into_iter().collect();
     }
     sections
         .into_iter()
         .map(|mut section| {
             let name = section.text("name").unwrap_or_default();
             if !is_name(&name) {
-                section.problem("name", "takes 1 to 64 characters of a-z, 0-9, _ and -");
+                section.problem("name", super::NAME);
             }
             let keys: Vec<_> = section.sections("keys").into_iter().map(|key| read_key(key, environment)).collect();
             if keys.is_empty() {
@@ -95,12 +95,25 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
     KeyConfig { api_key, secrets, files }
 }
 
-/// The names that Stream's own SDKs and CLI read.
-fn from_environment(environment: &Environment) -> Option<AppConfig> {
+/// The names that Stream's own SDKs and CLI read. Half a pair is a mistake: without it being told, every webhook of that app
+/// would be refused for good.
+fn from_environment(environment: &Environment, report: &Report) -> Option<AppConfig> {
+    let given = |name| environment.get(name).filter(|value| !value.is_empty());
     [("STREAM_API_KEY", "STREAM_API_SECRET"), ("STREAM_KEY", "STREAM_SECRET")].into_iter().find_map(|(key, secret)| {
-        let api_key = environment.get(key).filter(|value| !value.is_empty())?;
-        let secret = environment.get(secret).filter(|value| !value.is_empty())?;
-        Some(AppConfig::single("chat", api_key.to_owned(), Secret::new(secret.to_owned())))
+        match (given(key), given(secret)) {
+            (Some(api_key), Some(secret)) => {
+                Some(AppConfig::single("chat", api_key.to_owned(), Secret::new(secret.to_owned())))
+            }
+            (Some(_), None) => {
+                report.problem("apps", format!("the environment has {key} but not {secret}"));
+                None
+            }
+            (None, Some(_)) => {
+                report.problem("apps", format!("the environment has {secret} but not {key}"));
+                None
+            }
+            (None, None) => None,
+        }
     })
 }
 

@@ -90,7 +90,7 @@ pub struct DedupConfig {
 impl Config {
     fn read(table: toml::Table, environment: &Environment, report: &Report) -> Config {
         let mut root = Section::root(table, report);
-        let apps = apps::read(root.sections("apps"), environment);
+        let apps = apps::read(root.sections("apps"), environment, report);
         let config = Config {
             gateway: GatewayConfig::read(root.section_or_empty("gateway")),
             store: StoreConfig::read(root.section_or_empty("store")),
@@ -199,7 +199,12 @@ fn address(section: &mut Section<'_>, key: &'static str, default: ([u8; 4], u16)
     section.parsed(key, parse).unwrap_or_else(|| default.into())
 }
 
-/// `[a-z0-9_-]{1,64}`: safe in labels, routing keys and idempotency keys.
+/// What a name may be, for error messages.
+const NAME: &str = "takes 1 to 64 characters of a-z, 0-9, _ and -, but not \"none\"";
+
+/// `[a-z0-9_-]{1,64}`: safe in labels, routing keys and idempotency keys. `none` is the label where there is no app or route.
 fn is_name(text: &str) -> bool {
-    (1..=64).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+    (1..=64).contains(&text.len())
+        && text != "none"
+        && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 }

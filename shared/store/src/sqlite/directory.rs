@@ -45,10 +45,19 @@ impl Owned {
             .open(path.join(LOCK))
             .map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Owned { path: path.to_owned(), _lock: lock }),
+            Ok(()) => {
+                let owned = Owned { path: path.to_owned(), _lock: lock };
+                owned.private_database().map_err(failed)?;
+                Ok(owned)
+            }
             Err(TryLockError::WouldBlock) => Err(OpenError::Owned { path: path.to_owned() }),
             Err(TryLockError::Error(error)) => Err(failed(error)),
         }
+    }
+
+    /// Makes the database's file, if it is not there, for its owner alone: SQLite would follow the umask.
+    fn private_database(&self) -> io::Result<()> {
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.database()).map(drop)
     }
 
     pub(super) fn database(&self) -> PathBuf {
@@ -70,10 +79,14 @@ pub fn create_private(path: &Path) -> io::Result<()> {
         }
         return Ok(());
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    // The name stands in the parent: without this a power loss could take the whole directory.
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !parent.exists() {
+        create_private(parent)?;
     }
+    DirBuilder::new().mode(0o700).create(path)?;
+    // The name stands in the parent: without this a power loss could take the whole directory.
+    File::open(parent)?.sync_all()
 }

@@ -14,8 +14,9 @@ use streamgate_core::ports::{Delivery, StoreError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Rows read at a time.
+/// Rows read at a time, and how many of them may be retries: a service that is down must not keep fresh events waiting.
 const MAX_ROWS: usize = 64;
+const MAX_RETRIES: usize = MAX_ROWS / 2;
 /// Bytes of bodies after which a read stops, so that a batch of large events stays small.
 const MAX_BYTES: usize = 4 << 20;
 /// How soon rows that another process inserted (`dead replay`) are noticed.
@@ -35,6 +36,7 @@ pub(super) struct Inbox {
 #[derive(Debug)]
 pub struct Handle {
     seq: i64,
+    settled: bool,
     hands: Arc<Hands>,
     _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
@@ -45,15 +47,16 @@ impl Handle {
     }
 
     /// The row is gone, or waits for its new time.
-    pub(super) fn settled(self) {
-        self.hands.lock().held.remove(&self.seq);
+    pub(super) fn settled(mut self) {
+        self.settled = true;
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         let mut state = self.hands.lock();
-        if state.held.remove(&self.seq) {
+        state.held.remove(&self.seq);
+        if !self.settled {
             state.returned.push(self.seq);
             drop(state);
             self.hands.news.notify_one();
@@ -199,7 +202,7 @@ impl Feeder {
             ) else {
                 return false;
             };
-            let handle = Handle { seq, hands: Arc::clone(&self.hands), _room: (slot, memory) };
+            let handle = Handle { seq, settled: false, hands: Arc::clone(&self.hands), _room: (slot, memory) };
             if self.deliver.send(Delivery { envelope, handle }).await.is_err() {
                 return false;
             }
@@ -228,7 +231,7 @@ fn read(connection: &Connection, cursor: i64, returned: &[i64], held: &HashSet<i
         if held.contains(&seq) || returned.contains(&seq) {
             continue;
         }
-        if full(&found.rows, bytes) {
+        if found.rows.len() >= MAX_RETRIES || full(&found.rows, bytes) {
             found.more = true;
             break;
         }

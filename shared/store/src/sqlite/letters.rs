@@ -8,11 +8,12 @@ use streamgate_core::{
     envelope::Envelope,
     letter::Letter,
     ports::{Letters, StoreError},
-    reason::Reason,
 };
 
 /// Letters moved in one transaction: the running owner waits no longer than that for its own.
 const MAX_MOVED: usize = 100;
+/// Bytes of bodies after which a transaction ends, for the same reason.
+const MAX_MOVED_BYTES: usize = 4 << 20;
 
 /// The dead letters of a data directory.
 #[derive(Clone, Debug)]
@@ -54,10 +55,15 @@ impl Letters for LetterBox {
     }
 
     async fn replay(&self, numbers: Vec<i64>, nonce: String) -> Result<usize, StoreError> {
-        let mut replayed = 0;
-        for some in numbers.chunks(MAX_MOVED) {
-            let (some, nonce) = (some.to_vec(), nonce.clone());
-            replayed += self.run(move |connection| replay(connection, &some, &nonce)).await?;
+        let (mut replayed, mut left) = (0, numbers);
+        while !left.is_empty() {
+            let nonce = nonce.clone();
+            let moved = self.run(move |connection| {
+                let (count, taken) = replay(connection, &left, &nonce)?;
+                Ok((count, left.split_off(taken)))
+            });
+            let (count, rest) = moved.await.map_err(|error| after(replayed, "replayed", error))?;
+            (replayed, left) = (replayed + count, rest);
         }
         Ok(replayed)
     }
@@ -74,39 +80,49 @@ impl Letters for LetterBox {
                 }
                 transaction.commit().map(|()| count)
             };
-            dropped += self.run(discard).await?;
+            dropped += self.run(discard).await.map_err(|error| after(dropped, "dropped", error))?;
         }
         Ok(dropped)
     }
 }
 
 fn letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<Letter> {
-    let reason: String = row.get(1)?;
     Ok(Letter {
         number: row.get(0)?,
-        reason: Reason::parse(&reason).ok_or_else(|| row::malformed(1, format!("no reason: {reason:?}")))?,
+        reason: row.get(1)?,
         error: row.get(2)?,
         died_at_ms: row.get(3)?,
         envelope: row::envelope(row, 4)?,
     })
 }
 
-/// In one transaction the letter becomes an event again: it is never in both places, nor in none.
-fn replay(connection: &mut Connection, numbers: &[i64], nonce: &str) -> rusqlite::Result<usize> {
+/// A failure tells what was done before it.
+fn after(count: usize, done: &str, error: StoreError) -> StoreError {
+    unavailable(format!("{error} ({count} {done} before that; a running streamgate may have been writing: try again)"))
+}
+
+/// In one transaction a letter becomes an event again: it is never in both places, nor in none. Returns how many did, and how
+/// many of the numbers were looked at.
+fn replay(connection: &mut Connection, numbers: &[i64], nonce: &str) -> rusqlite::Result<(usize, usize)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut count = 0;
+    let (mut count, mut taken, mut bytes) = (0, 0, 0);
     for number in numbers {
+        if taken >= MAX_MOVED || bytes >= MAX_MOVED_BYTES {
+            break;
+        }
+        taken += 1;
         let sql = format!("SELECT {} FROM dead WHERE number = ?1", row::COLUMNS);
         let found = transaction.prepare_cached(&sql)?.query_row(params![number], |row| row::envelope(row, 0));
         let envelope = match found {
             Err(rusqlite::Error::QueryReturnedNoRows) => continue,
             found => found?,
         };
+        bytes += envelope.body.len();
         let replayed = Envelope { attempt: 1, replay: Some(nonce.to_owned()), ..envelope };
         writer::insert_event(&transaction, &replayed)?;
         count += delete(&transaction, *number)?;
     }
-    transaction.commit().map(|()| count)
+    transaction.commit().map(|()| (count, taken))
 }
 
 fn delete(connection: &Connection, number: i64) -> rusqlite::Result<usize> {

@@ -16,6 +16,7 @@ mod writer;
 
 pub use directory::{OpenError, create_private};
 pub use letters::LetterBox;
+pub use schema::inspect;
 
 use directory::Owned;
 use inbox::{Handle, Inbox};
@@ -32,9 +33,9 @@ use streamgate_core::{
 };
 use writer::{Change, Writer};
 
-/// Waits between tries to record a settlement while the store fails: the handler has run, so it must not run again.
-const SETTLE_BACKOFF: [Duration; 4] =
-    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(5)];
+/// The longest wait between tries to record a settlement while the store fails. There is no last try: the handler has run,
+/// and giving up would only run it again.
+const SETTLE_BACKOFF: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -51,6 +52,8 @@ pub struct Options {
     pub prefetch: usize,
     /// Most bytes of bodies in hand.
     pub in_hand_bytes: usize,
+    /// The longest that a retry may have to wait. One that is due later was written while the clock was wrong.
+    pub longest_wait: Duration,
 }
 
 /// The store of a process that owns its data directory.
@@ -68,6 +71,8 @@ impl Embedded {
     pub fn open(options: &Options) -> Result<Embedded, OpenError> {
         let owned = Owned::take(&options.data_dir)?;
         let writing = schema::open_owner(&owned.database(), options.max_bytes)?;
+        writer::bring_forward(&writing, options.longest_wait)
+            .map_err(|error| OpenError::Database { path: owned.database(), error })?;
         let reading = schema::open_reader(&owned.database())?;
         let writer = Writer::start(writing, writer::Limits::of(options))?;
         let inbox = Inbox::start(Reader::start(reading)?, writer.news(), options.prefetch, options.in_hand_bytes);
@@ -117,16 +122,16 @@ impl Deliveries for Embedded {
     async fn settle(
         &self,
         delivery: Delivery<Handle>,
-        route: Arc<str>,
+        route: Option<Arc<str>>,
         settlement: Settlement,
         record: impl Future<Output = ()> + Send,
     ) -> Result<(), StoreError> {
         let change = Change { seq: delivery.handle.seq(), route, settlement };
-        let mut waits = SETTLE_BACKOFF.iter();
+        let mut wait = Duration::from_millis(50);
         while let Err(error) = self.writer.settle(change.clone()).await {
-            let Some(wait) = waits.next() else { return Err(error) };
             tracing::warn!(%error, key = delivery.envelope.key, "cannot record a settlement, trying again");
-            tokio::time::sleep(*wait).await;
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(SETTLE_BACKOFF);
         }
         record.await;
         delivery.handle.settled();

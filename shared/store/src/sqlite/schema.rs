@@ -1,7 +1,8 @@
 //! The file's format: tables, migrations, and how connections are opened.
 
-use super::directory::OpenError;
+use super::directory::{self, OpenError};
 use rusqlite::{Connection, OpenFlags};
+use std::cmp::Ordering;
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
@@ -77,16 +78,32 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
+/// Looks at the store of a data directory without changing anything.
+pub fn inspect(data_dir: &Path) -> Result<(), OpenError> {
+    let path = directory::database(data_dir);
+    if !path.exists() {
+        return Err(OpenError::Absent { path: data_dir.to_owned() });
+    }
+    let found = version(&open_reader(&path)?).map_err(|error| OpenError::Database { path: path.clone(), error })?;
+    expect_version(found, &path)
+}
+
 /// A connection of another process, beside the owner or without one: never creates, never migrates.
 pub(super) fn open_beside(path: &Path) -> Result<Connection, OpenError> {
     let failed = |error| OpenError::Database { path: path.to_owned(), error };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     durable(&connection).map_err(failed)?;
-    match version(&connection).map_err(failed)? {
-        VERSION => Ok(connection),
-        found if found > VERSION => Err(OpenError::Newer { path: path.to_owned(), found, known: VERSION }),
-        found => Err(OpenError::Older { path: path.to_owned(), found, known: VERSION }),
+    expect_version(version(&connection).map_err(failed)?, path)?;
+    Ok(connection)
+}
+
+fn expect_version(found: i64, path: &Path) -> Result<(), OpenError> {
+    let (path, known) = (path.to_owned(), VERSION);
+    match found.cmp(&VERSION) {
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => Err(OpenError::Newer { path, found, known }),
+        Ordering::Less => Err(OpenError::Older { path, found, known }),
     }
 }
 

@@ -1,24 +1,27 @@
 //! The writing thread: takes all writes that wait, commits them as one transaction, then answers them all.
 //!
 //! One fsync serves everybody who waited for it: the busier the gateway, the cheaper each event. Nobody is answered before
-//! the commit. Where a batch fails, each of its writes is tried alone, so that one cannot take the others with it.
+//! the commit. Where a batch fails for what one write holds, each is tried alone, so that one cannot take the others with it.
 
 use super::{OpenError, Options, millis, now_ms, row, schema, unavailable};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streamgate_core::{
     envelope::Envelope,
     id::fingerprint,
     ports::{Accepted, Settlement, StoreError},
 };
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Most writes in one transaction: beyond this a larger batch saves nothing and only delays the first answer.
 const MAX_BATCH: usize = 1024;
 /// How often the store's health and the age of seen keys are looked at while nobody writes.
 const TICK: Duration = Duration::from_secs(1);
+/// Ticks end commits every second: after this long without one the disk hangs.
+const MAX_SILENCE: Duration = Duration::from_secs(3);
 /// Seen keys removed at a time: about a millisecond of work.
 const PURGE_STEP: i64 = 2000;
 
@@ -26,7 +29,7 @@ const PURGE_STEP: i64 = 2000;
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub(super) seq: i64,
-    pub(super) route: Arc<str>,
+    pub(super) route: Option<Arc<str>>,
     pub(super) settlement: Settlement,
 }
 
@@ -65,25 +68,32 @@ enum Effect {
     Settled,
 }
 
+/// How the last commit went, and when it ended.
+#[derive(Clone, Debug)]
+struct Health {
+    told: Result<(), StoreError>,
+    at: Instant,
+}
+
 #[derive(Debug)]
 pub(super) struct Writer {
     writes: mpsc::Sender<Write>,
-    health: Arc<Mutex<Result<(), StoreError>>>,
+    health: Arc<Mutex<Health>>,
     news: Arc<Notify>,
     thread: JoinHandle<()>,
-    ticker: tokio::task::JoinHandle<()>,
+    ticker: AbortOnDropHandle<()>,
 }
 
 impl Writer {
     pub(super) fn start(connection: Connection, limits: Limits) -> Result<Writer, OpenError> {
         let (writes, waiting) = mpsc::channel(limits.max_waiting);
-        let health = Arc::new(Mutex::new(Ok(())));
+        let health = Arc::new(Mutex::new(Health { told: Ok(()), at: Instant::now() }));
         let news = Arc::new(Notify::new());
         let mut desk = Desk { connection, limits, health: Arc::clone(&health), news: Arc::clone(&news) };
         let thread = std::thread::Builder::new().name("store-writer".into());
         let thread = thread.spawn(move || desk.run(waiting)).map_err(OpenError::Thread)?;
         let ticks = writes.clone();
-        let ticker = tokio::spawn(async move {
+        let ticker = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut interval = tokio::time::interval(TICK);
             loop {
                 interval.tick().await;
@@ -92,7 +102,7 @@ impl Writer {
                     return;
                 }
             }
-        });
+        }));
         Ok(Writer { writes, health, news, thread, ticker })
     }
 
@@ -102,7 +112,12 @@ impl Writer {
     }
 
     pub(super) fn ready(&self) -> Result<(), StoreError> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let silent = health.at.elapsed();
+        if silent > MAX_SILENCE {
+            return Err(unavailable(format!("the disk has not answered for {} s", silent.as_secs())));
+        }
+        health.told
     }
 
     pub(super) async fn enqueue(&self, envelope: Envelope) -> Result<Accepted, StoreError> {
@@ -130,11 +145,40 @@ impl Writer {
     }
 }
 
+/// Why a batch was not committed.
+struct Failed {
+    error: StoreError,
+    /// Whether it lies with the store, so that no write of the batch would fare better alone.
+    of_the_store: bool,
+}
+
+impl Failed {
+    fn of(error: rusqlite::Error) -> Failed {
+        let code = error.sqlite_error_code();
+        let of_the_store = matches!(
+            code,
+            Some(
+                ErrorCode::DiskFull
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::DatabaseCorrupt
+                    | ErrorCode::ReadOnly
+                    | ErrorCode::CannotOpen
+            )
+        );
+        let error = match code {
+            Some(ErrorCode::DiskFull) => StoreError::Full(format!("{error}; free disk space or raise store.spool_max")),
+            _ => unavailable(error),
+        };
+        Failed { error, of_the_store }
+    }
+}
+
 /// Where the writing is done.
 struct Desk {
     connection: Connection,
     limits: Limits,
-    health: Arc<Mutex<Result<(), StoreError>>>,
+    health: Arc<Mutex<Health>>,
     news: Arc<Notify>,
 }
 
@@ -145,7 +189,9 @@ impl Desk {
             let outcome = self.commit(&batch);
             match outcome {
                 Ok(effects) => self.answer(batch.drain(..).zip(effects)),
-                Err(error) if batch.len() == 1 => batch.drain(..).for_each(|write| write.refuse(&error)),
+                Err(Failed { error, of_the_store }) if of_the_store || batch.len() == 1 => {
+                    batch.drain(..).for_each(|write| write.refuse(&error));
+                }
                 Err(_) => self.one_by_one(&mut batch),
             }
         }
@@ -155,28 +201,26 @@ impl Desk {
         for write in batch.drain(..) {
             match self.commit(std::slice::from_ref(&write)) {
                 Ok(effects) => self.answer(std::iter::once(write).zip(effects)),
-                Err(error) => write.refuse(&error),
+                Err(failed) => write.refuse(&failed.error),
             }
         }
     }
 
     /// One transaction for all. Remembers whether it went well: that is what readiness means.
-    fn commit(&mut self, batch: &[Write]) -> Result<Vec<Result<Effect, StoreError>>, StoreError> {
-        let result = self.transact(batch).map_err(|error| match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => StoreError::Full(format!("{error}; free disk space or raise store.spool_max")),
-            _ => unavailable(error),
-        });
+    fn commit(&mut self, batch: &[Write]) -> Result<Vec<Result<Effect, StoreError>>, Failed> {
+        let result = self.transact(batch).map_err(Failed::of);
         let health = match &result {
-            Ok((_, full)) => full.then_some(()).map_or(Ok(()), |()| Err(self.full())),
-            Err(error) => Err(error.clone()),
+            Ok((_, false)) => Ok(()),
+            Ok((_, true)) => Err(self.full()),
+            Err(failed) => Err(failed.error.clone()),
         };
         let mut told = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*told, &health) {
+        match (&told.told, &health) {
             (Ok(()), Err(error)) => tracing::error!(%error, "events can no longer be stored"),
             (Err(_), Ok(())) => tracing::info!("events can be stored again"),
             (Ok(()), Ok(())) | (Err(_), Err(_)) => {}
         }
-        *told = health;
+        *told = Health { told: health, at: Instant::now() };
         result.map(|(effects, _)| effects)
     }
 
@@ -185,13 +229,15 @@ impl Desk {
         let now = now_ms();
         let limits = self.limits;
         let full_error = self.full();
-        let healthy = self.health.lock().unwrap_or_else(PoisonError::into_inner).is_ok();
+        let healthy = self.health.lock().unwrap_or_else(PoisonError::into_inner).told.is_ok();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let used = schema::used_bytes(&transaction)?;
         let full = used >= limits.max_bytes;
         let mut effects = Vec::with_capacity(batch.len());
         for write in batch {
             effects.push(match write {
+                // Its caller gave up and answered 503: the repeat that this asks for should find nothing half done.
+                Write::Enqueue(_, answer) if answer.is_closed() => Ok(Effect::Settled),
                 Write::Enqueue(envelope, _) => enqueue(&transaction, envelope, now, limits.remember_ms, full)?
                     .map(Effect::Accepted)
                     .ok_or_else(|| full_error.clone()),
@@ -210,13 +256,17 @@ impl Desk {
         }
         // Under pressure keys are kept for the promised window only.
         let keep_ms = if used >= limits.max_bytes / 4 * 3 { limits.seen_window_ms } else { limits.remember_ms };
-        purge(&transaction, now.saturating_sub(keep_ms))?;
+        purge(&transaction, now, keep_ms)?;
         transaction.commit()?;
         Ok((effects, full))
     }
 
     fn full(&self) -> StoreError {
-        StoreError::Full(format!("{} bytes, the limit of store.spool_max, are in use", self.limits.max_bytes))
+        StoreError::Full(format!(
+            "{} bytes, the limit of store.spool_max, are in use by events that wait, dead letters and seen keys; raise it, \
+             or look at `streamgate dead list`",
+            self.limits.max_bytes
+        ))
     }
 
     fn answer(&self, written: impl Iterator<Item = (Write, Result<Effect, StoreError>)>) {
@@ -306,7 +356,7 @@ fn settle(connection: &Connection, change: &Change, now: i64) -> rusqlite::Resul
         Settlement::Retry { delay, attempt } => {
             let sql = "UPDATE events SET due_at = ?2, attempt = ?3, route = ?4 WHERE seq = ?1";
             let due = now.saturating_add(millis(*delay));
-            connection.prepare_cached(sql)?.execute(params![change.seq, due, attempt, &*change.route])?;
+            connection.prepare_cached(sql)?.execute(params![change.seq, due, attempt, change.route.as_deref()])?;
         }
         Settlement::Wait { delay } => {
             let due = now.saturating_add(millis(*delay));
@@ -324,7 +374,7 @@ fn settle(connection: &Connection, change: &Change, now: i64) -> rusqlite::Resul
                 reason.as_str(),
                 error,
                 now,
-                &*change.route
+                change.route.as_deref()
             ])?;
             delete(change.seq)?;
         }
@@ -332,13 +382,15 @@ fn settle(connection: &Connection, change: &Change, now: i64) -> rusqlite::Resul
     Ok(())
 }
 
-/// Forgets the oldest keys, a bounded number at a time. Ids grow with time, so no index over it is needed.
-fn purge(connection: &Connection, before: i64) -> rusqlite::Result<()> {
+/// Forgets the oldest keys, a bounded number at a time. Ids grow with time, so no index over it is needed. A key from the
+/// future was written while the clock was wrong: it must not stand in the way of the others.
+fn purge(connection: &Connection, now: i64, keep_ms: i64) -> rusqlite::Result<()> {
+    let kept = now.saturating_sub(keep_ms)..=now.saturating_add(keep_ms);
     let mut oldest = connection.prepare_cached("SELECT id, at FROM seen ORDER BY id LIMIT ?1")?;
     let mut rows = oldest.query(params![PURGE_STEP])?;
     let mut last = None;
     while let Some(row) = rows.next()? {
-        if row.get::<_, i64>(1)? >= before {
+        if kept.contains(&row.get::<_, i64>(1)?) {
             break;
         }
         last = Some(row.get::<_, i64>(0)?);
@@ -348,4 +400,10 @@ fn purge(connection: &Connection, before: i64) -> rusqlite::Result<()> {
         connection.prepare_cached("DELETE FROM seen WHERE id <= ?1")?.execute(params![last])?;
     }
     Ok(())
+}
+
+/// Retries that are due later than any could be.
+pub(super) fn bring_forward(connection: &Connection, longest_wait: Duration) -> rusqlite::Result<()> {
+    let latest = now_ms().saturating_add(millis(longest_wait));
+    connection.execute("UPDATE events SET due_at = ?1 WHERE due_at > ?1", params![latest]).map(drop)
 }
