@@ -1,1 +1,120 @@
-//! Soon.
+//! What the documents say holds: promises name tests that exist, metrics and commands are as they are called.
+
+use crate::harness::process::{Setup, Site, bare_command};
+use crate::harness::wire::{Webhook, send};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap()
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("target") && !path.ends_with(".git") {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Every `word` between backticks for which `is` holds.
+fn quoted(text: &str, is: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    text.split('`').skip(1).step_by(2).filter(|word| is(word)).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_invariant_names_tests_that_exist() {
+    let architecture = read("ARCHITECTURE.md");
+    let (_, invariants) = architecture.split_once("\n## Invariants\n").unwrap();
+    let invariants = invariants.split("\n## ").next().unwrap();
+    let mut files = Vec::new();
+    sources(&root(), &mut files);
+    let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let lines: Vec<_> = invariants.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    assert!(lines.len() >= 9, "one line for each promise");
+    for line in lines {
+        let tests = quoted(line.rsplit('|').nth(1).unwrap(), |_| true);
+        assert!(!tests.is_empty(), "no test: {line}");
+        for test in tests {
+            assert!(
+                code.contains(&format!("fn {test}(")) || code.contains(&format!("fn {test}<")),
+                "no such test: {test}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_path_of_the_map_exists() {
+    let map = read("ARCHITECTURE.md");
+    let paths = quoted(&map, |word| word.contains('/') && word.ends_with(".rs"));
+    assert!(paths.len() > 20, "{paths:?}");
+    for path in paths {
+        assert!(root().join(&path).is_file(), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_of_the_readme_is_served() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+    crate::harness::eventually("it is handled", || async {
+        server.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"log\"}").await == 1.0
+    })
+    .await;
+    let served = server.ops("/metrics").await.1;
+    let told = quoted(&read("README.md"), |word| word.starts_with("streamgate_"));
+    assert!(told.len() > 10, "{told:?}");
+    // Counters of what has not happened yet have no line: their declaration is looked up instead.
+    let declared = read("shared/service/src/metrics.rs");
+    for metric in told {
+        let name = metric.split('{').next().unwrap();
+        let short = format!("\"{}\"", name.trim_start_matches("streamgate_"));
+        assert!(served.contains(&format!("# TYPE {name} ")) || declared.contains(&short), "{metric}");
+    }
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readmes_example_is_a_valid_config() {
+    let readme = read("README.md");
+    let (_, example) = readme.split_once("```toml\n").unwrap();
+    let example = example.split("```").next().unwrap();
+    let site = Site::new();
+    let file = site.write("example.toml", example);
+    let mut command = bare_command(&["check", "--config", file.to_str().unwrap()]);
+    command.current_dir(site.path(".")).env("STREAM_API_SECRET", "s").env("APP_TOKEN", "t");
+    let checked = command.output().await.unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_option_of_the_readme_exists() {
+    let readme = read("README.md");
+    let mut help = String::new();
+    for args in [
+        &["--help"][..],
+        &["up", "--help"],
+        &["check", "--help"],
+        &["send", "--help"],
+        &["dead", "list", "--help"],
+        &["dead", "show", "--help"],
+    ] {
+        help.push_str(&String::from_utf8(bare_command(args).output().await.unwrap().stdout).unwrap());
+    }
+    for option in quoted(&readme, |word| word.starts_with("--")) {
+        let name = option.split([' ', '=']).next().unwrap();
+        if !["--release", "--soak", "--bench"].contains(&name) {
+            assert!(help.contains(name), "{option}");
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod harness;
 mod behaviour;
 mod commands;
 mod connections;
+mod disk;
 mod documents;
 mod forwarding;
 mod interop;

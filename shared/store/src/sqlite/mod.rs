@@ -174,3 +174,107 @@ fn millis(duration: Duration) -> i64 {
 fn unavailable(error: impl std::fmt::Display) -> StoreError {
     StoreError::Unavailable(error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use streamgate_core::id::Kind;
+
+    fn options(data_dir: PathBuf) -> Options {
+        Options {
+            data_dir,
+            max_bytes: 64 << 20,
+            seen_window: Duration::from_secs(600),
+            remember: Duration::from_secs(600),
+            max_waiting: 64,
+            prefetch: 4,
+            in_hand_bytes: 1 << 20,
+            longest_wait: Duration::from_secs(3600),
+        }
+    }
+
+    fn event(id: &str) -> Envelope {
+        Envelope {
+            app: "chat".into(),
+            kind: Kind::Push,
+            id: id.into(),
+            event_type: "message.new".into(),
+            key: format!("key of {id}"),
+            webhook_attempt: 1,
+            api_key: String::new(),
+            signature: String::new(),
+            received_at_ms: 1,
+            attempt: 1,
+            cid: None,
+            route: None,
+            replay: None,
+            traceparent: None,
+            body: Bytes::from_static(b"{}"),
+        }
+    }
+
+    async fn settle(store: &Embedded, delivery: Delivery<Handle>, settlement: Settlement) {
+        store.settle(delivery, None, settlement, std::future::ready(())).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn events_come_in_order_and_unsettled_ones_come_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&options(directory.path().join("data"))).unwrap();
+        for number in 0..10 {
+            assert_eq!(store.enqueue(event(&number.to_string())).await.unwrap(), Accepted::Enqueued);
+        }
+        let dropped = store.next().await.unwrap();
+        assert_eq!(dropped.envelope.id, "0");
+        drop(dropped);
+        let mut ids = Vec::new();
+        for _ in 0..10 {
+            let delivery = store.next().await.unwrap();
+            ids.push(delivery.envelope.id.clone());
+            settle(&store, delivery, Settlement::Done).await;
+        }
+        let position = |id: &str| ids.iter().position(|found| found == id);
+        assert!(position("0").is_some(), "what was dropped came back: {ids:?}");
+        ids.retain(|id| id != "0");
+        assert_eq!(ids, (1..10).map(|number: i32| number.to_string()).collect::<Vec<_>>());
+        store.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_waiting_delivery_comes_back_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&options(directory.path().join("data"))).unwrap();
+        store.enqueue(event("one")).await.unwrap();
+        let delivery = store.next().await.unwrap();
+        settle(&store, delivery, Settlement::Wait { delay: Duration::from_millis(5) }).await;
+        let again = store.next().await.unwrap();
+        assert_eq!(again.envelope, event("one"));
+        settle(&store, again, Settlement::Superseded).await;
+        store.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_directory_has_one_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = options(directory.path().join("deep/er/data"));
+        let store = Embedded::open(&options).unwrap();
+        assert!(matches!(Embedded::open(&options), Err(OpenError::Owned { .. })));
+        store.close().await;
+        Embedded::open(&options).unwrap().close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_clock_that_was_ahead_delays_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = options(directory.path().join("data"));
+        let store = Embedded::open(&options).unwrap();
+        store.enqueue(event("one")).await.unwrap();
+        let delivery = store.next().await.unwrap();
+        settle(&store, delivery, Settlement::Retry { delay: Duration::from_secs(1_000_000), attempt: 2 }).await;
+        store.close().await;
+        let store = Embedded::open(&Options { longest_wait: Duration::from_millis(10), ..options }).unwrap();
+        assert_eq!(store.next().await.unwrap().envelope.attempt, 2);
+        store.close().await;
+    }
+}

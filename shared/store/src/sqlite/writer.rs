@@ -407,3 +407,21 @@ pub(super) fn bring_forward(connection: &Connection, longest_wait: Duration) -> 
     let latest = now_ms().saturating_add(millis(longest_wait));
     connection.execute("UPDATE events SET due_at = ?1 WHERE due_at > ?1", params![latest]).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_forgotten_when_they_are_old_or_from_the_future() {
+        let directory = tempfile::tempdir().unwrap();
+        let connection = schema::open_owner(&directory.path().join("store.db"), 1 << 20).unwrap();
+        for (key, at) in [("future", 10_000), ("old", 100), ("kept", 600), ("older, but later", 1)] {
+            connection.execute("INSERT INTO seen (key, at) VALUES (?1, ?2)", params![key.as_bytes(), at]).unwrap();
+        }
+        purge(&connection, 1000, 500).unwrap();
+        let mut left = connection.prepare("SELECT at FROM seen ORDER BY id").unwrap();
+        let left: Vec<i64> = left.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!(left, [600, 1], "the oldest first, as far as one that is kept");
+    }
+}
