@@ -6,7 +6,14 @@ use std::path::PathBuf;
 use streamgate_service::config::{self, ConfigError, Environment, Loaded, Source};
 use streamgate_service::telemetry::{self, LogFormat};
 
+const GLOBAL: &str = "Global options";
 const AFTER_HELP: &str = "\
+Examples:
+  streamgate                                   run it, with a development app
+  streamgate check --config streamgate.toml    what is wrong with this configuration?
+  streamgate send --count 1000 --rate 100      send test webhooks to it
+  streamgate dead list                         what could not be handled?
+
 Configuration:
   A TOML file, named by --config or STREAMGATE_CONFIG, else streamgate.toml in the working directory if there is one.
   Single values can be set by the environment: STREAMGATE__GATEWAY__LISTEN=0.0.0.0:8080.
@@ -36,25 +43,45 @@ pub enum Command {
     /// reads apps and certificates again, as does a change of their files.
     Up,
     /// Check the configuration, then everything it names
+    ///
+    /// Tells every mistake of the configuration in one go, each with its key, and ends with 64. Then looks at the store, the
+    /// certificates and the routes, without changing anything, and ends with 1 if one of them is not in order.
     Check(check::Check),
     /// Sign and send test webhooks
+    ///
+    /// Signs with the first secret of the first app in the configuration, or of the one that --api-key names; without an app,
+    /// with that of the development app that `up` made in the data directory. Prints statuses, outcomes and latencies, and
+    /// ends with 1 unless every webhook was answered 2xx.
+    #[command(after_help = "\
+Examples:
+  streamgate send                                        one message.new, to http://127.0.0.1:8080
+  streamgate send --type reaction.new --gzip             compressed, as Stream may send it
+  streamgate send --id one --attempt 2                   a repeat of the webhook with this id
+  streamgate send --file body.json --url https://host    these very bytes, to another gateway
+  streamgate send --count 10000 --rate 500 --json        a load, with its figures for a script")]
     Send(send::Send),
     /// Look at dead letters, replay or drop them
     ///
-    /// Works beside a running `up`.
+    /// Works beside a running `up`, which notices within a second, and without one.
+    #[command(after_help = "\
+Examples:
+  streamgate dead list --reason retries_exhausted
+  streamgate dead show 17 --body
+  streamgate dead replay --route app --type message.new
+  streamgate dead drop --user ann --older-than 7d")]
     Dead(dead::Dead),
 }
 
 #[derive(Clone, Debug, Args)]
 pub struct Global {
     /// The TOML file to read
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub config: Option<PathBuf>,
     /// Overrides store.data_dir
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = GLOBAL)]
     pub data_dir: Option<PathBuf>,
     /// How logs are written to stderr: human on a terminal and JSON lines elsewhere, unless said here
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "auto")]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "auto", help_heading = GLOBAL)]
     pub log_format: LogFormatArg,
 }
 

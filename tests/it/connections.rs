@@ -98,9 +98,10 @@ async fn a_header_of_one_mebibyte_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunked_body_over_the_limit_is_413_and_told() {
     let site = Site::new();
-    site.configure(&impatient());
+    site.configure(&Setup::default());
     let server = site.start().await;
-    let webhook = Webhook::push("chunked", vec![b'x'; 300_000]);
+    // More than the sockets between hold: it can be sent whole only if somebody reads it.
+    let webhook = Webhook::push("chunked", vec![b'x'; 14 << 20]);
     let mut raw = format!("{}transfer-encoding: chunked\r\n\r\n", webhook.head()).into_bytes();
     for chunk in webhook.body.chunks(10_000) {
         raw.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
@@ -226,6 +227,22 @@ async fn a_second_signal_aborts() {
     server.signal("TERM");
     assert_eq!(server.wait().await.code(), Some(1));
     drop(half);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_gives_its_place_back() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let mut used = wire::raw(server.public, &Webhook::fresh().raw()).await;
+    assert_eq!(wire::status(&mut used).await, 200);
+    let unused = TcpStream::connect(server.public).await.unwrap();
+    let half = wire::raw(server.public, &Webhook::fresh().raw()[..20]).await;
+    let open = || server.metric("streamgate_gateway_connections");
+    eventually("all are open", || async { open().await == 3.0 }).await;
+    drop((used, unused, half));
+    eventually("none is left", || async { open().await == 0.0 }).await;
+    assert!(server.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

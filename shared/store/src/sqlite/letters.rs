@@ -1,6 +1,6 @@
 //! The dead letters, for the command line: read, replayed and dropped beside a running owner or without one.
 
-use super::{OpenError, directory, row, schema, unavailable, writer};
+use super::{OpenError, directory, queue, row, schema, unavailable};
 use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -119,7 +119,7 @@ fn replay(connection: &mut Connection, numbers: &[i64], nonce: &str) -> rusqlite
         };
         bytes += envelope.body.len();
         let replayed = Envelope { attempt: 1, replay: Some(nonce.to_owned()), ..envelope };
-        writer::insert_event(&transaction, &replayed)?;
+        queue::insert_event(&transaction, &replayed)?;
         count += delete(&transaction, *number)?;
     }
     transaction.commit().map(|()| (count, taken))

@@ -9,18 +9,22 @@ mod directory;
 mod inbox;
 mod leases;
 mod letters;
+mod queue;
 mod reader;
 mod row;
 mod schema;
+mod seen;
 mod writer;
 
 pub use directory::{OpenError, create_private};
 pub use letters::LetterBox;
 pub use schema::inspect;
+pub use seen::SeenWithinEnqueue;
 
 use directory::Owned;
 use inbox::{Handle, Inbox};
 use leases::Leases;
+use queue::Change;
 use reader::Reader;
 use std::future::Future;
 use std::path::PathBuf;
@@ -29,9 +33,9 @@ use std::time::Duration;
 use streamgate_core::{
     claim::{Conclusion, Verdict},
     envelope::Envelope,
-    ports::{Accepted, Claims, Deliveries, Delivery, Enqueue, Seen, Settlement, StoreError},
+    ports::{Accepted, Claims, Deliveries, Delivery, Enqueue, Settlement, StoreError},
 };
-use writer::{Change, Writer};
+use writer::Writer;
 
 /// The longest wait between tries to record a settlement while the store fails. There is no last try: the handler has run,
 /// and giving up would only run it again.
@@ -71,7 +75,7 @@ impl Embedded {
     pub fn open(options: &Options) -> Result<Embedded, OpenError> {
         let owned = Owned::take(&options.data_dir)?;
         let writing = schema::open_owner(&owned.database(), options.max_bytes)?;
-        writer::bring_forward(&writing, options.longest_wait)
+        queue::bring_forward(&writing, options.longest_wait)
             .map_err(|error| OpenError::Database { path: owned.database(), error })?;
         let reading = schema::open_reader(&owned.database())?;
         let writer = Writer::start(writing, writer::Limits::of(options))?;
@@ -94,21 +98,6 @@ impl Enqueue for Embedded {
 
     fn ready(&self) -> Result<(), StoreError> {
         self.writer.ready()
-    }
-}
-
-/// This store sees repeats in the transaction that would insert them, so there is nothing to ask before and nothing to mark
-/// after.
-#[derive(Clone, Copy, Debug)]
-pub struct SeenWithinEnqueue;
-
-impl Seen for SeenWithinEnqueue {
-    fn contains(&self, _key: &str) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        std::future::ready(Ok(false))
-    }
-
-    fn mark(&self, _key: &str) -> impl Future<Output = Result<(), StoreError>> + Send {
-        std::future::ready(Ok(()))
     }
 }
 
@@ -214,6 +203,11 @@ mod tests {
         }
     }
 
+    /// The next delivery, or a failure instead of waiting for ever.
+    async fn next(store: &Embedded) -> Delivery<Handle> {
+        tokio::time::timeout(Duration::from_secs(30), store.next()).await.expect("a delivery comes").unwrap()
+    }
+
     async fn settle(store: &Embedded, delivery: Delivery<Handle>, settlement: Settlement) {
         store.settle(delivery, None, settlement, std::future::ready(())).await.unwrap();
     }
@@ -225,12 +219,12 @@ mod tests {
         for number in 0..10 {
             assert_eq!(store.enqueue(event(&number.to_string())).await.unwrap(), Accepted::Enqueued);
         }
-        let dropped = store.next().await.unwrap();
+        let dropped = next(&store).await;
         assert_eq!(dropped.envelope.id, "0");
         drop(dropped);
         let mut ids = Vec::new();
         for _ in 0..10 {
-            let delivery = store.next().await.unwrap();
+            let delivery = next(&store).await;
             ids.push(delivery.envelope.id.clone());
             settle(&store, delivery, Settlement::Done).await;
         }
@@ -246,9 +240,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Embedded::open(&options(directory.path().join("data"))).unwrap();
         store.enqueue(event("one")).await.unwrap();
-        let delivery = store.next().await.unwrap();
+        let delivery = next(&store).await;
         settle(&store, delivery, Settlement::Wait { delay: Duration::from_millis(5) }).await;
-        let again = store.next().await.unwrap();
+        let again = next(&store).await;
         assert_eq!(again.envelope, event("one"));
         settle(&store, again, Settlement::Superseded).await;
         store.close().await;
@@ -270,11 +264,11 @@ mod tests {
         let options = options(directory.path().join("data"));
         let store = Embedded::open(&options).unwrap();
         store.enqueue(event("one")).await.unwrap();
-        let delivery = store.next().await.unwrap();
+        let delivery = next(&store).await;
         settle(&store, delivery, Settlement::Retry { delay: Duration::from_secs(1_000_000), attempt: 2 }).await;
         store.close().await;
         let store = Embedded::open(&Options { longest_wait: Duration::from_millis(10), ..options }).unwrap();
-        assert_eq!(store.next().await.unwrap().envelope.attempt, 2);
+        assert_eq!(next(&store).await.envelope.attempt, 2);
         store.close().await;
     }
 }

@@ -3,14 +3,14 @@
 //! One fsync serves everybody who waited for it: the busier the gateway, the cheaper each event. Nobody is answered before
 //! the commit. Where a batch fails for what one write holds, each is tried alone, so that one cannot take the others with it.
 
-use super::{OpenError, Options, millis, now_ms, row, schema, unavailable};
-use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
+use super::queue::{self, Change};
+use super::{OpenError, Options, millis, now_ms, schema, seen, unavailable};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use streamgate_core::{
     envelope::Envelope,
-    id::fingerprint,
     ports::{Accepted, Settlement, StoreError},
 };
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -22,16 +22,6 @@ const MAX_BATCH: usize = 1024;
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks end commits every second: after this long without one the disk hangs.
 const MAX_SILENCE: Duration = Duration::from_secs(3);
-/// Seen keys removed at a time: about a millisecond of work.
-const PURGE_STEP: i64 = 2000;
-
-/// How a delivery's row changes.
-#[derive(Clone, Debug)]
-pub(super) struct Change {
-    pub(super) seq: i64,
-    pub(super) route: Option<Arc<str>>,
-    pub(super) settlement: Settlement,
-}
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -228,6 +218,7 @@ impl Desk {
     fn transact(&mut self, batch: &[Write]) -> rusqlite::Result<(Vec<Result<Effect, StoreError>>, bool)> {
         let now = now_ms();
         let limits = self.limits;
+        let since = now.saturating_sub(limits.remember_ms);
         let full_error = self.full();
         let healthy = self.health.lock().unwrap_or_else(PoisonError::into_inner).told.is_ok();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -238,11 +229,16 @@ impl Desk {
             effects.push(match write {
                 // Its caller gave up and answered 503: the repeat that this asks for should find nothing half done.
                 Write::Enqueue(_, answer) if answer.is_closed() => Ok(Effect::Settled),
-                Write::Enqueue(envelope, _) => enqueue(&transaction, envelope, now, limits.remember_ms, full)?
-                    .map(Effect::Accepted)
-                    .ok_or_else(|| full_error.clone()),
+                // A repeat of what is stored needs no room.
+                Write::Enqueue(envelope, _) if full => match seen::contains(&transaction, &envelope.key, since)? {
+                    true => Ok(Effect::Accepted(Accepted::Duplicate)),
+                    false => Err(full_error.clone()),
+                },
+                Write::Enqueue(envelope, _) => {
+                    Ok(Effect::Accepted(queue::enqueue(&transaction, envelope, now, since)?))
+                }
                 Write::Settle(change, _) => {
-                    settle(&transaction, change, now)?;
+                    queue::settle(&transaction, change, now)?;
                     Ok(Effect::Settled)
                 }
                 Write::Tick => {
@@ -256,7 +252,7 @@ impl Desk {
         }
         // Under pressure keys are kept for the promised window only.
         let keep_ms = if used >= limits.max_bytes / 4 * 3 { limits.seen_window_ms } else { limits.remember_ms };
-        purge(&transaction, now, keep_ms)?;
+        seen::purge(&transaction, now, keep_ms)?;
         transaction.commit()?;
         Ok((effects, full))
     }
@@ -299,129 +295,5 @@ impl Write {
             Write::Settle(_, answer) => drop(answer.send(Err(error.clone()))),
             Write::Tick => {}
         }
-    }
-}
-
-/// None: the store is full, and the event is new.
-fn enqueue(
-    connection: &Connection,
-    envelope: &Envelope,
-    now: i64,
-    remember_ms: i64,
-    full: bool,
-) -> rusqlite::Result<Option<Accepted>> {
-    let key = fingerprint(&envelope.key);
-    let mut insert = connection.prepare_cached("INSERT OR IGNORE INTO seen (key, at) VALUES (?1, ?2)")?;
-    let mut forget = connection.prepare_cached("DELETE FROM seen WHERE key = ?1 AND at <= ?2")?;
-    if full {
-        let mut known = connection.prepare_cached("SELECT 1 FROM seen WHERE key = ?1 AND at > ?2")?;
-        let known = known.exists(params![key, now.saturating_sub(remember_ms)])?;
-        return Ok(known.then_some(Accepted::Duplicate));
-    }
-    if insert.execute(params![key, now])? == 0 {
-        // Known, unless so long ago that it no longer counts.
-        if forget.execute(params![key, now.saturating_sub(remember_ms)])? == 0 {
-            return Ok(Some(Accepted::Duplicate));
-        }
-        insert.execute(params![key, now])?;
-    }
-    insert_event(connection, envelope)?;
-    Ok(Some(Accepted::Enqueued))
-}
-
-/// Puts an event at the end of the queue.
-pub(super) fn insert_event(connection: &Connection, envelope: &Envelope) -> rusqlite::Result<()> {
-    let sql = "INSERT INTO events (due_at, attempt, route, app, kind, webhook_id, type, headers, body)
-               VALUES (0, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-    connection.prepare_cached(sql)?.execute(params![
-        envelope.attempt,
-        envelope.route,
-        envelope.app,
-        envelope.kind.as_str(),
-        envelope.id,
-        envelope.event_type,
-        row::headers_json(envelope),
-        &envelope.body[..],
-    ])?;
-    Ok(())
-}
-
-/// A row that is gone was settled before by a write whose answer was lost: settling it again changes nothing.
-fn settle(connection: &Connection, change: &Change, now: i64) -> rusqlite::Result<()> {
-    let delete = |seq| connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?.execute(params![seq]);
-    match &change.settlement {
-        Settlement::Done | Settlement::Superseded => {
-            delete(change.seq)?;
-        }
-        Settlement::Retry { delay, attempt } => {
-            let sql = "UPDATE events SET due_at = ?2, attempt = ?3, route = ?4 WHERE seq = ?1";
-            let due = now.saturating_add(millis(*delay));
-            connection.prepare_cached(sql)?.execute(params![change.seq, due, attempt, change.route.as_deref()])?;
-        }
-        Settlement::Wait { delay } => {
-            let due = now.saturating_add(millis(*delay));
-            connection
-                .prepare_cached("UPDATE events SET due_at = ?2 WHERE seq = ?1")?
-                .execute(params![change.seq, due])?;
-        }
-        Settlement::Dead { reason, error } => {
-            let sql = "INSERT INTO dead
-                           (reason, error, died_at, route, attempt, app, kind, webhook_id, type, headers, body)
-                       SELECT ?2, ?3, ?4, ?5, attempt, app, kind, webhook_id, type, headers, body
-                       FROM events WHERE seq = ?1";
-            connection.prepare_cached(sql)?.execute(params![
-                change.seq,
-                reason.as_str(),
-                error,
-                now,
-                change.route.as_deref()
-            ])?;
-            delete(change.seq)?;
-        }
-    }
-    Ok(())
-}
-
-/// Forgets the oldest keys, a bounded number at a time. Ids grow with time, so no index over it is needed. A key from the
-/// future was written while the clock was wrong: it must not stand in the way of the others.
-fn purge(connection: &Connection, now: i64, keep_ms: i64) -> rusqlite::Result<()> {
-    let kept = now.saturating_sub(keep_ms)..=now.saturating_add(keep_ms);
-    let mut oldest = connection.prepare_cached("SELECT id, at FROM seen ORDER BY id LIMIT ?1")?;
-    let mut rows = oldest.query(params![PURGE_STEP])?;
-    let mut last = None;
-    while let Some(row) = rows.next()? {
-        if kept.contains(&row.get::<_, i64>(1)?) {
-            break;
-        }
-        last = Some(row.get::<_, i64>(0)?);
-    }
-    drop(rows);
-    if let Some(last) = last {
-        connection.prepare_cached("DELETE FROM seen WHERE id <= ?1")?.execute(params![last])?;
-    }
-    Ok(())
-}
-
-/// Retries that are due later than any could be.
-pub(super) fn bring_forward(connection: &Connection, longest_wait: Duration) -> rusqlite::Result<()> {
-    let latest = now_ms().saturating_add(millis(longest_wait));
-    connection.execute("UPDATE events SET due_at = ?1 WHERE due_at > ?1", params![latest]).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_forgotten_when_they_are_old_or_from_the_future() {
-        let directory = tempfile::tempdir().unwrap();
-        let connection = schema::open_owner(&directory.path().join("store.db"), 1 << 20).unwrap();
-        for (key, at) in [("future", 10_000), ("old", 100), ("kept", 600), ("older, but later", 1)] {
-            connection.execute("INSERT INTO seen (key, at) VALUES (?1, ?2)", params![key.as_bytes(), at]).unwrap();
-        }
-        purge(&connection, 1000, 500).unwrap();
-        let mut left = connection.prepare("SELECT at FROM seen ORDER BY id").unwrap();
-        let left: Vec<i64> = left.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-        assert_eq!(left, [600, 1], "the oldest first, as far as one that is kept");
     }
 }
