@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Kills in a run; `tests/run --soak` sets more.
 fn kills() -> usize {
-    std::env::var("STREAMGATE_TEST_KILLS").map_or(6, |text| text.parse().unwrap())
+    std::env::var("STREAMGATE_TEST_KILLS").map_or(20, |text| text.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,7 +39,7 @@ async fn no_acknowledged_event_is_lost_to_sigkill() {
     let ledger = load.stop().await;
     let repeats = ledger.prove(&service).await;
     println!(
-        "sent {}, accepted {}, given up while nobody listened {}, deliveries repeated {repeats}",
+        "sent {}, accepted {}, given up while nobody listened {}, deliveries repeated, failed attempts included, {repeats}",
         ledger.sent.load(Ordering::Relaxed),
         ledger.accepted(),
         ledger.refused.load(Ordering::Relaxed),
