@@ -3,20 +3,22 @@
 use crate::cli::Global;
 use crate::exit::BadUsage;
 use crate::output;
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Duration;
 use streamgate_core::envelope::rfc3339;
 use streamgate_core::letter::{Filter, Letter};
-use streamgate_core::ports::Letters;
+use streamgate_core::ports::{Letters, StoreError};
 use streamgate_core::reason::Reason;
 use streamgate_service::config::reader;
 use streamgate_store::sqlite::LetterBox;
 
 /// Letters read at a time: their bodies come along.
 const PAGE: usize = 32;
+/// Letters moved at a time.
+const STEP: usize = 100;
 
 #[derive(Debug, Args)]
 pub struct Dead {
@@ -179,11 +181,12 @@ pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
             let chosen = choose(&letters, &select.explicit()?).await?;
             let mut random = [0; 8];
             getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
-            changed("replayed", letters.replay(chosen, hex::encode(random)).await?, json)?;
+            let nonce = hex::encode(random);
+            change("replayed", chosen, json, |some| letters.replay(some, nonce.clone())).await?;
         }
         Action::Drop { select, json } => {
             let chosen = choose(&letters, &select.explicit()?).await?;
-            changed("dropped", letters.discard(chosen).await?, json)?;
+            change("dropped", chosen, json, |some| letters.discard(some)).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -271,7 +274,20 @@ async fn show(letters: &LetterBox, id: String, body: bool, json: bool) -> anyhow
     Ok(())
 }
 
-fn changed(word: &str, count: usize, json: bool) -> anyhow::Result<()> {
+/// Moves the letters some at a time, so that there is progress to show, and says how many it were.
+async fn change<F>(word: &str, numbers: Vec<i64>, json: bool, mut each: impl FnMut(Vec<i64>) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = Result<usize, StoreError>>,
+{
+    let bar = output::bar(numbers.len() as u64, "letters", json);
+    let mut count = 0;
+    for some in numbers.chunks(STEP) {
+        count += each(some.to_vec()).await.with_context(|| {
+            format!("{count} {word}, then it failed; a running streamgate may have been writing, so try again")
+        })?;
+        bar.inc(some.len() as u64);
+    }
+    bar.finish_and_clear();
     if json {
         return Ok(output::line(serde_json::json!({ word: count }))?);
     }

@@ -9,7 +9,6 @@ use crate::{dev, output};
 use clap::{Args, ValueEnum};
 use http_body_util::{BodyExt, Limited};
 use hyper::Uri;
-use indicatif::{ProgressBar, ProgressStyle};
 use report::{Answer, Report};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -141,7 +140,7 @@ fn url(text: &str, kind: KindArg) -> Result<Uri, BadUsage> {
 
 /// Keeps `concurrency` senders busy, at most at the rate; ends when all are answered.
 async fn send_all(args: &Send, client: HttpClient, webhooks: Webhooks) -> anyhow::Result<Vec<Answer>> {
-    let bar = bar(args);
+    let bar = output::bar(args.count, "webhooks", args.json);
     let shared = Arc::new((client, webhooks, AtomicU64::new(0)));
     let pace = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate));
     let (count, started) = (args.count, tokio::time::Instant::now());
@@ -200,18 +199,6 @@ fn causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-fn bar(args: &Send) -> ProgressBar {
-    if args.count < 2 || args.json {
-        return ProgressBar::hidden();
-    }
-    // Drawn on a terminal only; elsewhere it stays silent by itself.
-    let bar = ProgressBar::new(args.count);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} webhooks, {per_sec}, {eta} left") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 #[cfg(test)]

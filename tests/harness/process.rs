@@ -1,6 +1,7 @@
 //! The real binary as a child process, to be asked, stopped and killed.
 
 use super::wire::{API_KEY, SECRET};
+use rustix::process::{Pid, Signal};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
@@ -137,9 +138,9 @@ impl Server {
         self.child.id().unwrap()
     }
 
-    pub fn signal(&self, name: &str) {
-        let sent = std::process::Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
-        assert!(sent.unwrap().success());
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     pub async fn kill(mut self) {
@@ -153,7 +154,7 @@ impl Server {
     }
 
     pub async fn terminate(self) -> ExitStatus {
-        self.signal("TERM");
+        self.signal(Signal::TERM);
         self.wait().await
     }
 

@@ -4,6 +4,7 @@ use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
 use crate::harness::wire::{self, Transport, Webhook, read_to_end, send};
 use crate::statuses::secure;
+use rustix::process::Signal;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -204,7 +205,7 @@ async fn a_drain_answers_what_was_read_and_ends_idle_connections() {
     let unused = TcpStream::connect(server.public).await.unwrap();
     eventually("all are open", || async { server.metric("streamgate_gateway_connections").await == 3.0 }).await;
     eventually("the half is read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
-    server.signal("TERM");
+    server.signal(Signal::TERM);
     eventually("it is not ready any more", || async { server.ops("/readyz").await.0 == 503 }).await;
     assert_eq!(read_to_end(used).await, "");
     assert_eq!(read_to_end(unused).await, "");
@@ -222,9 +223,9 @@ async fn a_second_signal_aborts() {
     let raw = Webhook::fresh().raw();
     let half = wire::raw(server.public, &raw[..raw.len() - 3]).await;
     eventually("the half is read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
-    server.signal("TERM");
+    server.signal(Signal::TERM);
     eventually("it drains", || async { server.ops("/readyz").await.0 == 503 }).await;
-    server.signal("TERM");
+    server.signal(Signal::TERM);
     assert_eq!(server.wait().await.code(), Some(1));
     drop(half);
 }
@@ -281,7 +282,7 @@ async fn many_streams_of_one_http2_connection() {
     let statuses = futures_util::future::join_all(answers).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     // The drain says GOAWAY: the driver ends without an error.
-    server.signal("TERM");
+    server.signal(Signal::TERM);
     driver.await.unwrap().unwrap();
     assert!(server.wait().await.success());
 }

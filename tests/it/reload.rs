@@ -5,6 +5,7 @@ use crate::harness::process::{Server, Setup, Site};
 use crate::harness::wire::{API_KEY, Transport, Webhook, send};
 use crate::statuses::secure;
 use rcgen::generate_simple_self_signed;
+use rustix::process::Signal;
 use streamgate_core::signature::SigningKey;
 
 fn signed_with(secret: &str) -> Webhook {
@@ -40,13 +41,13 @@ async fn secrets_and_apps_are_read_again() {
     assert_eq!(status(&server, "first").await, 401);
     // A config that is wrong changes nothing, and says so.
     site.write("streamgate.toml", config(&site, API_KEY).replace("[store]", "[shop]"));
-    server.signal("HUP");
+    server.signal(Signal::HUP);
     eventually("the mistake is told", || async { site.log().contains("not reloaded") }).await;
     assert!(site.log().contains("shop: unknown key"), "{}", site.log());
     assert_eq!(status(&server, "second").await, 200);
     // A key that is gone is unknown.
     site.write("streamgate.toml", config(&site, "another"));
-    server.signal("HUP");
+    server.signal(Signal::HUP);
     eventually("the old key is unknown", || async { status(&server, "second").await == 401 }).await;
     let moved = signed_with("second").set("x-api-key", "another");
     assert_eq!(send(server.public, &moved).await.unwrap().status, 200);

@@ -62,7 +62,7 @@ impl Letters for LetterBox {
                 let (count, taken) = replay(connection, &left, &nonce)?;
                 Ok((count, left.split_off(taken)))
             });
-            let (count, rest) = moved.await.map_err(|error| after(replayed, "replayed", error))?;
+            let (count, rest) = moved.await?;
             (replayed, left) = (replayed + count, rest);
         }
         Ok(replayed)
@@ -80,7 +80,7 @@ impl Letters for LetterBox {
                 }
                 transaction.commit().map(|()| count)
             };
-            dropped += self.run(discard).await.map_err(|error| after(dropped, "dropped", error))?;
+            dropped += self.run(discard).await?;
         }
         Ok(dropped)
     }
@@ -94,11 +94,6 @@ fn letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<Letter> {
         died_at_ms: row.get(3)?,
         envelope: row::envelope(row, 4)?,
     })
-}
-
-/// A failure tells what was done before it.
-fn after(count: usize, done: &str, error: StoreError) -> StoreError {
-    unavailable(format!("{error} ({count} {done} before that; a running streamgate may have been writing: try again)"))
 }
 
 /// In one transaction a letter becomes an event again: it is never in both places, nor in none. Returns how many did, and how
