@@ -8,7 +8,7 @@ use hyper::{Request, Response, body::Incoming, header::HeaderMap};
 use hyper_util::rt::TokioIo;
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -87,9 +87,26 @@ async fn answer(
     let body = body.collect().await?.to_bytes();
     let path = parts.uri.path_and_query().unwrap().to_string();
     let received = Received { path, headers: parts.headers, body, from };
-    let response = reply(&received);
+    // On a thread of its own: a reply may wait for the test to say so.
+    let told = received.clone();
+    let response = tokio::task::spawn_blocking(move || reply(&told)).await.unwrap();
     log.lock().unwrap().push(received);
     Ok(response)
+}
+
+/// What replies wait at until it is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    pub fn wait(&self) {
+        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
+    }
 }
 
 /// An answer of this status and these headers.

@@ -2,10 +2,9 @@
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
-use crate::harness::receiver::Receiver;
+use crate::harness::receiver::{Gate, Receiver};
 use crate::harness::wire::{Webhook, send};
 use rusqlite::Connection;
-use std::sync::{Mutex, mpsc};
 
 /// Holds the write lock until it is dropped.
 fn hang(site: &Site) -> Connection {
@@ -42,10 +41,10 @@ async fn a_store_that_hangs_is_503_within_the_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_settlement_is_tried_until_it_stands() {
     let site = Site::new();
-    let (go, gate) = mpsc::channel::<()>();
-    let gate = Mutex::new(gate);
+    let gate = Gate::default();
+    let closed = gate.clone();
     let service = Receiver::start(move |_| {
-        gate.lock().unwrap().recv().unwrap();
+        closed.wait();
         hyper::Response::default()
     })
     .await;
@@ -54,7 +53,7 @@ async fn a_settlement_is_tried_until_it_stands() {
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
     eventually("the handler runs", || async { server.metric("streamgate_worker_in_flight").await == 1.0 }).await;
     let lock = hang(&site);
-    go.send(()).unwrap();
+    gate.open();
     eventually("the settlement fails", || async { site.log().contains("cannot record a settlement") }).await;
     drop(lock);
     let done = || server.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}");

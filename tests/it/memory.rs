@@ -2,11 +2,10 @@
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
-use crate::harness::receiver::Receiver;
+use crate::harness::receiver::{Gate, Receiver};
 use crate::harness::wire::{Webhook, raw, send, status};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use std::sync::{Arc, Condvar, Mutex};
 
 const MIB: usize = 1 << 20;
 /// What the process may hold beside `memory_budget`: code, stacks, connections, SQLite's caches, and the allocator's slack.
@@ -47,15 +46,14 @@ async fn bombs_and_maximal_bodies_stay_within_the_budget() {
     assert!(server.terminate().await.success());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_of_large_events_is_delivered_in_bounded_memory() {
     let site = Site::new();
-    // The service answers nobody until the backlog stands, and blocks a thread for each of the four who ask.
-    let gate = Arc::new((Mutex::new(false), Condvar::new()));
-    let closed = Arc::clone(&gate);
+    // The service answers nobody until the backlog stands.
+    let gate = Gate::default();
+    let closed = gate.clone();
     let service = Receiver::start(move |_| {
-        let open = closed.1.wait_while(closed.0.lock().unwrap(), |open| !*open).unwrap();
-        drop(open);
+        closed.wait();
         hyper::Response::default()
     })
     .await;
@@ -67,8 +65,7 @@ async fn a_backlog_of_large_events_is_delivered_in_bounded_memory() {
         assert_eq!(send(server.public, &Webhook::push(&format!("large-{number}"), body)).await.unwrap().status, 200);
     }
     let resident = server.resident_bytes();
-    *gate.0.lock().unwrap() = true;
-    gate.1.notify_all();
+    gate.open();
     eventually("all are handled", || async { service.ids().len() == 100 }).await;
     let resident = resident.max(server.resident_bytes());
     assert!(resident < 8 * MIB as u64 + CONSTANT, "{} MiB resident", resident >> 20);
