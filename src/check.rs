@@ -3,7 +3,9 @@
 use crate::cli::Global;
 use crate::{exit, output, wiring};
 use clap::Args;
+use rustix::fs::{Access, access};
 use serde::Serialize;
+use std::path::Path;
 use std::process::ExitCode;
 use streamgate_gateway::Tls;
 use streamgate_service::config::{Config, ConfigError};
@@ -89,8 +91,22 @@ fn store(config: &Config) -> Result<String, String> {
     let data_dir = config.store.data_dir.display();
     match sqlite::inspect(&config.store.data_dir) {
         Ok(()) => Ok(format!("{data_dir} holds a store of this version")),
-        Err(OpenError::Absent { .. }) => Ok(format!("{data_dir} holds no store yet; `up` creates it")),
+        Err(OpenError::Absent { .. }) => creatable(&config.store.data_dir),
         Err(error @ OpenError::Older { .. }) => Ok(error.to_string()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Whether `up` could create a store there.
+fn creatable(data_dir: &Path) -> Result<String, String> {
+    let absolute = std::path::absolute(data_dir).map_err(|error| error.to_string())?;
+    let existing = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let told = match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
+        _ if !existing.is_dir() => Err("is no directory".to_owned()),
+        result => result.map_err(|error| format!("cannot be written to: {error}")),
+    };
+    match told {
+        Ok(()) => Ok(format!("{} holds no store yet; `up` creates it", data_dir.display())),
+        Err(what) => Err(format!("{} {what}; set store.data_dir to another place", existing.display())),
     }
 }

@@ -68,7 +68,7 @@ enum Action {
 /// Which letters: everything given must hold.
 #[derive(Debug, Args)]
 struct Select {
-    /// Numbers, webhook ids or idempotency keys
+    /// Numbers, webhook ids (but for those of digits only) or idempotency keys
     ids: Vec<String>,
     /// Only this reason: rejected, retries_exhausted, unmatched
     #[arg(long, value_parser = reason)]
@@ -211,13 +211,15 @@ async fn each(
 
 async fn choose(letters: &LetterBox, filter: &Filter) -> anyhow::Result<Vec<i64>> {
     let mut numbers = Vec::new();
+    let mut unknown = filter.ids.clone();
     each(letters, filter, |letter| {
         numbers.push(letter.number);
+        unknown.retain(|id| !Filter { ids: vec![id.clone()], ..Filter::default() }.matches(letter));
         Ok(())
     })
     .await?;
-    if numbers.is_empty() && !filter.ids.is_empty() {
-        bail!("no such dead letter; `streamgate dead list` shows them");
+    if !unknown.is_empty() {
+        bail!("no such dead letter: {}; nothing was changed, `streamgate dead list` shows them", unknown.join(", "));
     }
     Ok(numbers)
 }

@@ -6,14 +6,14 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use streamgate_service::{config::AppConfig, secret::Secret};
-use streamgate_store::sqlite::create_private;
+use streamgate_store::sqlite::{SECRET, create_private};
 
 /// Its name and its API key.
 pub const DEV: &str = "dev";
 
 /// Where its secret is kept.
 pub fn secret_file(data_dir: &Path) -> PathBuf {
-    data_dir.join("dev-secret")
+    data_dir.join(SECRET)
 }
 
 /// The development app; its secret is made at the first start and kept.

@@ -73,6 +73,8 @@ pub async fn run(
     let Up { config, router, listener, ops_listener, source, reload, metrics } = up;
     let tls = config.gateway.tls.as_ref().map(|files| Tls::load(files, &metrics)).transpose()?;
     let store = Arc::new(Embedded::open(&wiring::store_options(&config))?);
+    let names: Vec<_> = config.apps.iter().map(|app| app.name.as_str()).collect();
+    metrics.begin(&names, &router.names());
     let apps = AppConfig::table(&config.apps);
     let seen = Arc::new(SeenWithinEnqueue);
     let intake = Arc::new(Intake::new(&config.gateway, apps, Arc::clone(&store), seen, Arc::clone(&metrics)));

@@ -3,6 +3,7 @@
 use crate::activity::Activity;
 use crate::connection::{self, Ends};
 use crate::connections::{Connections, Place};
+use crate::receive::Arrival;
 use crate::receive::Intake;
 use crate::tls::Tls;
 use futures_util::FutureExt;
@@ -52,13 +53,14 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let activity = Activity::new();
+                    let activity = connections.activity();
                     let place = tokio::select! {
                         place = connections.place(&activity) => place,
                         () = shutdown.abort.cancelled() => return,
                     };
                     tasks.spawn(
-                        self.connection(stream, activity, place, &shutdown).with_cancellation_token_owned(cut.clone()),
+                        self.connection(stream, activity, place, &shutdown, Arrival::InTime)
+                            .with_cancellation_token_owned(cut.clone()),
                     );
                 }
                 Err(error) if error.raw_os_error().is_some_and(|number| EXHAUSTED.contains(&number)) => {
@@ -74,23 +76,52 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         // Unconstrained, or tokio would stop after its usual share of a turn.
         let backlog = || tokio::task::unconstrained(tokio::time::timeout(BACKLOG, listener.accept()));
         while let Ok(Ok((stream, _))) = backlog().await {
-            let activity = Activity::new();
+            let activity = connections.activity();
             let Some(place) = connections.place(&activity).now_or_never() else { break };
-            tasks.spawn(self.connection(stream, activity, place, &shutdown).with_cancellation_token_owned(cut.clone()));
+            tasks.spawn(
+                self.connection(stream, activity, place, &shutdown, Arrival::InTime)
+                    .with_cancellation_token_owned(cut.clone()),
+            );
         }
-        drop(listener);
         tasks.close();
+        let late = TaskTracker::new();
         tokio::select! {
-            () = tasks.wait() => return,
+            () = tasks.wait() => {}
+            () = self.turn_away(&listener, &connections, &late, &shutdown) => {}
             () = tokio::time::sleep(self.config.drain_timeout) => {
                 tracing::warn!(connections = tasks.len(), "drain timeout: what is left is answered 503");
             }
             () = shutdown.abort.cancelled() => {}
         }
+        drop(listener);
+        late.close();
         self.intake.give_up();
+        drop(tokio::time::timeout(LAST_ANSWERS, late.wait()).await);
         if tokio::time::timeout(LAST_ANSWERS, tasks.wait()).await.is_err() {
             cut.cancel();
             tasks.wait().await;
+        }
+    }
+
+    /// Takes connections that come during the drain, to tell them to come back: a refused connection costs the sender an
+    /// attempt more than a 503.
+    async fn turn_away(
+        &self,
+        listener: &TcpListener,
+        connections: &Arc<Connections>,
+        late: &TaskTracker,
+        shutdown: &Shutdown,
+    ) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let activity = connections.activity();
+                    if let Some(place) = connections.place(&activity).now_or_never() {
+                        late.spawn(self.connection(stream, activity, place, shutdown, Arrival::Late));
+                    }
+                }
+                Err(_) => tokio::time::sleep(ACCEPT_BACKOFF).await,
+            }
         }
     }
 
@@ -100,8 +131,9 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         activity: Arc<Activity>,
         place: Place,
         shutdown: &Shutdown,
+        arrival: Arrival,
     ) -> impl Future<Output = ()> + Send + use<E, S> {
-        let ends = Ends::new(&self.config, shutdown.drain.clone(), place.evicted.clone());
+        let ends = Ends::new(&self.config, shutdown.drain.clone(), place.evicted.clone(), arrival);
         let (intake, tls) = (Arc::clone(&self.intake), self.tls.clone());
         async move {
             // An answer is one small write: it should not wait for another.

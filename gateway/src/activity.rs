@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Context;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// No byte of a next request has come.
 const IDLE: u64 = 0;
@@ -22,6 +23,8 @@ pub(crate) struct Activity {
     heads: AtomicBool,
     /// The connection's task: an answer of HTTP/2 ends in a task of its own, and then the clock runs again.
     connection: AtomicWaker,
+    /// Told when the connection becomes idle: somebody may wait for its place.
+    idle: Arc<Notify>,
 }
 
 /// What the timeouts want to know.
@@ -33,7 +36,7 @@ pub(crate) enum Phase {
 }
 
 impl Activity {
-    pub(crate) fn new() -> Arc<Activity> {
+    pub(crate) fn new(idle: Arc<Notify>) -> Arc<Activity> {
         Arc::new(Activity {
             opened: Instant::now(),
             busy: AtomicUsize::new(0),
@@ -41,6 +44,7 @@ impl Activity {
             head_since: AtomicU64::new(IDLE),
             heads: AtomicBool::new(false),
             connection: AtomicWaker::new(),
+            idle,
         })
     }
 
@@ -110,7 +114,9 @@ impl InHand {
 impl Drop for InHand {
     fn drop(&mut self) {
         self.0.idle_since.store(self.0.now(), Ordering::SeqCst);
-        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+        if self.0.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.idle.notify_waiters();
+        }
         if !self.0.heads.load(Ordering::Relaxed) {
             self.0.connection.wake();
         }
@@ -123,7 +129,7 @@ mod tests {
 
     #[test]
     fn phases_follow_the_requests() {
-        let activity = Activity::new();
+        let activity = Activity::new(Arc::default());
         activity.expect_heads();
         assert!(matches!(activity.phase(), Phase::Idle(_)));
         activity.bytes_arrived();
@@ -142,7 +148,7 @@ mod tests {
 
     #[test]
     fn http2_has_no_heads() {
-        let activity = Activity::new();
+        let activity = Activity::new(Arc::default());
         activity.bytes_arrived();
         assert!(matches!(activity.phase(), Phase::Idle(_)));
     }

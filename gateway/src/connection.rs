@@ -1,7 +1,7 @@
 //! One connection: handshake, protocol by ALPN, timeouts, and a graceful end.
 
 use crate::activity::{Activity, Phase};
-use crate::receive::Intake;
+use crate::receive::{Arrival, Intake};
 use crate::response;
 use crate::watched::Watched;
 use hyper::server::conn::{http1, http2};
@@ -37,11 +37,17 @@ pub(crate) struct Ends {
     pub(crate) evicted: CancellationToken,
     pub(crate) header_timeout: Duration,
     pub(crate) keep_alive: Duration,
+    pub(crate) arrival: Arrival,
 }
 
 impl Ends {
-    pub(crate) fn new(config: &GatewayConfig, drain: CancellationToken, evicted: CancellationToken) -> Ends {
-        Ends { drain, evicted, header_timeout: config.header_timeout, keep_alive: config.keep_alive }
+    pub(crate) fn new(
+        config: &GatewayConfig,
+        drain: CancellationToken,
+        evicted: CancellationToken,
+        arrival: Arrival,
+    ) -> Ends {
+        Ends { drain, evicted, header_timeout: config.header_timeout, keep_alive: config.keep_alive, arrival }
     }
 }
 
@@ -87,7 +93,7 @@ where
     let service = service_fn(|request| {
         // Here and not within the future: HTTP/2 runs that in a task of its own, later.
         let (first_byte, in_hand) = activity.begin();
-        let answer = Arc::clone(&intake).answer(request, first_byte, in_hand);
+        let answer = Arc::clone(&intake).answer(request, first_byte, in_hand, ends.arrival);
         async { Ok::<_, Infallible>(answer.await) }
     });
     activity.expect_heads();
@@ -121,7 +127,7 @@ where
     let service = service_fn(|request| {
         // Here and not within the future: HTTP/2 runs that in a task of its own, later.
         let (first_byte, in_hand) = activity.begin();
-        let answer = Arc::clone(&intake).answer(request, first_byte, in_hand);
+        let answer = Arc::clone(&intake).answer(request, first_byte, in_hand, ends.arrival);
         async { Ok::<_, Infallible>(answer.await) }
     });
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Connections {
     limit: usize,
     open: Mutex<Open>,
-    freed: Notify,
+    /// Told when a place is free, or a connection has become idle.
+    freed: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
@@ -40,22 +41,29 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.connections.lock().entries.remove(&self.number);
         self.connections.metrics.gateway_connections.dec();
-        self.connections.freed.notify_one();
+        self.connections.freed.notify_waiters();
     }
 }
 
 impl Connections {
     pub(crate) fn new(limit: usize, metrics: Arc<Metrics>) -> Arc<Connections> {
-        Arc::new(Connections { limit, open: Mutex::default(), freed: Notify::new(), metrics })
+        Arc::new(Connections { limit, open: Mutex::default(), freed: Arc::default(), metrics })
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is a place, closing the longest idle connection at the limit. Only where none is idle it waits.
+    /// What a new connection does.
+    pub(crate) fn activity(&self) -> Arc<Activity> {
+        Activity::new(Arc::clone(&self.freed))
+    }
+
+    /// Waits until there is a place, closing the longest idle connection at the limit. Where none is idle, it waits for the
+    /// first that becomes so.
     pub(crate) async fn place(self: &Arc<Self>, activity: &Arc<Activity>) -> Place {
         loop {
+            // Made before the look: whatever is told after that is heard.
             let freed = self.freed.notified();
             if self.lock().entries.len() < self.limit || self.evict() {
                 return self.take(activity);

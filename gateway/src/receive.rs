@@ -35,6 +35,14 @@ const LINGER_BODIES: usize = 4;
 /// What stands in labels where no app or kind is known.
 const NONE: &str = "none";
 
+/// When a request's connection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    InTime,
+    /// During the drain: what could be taken is told to come back.
+    Late,
+}
+
 /// Everything that requests share.
 #[derive(Debug)]
 pub struct Intake<E, S> {
@@ -83,6 +91,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         request: Request<Incoming>,
         first_byte: Instant,
         in_hand: InHand,
+        arrival: Arrival,
     ) -> Response<AnswerBody> {
         let flight = Flight::start(&*self);
         let head_read = tokio::time::Instant::now();
@@ -91,6 +100,10 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         let target = route::target(&parts.method, parts.uri.path());
         let admitted =
             target.and_then(|_| admission::admit(&facts(&parts.headers, flight.number), &apps, &self.limits));
+        let admitted = admitted.and_then(|admitted| match arrival {
+            Arrival::InTime => Ok(admitted),
+            Arrival::Late => Err(Reason::Draining),
+        });
         let kind = target.map_or(NONE, |target| target.kind.as_str());
         let app = admitted.as_ref().map_or(NONE, |admitted| &*admitted.key.app);
         let outcome = match (target, &admitted) {

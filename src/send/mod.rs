@@ -126,6 +126,9 @@ fn key(global: &Global, api_key: Option<&str>) -> anyhow::Result<KeyConfig> {
 /// A base URL gets the path of the kind; a URL that has a path is taken as it is.
 fn url(text: &str, kind: KindArg) -> Result<Uri, BadUsage> {
     let wrong = || BadUsage(format!("--url takes a URL like http://127.0.0.1:8080, not {text:?}"));
+    if text.contains('@') {
+        return Err(BadUsage("--url takes no user and password".to_owned()));
+    }
     let url: Uri = text.parse().map_err(|_| wrong())?;
     if !matches!(url.scheme_str(), Some("http" | "https")) || url.host().is_none_or(str::is_empty) {
         return Err(wrong());

@@ -54,7 +54,11 @@ impl Webhooks {
         let unique = unique_id()?;
         let body = match &self.body {
             Body::Given(body) => body.clone(),
-            Body::Made { event_type } => made(event_type, &unique)?,
+            // Under a given id the same body each time, or a repeat would be another event.
+            Body::Made { event_type } => match &self.id {
+                Some(id) => made(event_type, id, None)?,
+                None => made(event_type, &unique, Some(jiff::Timestamp::now()))?,
+            },
         };
         let signature = self.signing.sign(&body).to_hex();
         let id = self.id.clone().unwrap_or(unique);
@@ -98,12 +102,10 @@ fn unique_id() -> anyhow::Result<String> {
 }
 
 /// An event of the shape that Stream's docs show.
-fn made(event_type: &str, id: &str) -> anyhow::Result<Bytes> {
-    let now = jiff::Timestamp::now().to_string();
+fn made(event_type: &str, id: &str, now: Option<jiff::Timestamp>) -> anyhow::Result<Bytes> {
     let user = serde_json::json!({"id": "streamgate-test", "name": "Streamgate test", "role": "user"});
-    let event = serde_json::json!({
+    let mut event = serde_json::json!({
         "type": event_type,
-        "created_at": now,
         "cid": "messaging:streamgate-test",
         "channel_type": "messaging",
         "channel_id": "streamgate-test",
@@ -112,10 +114,13 @@ fn made(event_type: &str, id: &str) -> anyhow::Result<Bytes> {
             "text": "A test message from `streamgate send`",
             "html": "<p>A test message from <code>streamgate send</code></p>\n",
             "type": "regular",
-            "created_at": now,
             "user": user,
         },
         "user": user,
     });
+    if let Some(now) = now {
+        event["created_at"] = now.to_string().into();
+        event["message"]["created_at"] = now.to_string().into();
+    }
     Ok(serde_json::to_vec(&event)?.into())
 }

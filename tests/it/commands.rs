@@ -89,6 +89,10 @@ async fn send_reports_what_came_back() {
         (&200.into(), &200.into(), &200.into())
     );
     assert!(told["latency_ms"]["p99"].as_f64().unwrap() > 0.0);
+    for outcome in ["enqueued", "duplicate"] {
+        let repeat = site.run(&["send", "--url", &url, "--id", "made", "--json"]).await;
+        assert_eq!(json(&repeat)["outcomes"][outcome], 1, "the same id is the same event: {repeat:?}");
+    }
     let file = site.write("body.json", "{\"type\":\"from.a.file\"}");
     let same = ["send", "--url", &url, "--file", file.to_str().unwrap(), "--id", "same", "--attempt", "2", "--json"];
     assert_eq!(json(&site.run(&same).await)["outcomes"]["enqueued"], 1);
@@ -122,7 +126,7 @@ async fn check_tells_all_mistakes_in_one_go() {
     let site = Site::new();
     site.write(
         "streamgate.toml",
-        "[gateway]\nlisten = 'here'\nbody_timeout = '9s'\n[worker]\nretries = 3\n[[apps]]\nname = 'a b'\n",
+        "[gateway]\nlisten = 'here'\nbody_timeout = '9'\n[worker]\nretries = 3\n[[apps]]\nname = 'a b'\n",
     );
     let checked = site.run(&["check"]).await;
     assert_eq!(checked.status.code(), Some(64));
@@ -177,6 +181,7 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up(
         (&["dead", "drop"], 64),
         (&["dead", "drop", "--all", "--user", "ann"], 64),
         (&["dead", "replay", "nobody"], 1),
+        (&["dead", "drop", "one", "nobody"], 1),
         (&["dead", "show", "nobody"], 1),
         (&["dead", "list", "--reason", "fate"], 64),
     ] {
@@ -226,7 +231,9 @@ async fn usage_and_exit_codes() {
         (&["--no-such-flag"], 64),
         (&["no-such-command"], 64),
         (&["send", "--count", "0"], 64),
-        (&["send", "--rate", "-1"], 64),
+        (&["send", "--rate", "0"], 64),
+        (&["send", "--url", "http://user:password@127.0.0.1"], 64),
+        (&["check", "--data-dir", "/dev/null/x"], 1),
         (&["check", "--config", "/no/such/file"], 64),
     ] {
         let output = bare_command(args).output().await.unwrap();

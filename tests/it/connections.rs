@@ -185,6 +185,24 @@ async fn ten_thousand_idle_connections_leave_room() {
     assert!(server.terminate().await.success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_connection_waits_only_for_the_first_that_becomes_idle() {
+    let site = Site::new();
+    site.configure(&Setup { gateway: "max_connections = 2\nkeep_alive = \"1h\"".into(), ..Setup::default() });
+    let server = site.start().await;
+    let webhook = Webhook::fresh();
+    let raw = webhook.raw();
+    let mut busy = wire::raw(server.public, &raw[..raw.len() - 1]).await;
+    let other = wire::raw(server.public, &Webhook::fresh().raw()[..raw.len() - 1]).await;
+    eventually("both are busy", || async { server.metric("streamgate_gateway_in_flight").await == 2.0 }).await;
+    let mut third = wire::raw(server.public, &Webhook::fresh().raw()).await;
+    busy.write_all(&raw[raw.len() - 1..]).await.unwrap();
+    assert_eq!(wire::status(&mut busy).await, 200);
+    assert_eq!(wire::status(&mut third).await, 200);
+    drop(other);
+    assert!(server.terminate().await.success());
+}
+
 fn raise_open_files(needed: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -209,6 +227,9 @@ async fn a_drain_answers_what_was_read_and_ends_idle_connections() {
     eventually("it is not ready any more", || async { server.ops("/readyz").await.0 == 503 }).await;
     assert_eq!(read_to_end(used).await, "");
     assert_eq!(read_to_end(unused).await, "");
+    let late = send(server.public, &Webhook::fresh()).await.unwrap();
+    assert_eq!((late.status.as_u16(), late.code().as_str()), (503, "draining"));
+    assert_eq!(late.headers["retry-after"], "1");
     half.write_all(&raw[raw.len() - 3..]).await.unwrap();
     let told = read_to_end(half).await;
     assert!(told.starts_with("HTTP/1.1 200 ") && told.to_lowercase().contains("connection: close"), "{told:?}");

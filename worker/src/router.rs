@@ -36,6 +36,11 @@ impl Router {
         Router(routes)
     }
 
+    /// The names of all routes.
+    pub fn names(&self) -> Vec<&str> {
+        self.0.iter().map(|route| &*route.name).collect()
+    }
+
     /// A retried or replayed event goes back to the route that it failed on, as long as there is one of that name.
     pub fn pick(&self, envelope: &Envelope) -> Option<&Route> {
         let named = envelope.route.as_deref().and_then(|name| self.0.iter().find(|route| *route.name == *name));

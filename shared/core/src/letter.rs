@@ -20,22 +20,25 @@ pub struct Letter {
 /// Which letters are meant. Everything given must hold.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Numbers, webhook ids or idempotency keys; empty means any.
+    /// Numbers, webhook ids (but for those of digits only) or idempotency keys; empty means any.
     pub ids: Vec<String>,
     pub reason: Option<Reason>,
     pub event_type: Option<String>,
     pub route: Option<String>,
     /// Letters that died before this, in milliseconds since the Unix epoch.
     pub died_before_ms: Option<i64>,
-    /// Events of this user: `user.id`, or `message.user.id`.
+    /// Events of this user: `user`, or the user of `message` or `member`, by `user.id` or `user_id`.
     pub user: Option<String>,
 }
 
 impl Filter {
     pub fn matches(&self, letter: &Letter) -> bool {
         let envelope = &letter.envelope;
-        let number = letter.number.to_string();
-        let named = |id: &String| *id == number || *id == envelope.id || *id == envelope.key;
+        // Digits are a number, and never a webhook id as well: one word must not name two letters.
+        let named = |id: &String| match id.parse::<i64>() {
+            Ok(number) => number == letter.number,
+            Err(_) => *id == envelope.id || *id == envelope.key,
+        };
         (self.ids.is_empty() || self.ids.iter().any(named))
             && self.reason.is_none_or(|reason| reason.as_str() == letter.reason)
             && self.event_type.as_ref().is_none_or(|name| *name == envelope.event_type)
@@ -48,21 +51,29 @@ impl Filter {
 fn of_user(body: &[u8], id: &str) -> bool {
     #[derive(Deserialize)]
     struct Event {
-        user: Option<User>,
-        message: Option<Message>,
+        #[serde(flatten)]
+        event: Named,
+        message: Option<Named>,
+        member: Option<Named>,
     }
     #[derive(Deserialize)]
-    struct Message {
+    struct Named {
         user: Option<User>,
+        user_id: Option<String>,
     }
     #[derive(Deserialize)]
     struct User {
         id: Option<String>,
     }
+    impl Named {
+        fn is(&self, id: &str) -> bool {
+            let named = self.user.as_ref().and_then(|user| user.id.as_deref());
+            named == Some(id) || self.user_id.as_deref() == Some(id)
+        }
+    }
     // Lossy: a stray byte in some text must not hide whose event this is from an erasure.
     let Ok(event) = serde_json::from_str::<Event>(&String::from_utf8_lossy(body)) else { return false };
-    let author = event.message.and_then(|message| message.user);
-    [event.user, author].into_iter().flatten().any(|user| user.id.as_deref() == Some(id))
+    [Some(event.event), event.message, event.member].iter().flatten().any(|part| part.is(id))
 }
 
 #[cfg(test)]
@@ -72,7 +83,8 @@ mod tests {
 
     #[test]
     fn a_table_of_filters() {
-        let body = br#"{"type":"message.new","user":{"id":"ann"},"message":{"user":{"id":"bob"}}}"#;
+        let body =
+            br#"{"type":"message.new","user":{"id":"ann"},"message":{"user":{"id":"bob"}},"member":{"user_id":"cid"}}"#;
         let envelope = Envelope {
             app: "chat".into(),
             kind: Kind::Push,
@@ -99,6 +111,7 @@ mod tests {
             (ids("id-1"), true),
             (ids("the-key"), true),
             (ids("8"), false),
+            (ids("07"), true),
             (Filter { reason: Some(Reason::Rejected), ..Filter::default() }, true),
             (Filter { reason: Some(Reason::Unmatched), ..Filter::default() }, false),
             (Filter { event_type: Some("message.new".into()), ..Filter::default() }, true),
@@ -109,6 +122,7 @@ mod tests {
             (Filter { died_before_ms: Some(1000), ..Filter::default() }, false),
             (user("ann"), true),
             (user("bob"), true),
+            (user("cid"), true),
             (user("eve"), false),
         ];
         for (filter, expected) in cases {

@@ -5,6 +5,7 @@ use prometheus::{
     TextEncoder,
 };
 use std::sync::Arc;
+use streamgate_core::reason::Reason;
 
 /// Seconds: from a fast answer on loopback to Stream's patience of 6 s.
 const ANSWER_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.5, 6.0];
@@ -83,6 +84,27 @@ impl Metrics {
         let process = prometheus::process_collector::ProcessCollector::for_self();
         metrics.registry.register(Box::new(process)).expect("its names are its own");
         Arc::new(metrics)
+    }
+
+    /// Gives every label set that is known from the start its first value: a counter that appears with its first event hides
+    /// that event from rates and alerts.
+    pub fn begin(&self, apps: &[&str], routes: &[&str]) {
+        for app in apps {
+            for outcome in ["enqueued", "duplicate"] {
+                self.gateway_requests.with_label_values(&[app, "push", outcome]).reset();
+            }
+        }
+        self.gateway_ack.with_label_values(&["push"]);
+        for route in routes {
+            for outcome in ["done", "retry", "dead"] {
+                self.worker_deliveries.with_label_values(&[*route, outcome]).reset();
+            }
+            self.worker_handle.with_label_values(&[*route]);
+            self.worker_retries.with_label_values(&[*route]).reset();
+        }
+        for reason in [Reason::Rejected, Reason::RetriesExhausted, Reason::Unmatched] {
+            self.worker_dead_letters.with_label_values(&[reason.as_str()]).reset();
+        }
     }
 
     /// The Prometheus text format.

@@ -20,6 +20,8 @@ const MAX_CONNECTIONS: usize = 64;
 /// Also the longest that a probe's connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The Prometheus text format, by its content type.
+const METRICS_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 /// After an `accept` that failed for want of descriptors: others must give something back first.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
@@ -74,7 +76,11 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics, ready: &Readiness) -> 
     }
     match request.uri().path() {
         "/metrics" => match metrics.render() {
-            Ok(rendered) => text(StatusCode::OK, rendered),
+            Ok(rendered) => {
+                let mut response = text(StatusCode::OK, rendered);
+                response.headers_mut().insert(CONTENT_TYPE, METRICS_FORMAT);
+                response
+            }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
         "/healthz" => text(StatusCode::OK, "ok\n"),
@@ -89,6 +95,6 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics, ready: &Readiness) -> 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }

@@ -81,15 +81,16 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
         section.problem("api_key", "takes your app's API key: 1 to 128 printable characters without spaces");
     }
     let (mut secrets, mut files) = (Vec::new(), Vec::new());
-    for text in section.texts("secrets").unwrap_or_default() {
+    let texts = section.texts("secrets").unwrap_or_default();
+    if texts.is_empty() {
+        section.problem("secrets", "takes a list of at least one secret, like [\"env:STREAM_API_SECRET\"]");
+    }
+    for text in texts {
         match environment.secret(&text) {
             Ok(secret) => secrets.push(secret),
             Err(what) => section.problem("secrets", what),
         }
         files.extend(text.strip_prefix("file:").map(PathBuf::from));
-    }
-    if secrets.is_empty() {
-        section.problem("secrets", "takes a list of at least one secret, like [\"env:STREAM_API_SECRET\"]");
     }
     section.finish();
     KeyConfig { api_key, secrets, files }

@@ -42,7 +42,7 @@ pub struct GatewayConfig {
     pub ops_listen: SocketAddr,
     /// Most bytes of a body, on the wire and after gunzip. Default 4 MiB.
     pub max_body: usize,
-    /// Most bytes of all admitted bodies; over it 503. Default 256 MiB.
+    /// Most bytes of all admitted bodies; over it 503, so it should be far over `max_body`. Default 256 MiB.
     pub memory_budget: usize,
     /// Most requests at a time; over it 503. Default 4096.
     pub max_in_flight: usize,
@@ -50,7 +50,7 @@ pub struct GatewayConfig {
     pub max_connections: usize,
     /// From a request's first byte to the end of its headers; also the TLS handshake. Default 5 s.
     pub header_timeout: Duration,
-    /// From the end of the headers to the end of the body. Default 3 s.
+    /// From the end of the headers to the end of the body; `answer_deadline` holds over it. Default 3 s.
     pub body_timeout: Duration,
     /// How long a connection may be idle between requests. Default 75 s.
     pub keep_alive: Duration,
@@ -106,13 +106,7 @@ impl Config {
     /// What no single key can tell.
     fn cross_check(&self, report: &Report) {
         let gateway = &self.gateway;
-        if gateway.max_body > gateway.memory_budget {
-            report.problem("gateway.max_body", "is over gateway.memory_budget, so no such body could ever be admitted");
-        }
-        if gateway.body_timeout >= gateway.answer_deadline {
-            report
-                .problem("gateway.body_timeout", "must be under gateway.answer_deadline, or no time is left to store");
-        }
+
         if gateway.answer_deadline >= STREAM_PUSH_TIMEOUT {
             report.problem("gateway.answer_deadline", "must be under 6s: Stream hangs up then");
         }

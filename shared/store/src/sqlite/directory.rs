@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 const DATABASE: &str = "streamgate.db";
 const LOCK: &str = "owner.lock";
+/// The development app's secret, which the command line keeps beside the store.
+pub const SECRET: &str = "dev-secret";
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -69,12 +71,28 @@ pub(super) fn database(data_dir: &Path) -> PathBuf {
     data_dir.join(DATABASE)
 }
 
-/// Creates the directory for its owner alone, and makes its name durable. One that exists is taken as it is, but told of
-/// where others can read it: changing somebody's directory is not ours.
+/// Whether nothing but a store is in the directory, or nothing at all.
+fn holds_only_ours(path: &Path) -> io::Result<bool> {
+    for entry in path.read_dir()? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if !(name.starts_with(DATABASE) || name == LOCK || name == SECRET) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Creates the directory for its owner alone, and makes its name durable. One that exists is closed to others where it holds
+/// nothing else; otherwise that is only told of: changing somebody's directory is not ours.
 pub fn create_private(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         let mode = path.metadata()?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
+        let others = mode & 0o077 != 0;
+        if others && holds_only_ours(path)? {
+            return std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700));
+        }
+        if others {
             tracing::warn!(path = %path.display(), mode = format!("{mode:o}"), "others can read the data directory; chmod 700 it");
         }
         return Ok(());

@@ -16,7 +16,7 @@ mod schema;
 mod seen;
 mod writer;
 
-pub use directory::{OpenError, create_private};
+pub use directory::{OpenError, SECRET, create_private};
 pub use letters::LetterBox;
 pub use schema::inspect;
 pub use seen::SeenWithinEnqueue;
