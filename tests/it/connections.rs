@@ -199,6 +199,7 @@ async fn a_new_connection_waits_only_for_the_first_that_becomes_idle() {
     busy.write_all(&raw[raw.len() - 1..]).await.unwrap();
     assert_eq!(wire::status(&mut busy).await, 200);
     assert_eq!(wire::status(&mut third).await, 200);
+    assert_eq!(server.metric("streamgate_gateway_in_flight").await, 1.0, "the other one is still busy");
     drop(other);
     assert!(server.terminate().await.success());
 }

@@ -284,7 +284,9 @@ mod tests {
             let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let steps = plan.query_map(params![1], |row| row.get::<_, String>(3)).unwrap();
             let steps: Vec<_> = steps.map(Result::unwrap).collect();
-            assert!(steps.iter().all(|step| step.starts_with("SEARCH")), "{sql}: {steps:?}");
+            // "SEARCH" alone is how SQLite calls a scan for a minimum.
+            let finds = |step: &String| step.starts_with("SEARCH events USING ");
+            assert!(steps.iter().all(finds), "{sql}: {steps:?}");
         }
     }
 }
