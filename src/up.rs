@@ -55,7 +55,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     shutdown::on_hangup(Arc::clone(&reload)).context("cannot listen to signals")?;
     let listener = bind(config.gateway.listen, "gateway.listen").await?;
     let ops_listener = bind(config.gateway.ops_listen, "gateway.ops_listen").await?;
-    let greeting = greeting(&config, loaded.path.as_deref(), &listener, &ops_listener)?;
+    let greeting = greeting(&config, loaded.path.as_deref(), development, &listener, &ops_listener)?;
     let router = wiring::router(&config)?;
     let (source, metrics) = (global.source(), Metrics::new());
     let up = Up { config, router, listener, ops_listener, source, reload, metrics };
@@ -129,6 +129,7 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 fn greeting(
     config: &Config,
     path: Option<&Path>,
+    is_dev: bool,
     listener: &TcpListener,
     ops_listener: &TcpListener,
 ) -> anyhow::Result<String> {
@@ -136,7 +137,6 @@ fn greeting(
     let base = format!("{scheme}://{}", reachable(listener.local_addr()?));
     let data_dir = std::path::absolute(&config.store.data_dir)?;
     let key = config.apps.first().and_then(|app| app.keys.first()).map_or("", |key| key.api_key.as_str());
-    let is_dev = key == dev::DEV;
     let secret = if is_dev { format!(", secret in {}", dev::secret_file(&data_dir).display()) } else { String::new() };
     let mut words = vec![program(), "send".into(), "--url".into(), base.clone()];
     words.extend(["--data-dir".into(), data_dir.display().to_string()]);

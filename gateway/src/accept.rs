@@ -3,8 +3,7 @@
 use crate::activity::Activity;
 use crate::connection::{self, Ends};
 use crate::connections::{Connections, Place};
-use crate::receive::Arrival;
-use crate::receive::Intake;
+use crate::receive::{Arrival, Intake};
 use crate::tls::Tls;
 use futures_util::FutureExt;
 use std::sync::Arc;
@@ -45,7 +44,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
     pub async fn run(&self, listener: TcpListener, shutdown: Shutdown) {
         let connections = Connections::new(self.config.max_connections, Arc::clone(&self.intake.metrics));
         let tasks = TaskTracker::new();
-        let cut = CancellationToken::new();
+        let ends = Shutdown { drain: shutdown.drain.clone(), abort: CancellationToken::new() };
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -58,10 +57,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
                         place = connections.place(&activity) => place,
                         () = shutdown.abort.cancelled() => return,
                     };
-                    tasks.spawn(
-                        self.connection(stream, activity, place, &shutdown, Arrival::InTime)
-                            .with_cancellation_token_owned(cut.clone()),
-                    );
+                    tasks.spawn(self.connection(stream, activity, place, &ends, Arrival::InTime));
                 }
                 Err(error) if error.raw_os_error().is_some_and(|number| EXHAUSTED.contains(&number)) => {
                     tracing::error!(%error, "cannot accept a connection; raise the limit of open files");
@@ -78,16 +74,13 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         while let Ok(Ok((stream, _))) = backlog().await {
             let activity = connections.activity();
             let Some(place) = connections.place(&activity).now_or_never() else { break };
-            tasks.spawn(
-                self.connection(stream, activity, place, &shutdown, Arrival::InTime)
-                    .with_cancellation_token_owned(cut.clone()),
-            );
+            tasks.spawn(self.connection(stream, activity, place, &ends, Arrival::InTime));
         }
         tasks.close();
         let late = TaskTracker::new();
         tokio::select! {
             () = tasks.wait() => {}
-            () = self.turn_away(&listener, &connections, &late, &shutdown) => {}
+            () = self.turn_away(&listener, &connections, &late, &ends) => {}
             () = tokio::time::sleep(self.config.drain_timeout) => {
                 tracing::warn!(connections = tasks.len(), "drain timeout: what is left is answered 503");
             }
@@ -96,10 +89,10 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         drop(listener);
         late.close();
         self.intake.give_up();
-        drop(tokio::time::timeout(LAST_ANSWERS, late.wait()).await);
-        if tokio::time::timeout(LAST_ANSWERS, tasks.wait()).await.is_err() {
-            cut.cancel();
-            tasks.wait().await;
+        let all = || async { tokio::join!(tasks.wait(), late.wait()) };
+        if tokio::time::timeout(LAST_ANSWERS, all()).await.is_err() {
+            ends.abort.cancel();
+            all().await;
         }
     }
 
@@ -110,14 +103,14 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         listener: &TcpListener,
         connections: &Arc<Connections>,
         late: &TaskTracker,
-        shutdown: &Shutdown,
+        ends: &Shutdown,
     ) {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let activity = connections.activity();
                     if let Some(place) = connections.place(&activity).now_or_never() {
-                        late.spawn(self.connection(stream, activity, place, shutdown, Arrival::Late));
+                        late.spawn(self.connection(stream, activity, place, ends, Arrival::Late));
                     }
                 }
                 Err(_) => tokio::time::sleep(ACCEPT_BACKOFF).await,
@@ -125,17 +118,19 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         }
     }
 
+    /// One connection to its end. `ends`: the drain, and the moment after it at which what is left is cut.
     fn connection(
         &self,
         stream: TcpStream,
         activity: Arc<Activity>,
         place: Place,
-        shutdown: &Shutdown,
+        ends: &Shutdown,
         arrival: Arrival,
-    ) -> impl Future<Output = ()> + Send + use<E, S> {
-        let ends = Ends::new(&self.config, shutdown.drain.clone(), place.evicted.clone(), arrival);
+    ) -> impl Future<Output = Option<()>> + Send + use<E, S> {
+        let cut = ends.abort.clone();
+        let ends = Ends::new(&self.config, ends.drain.clone(), place.evicted.clone(), arrival);
         let (intake, tls) = (Arc::clone(&self.intake), self.tls.clone());
-        async move {
+        let serve = async move {
             // An answer is one small write: it should not wait for another.
             if stream.set_nodelay(true).is_err() {
                 return;
@@ -145,7 +140,8 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
                 Some(tls) => secure(stream, &tls, intake, activity, ends).await,
             }
             drop(place);
-        }
+        };
+        serve.with_cancellation_token_owned(cut)
     }
 }
 

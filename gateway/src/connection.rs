@@ -1,11 +1,13 @@
 //! One connection: handshake, protocol by ALPN, timeouts, and a graceful end.
 
 use crate::activity::{Activity, Phase};
-use crate::receive::{Arrival, Intake};
+use crate::receive::{AnswerBody, Arrival, Intake};
 use crate::response;
 use crate::watched::Watched;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -84,18 +86,27 @@ trait Graceful: Future<Output = hyper::Result<()>> {
     fn begin_shutdown(self: Pin<&mut Self>);
 }
 
+/// What hyper calls for each request, whatever the protocol.
+fn answering<E: Enqueue, S: Seen>(
+    intake: Arc<Intake<E, S>>,
+    activity: Arc<Activity>,
+    arrival: Arrival,
+) -> impl Service<Request<Incoming>, Response = Response<AnswerBody>, Error = Infallible, Future: Send + 'static> {
+    service_fn(move |request| {
+        // Here and not within the future: HTTP/2 runs that in a task of its own, later.
+        let (first_byte, in_hand) = activity.begin();
+        let answer = Arc::clone(&intake).answer(request, first_byte, in_hand, arrival);
+        async { Ok(answer.await) }
+    })
+}
+
 pub(crate) async fn serve_http1<IO, E, S>(stream: IO, intake: Arc<Intake<E, S>>, activity: Arc<Activity>, ends: Ends)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     E: Enqueue,
     S: Seen,
 {
-    let service = service_fn(|request| {
-        // Here and not within the future: HTTP/2 runs that in a task of its own, later.
-        let (first_byte, in_hand) = activity.begin();
-        let answer = Arc::clone(&intake).answer(request, first_byte, in_hand, ends.arrival);
-        async { Ok::<_, Infallible>(answer.await) }
-    });
+    let service = answering(Arc::clone(&intake), Arc::clone(&activity), ends.arrival);
     activity.expect_heads();
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     // Time is kept by the activity, not by hyper: its header timeout would run on idle connections too, and close without
@@ -124,12 +135,7 @@ where
     E: Enqueue,
     S: Seen,
 {
-    let service = service_fn(|request| {
-        // Here and not within the future: HTTP/2 runs that in a task of its own, later.
-        let (first_byte, in_hand) = activity.begin();
-        let answer = Arc::clone(&intake).answer(request, first_byte, in_hand, ends.arrival);
-        async { Ok::<_, Infallible>(answer.await) }
-    });
+    let service = answering(intake, Arc::clone(&activity), ends.arrival);
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())

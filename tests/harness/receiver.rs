@@ -59,6 +59,17 @@ impl Receiver {
         Receiver::start(|_| Response::default()).await
     }
 
+    /// Answers 200 to everything, but nobody until the gate is open.
+    pub async fn gated() -> (Receiver, Gate) {
+        let gate = Gate::default();
+        let closed = gate.clone();
+        let receiver = Receiver::start(move |_| {
+            closed.wait();
+            Response::default()
+        });
+        (receiver.await, gate)
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}/hook", self.address)
     }

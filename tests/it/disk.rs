@@ -2,7 +2,7 @@
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
-use crate::harness::receiver::{Gate, Receiver};
+use crate::harness::receiver::Receiver;
 use crate::harness::wire::{Webhook, send};
 use rusqlite::Connection;
 
@@ -41,13 +41,7 @@ async fn a_store_that_hangs_is_503_within_the_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_settlement_is_tried_until_it_stands() {
     let site = Site::new();
-    let gate = Gate::default();
-    let closed = gate.clone();
-    let service = Receiver::start(move |_| {
-        closed.wait();
-        hyper::Response::default()
-    })
-    .await;
+    let (service, gate) = Receiver::gated().await;
     site.configure(&Setup { rest: service.route(), ..Setup::default() });
     let server = site.start().await;
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);

@@ -2,7 +2,7 @@
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
-use crate::harness::receiver::{Gate, Receiver};
+use crate::harness::receiver::Receiver;
 use crate::harness::wire::{Webhook, raw, send, status};
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -50,13 +50,7 @@ async fn bombs_and_maximal_bodies_stay_within_the_budget() {
 async fn a_backlog_of_large_events_is_delivered_in_bounded_memory() {
     let site = Site::new();
     // The service answers nobody until the backlog stands.
-    let gate = Gate::default();
-    let closed = gate.clone();
-    let service = Receiver::start(move |_| {
-        closed.wait();
-        hyper::Response::default()
-    })
-    .await;
+    let (service, gate) = Receiver::gated().await;
     let worker = "memory_budget = \"8MiB\"\nconcurrency = 4".into();
     site.configure(&Setup { worker, rest: service.route(), ..Setup::default() });
     let server = site.start().await;

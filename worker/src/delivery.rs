@@ -50,7 +50,7 @@ struct Lease<'a, C> {
 impl<D: Deliveries, C: Claims> Desk<D, C> {
     /// Takes one delivery to its end. `holder` is unique to this call among all workers.
     pub(crate) async fn work(&self, delivery: Delivery<D::Handle>, holder: u64) {
-        let Some(route) = self.router.pick(&delivery.envelope).cloned() else {
+        let Some(route) = self.router.pick(&delivery.envelope) else {
             self.unmatched(delivery).await;
             return;
         };
@@ -65,7 +65,7 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         let settlement = match verdict {
             Verdict::Run => {
                 let lease = Lease { claims: &*self.claims, key: &key, holder, length };
-                self.handle(&delivery.envelope, &route, &lease).await
+                self.handle(&delivery.envelope, route, &lease).await
             }
             Verdict::Wait => Settlement::Wait { delay: self.policy.ladder.shortest() },
             Verdict::Superseded => Settlement::Superseded,

@@ -1,6 +1,7 @@
 //! What business logic sees: an event, its context, and how to say that it failed.
 
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -15,7 +16,7 @@ pub struct Event(pub(crate) Envelope);
 impl Event {
     /// The event's `type`, as the body has it; none where the body has none.
     pub fn event_type(&self) -> Option<String> {
-        raw_type(&self.0)
+        raw_type(&self.0).map(Cow::into_owned)
     }
 
     /// X-Webhook-Id: the same over Stream's retries.
@@ -50,11 +51,11 @@ impl Event {
 }
 
 /// The type as the body has it. The envelope's is enough, unless it had to be replaced.
-pub(crate) fn raw_type(envelope: &Envelope) -> Option<String> {
+pub(crate) fn raw_type(envelope: &Envelope) -> Option<Cow<'_, str>> {
     if envelope.event_type != streamgate_core::envelope::UNKNOWN_TYPE {
-        return Some(envelope.event_type.clone());
+        return Some(Cow::from(&envelope.event_type));
     }
-    peek::peek(&envelope.body).event_type.map(|found| found.into_owned())
+    peek::peek(&envelope.body).event_type
 }
 
 /// What a handler may want to know beside the event.

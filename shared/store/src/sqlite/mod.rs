@@ -133,20 +133,28 @@ impl Deliveries for Embedded {
 }
 
 impl Claims for Embedded {
-    async fn claim(&self, key: &str, attempt: u32, holder: u64, lease: Duration) -> Result<Verdict, StoreError> {
-        std::future::ready(Ok(self.leases.claim(key, attempt, holder, lease))).await
+    fn claim(
+        &self,
+        key: &str,
+        attempt: u32,
+        holder: u64,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Verdict, StoreError>> + Send {
+        std::future::ready(Ok(self.leases.claim(key, attempt, holder, lease)))
     }
 
-    async fn renew(&self, key: &str, holder: u64, lease: Duration) -> Result<bool, StoreError> {
-        std::future::ready(Ok(self.leases.renew(key, holder, lease))).await
+    fn renew(&self, key: &str, holder: u64, lease: Duration) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        std::future::ready(Ok(self.leases.renew(key, holder, lease)))
     }
 
-    async fn conclude(&self, key: &str, holder: u64, conclusion: Conclusion) -> Result<(), StoreError> {
-        std::future::ready({
-            self.leases.conclude(key, holder, conclusion);
-            Ok(())
-        })
-        .await
+    fn conclude(
+        &self,
+        key: &str,
+        holder: u64,
+        conclusion: Conclusion,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        self.leases.conclude(key, holder, conclusion);
+        std::future::ready(Ok(()))
     }
 }
 

@@ -40,6 +40,15 @@ impl Limits {
             max_waiting: options.max_waiting,
         }
     }
+
+    /// Why a new event is refused at the limit.
+    fn full(&self) -> StoreError {
+        StoreError::Full(format!(
+            "{} bytes, the limit of store.spool_max, are in use by events that wait, dead letters and seen keys; raise it, \
+             or look at `streamgate dead list`",
+            self.max_bytes
+        ))
+    }
 }
 
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -201,7 +210,7 @@ impl Desk {
         let result = self.transact(batch).map_err(Failed::of);
         let health = match &result {
             Ok((_, false)) => Ok(()),
-            Ok((_, true)) => Err(self.full()),
+            Ok((_, true)) => Err(self.limits.full()),
             Err(failed) => Err(failed.error.clone()),
         };
         let mut told = self.health.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,7 +228,6 @@ impl Desk {
         let now = now_ms();
         let limits = self.limits;
         let since = now.saturating_sub(limits.remember_ms);
-        let full_error = self.full();
         let healthy = self.health.lock().unwrap_or_else(PoisonError::into_inner).told.is_ok();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let used = schema::used_bytes(&transaction)?;
@@ -232,7 +240,7 @@ impl Desk {
                 // A repeat of what is stored needs no room.
                 Write::Enqueue(envelope, _) if full => match seen::contains(&transaction, &envelope.key, since)? {
                     true => Ok(Effect::Accepted(Accepted::Duplicate)),
-                    false => Err(full_error.clone()),
+                    false => Err(limits.full()),
                 },
                 Write::Enqueue(envelope, _) => {
                     Ok(Effect::Accepted(queue::enqueue(&transaction, envelope, now, since)?))
@@ -255,14 +263,6 @@ impl Desk {
         seen::purge(&transaction, now, keep_ms)?;
         transaction.commit()?;
         Ok((effects, full))
-    }
-
-    fn full(&self) -> StoreError {
-        StoreError::Full(format!(
-            "{} bytes, the limit of store.spool_max, are in use by events that wait, dead letters and seen keys; raise it, \
-             or look at `streamgate dead list`",
-            self.limits.max_bytes
-        ))
     }
 
     fn answer(&self, written: impl Iterator<Item = (Write, Result<Effect, StoreError>)>) {
