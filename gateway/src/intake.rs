@@ -65,13 +65,13 @@ pub(crate) async fn store<E: Enqueue, S: Seen>(
         Ok(false) => {}
         Err(error) => {
             metrics.gateway_dedup_errors.inc();
-            tracing::warn!(%error, "cannot look up what was seen; going on without");
+            tracing::debug!(%error, "cannot look up what was seen; going on without");
         }
     }
     let key = envelope.key.clone();
     let started = Instant::now();
     let accepted = enqueue.enqueue(envelope).await.map_err(|error| {
-        tracing::error!(%error, key, "not durable: answered 503");
+        tracing::warn!(%error, key, "not durable: answered 503");
         match error {
             StoreError::Full(_) => Reason::StoreFull,
             StoreError::Unavailable(_) => Reason::StoreUnavailable,
@@ -80,7 +80,7 @@ pub(crate) async fn store<E: Enqueue, S: Seen>(
     metrics.gateway_publish.observe(started.elapsed().as_secs_f64());
     if let Err(error) = seen.mark(&key).await {
         metrics.gateway_dedup_errors.inc();
-        tracing::warn!(%error, "cannot mark an event as seen; a repeat of it would be enqueued again");
+        tracing::debug!(%error, "cannot mark an event as seen; a repeat of it would be enqueued again");
     }
     Ok(accepted)
 }

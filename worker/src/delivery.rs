@@ -11,7 +11,7 @@ use streamgate_core::{
     envelope::Envelope,
     ports::{Claims, Deliveries, Delivery, Settlement},
     reason::Reason,
-    retry::{self, Failure, Ladder},
+    retry::{self, Failure, Ladder, Precaution},
 };
 use streamgate_service::{config::Unmatched, metrics::Metrics};
 
@@ -55,14 +55,21 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             return;
         };
         let key = delivery.envelope.claim_key(&route.name);
+        let poison = Precaution::of(delivery.redeliveries) == Precaution::Dead;
         let length = self.policy.handler_timeout.saturating_add(LEASE_MARGIN);
         let verdict = self.claims.claim(&key, delivery.envelope.attempt, holder, length).await;
         let verdict = verdict.unwrap_or_else(|error| {
             // Without claims an event may be handled twice; without handling it would be late for sure.
-            tracing::warn!(%error, key, "cannot claim, handling all the same");
+            self.metrics.worker_claim_errors.inc();
+            tracing::debug!(%error, key, "cannot claim, handling all the same");
             Verdict::Run
         });
         let settlement = match verdict {
+            Verdict::Run if poison => {
+                tracing::error!(key, redeliveries = delivery.redeliveries, "never settled by any worker: given up");
+                let error = format!("handed out {} times and never settled", delivery.redeliveries);
+                Settlement::Dead { reason: Reason::Poison, error: Some(error) }
+            }
             Verdict::Run => {
                 let lease = Lease { claims: &*self.claims, key: &key, holder, length };
                 self.handle(&delivery.envelope, route, &lease).await
@@ -128,7 +135,8 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             if let Some(conclusion) = conclusion
                 && let Err(error) = self.claims.conclude(key, holder, conclusion).await
             {
-                tracing::warn!(%error, key, "cannot record the end of a claim; a repeat may be handled again");
+                self.metrics.worker_claim_errors.inc();
+                tracing::debug!(%error, key, "cannot record the end of a claim; a repeat may be handled again");
             }
         };
         match self.deliveries.settle(delivery, Some(Arc::clone(route)), settlement.clone(), record).await {
@@ -136,7 +144,8 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             Err(error) => {
                 tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
                 if let Err(error) = self.claims.conclude(key, holder, Conclusion::Released).await {
-                    tracing::warn!(%error, key, "cannot release a claim; it lapses by itself");
+                    self.metrics.worker_claim_errors.inc();
+                    tracing::debug!(%error, key, "cannot release a claim; it lapses by itself");
                 }
             }
         }

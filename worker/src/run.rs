@@ -5,9 +5,10 @@ use crate::router::Router;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use streamgate_core::ports::{Claims, Deliveries};
+use streamgate_core::ports::{Claims, Deliveries, Delivery};
+use streamgate_core::retry::Precaution;
 use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 /// Between tries to get a delivery while the store fails.
@@ -65,17 +66,31 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         }
     }
 
+    /// A delivery that may kill the process waits until nothing else runs, and holds every permit while it does.
+    async fn cleared(
+        &self,
+        mut permit: OwnedSemaphorePermit,
+        running: &Arc<Semaphore>,
+        delivery: &Delivery<D::Handle>,
+    ) -> Option<OwnedSemaphorePermit> {
+        if Precaution::of(delivery.redeliveries) == Precaution::Alone {
+            let others = u32::try_from(self.desk.policy.concurrency.saturating_sub(1)).unwrap_or(u32::MAX);
+            permit.merge(Arc::clone(running).acquire_many_owned(others).await.ok()?);
+        }
+        Some(permit)
+    }
+
     /// The next delivery and the permit to run it; none when the drain began.
     async fn take(
         &self,
         running: &Arc<Semaphore>,
         shutdown: &Shutdown,
-    ) -> Option<(tokio::sync::OwnedSemaphorePermit, streamgate_core::ports::Delivery<D::Handle>)> {
+    ) -> Option<(OwnedSemaphorePermit, Delivery<D::Handle>)> {
         let take = async {
             let permit = Arc::clone(running).acquire_owned().await.ok()?;
             loop {
                 match self.desk.deliveries.next().await {
-                    Ok(delivery) => return Some((permit, delivery)),
+                    Ok(delivery) => return Some((self.cleared(permit, running, &delivery).await?, delivery)),
                     Err(error) => {
                         tracing::error!(%error, "cannot get events from the store");
                         tokio::time::sleep(STORE_BACKOFF).await;

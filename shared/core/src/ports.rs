@@ -48,6 +48,8 @@ pub trait Seen: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Delivery<H> {
     pub envelope: Envelope,
+    /// How often it was handed out before and never settled, as far as the store counts.
+    pub redeliveries: u32,
     /// What the store needs to settle it.
     pub handle: H,
 }

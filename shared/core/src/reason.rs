@@ -32,10 +32,12 @@ pub enum Reason {
     RetriesExhausted,
     /// No route matched, and `worker.unmatched = "dead"`.
     Unmatched,
+    /// Handed out again and again and never settled: it kills its workers.
+    Poison,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 23] = [
+    pub const ALL: [Reason; 24] = [
         Reason::NotFound,
         Reason::MethodNotAllowed,
         Reason::MissingApiKey,
@@ -59,6 +61,7 @@ impl Reason {
         Reason::Rejected,
         Reason::RetriesExhausted,
         Reason::Unmatched,
+        Reason::Poison,
     ];
 
     /// The word in logs, metrics and dead letters.
@@ -87,6 +90,7 @@ impl Reason {
             Reason::Rejected => "rejected",
             Reason::RetriesExhausted => "retries_exhausted",
             Reason::Unmatched => "unmatched",
+            Reason::Poison => "poison",
         }
     }
 

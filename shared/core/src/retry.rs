@@ -36,6 +36,32 @@ impl Ladder {
     }
 }
 
+/// Redeliveries from which on a delivery is handled alone: what else runs should not die with it.
+const ALONE_FROM: u32 = 5;
+/// Redeliveries from which on a delivery is not handled any more.
+const POISON_FROM: u32 = 10;
+
+/// What to do about a delivery that was handed out before and never settled. Its process died or lost its connection each
+/// time; a handler that fails or panics is settled, and not meant here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precaution {
+    None,
+    /// While no other handler runs.
+    Alone,
+    /// Not at all: to the dead letters.
+    Dead,
+}
+
+impl Precaution {
+    pub fn of(redeliveries: u32) -> Precaution {
+        match redeliveries {
+            0..ALONE_FROM => Precaution::None,
+            ALONE_FROM..POISON_FROM => Precaution::Alone,
+            POISON_FROM.. => Precaution::Dead,
+        }
+    }
+}
+
 /// Why an attempt failed, and whether another can help.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -75,6 +101,14 @@ mod tests {
         assert_eq!(settlement(&ladder, 2, retry()), exhausted);
         let rejected = Settlement::Dead { reason: Reason::Rejected, error: Some("no".into()) };
         assert_eq!(settlement(&ladder, 1, Err(Failure::Reject { error: "no".into() })), rejected);
+    }
+
+    #[test]
+    fn a_table_of_precautions() {
+        let cases = [(0, Precaution::None), (4, Precaution::None), (5, Precaution::Alone), (9, Precaution::Alone)];
+        for (redeliveries, expected) in cases.into_iter().chain([10, u32::MAX].map(|many| (many, Precaution::Dead))) {
+            assert_eq!(Precaution::of(redeliveries), expected, "{redeliveries}");
+        }
     }
 
     #[test]

@@ -54,6 +54,12 @@ metrics! {
     gateway_evictions: IntCounter = "gateway_connections_evicted_total" |name, help| IntCounter::new(name, help);
     /// Look-ups or marks of seen events that failed; the events went on without.
     gateway_dedup_errors: IntCounter = "gateway_dedup_errors_total" |name, help| IntCounter::new(name, help);
+    /// Events that RabbitMQ sent back because no queue took them: its bindings are broken.
+    gateway_returned: IntCounter = "gateway_returned_total" |name, help| IntCounter::new(name, help);
+    /// 1 while RabbitMQ takes events, as `gateway` sees it.
+    gateway_broker_up: IntGauge = "gateway_broker_up" |name, help| IntGauge::new(name, help);
+    /// 1 while Redis answers, as `gateway` sees it.
+    gateway_redis_up: IntGauge = "gateway_redis_up" |name, help| IntGauge::new(name, help);
     /// Time to make an event durable, in seconds.
     gateway_publish: Histogram = "gateway_publish_seconds" |name, help| histogram(name, help, &ANSWER_BUCKETS);
     /// Deliveries settled, by route and outcome (done, retry, dead, superseded, wait, unmatched).
@@ -66,6 +72,14 @@ metrics! {
     worker_retries: IntCounterVec = "worker_retries_total" |name, help| counters(name, help, &["route"]);
     /// Events put into the dead letters.
     worker_dead_letters: IntCounterVec = "worker_dead_letters_total" |name, help| counters(name, help, &["reason"]);
+    /// Claims that could not be made or recorded; their events were handled all the same.
+    worker_claim_errors: IntCounter = "worker_claim_errors_total" |name, help| IntCounter::new(name, help);
+    /// Retries and dead letters that RabbitMQ sent back because no queue took them: its bindings are broken.
+    worker_returned: IntCounter = "worker_returned_total" |name, help| IntCounter::new(name, help);
+    /// 1 while RabbitMQ hands out events and takes retries, as `worker` sees it.
+    worker_broker_up: IntGauge = "worker_broker_up" |name, help| IntGauge::new(name, help);
+    /// 1 while Redis answers, as `worker` sees it.
+    worker_redis_up: IntGauge = "worker_redis_up" |name, help| IntGauge::new(name, help);
     /// Handlers running.
     worker_in_flight: IntGauge = "worker_in_flight" |name, help| IntGauge::new(name, help);
     /// When the served certificate ends, in seconds since the Unix epoch; 0 without TLS.
@@ -102,7 +116,7 @@ impl Metrics {
             self.worker_handle.with_label_values(&[*route]);
             self.worker_retries.with_label_values(&[*route]).reset();
         }
-        for reason in [Reason::Rejected, Reason::RetriesExhausted, Reason::Unmatched] {
+        for reason in [Reason::Rejected, Reason::RetriesExhausted, Reason::Unmatched, Reason::Poison] {
             self.worker_dead_letters.with_label_values(&[reason.as_str()]).reset();
         }
     }

@@ -1,6 +1,9 @@
 //! Logs: on stderr, human on a terminal, JSON lines otherwise.
 
 use std::io::IsTerminal;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
 /// `--log-format`
@@ -13,6 +16,10 @@ pub enum LogFormat {
     Json,
 }
 
+/// Always off, whatever the filter says: this crate logs messages that come back with their bodies, and frames with
+/// everything. What an operator needs of it, the store tells itself.
+const SILENCED: &str = "lapin";
+
 /// Starts logging for the process. `filter` as in RUST_LOG, `info` where it is absent or wrong.
 pub fn init(format: LogFormat, filter: Option<&str>) {
     let filter = filter.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new("info"));
@@ -22,10 +29,12 @@ pub fn init(format: LogFormat, filter: Option<&str>) {
         LogFormat::Json => true,
     };
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let audible = filter_fn(|metadata| !metadata.target().starts_with(SILENCED));
     let started = if json {
-        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+        let builder = builder.json().flatten_event(true).with_current_span(false).with_span_list(false);
+        builder.finish().with(audible).try_init()
     } else {
-        builder.with_ansi(std::io::stderr().is_terminal()).try_init()
+        builder.with_ansi(std::io::stderr().is_terminal()).finish().with(audible).try_init()
     };
     // Already started: a second server in one process, as in tests, logs where the first one does.
     drop(started);

@@ -52,9 +52,11 @@ impl Environment {
 
     /// `env:NAME`, `file:PATH` (its last line break is not part of the secret), or the secret itself.
     pub fn secret(&self, reference: &str) -> Result<Secret, String> {
-        if self.blind {
-            return Ok(Secret::new(String::new()));
-        }
+        if self.blind { Ok(Secret::new(String::new())) } else { self.resolve(reference) }
+    }
+
+    /// As [`secret`](Environment::secret), but read even for commands that need no secret: a backend's URL.
+    pub fn resolve(&self, reference: &str) -> Result<Secret, String> {
         let value = if let Some(name) = reference.strip_prefix("env:") {
             self.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?.to_owned()
         } else if let Some(path) = reference.strip_prefix("file:") {

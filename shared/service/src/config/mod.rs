@@ -4,11 +4,13 @@
 //! at once.
 
 mod apps;
+mod backends;
 mod load;
 pub mod reader;
 mod worker;
 
 pub use apps::{AppConfig, KeyConfig};
+pub use backends::{RabbitMqConfig, RedisConfig};
 pub use load::{ConfigError, Environment, Loaded, Source, load};
 pub use worker::{ForwardConfig, RouteConfig, Unmatched, WorkerConfig};
 
@@ -29,6 +31,8 @@ pub struct Config {
     pub apps: Vec<AppConfig>,
     pub gateway: GatewayConfig,
     pub store: StoreConfig,
+    pub rabbitmq: RabbitMqConfig,
+    pub redis: RedisConfig,
     pub dedup: DedupConfig,
     pub worker: WorkerConfig,
 }
@@ -71,9 +75,22 @@ pub struct TlsConfig {
     pub key: PathBuf,
 }
 
+/// `store.kind`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// One SQLite file, for `up`.
+    Embedded,
+    /// RabbitMQ and Redis, for `gateway` and `worker`.
+    RabbitMq,
+}
+
 /// `[store]`
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
+    /// Default: what the command needs. Commands that serve both go by whether there is a `[rabbitmq]` or `[redis]`.
+    pub kind: StoreKind,
+    /// Whether the configuration says so itself.
+    pub kind_is_given: bool,
     /// Holds the embedded store; mode 0700. Default `streamgate-data`.
     pub data_dir: PathBuf,
     /// Most bytes that waiting events may take on disk; over it 503. Default 1 GiB.
@@ -91,9 +108,12 @@ impl Config {
     fn read(table: toml::Table, environment: &Environment, report: &Report) -> Config {
         let mut root = Section::root(table, report);
         let apps = apps::read(root.sections("apps"), environment, report);
+        let names_backends = root.has("rabbitmq") || root.has("redis");
         let config = Config {
             gateway: GatewayConfig::read(root.section_or_empty("gateway")),
-            store: StoreConfig::read(root.section_or_empty("store")),
+            store: StoreConfig::read(root.section_or_empty("store"), names_backends),
+            rabbitmq: RabbitMqConfig::read(root.section_or_empty("rabbitmq"), environment),
+            redis: RedisConfig::read(root.section_or_empty("redis"), environment),
             dedup: DedupConfig::read(root.section_or_empty("dedup")),
             worker: WorkerConfig::read(root.section_or_empty("worker"), environment),
             apps,
@@ -116,8 +136,14 @@ impl Config {
                 "must differ from gateway.listen: metrics never stand on the public port",
             );
         }
+        if self.rabbitmq.confirm_timeout >= gateway.answer_deadline {
+            report.problem("rabbitmq.confirm_timeout", "must be under gateway.answer_deadline: nobody waits longer");
+        }
         apps::cross_check(&self.apps, report);
         worker::cross_check(&self.worker, &self.apps, report);
+        if self.store.kind == StoreKind::RabbitMq {
+            worker::cross_check_broker(&self.worker, report);
+        }
     }
 }
 
@@ -159,10 +185,11 @@ impl TlsConfig {
 }
 
 impl StoreConfig {
-    fn read(mut section: Section<'_>) -> StoreConfig {
-        section.parsed("kind", |kind| match kind {
-            "embedded" => Ok(()),
-            other => Err(format!("{other:?} is no store of this version; it has \"embedded\"")),
+    fn read(mut section: Section<'_>, names_backends: bool) -> StoreConfig {
+        let kind = section.parsed("kind", |kind| match kind {
+            "embedded" => Ok(StoreKind::Embedded),
+            "rabbitmq" => Ok(StoreKind::RabbitMq),
+            other => Err(format!("{other:?} is neither \"embedded\" nor \"rabbitmq\"")),
         });
         let data_dir = section.text("data_dir").map_or_else(|| PathBuf::from("streamgate-data"), PathBuf::from);
         let spool_max = section.size("spool_max", GIB);
@@ -170,7 +197,8 @@ impl StoreConfig {
             section.problem("spool_max", "must be at least 1MiB");
         }
         section.finish();
-        StoreConfig { data_dir, spool_max }
+        let found = if names_backends { StoreKind::RabbitMq } else { StoreKind::Embedded };
+        StoreConfig { kind: kind.unwrap_or(found), kind_is_given: kind.is_some(), data_dir, spool_max }
     }
 }
 

@@ -69,6 +69,11 @@ impl<'r> Section<'r> {
         self.report.problem(self.key(key), what);
     }
 
+    /// Whether the key is there, whatever its value.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
         self.table.remove(key)
@@ -90,6 +95,12 @@ impl<'r> Section<'r> {
 
     pub fn text(&mut self, key: &'static str) -> Option<String> {
         self.parsed(key, |text| Ok(text.to_owned()))
+    }
+
+    /// `true` or `false`.
+    pub fn flag(&mut self, key: &'static str, default: bool) -> bool {
+        let parse = |text: &str| text.parse().map_err(|_| format!("{text:?} is neither true nor false"));
+        self.parsed(key, parse).unwrap_or(default)
     }
 
     pub fn duration(&mut self, key: &'static str, default: Duration) -> Duration {

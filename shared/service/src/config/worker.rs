@@ -9,6 +9,7 @@ use crate::secret::Secret;
 use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 use streamgate_core::pattern::Pattern;
 
@@ -28,9 +29,18 @@ const OWN_HEADERS: [&str; 12] = [
     "x-webhook-id",
 ];
 
+/// RabbitMQ's limit for a consumer of a quorum queue.
+const MOST_UNACKED: usize = 2000;
+/// RabbitMQ's default consumer_timeout.
+const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// The most milliseconds that x-message-ttl takes.
+const LONGEST_TTL: Duration = Duration::from_millis(u32::MAX as u64);
+
 /// `[worker]`
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
+    /// Where `worker` answers /metrics, /healthz and /readyz. Default 127.0.0.1:9465.
+    pub ops_listen: SocketAddr,
     /// Most handlers at a time. Default 64.
     pub concurrency: usize,
     /// Most deliveries in hand, running or about to; at least `concurrency`. Default 256.
@@ -96,6 +106,7 @@ impl WorkerConfig {
         let routes = section.sections("routes").into_iter().enumerate();
         let routes = routes.filter_map(|(place, route)| RouteConfig::read(route, place + 1, environment)).collect();
         let config = WorkerConfig {
+            ops_listen: super::address(&mut section, "ops_listen", ([127, 0, 0, 1], 9465)),
             concurrency: section.count("concurrency", 64, 100_000),
             prefetch: section.count("prefetch", 256, 2000),
             memory_budget: section.size("memory_budget", 64 * MIB),
@@ -205,5 +216,23 @@ pub(super) fn cross_check(worker: &WorkerConfig, apps: &[AppConfig], report: &Re
         for app in route.apps.iter().filter(|name| !apps.is_empty() && apps.iter().all(|app| app.name != **name)) {
             report.problem(path("apps"), format!("there is no app {app:?}"));
         }
+    }
+}
+
+/// What RabbitMQ does not do.
+pub(super) fn cross_check_broker(worker: &WorkerConfig, report: &Report) {
+    if worker.concurrency > MOST_UNACKED {
+        report.problem("worker.concurrency", format!("must be at most {MOST_UNACKED} with RabbitMQ: run more workers"));
+    }
+    // The last of the prefetched waits for all before it.
+    let rounds = worker.prefetch.div_ceil(worker.concurrency.max(1)).saturating_add(1);
+    let held = worker.handler_timeout.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
+    if held >= CONSUMER_TIMEOUT {
+        let what = "and worker.prefetch over worker.concurrency let a delivery wait for 30 minutes, when RabbitMQ takes it \
+                    back: lower one of them";
+        report.problem("worker.handler_timeout", what);
+    }
+    for step in worker.retry.iter().filter(|step| **step > LONGEST_TTL) {
+        report.problem("worker.retry", format!("{} is over RabbitMQ's 49 days", humantime::format_duration(*step)));
     }
 }

@@ -203,7 +203,7 @@ impl Feeder {
                 return false;
             };
             let handle = Handle { seq, settled: false, hands: Arc::clone(&self.hands), _room: (slot, memory) };
-            if self.deliver.send(Delivery { envelope, handle }).await.is_err() {
+            if self.deliver.send(Delivery { envelope, redeliveries: 0, handle }).await.is_err() {
                 return false;
             }
         }

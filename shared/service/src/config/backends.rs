@@ -1,0 +1,130 @@
+//! `[rabbitmq]` and `[redis]`: the backends of the two services.
+
+use super::{MIB, load::Environment, reader::Section};
+use crate::secret::Secret;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `[rabbitmq]`
+#[derive(Clone, Debug)]
+pub struct RabbitMqConfig {
+    /// amqp:// or amqps://, with user, password and virtual host; may be `env:NAME` or `file:PATH`.
+    /// Default amqp://guest:guest@127.0.0.1:5672/%2f.
+    pub url: Secret,
+    /// For amqps://: a PEM file of further authorities to trust.
+    pub ca: Option<PathBuf>,
+    /// For amqps://: a PEM file with the client's certificate, and one with its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Of every exchange and queue. Default `streamgate`.
+    pub prefix: String,
+    /// Most bytes that events may take in their queue; over it RabbitMQ refuses. Default 4 GiB.
+    pub events_max: usize,
+    /// When the oldest unconfirmed publish is this old, new events go to the spool. Default 250 ms. Checked, and without
+    /// effect as long as there is no spool.
+    pub spool_after: Duration,
+    /// How long a publish waits for its confirm; then 503. Default 2 s.
+    pub confirm_timeout: Duration,
+    /// Whether exchanges and queues are declared; else operators declare them and they are verified. Default true.
+    pub declare: bool,
+}
+
+/// `[redis]`
+#[derive(Clone, Debug)]
+pub struct RedisConfig {
+    /// redis:// or rediss://, redis+sentinel://…/master or redis+cluster:// with several hosts; may be `env:NAME` or
+    /// `file:PATH`. Default redis://127.0.0.1:6379.
+    pub url: Secret,
+    /// For TLS: a PEM file with the authorities to trust instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// Of every key. Default `streamgate`.
+    pub prefix: String,
+    /// Of every command; over it the event goes on without. Default 100 ms.
+    pub timeout: Duration,
+}
+
+impl RabbitMqConfig {
+    pub(super) fn read(mut section: Section<'_>, environment: &Environment) -> RabbitMqConfig {
+        let url = url(&mut section, environment, "amqp://guest:guest@127.0.0.1:5672/%2f", &["amqp", "amqps"]);
+        let files = (file(&mut section, "cert"), file(&mut section, "key"));
+        let identity = match files {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => {
+                section.problem("cert", "and key go together: name both files or none");
+                None
+            }
+        };
+        let config = RabbitMqConfig {
+            url,
+            ca: file(&mut section, "ca"),
+            identity,
+            prefix: prefix(&mut section),
+            events_max: section.size("events_max", 4 << 30),
+            spool_after: section.duration("spool_after", Duration::from_millis(250)),
+            confirm_timeout: section.duration("confirm_timeout", Duration::from_secs(2)),
+            declare: section.flag("declare", true),
+        };
+        if config.events_max < MIB {
+            section.problem("events_max", "must be at least 1MiB");
+        }
+        let secure = config.url.expose().starts_with("amqps:");
+        if !secure && (config.ca.is_some() || config.identity.is_some()) {
+            section.problem("url", "must be amqps:// where ca, cert or key is set");
+        }
+        section.finish();
+        config
+    }
+}
+
+impl RedisConfig {
+    pub(super) fn read(mut section: Section<'_>, environment: &Environment) -> RedisConfig {
+        const SCHEMES: [&str; 6] =
+            ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"];
+        let config = RedisConfig {
+            url: url(&mut section, environment, "redis://127.0.0.1:6379", &SCHEMES),
+            ca: file(&mut section, "ca"),
+            prefix: prefix(&mut section),
+            timeout: section.duration("timeout", Duration::from_millis(100)),
+        };
+        if config.ca.is_some() && !config.url.expose().starts_with("rediss") {
+            section.problem("url", "must be rediss:// where ca is set");
+        }
+        section.finish();
+        config
+    }
+}
+
+/// The shape only: what the URL says beyond it is the adapter's to judge. Never quoted, for it holds a password.
+fn url(section: &mut Section<'_>, environment: &Environment, default: &str, schemes: &[&str]) -> Secret {
+    let text = section.text("url").unwrap_or_else(|| default.to_owned());
+    let url = match environment.resolve(&text) {
+        Ok(url) => url,
+        Err(what) => {
+            section.problem("url", what);
+            return Secret::new(default.to_owned());
+        }
+    };
+    let rest = url.expose().split_once("://").filter(|(scheme, _)| schemes.contains(scheme)).map(|(_, rest)| rest);
+    let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next()?.rsplit('@').next());
+    if host.is_none_or(str::is_empty) {
+        let schemes = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(", ");
+        section.problem("url", format!("takes a URL with a host and one of the schemes {schemes}"));
+    }
+    url
+}
+
+fn file(section: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {
+    section.text(key).map(PathBuf::from)
+}
+
+fn prefix(section: &mut Section<'_>) -> String {
+    let parse = |text: &str| {
+        let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+        if (1..=64).contains(&text.len()) && text.bytes().all(safe) {
+            Ok(text.to_owned())
+        } else {
+            Err("takes 1 to 64 characters of A-Z, a-z, 0-9, _, . and -".to_owned())
+        }
+    };
+    section.parsed("prefix", parse).unwrap_or_else(|| "streamgate".to_owned())
+}

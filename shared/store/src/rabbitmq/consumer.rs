@@ -1,0 +1,284 @@
+//! The worker's side: deliveries with a bounded prefetch on a connection that never publishes, and their settlement:
+//! publish, confirm, then acknowledge.
+
+use super::headers::{self, Beside, Death};
+use super::link::{Link, Session, State};
+use super::publisher::{Message, Publisher};
+use super::topology::Topology;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use lapin::Acker;
+use lapin::message::Delivery as Raw;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+};
+use lapin::types::FieldTable;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+use streamgate_core::{
+    envelope::Envelope,
+    ports::{Deliveries, Delivery, Settlement, StoreError},
+};
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Between tries to publish a retry or a dead letter. There is no last try while the delivery is ours.
+const SETTLE_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Events from RabbitMQ.
+#[derive(Debug)]
+pub struct Consumer {
+    topology: Topology,
+    link: Arc<Link>,
+    publisher: Publisher,
+    arrived: Mutex<mpsc::Receiver<Raw>>,
+    stop: CancellationToken,
+    last_death_us: AtomicI64,
+    feed: std::sync::Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+/// What settles a delivery.
+#[derive(Debug)]
+pub struct Handle {
+    acker: Acker,
+    redeliveries: u32,
+}
+
+impl Consumer {
+    pub(super) fn start(topology: Topology, link: Arc<Link>, publisher: Publisher, prefetch: u16) -> Consumer {
+        let (deliver, arrived) = mpsc::channel(usize::from(prefetch));
+        let stop = CancellationToken::new();
+        let feed = feed(Arc::clone(&link), topology.events(), prefetch, deliver, stop.clone());
+        let feed = std::sync::Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(feed))));
+        let (arrived, last_death_us) = (Mutex::new(arrived), AtomicI64::new(0));
+        Consumer { topology, link, publisher, arrived, stop, last_death_us, feed }
+    }
+
+    /// Takes no more events, and gives back those that nobody has in hand, for other workers to handle now.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        let feed = self.feed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(feed) = feed {
+            drop(feed.await);
+        }
+        let mut arrived = self.arrived.lock().await;
+        while let Ok(delivery) = arrived.try_recv() {
+            // One that cannot be given back goes back when the connection ends.
+            drop(delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
+        }
+    }
+
+    /// Closes both connections.
+    pub async fn close(&self) {
+        self.stop().await;
+        self.link.close().await;
+        self.publisher.link().close().await;
+    }
+
+    /// Calls for each change of whether both connections are up, from now on.
+    pub async fn watch_up(&self, tell: impl Fn(bool) + Send) {
+        let (mut consuming, mut publishing) = (self.link.watch(), self.publisher.link().watch());
+        loop {
+            let up = |state: &State| matches!(state, State::Up(_));
+            tell(up(&consuming.borrow_and_update()) && up(&publishing.borrow_and_update()));
+            let changed = tokio::select! {
+                changed = consuming.changed() => changed,
+                changed = publishing.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Publishes until it stands, or until the delivery is not ours any more: then the broker hands it out again.
+    async fn publish(&self, acker: &Acker, message: impl Fn() -> Message) -> Result<(), StoreError> {
+        loop {
+            let error = match self.publisher.publish(message()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if !acker.usable() {
+                return Err(error);
+            }
+            tracing::warn!(%error, "cannot publish a settlement, trying again");
+            tokio::time::sleep(SETTLE_BACKOFF).await;
+        }
+    }
+
+    /// A copy for the retry step of that wait, from where it returns to the events.
+    fn later(&self, envelope: &Envelope, redeliveries: u32, until_ms: i64) -> Message {
+        let left_ms = until_ms.saturating_sub(now_ms());
+        let delay = Duration::from_millis(u64::try_from(left_ms).unwrap_or_default());
+        let step = self.topology.step_for(delay);
+        let not_before_ms = (Duration::from_millis(step) < delay).then_some(until_ms);
+        let beside = Beside { redeliveries, not_before_ms, death: None };
+        Message {
+            exchange: self.topology.retry(step).into(),
+            routing_key: self.topology.events().into(),
+            properties: headers::properties(envelope, &beside),
+            body: envelope.body.clone(),
+        }
+    }
+
+    /// When something died: distinct within the process, for it is the letter's number too.
+    fn death_us(&self) -> i64 {
+        let now = jiff::Timestamp::now().as_microsecond();
+        let later = |last: i64| Some(now.max(last.saturating_add(1)));
+        self.last_death_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).map_or(now, |last| now.max(last + 1))
+    }
+
+    async fn settled(
+        &self,
+        envelope: Envelope,
+        handle: &Handle,
+        route: Option<Arc<str>>,
+        settlement: Settlement,
+    ) -> Result<(), StoreError> {
+        let envelope = Envelope { route: route.map(|name| name.to_string()).or(envelope.route.clone()), ..envelope };
+        let until = |delay: Duration| now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
+        match settlement {
+            Settlement::Done | Settlement::Superseded => Ok(()),
+            Settlement::Retry { delay, attempt } => {
+                let next = Envelope { attempt, ..envelope };
+                let until_ms = until(delay);
+                self.publish(&handle.acker, || self.later(&next, 0, until_ms)).await
+            }
+            // Nothing was decided, so what was counted goes along: a process that dies leaves its lease behind, and its
+            // delivery would start from nothing at each round.
+            Settlement::Wait { delay } => {
+                let until_ms = until(delay);
+                self.publish(&handle.acker, || self.later(&envelope, handle.redeliveries, until_ms)).await
+            }
+            Settlement::Dead { reason, error } => {
+                let death = Death { reason: reason.as_str().to_owned(), error, at_us: self.death_us() };
+                let beside = Beside { death: Some(death), ..Beside::default() };
+                let letter = || Message {
+                    exchange: "".into(),
+                    routing_key: self.topology.dead().into(),
+                    properties: headers::properties(&envelope, &beside),
+                    body: envelope.body.clone(),
+                };
+                self.publish(&handle.acker, letter).await
+            }
+        }
+    }
+
+    async fn received(&self) -> Result<Raw, StoreError> {
+        let mut arrived = self.arrived.lock().await;
+        loop {
+            match arrived.recv().await {
+                // Of a connection that is gone: the broker has it back.
+                Some(stale) if !stale.usable() => {}
+                Some(delivery) => return Ok(delivery),
+                None => return std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl Deliveries for Consumer {
+    type Handle = Handle;
+
+    async fn next(&self) -> Result<Delivery<Handle>, StoreError> {
+        loop {
+            let Raw { routing_key, properties, data, acker, .. } = self.received().await?;
+            let (envelope, beside) = headers::read(&properties, routing_key.as_str(), Bytes::from(data));
+            let handle = Handle { acker, redeliveries: beside.redeliveries };
+            match beside.not_before_ms.filter(|until_ms| *until_ms > now_ms()) {
+                None => return Ok(Delivery { envelope, redeliveries: handle.redeliveries, handle }),
+                // Asked to wait longer than the longest step: another round.
+                Some(until_ms) => {
+                    let copy = || self.later(&envelope, handle.redeliveries, until_ms);
+                    self.publish(&handle.acker, copy).await?;
+                    acknowledge(&handle.acker).await?;
+                }
+            }
+        }
+    }
+
+    async fn settle(
+        &self,
+        delivery: Delivery<Handle>,
+        route: Option<Arc<str>>,
+        settlement: Settlement,
+        record: impl Future<Output = ()> + Send,
+    ) -> Result<(), StoreError> {
+        let Delivery { envelope, handle, .. } = delivery;
+        self.settled(envelope, &handle, route, settlement).await?;
+        record.await;
+        acknowledge(&handle.acker).await
+    }
+
+    fn ready(&self) -> Result<(), StoreError> {
+        // A blocked connection is only ever the publishing one: deliveries go on, retries wait.
+        self.link.session().map(drop)
+    }
+}
+
+/// The broker confirms no acknowledgement: one that is lost means another delivery, which the claim absorbs.
+async fn acknowledge(acker: &Acker) -> Result<(), StoreError> {
+    match acker.ack(BasicAckOptions::default()).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(StoreError::Unavailable("its connection to RabbitMQ has ended".to_owned())),
+        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+    }
+}
+
+fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+/// Consumes over each new session until it is told to stop.
+async fn feed(link: Arc<Link>, queue: String, prefetch: u16, deliver: mpsc::Sender<Raw>, stop: CancellationToken) {
+    loop {
+        let session = tokio::select! {
+            session = link.up() => session,
+            () = stop.cancelled() => return,
+        };
+        match consume(&session, &queue, prefetch, &deliver, &stop).await {
+            Ok(()) => return,
+            // The library logs nothing of it, and its stream just ends: without a new session nothing would come any more.
+            Err(why) => session.fail(why),
+        }
+        session.ended().await;
+    }
+}
+
+/// Returns without an error when it was told to stop.
+async fn consume(
+    session: &Session,
+    queue: &str,
+    prefetch: u16,
+    deliver: &mpsc::Sender<Raw>,
+    stop: &CancellationToken,
+) -> Result<(), String> {
+    let channel = session.channel().await?;
+    let told = |error: lapin::Error| error.to_string();
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(told)?;
+    let options = BasicConsumeOptions::default();
+    let mut consumer =
+        channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.map_err(told)?;
+    loop {
+        let next = tokio::select! {
+            next = consumer.next() => next,
+            () = session.ended() => return Err("ended".to_owned()),
+            () = stop.cancelled() => {
+                drop(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await);
+                return Ok(());
+            }
+        };
+        let delivery = match next {
+            Some(Ok(delivery)) => delivery,
+            Some(Err(error)) => return Err(error.to_string()),
+            None => return Err(format!("the broker ended the consumer of {queue}: was the queue deleted?")),
+        };
+        // Never full: the broker hands out no more than the prefetch.
+        if deliver.send(delivery).await.is_err() {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Where RabbitMQ is and who we are there, and what a failed dial means to an operator.
+
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Seconds between heartbeats: two missed ones end a connection, ours or the broker's.
+const HEARTBEAT: u16 = 10;
+/// From the first packet to an open connection.
+const DIAL: Duration = Duration::from_secs(5);
+const ACCESS_REFUSED: u16 = 403;
+const NOT_ALLOWED: u16 = 530;
+
+/// A broker's address with credentials. Shows neither user nor password.
+#[derive(Clone)]
+pub struct Endpoint {
+    uri: AMQPUri,
+    tls: OwnedTLSConfig,
+}
+
+/// Why a URL or its files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    #[error("is no AMQP URL; write it like amqp://user:password@host:5672/%2f")]
+    Malformed,
+    #[error("names the virtual host \"\"; the default one is written %2f")]
+    NoVirtualHost,
+    #[error("cannot read {}: {error}", path.display())]
+    File { path: PathBuf, error: std::io::Error },
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("cannot reach RabbitMQ at {at}: {error}; is it running, and is rabbitmq.url right?")]
+    Unreachable { at: String, error: String },
+    #[error(
+        "no answer in AMQP from {at} within {DIAL:?}; is it a RabbitMQ, on its AMQP port, and should the URL say amqp or amqps?"
+    )]
+    Silent { at: String },
+    #[error(
+        "what answers at {at} does not speak AMQP 0-9-1 as RabbitMQ does ({error}); is it RabbitMQ's AMQP port, and should the URL say amqp or amqps?"
+    )]
+    WrongServer { at: String, error: String },
+    #[error("RabbitMQ at {at} refuses the login of user {user:?}; check user and password in rabbitmq.url")]
+    Login { at: String, user: String },
+    #[error(
+        "RabbitMQ at {at} does not let user {user:?} into virtual host {vhost:?}: {error}; create it (rabbitmqctl add_vhost) or grant it (rabbitmqctl set_permissions)"
+    )]
+    VirtualHost { at: String, user: String, vhost: String, error: String },
+    #[error("TLS with RabbitMQ at {at} fails: {error}; is its authority in rabbitmq.ca, and is the host's name the certificate's?")]
+    Tls { at: String, error: String },
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Endpoint").field(&self.address()).finish()
+    }
+}
+
+impl Endpoint {
+    pub fn parse(url: &str, ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<Endpoint, EndpointError> {
+        let mut uri: AMQPUri = url.parse().map_err(|_| EndpointError::Malformed)?;
+        // The parser takes an IPv6 address for no host at all, and then for localhost.
+        let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?']).next()).unwrap_or_default();
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            uri.authority.host = address.to_owned();
+        }
+        if uri.vhost.is_empty() {
+            return Err(EndpointError::NoVirtualHost);
+        }
+        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).map_err(|error| EndpointError::File { path: path.to_owned(), error })
+        };
+        let identity = identity.map(|(cert, key)| {
+            Ok(OwnedIdentity::PKCS8 { pem: read(cert)?.into_bytes(), key: read(key)?.into_bytes() })
+        });
+        let tls = OwnedTLSConfig { cert_chain: ca.map(read).transpose()?, identity: identity.transpose()? };
+        Ok(Endpoint { uri, tls })
+    }
+
+    /// Host and port, for people.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
+    }
+
+    pub fn virtual_host(&self) -> &str {
+        &self.uri.vhost
+    }
+
+    /// `name` shows in RabbitMQ's list of connections.
+    pub(super) async fn dial(&self, name: &str) -> Result<Connection, DialError> {
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let at = self.address();
+        let runtime = match lapin::runtime::default_runtime() {
+            Ok(runtime) => runtime,
+            Err(error) => return Err(DialError::Unreachable { at, error: error.to_string() }),
+        };
+        let dial = Connection::connect_uri_with_config(self.uri.clone(), properties, self.tls.clone(), runtime);
+        match tokio::time::timeout(DIAL, dial).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(self.judge(&error)),
+            Err(_) => Err(DialError::Silent { at }),
+        }
+    }
+
+    fn judge(&self, error: &lapin::Error) -> DialError {
+        let (at, user) = (self.address(), self.uri.authority.userinfo.username.clone());
+        let text = error.to_string();
+        match error.kind() {
+            ErrorKind::ProtocolError(told) if told.get_id() == ACCESS_REFUSED => DialError::Login { at, user },
+            ErrorKind::ProtocolError(told) if told.get_id() == NOT_ALLOWED => {
+                let vhost = self.uri.vhost.clone();
+                DialError::VirtualHost { at, user, vhost, error: told.get_message().to_string() }
+            }
+            ErrorKind::IOError(io) if is_tls(io) && self.uri.scheme == AMQPScheme::AMQPS => {
+                DialError::Tls { at, error: io.to_string() }
+            }
+            // Ended in the handshake by a server that expects something else.
+            ErrorKind::IOError(io)
+                if matches!(
+                    io.kind(),
+                    std::io::ErrorKind::ConnectionAborted
+                        | std::io::ErrorKind::ConnectionReset
+                        | std::io::ErrorKind::UnexpectedEof
+                ) =>
+            {
+                DialError::WrongServer { at, error: io.to_string() }
+            }
+            ErrorKind::IOError(io) => DialError::Unreachable { at, error: io.to_string() },
+            _ => DialError::WrongServer { at, error: text },
+        }
+    }
+}
+
+fn is_tls(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::InvalidData || error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_whole_and_never_shown() {
+        let endpoint = Endpoint::parse("amqp://ann:hunter2@[::1]:1234/my%2fhost", None, None).unwrap();
+        assert_eq!((endpoint.address().as_str(), endpoint.virtual_host()), ("::1:1234", "my/host"));
+        assert_eq!(endpoint.uri.query.heartbeat, Some(HEARTBEAT));
+        assert!(!format!("{endpoint:?}").contains("hunter2"));
+        assert_eq!(Endpoint::parse("amqp://host", None, None).unwrap().virtual_host(), "/");
+        let error = Endpoint::parse("amqp://ann:hunter2@host:port/", None, None).unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+        assert!(matches!(Endpoint::parse("amqp://host/", None, None), Err(EndpointError::NoVirtualHost)));
+        let missing = Endpoint::parse("amqps://host", Some(Path::new("/none.pem")), None).unwrap_err().to_string();
+        assert!(missing.contains("/none.pem"), "{missing}");
+    }
+}

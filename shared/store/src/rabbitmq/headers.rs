@@ -1,0 +1,265 @@
+//! Envelope ↔ AMQP properties and headers: the contract with consumers in any language. Readers ignore what they do not
+//! know and have a default for what is missing, so that old and new processes can share the queues.
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use std::collections::HashMap;
+use streamgate_core::{
+    envelope::{Envelope, Properties, UNKNOWN_TYPE, header, safe_type},
+    id::{Kind, webhook_id},
+    letter::Letter,
+};
+
+const PERSISTENT: u8 = 2;
+const CONTENT_TYPE: &str = "application/json";
+/// Why an event stands in the dead letters, and since when.
+const REASON: &str = "x-streamgate-reason";
+const ERROR: &str = "x-streamgate-error";
+const DIED_AT: &str = "x-streamgate-died-at";
+/// Redeliveries of the copies before this one, in which nothing was decided.
+const REDELIVERIES: &str = "x-streamgate-redeliveries";
+/// Milliseconds since the Unix epoch: until then a copy waits in further rounds of the longest retry step.
+const NOT_BEFORE: &str = "x-streamgate-not-before";
+/// The broker's count of deliveries that were not acknowledged.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+/// A short string of AMQP ends at 255 bytes.
+const MAX_SHORT: usize = 255;
+
+/// What a copy carries beside its envelope.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Beside {
+    pub(super) redeliveries: u32,
+    pub(super) not_before_ms: Option<i64>,
+    pub(super) death: Option<Death>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Death {
+    pub(super) reason: String,
+    pub(super) error: Option<String>,
+    /// Microseconds since the Unix epoch: also the letter's number.
+    pub(super) at_us: i64,
+}
+
+/// `<app>.push.<type>`.
+pub(super) fn routing_key(envelope: &Envelope) -> ShortString {
+    short(&format!("{}.{}.{}", envelope.app, envelope.kind.as_str(), envelope.event_type))
+}
+
+/// Everything of a message but its body. Nothing that the broker put on an earlier copy goes along: it drops what it takes
+/// for a dead-letter cycle.
+pub(super) fn properties(envelope: &Envelope, beside: &Beside) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    let mut put = |name: &str, value: &str| {
+        headers.insert(name.into(), AMQPValue::LongString(value.into()));
+    };
+    for (name, value) in envelope.headers() {
+        put(name, &value);
+    }
+    if beside.redeliveries > 0 {
+        put(REDELIVERIES, &beside.redeliveries.to_string());
+    }
+    if let Some(not_before) = beside.not_before_ms {
+        put(NOT_BEFORE, &not_before.to_string());
+    }
+    if let Some(Death { reason, error, at_us }) = &beside.death {
+        put(REASON, reason);
+        put(DIED_AT, &jiff::Timestamp::from_microsecond(*at_us).unwrap_or_default().to_string());
+        if let Some(error) = error {
+            put(ERROR, error);
+        }
+    }
+    BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_content_type(CONTENT_TYPE.into())
+        .with_message_id(short(&envelope.id))
+        .with_app_id(short(&envelope.app))
+        .with_type(short(&envelope.event_type))
+        .with_timestamp(u64::try_from(envelope.received_at_ms / 1000).unwrap_or_default())
+        .with_headers(headers)
+}
+
+/// Reads a message of ours, of this version or another, or a stranger's: whatever is missing has a default.
+pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes) -> (Envelope, Beside) {
+    let headers: HashMap<&str, String> = properties
+        .headers()
+        .iter()
+        .flat_map(FieldTable::inner)
+        .filter_map(|(name, value)| Some((name.as_str(), text(value)?)))
+        .collect();
+    let header = |name: &str| headers.get(name).map(String::as_str);
+    let number = |name: &str| header(name).and_then(|value| value.parse::<i64>().ok());
+    let key = header(header::KEY);
+    let app = properties.app_id().as_ref().map(ShortString::as_str);
+    let app = app.or_else(|| key?.split(':').next()).or_else(|| routing_key.split_once(".push.").map(|(app, _)| app));
+    let own = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string).filter(|text| !text.is_empty());
+    let id = own(properties.message_id()).or_else(|| header(header::WEBHOOK_ID).map(str::to_owned));
+    let known = Properties {
+        app: app.unwrap_or(UNKNOWN_TYPE).to_owned(),
+        kind: key.and_then(|key| Kind::parse(key.split(':').nth(1)?)).unwrap_or(Kind::Push),
+        id: id.unwrap_or_else(|| webhook_id(None, &body)),
+        event_type: safe_type(properties.kind().as_ref().map(ShortString::as_str)).to_owned(),
+    };
+    let count = u32::try_from(number(DELIVERY_COUNT).unwrap_or_default()).unwrap_or(u32::MAX);
+    let before = u32::try_from(number(REDELIVERIES).unwrap_or_default()).unwrap_or_default();
+    let died_at = header(DIED_AT).and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    let death = header(REASON).map(|reason| Death {
+        reason: reason.to_owned(),
+        error: header(ERROR).map(str::to_owned),
+        at_us: died_at.map(jiff::Timestamp::as_microsecond).unwrap_or_default(),
+    });
+    let beside = Beside { redeliveries: before.saturating_add(count), not_before_ms: number(NOT_BEFORE), death };
+    let stamp = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok()?.checked_mul(1000));
+    let mut envelope = Envelope::restore(known, header, body);
+    if envelope.received_at_ms == 0 {
+        envelope.received_at_ms = stamp.unwrap_or_default();
+    }
+    (envelope, beside)
+}
+
+/// A message of a queue of letters. One that did not die, as the unrouted, is numbered by its arrival and its signature.
+pub(super) fn letter(properties: &BasicProperties, routing_key: &str, body: Bytes) -> Letter {
+    let (envelope, beside) = read(properties, routing_key, body);
+    let (reason, error, number) = match beside.death {
+        Some(Death { reason, error, at_us }) => (reason, error, at_us),
+        None => {
+            let salt = i64::from_str_radix(envelope.signature.get(..3).unwrap_or("0"), 16).unwrap_or_default();
+            ("unrouted".to_owned(), None, envelope.received_at_ms.saturating_mul(1000).saturating_add(salt % 1000))
+        }
+    };
+    Letter { number: number.max(1), envelope, reason, error, died_at_ms: number / 1000 }
+}
+
+/// Strings and whole numbers as text; whatever else a stranger may have put there is none of ours.
+fn text(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        AMQPValue::ShortShortInt(number) => Some(number.to_string()),
+        AMQPValue::ShortShortUInt(number) => Some(number.to_string()),
+        AMQPValue::ShortInt(number) => Some(number.to_string()),
+        AMQPValue::ShortUInt(number) => Some(number.to_string()),
+        AMQPValue::LongInt(number) => Some(number.to_string()),
+        AMQPValue::LongUInt(number) => Some(number.to_string()),
+        AMQPValue::LongLongInt(number) => Some(number.to_string()),
+        AMQPValue::Timestamp(number) => Some(number.to_string()),
+        AMQPValue::Boolean(_)
+        | AMQPValue::Float(_)
+        | AMQPValue::Double(_)
+        | AMQPValue::DecimalValue(_)
+        | AMQPValue::FieldArray(_)
+        | AMQPValue::FieldTable(_)
+        | AMQPValue::ByteArray(_)
+        | AMQPValue::Void => None,
+    }
+}
+
+/// App, id and type are bounded far below; a stranger's message that is read and published again may not be.
+fn short(text: &str) -> ShortString {
+    text.get(..text.floor_char_boundary(MAX_SHORT)).unwrap_or_default().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope() -> Envelope {
+        Envelope {
+            app: "chat".into(),
+            kind: Kind::Push,
+            id: "id-1".into(),
+            event_type: "message.new".into(),
+            key: "chat:push:id-1:aaaaaaaaaaaaaaaa".into(),
+            webhook_attempt: 2,
+            api_key: "key".into(),
+            signature: "a".repeat(64),
+            received_at_ms: 1_775_658_215_879,
+            attempt: 3,
+            cid: Some("messaging:x".into()),
+            route: Some("app".into()),
+            replay: None,
+            traceparent: None,
+            body: Bytes::from_static(b"{}"),
+        }
+    }
+
+    fn table(pairs: &[(&str, AMQPValue)]) -> BasicProperties {
+        let mut headers = FieldTable::default();
+        for (name, value) in pairs {
+            headers.insert((*name).into(), value.clone());
+        }
+        BasicProperties::default().with_headers(headers)
+    }
+
+    fn long(text: &str) -> AMQPValue {
+        AMQPValue::LongString(text.into())
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let death = Death { reason: "rejected".into(), error: Some("no".into()), at_us: 1_775_658_215_879_123 };
+        let beside = Beside { redeliveries: 3, not_before_ms: Some(7), death: Some(death) };
+        let written = properties(&envelope(), &beside);
+        assert_eq!(routing_key(&envelope()).as_str(), "chat.push.message.new");
+        assert_eq!(written.delivery_mode(), &Some(2));
+        let (read_back, read_beside) = read(&written, "x.events", envelope().body);
+        assert_eq!((read_back, read_beside), (envelope(), beside));
+        let letter = letter(&written, "x.dead", envelope().body);
+        assert_eq!((letter.number, letter.died_at_ms), (1_775_658_215_879_123, 1_775_658_215_879));
+        assert_eq!((letter.reason.as_str(), letter.error.as_deref()), ("rejected", Some("no")));
+    }
+
+    /// As the first version wrote it, name by name: a later version must read this for ever.
+    #[test]
+    fn the_first_versions_messages_are_read() {
+        let first = table(&[
+            ("x-streamgate-version", long("1")),
+            ("x-webhook-id", long("id-1")),
+            ("x-webhook-attempt", long("2")),
+            ("x-api-key", long("key")),
+            ("x-signature", long(&"a".repeat(64))),
+            ("x-streamgate-key", long("chat:push:id-1:aaaaaaaaaaaaaaaa")),
+            ("x-streamgate-received-at", long("2026-04-08T14:23:35.879Z")),
+            ("x-streamgate-attempt", long("3")),
+            ("x-streamgate-cid", long("messaging:x")),
+            ("x-streamgate-route", long("app")),
+        ])
+        .with_message_id("id-1".into())
+        .with_app_id("chat".into())
+        .with_type("message.new".into());
+        let (envelope_read, beside) = read(&first, "chat.push.message.new", Bytes::from_static(b"{}"));
+        assert_eq!((envelope_read, beside), (envelope(), Beside::default()));
+        let ours = properties(&envelope(), &Beside::default());
+        let (ours, first) = (ours.headers().clone().unwrap(), first.headers().clone().unwrap());
+        assert_eq!(ours, first, "and a first version reads what this one writes");
+    }
+
+    #[test]
+    fn a_later_versions_headers_are_ignored_and_missing_ones_have_defaults() {
+        let later = table(&[
+            ("x-streamgate-version", long("9")),
+            ("x-streamgate-invention", AMQPValue::FieldArray(Vec::new().into())),
+            ("x-webhook-attempt", AMQPValue::LongInt(4)),
+            ("x-delivery-count", AMQPValue::LongLongInt(6)),
+            ("x-death", AMQPValue::FieldArray(Vec::new().into())),
+        ]);
+        let (read_back, beside) = read(&later, "chat.push.x", Bytes::from_static(b"{}"));
+        assert_eq!((read_back.app.as_str(), read_back.event_type.as_str()), ("chat", "unknown"));
+        assert_eq!((read_back.webhook_attempt, read_back.attempt, beside.redeliveries), (4, 1, 6));
+        assert_eq!(read_back.key, format!("chat:push:{}:", read_back.id));
+        let (nothing, _) = read(&BasicProperties::default(), "", Bytes::new());
+        assert_eq!((nothing.app.as_str(), nothing.kind), ("unknown", Kind::Push));
+    }
+
+    #[test]
+    fn nothing_of_the_brokers_goes_along_again() {
+        let came = table(&[("x-death", long("?")), ("x-first-death-queue", long("?")), ("x-delivery-count", long("2"))]);
+        let (envelope, beside) = read(&came, "q", Bytes::new());
+        let again = properties(&envelope, &Beside { redeliveries: beside.redeliveries, ..Beside::default() });
+        let headers = again.headers().clone().unwrap();
+        let names: Vec<_> = headers.inner().keys().map(ShortString::as_str).collect();
+        assert!(!names.iter().any(|name| name.contains("death") || *name == "x-delivery-count"), "{names:?}");
+        assert_eq!(read(&again, "q", Bytes::new()).1.redeliveries, 2, "but what it counted does");
+    }
+}

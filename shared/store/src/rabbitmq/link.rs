@@ -1,0 +1,228 @@
+//! One supervised connection: dialled, its topology ensured, watched, and dialled again when it ends. The library's own
+//! recovery stays off: it gives up after a while and does not cover channel errors.
+
+use super::endpoint::Endpoint;
+use super::topology::{self, Topology};
+use crate::backoff::Backoff;
+use futures_util::StreamExt;
+use lapin::{Channel, Connection, Event};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use streamgate_core::ports::StoreError;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// For one answer of the broker to a call that it answers at once.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// Between looks at the topology: somebody may delete what was there.
+const VERIFY: Duration = Duration::from_secs(60);
+/// How long a farewell may take.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// What the broker lets us do now.
+#[derive(Clone, Debug)]
+pub(super) enum State {
+    Down(Arc<str>),
+    Up(Session),
+    /// An alarm of the broker's: what is published now waits until it is over.
+    Blocked(Session, Arc<str>),
+}
+
+/// One open connection.
+#[derive(Clone, Debug)]
+pub(super) struct Session(Arc<Open>);
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    ended: CancellationToken,
+    why: Mutex<Option<String>>,
+}
+
+impl Session {
+    pub(super) async fn channel(&self) -> Result<Channel, String> {
+        match tokio::time::timeout(PATIENCE, self.0.connection.create_channel()).await {
+            Ok(channel) => channel.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no channel within {PATIENCE:?}")),
+        }
+    }
+
+    /// Ends the session for everybody. The first reason is kept.
+    pub(super) fn fail(&self, why: impl std::fmt::Display) {
+        self.0.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| why.to_string());
+        self.0.ended.cancel();
+    }
+
+    pub(super) async fn ended(&self) {
+        self.0.ended.cancelled().await;
+    }
+
+    fn why(&self) -> String {
+        let why = self.0.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        why.unwrap_or_else(|| "closed".to_owned())
+    }
+}
+
+/// Keeps one connection open for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Link {
+    state: watch::Receiver<State>,
+    stop: CancellationToken,
+    task: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+impl Link {
+    /// `name` shows in RabbitMQ's list of connections and in our logs.
+    pub(super) fn start(endpoint: Endpoint, topology: Topology, name: &'static str) -> Arc<Link> {
+        let (tell, state) = watch::channel(State::Down("not connected yet".into()));
+        let stop = CancellationToken::new();
+        let supervisor = Supervisor { endpoint, topology, name, tell, stop: stop.clone() };
+        let task = AbortOnDropHandle::new(tokio::spawn(supervisor.run()));
+        Arc::new(Link { state, stop, task: Mutex::new(Some(task)) })
+    }
+
+    /// The open connection, or why nothing can be published now.
+    pub(super) fn session(&self) -> Result<Session, StoreError> {
+        match &*self.state.borrow() {
+            State::Up(session) => Ok(session.clone()),
+            State::Blocked(_, why) => Err(StoreError::Unavailable(format!("RabbitMQ takes nothing now: {why}"))),
+            State::Down(why) => Err(StoreError::Unavailable(format!("no connection to RabbitMQ: {why}"))),
+        }
+    }
+
+    /// Waits for an open connection, blocked or not.
+    pub(super) async fn up(&self) -> Session {
+        let mut state = self.state.clone();
+        let up = state.wait_for(|state| !matches!(state, State::Down(_))).await.map(|state| state.clone());
+        match up {
+            Ok(State::Up(session) | State::Blocked(session, _)) => session,
+            // The supervisor ended with its link; whoever waits here is about to end too.
+            Ok(State::Down(_)) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Follows whether it is up.
+    pub(super) fn watch(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    /// Closes the connection, as its peer would have it.
+    pub(super) async fn close(&self) {
+        self.stop.cancel();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            drop(task.await);
+        }
+    }
+}
+
+struct Supervisor {
+    endpoint: Endpoint,
+    topology: Topology,
+    name: &'static str,
+    tell: watch::Sender<State>,
+    stop: CancellationToken,
+}
+
+impl Supervisor {
+    async fn run(self) {
+        let mut backoff = Backoff::default();
+        let mut last = String::new();
+        loop {
+            let ended = tokio::select! {
+                opened = self.open() => opened,
+                () = self.stop.cancelled() => return,
+            };
+            let why = match ended {
+                Ok(session) => {
+                    backoff.reset();
+                    tracing::info!(at = self.endpoint.address(), connection = self.name, "connected to RabbitMQ");
+                    last.clear();
+                    let why = self.watch_over(&session).await;
+                    session.fail(&why);
+                    why
+                }
+                Err(why) => why,
+            };
+            self.tell.send_replace(State::Down(why.as_str().into()));
+            if self.stop.is_cancelled() {
+                return;
+            }
+            // Each reason once, not at every try.
+            if why != last {
+                tracing::error!(connection = self.name, why, "no connection to RabbitMQ, trying again");
+                last = why;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next()) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Session, String> {
+        let name = format!("streamgate {}", self.name);
+        let connection = self.endpoint.dial(&name).await.map_err(|error| error.to_string())?;
+        if let Err(errors) = self.topology.ensure(&connection).await {
+            farewell(&connection).await;
+            return Err(topology::list(&errors));
+        }
+        Ok(Session(Arc::new(Open { connection, ended: CancellationToken::new(), why: Mutex::default() })))
+    }
+
+    /// Returns why the session ended.
+    async fn watch_over(&self, session: &Session) -> String {
+        let connection = &session.0.connection;
+        let mut events = pin!(connection.events_listener());
+        // Events from before there was a listener are lost.
+        if !connection.status().connected() {
+            return "the connection ended at once".to_owned();
+        }
+        self.tell.send_replace(if connection.status().blocked() {
+            State::Blocked(session.clone(), "blocked".into())
+        } else {
+            State::Up(session.clone())
+        });
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + VERIFY, VERIFY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(why)) => {
+                        tracing::warn!(connection = self.name, why, "RabbitMQ blocks publishing");
+                        self.tell.send_replace(State::Blocked(session.clone(), why.into()));
+                    }
+                    Some(Event::ConnectionUnblocked) => {
+                        tracing::info!(connection = self.name, "RabbitMQ takes messages again");
+                        self.tell.send_replace(State::Up(session.clone()));
+                    }
+                    Some(Event::Error(error)) => return error.to_string(),
+                    Some(_) => {}
+                    None => return "closed".to_owned(),
+                },
+                () = session.ended() => {
+                    // Whoever failed it has seen an error that the others may not see.
+                    farewell(connection).await;
+                    return session.why();
+                }
+                () = self.stop.cancelled() => {
+                    farewell(connection).await;
+                    return "stopped".to_owned();
+                }
+                _ = ticks.tick(), if !connection.status().blocked() => {
+                    if let Err(errors) = self.topology.ensure(connection).await {
+                        farewell(connection).await;
+                        return topology::list(&errors);
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub(super) async fn farewell(connection: &Connection) {
+    // One that fails has ended already, or will when its heartbeats stop.
+    drop(tokio::time::timeout(CLOSE, connection.close(200, "OK".into())).await);
+}

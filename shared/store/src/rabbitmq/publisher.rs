@@ -1,0 +1,262 @@
+//! Publishing with confirms. The library crosses confirms over when tasks share a channel, so each channel has one task
+//! that publishes, a lane; the confirms are awaited apart, and never dropped unresolved while their channel lives.
+
+use super::link::{Link, Session};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::poll_fn;
+use lapin::message::BasicReturnMessage;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use streamgate_core::ports::StoreError;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
+
+/// A confirm that is this late will not come: the channel is given up with all that wait on it.
+const LOST: Duration = Duration::from_secs(30);
+/// Confirms looked at together: a return may be told with another publish of the same acknowledgement.
+const TOGETHER: usize = 256;
+
+/// How many publishes are under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Width {
+    /// Channels, each with a task that publishes.
+    pub(super) lanes: usize,
+    /// Unconfirmed publishes of a channel. With one, a return is told with its own publish for certain.
+    pub(super) window: usize,
+    /// How long a caller waits for a confirm.
+    pub(super) timeout: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) exchange: ShortString,
+    pub(super) routing_key: ShortString,
+    pub(super) properties: BasicProperties,
+    pub(super) body: Bytes,
+}
+
+/// Called for each message that came back because no queue took it.
+pub type OnReturn = Arc<dyn Fn() + Send + Sync>;
+
+type Told = oneshot::Sender<Result<(), StoreError>>;
+
+struct Job {
+    message: Message,
+    done: Told,
+}
+
+/// A published message whose confirm is awaited.
+struct Unconfirmed {
+    confirm: PublisherConfirm,
+    id: Option<ShortString>,
+    done: Told,
+}
+
+pub(super) struct Publisher {
+    link: Arc<Link>,
+    lanes: Vec<mpsc::Sender<Job>>,
+    next: AtomicUsize,
+    timeout: Duration,
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+impl std::fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Publisher").field("lanes", &self.lanes.len()).finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    pub(super) fn start(link: Arc<Link>, width: Width, on_return: &OnReturn) -> Publisher {
+        let (lanes, tasks) = (0..width.lanes)
+            .map(|_| {
+                let (jobs, queue) = mpsc::channel(width.window);
+                let lane = Lane { link: Arc::clone(&link), window: width.window, on_return: Arc::clone(on_return) };
+                (jobs, AbortOnDropHandle::new(tokio::spawn(lane.run(queue))))
+            })
+            .unzip();
+        Publisher { link, lanes, next: AtomicUsize::new(0), timeout: width.timeout, _tasks: tasks }
+    }
+
+    pub(super) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Returns when the broker has confirmed that a queue holds the message. After an error it may hold it all the same.
+    pub(super) async fn publish(&self, message: Message) -> Result<(), StoreError> {
+        self.link.session()?;
+        let place = self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
+        let ended = || StoreError::Unavailable("the connection to RabbitMQ ended before the confirm".to_owned());
+        let confirmed = async {
+            let (done, told) = oneshot::channel();
+            let lane = self.lanes.get(place).ok_or_else(ended)?;
+            lane.send(Job { message, done }).await.map_err(|_| ended())?;
+            told.await.map_err(|_| ended())?
+        };
+        tokio::time::timeout(self.timeout, confirmed)
+            .await
+            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no confirm within {:?}", self.timeout))))
+    }
+}
+
+struct Lane {
+    link: Arc<Link>,
+    window: usize,
+    on_return: OnReturn,
+}
+
+impl Lane {
+    async fn run(self, mut jobs: mpsc::Receiver<Job>) {
+        loop {
+            let session = tokio::select! {
+                session = self.link.up() => session,
+                // Dropped, and thus told: nothing is published while there is no connection.
+                job = jobs.recv() => match job {
+                    Some(_) => continue,
+                    None => return,
+                },
+            };
+            match self.open(&session).await {
+                Ok(channel) => {
+                    let (confirms, unconfirmed) = mpsc::channel(1);
+                    let (window, on_return) = (self.window, Arc::clone(&self.on_return));
+                    let collector = tokio::spawn(collect(unconfirmed, session.clone(), window, on_return));
+                    let ended = publish_all(&channel, &mut jobs, &confirms, &session).await;
+                    drop(confirms);
+                    drop(collector.await);
+                    if ended {
+                        return;
+                    }
+                }
+                Err(why) => session.fail(why),
+            }
+            session.ended().await;
+        }
+    }
+
+    async fn open(&self, session: &Session) -> Result<Channel, String> {
+        let channel = session.channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(|error| error.to_string())?;
+        Ok(channel)
+    }
+}
+
+/// Publishes one after the other until the session ends; whether the jobs have ended.
+async fn publish_all(
+    channel: &Channel,
+    jobs: &mut mpsc::Receiver<Job>,
+    confirms: &mpsc::Sender<Unconfirmed>,
+    session: &Session,
+) -> bool {
+    loop {
+        // First room for the confirm, then the job: at the window's end jobs stay where their callers can take them back.
+        let room = tokio::select! {
+            room = confirms.reserve() => room,
+            () = session.ended() => return false,
+        };
+        let Ok(room) = room else { return false };
+        let Job { message, done } = tokio::select! {
+            job = jobs.recv() => match job {
+                Some(job) => job,
+                None => return true,
+            },
+            () = session.ended() => return false,
+        };
+        // The caller has given up, and has told nobody that the event is durable.
+        if done.is_closed() {
+            continue;
+        }
+        let Message { exchange, routing_key, properties, body } = message;
+        let id = properties.message_id().clone();
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        // Never given up while the session lives, however long a blocked broker takes: it would be sent all the same.
+        let published = tokio::select! {
+            published = channel.basic_publish(exchange, routing_key, options, &body, properties) => published,
+            () = session.ended() => return false,
+        };
+        match published {
+            Ok(confirm) => room.send(Unconfirmed { confirm, id, done }),
+            Err(error) => {
+                session.fail(&error);
+                drop(done.send(Err(StoreError::Unavailable(error.to_string()))));
+                return false;
+            }
+        }
+    }
+}
+
+/// Awaits the confirms of one channel and tells who waits.
+async fn collect(mut unconfirmed: mpsc::Receiver<Unconfirmed>, session: Session, window: usize, on_return: OnReturn) {
+    let confirms = poll_fn(move |context| unconfirmed.poll_recv(context));
+    let settled = confirms
+        .map(|Unconfirmed { confirm, id, done }| async move {
+            (tokio::time::timeout(LOST, confirm).await, id, done)
+        })
+        .buffer_unordered(window)
+        .ready_chunks(TOGETHER);
+    let mut settled = std::pin::pin!(settled);
+    loop {
+        let chunk = tokio::select! {
+            chunk = settled.next() => chunk,
+            () = session.ended() => None,
+        };
+        let Some(chunk) = chunk else { return };
+        let mut returned = HashSet::new();
+        let mut told = Vec::with_capacity(chunk.len());
+        for (confirm, id, done) in chunk {
+            let result = match confirm {
+                Ok(Ok(Confirmation::Ack(message))) => {
+                    returned.extend(message.and_then(returned_id));
+                    Ok(())
+                }
+                Ok(Ok(Confirmation::Nack(message))) => {
+                    returned.extend(message.and_then(returned_id));
+                    Err(StoreError::Full("RabbitMQ refuses the event: its queue is at its limit".to_owned()))
+                }
+                Ok(Ok(Confirmation::NotRequested)) => {
+                    Err(StoreError::Unavailable("the channel is not in confirm mode".to_owned()))
+                }
+                Ok(Err(error)) => {
+                    session.fail(&error);
+                    Err(StoreError::Unavailable(error.to_string()))
+                }
+                Err(_) => {
+                    let why = format!("no confirm within {LOST:?}");
+                    session.fail(&why);
+                    Err(StoreError::Unavailable(why))
+                }
+            };
+            told.push((result, id, done));
+        }
+        for _ in &returned {
+            on_return();
+        }
+        if !returned.is_empty() {
+            // The alternate exchange takes whatever no queue is bound for: that something came back means that it is broken,
+            // and that plain confirms cannot be believed either. The topology is ensured before the next publish.
+            session.fail("a message came back: no queue took it, the alternate exchange neither");
+        }
+        for (result, id, done) in told {
+            let came_back = id.is_some_and(|id| returned.contains(&id));
+            let result = if came_back {
+                Err(StoreError::Unavailable("no queue took the event".to_owned()))
+            } else {
+                result
+            };
+            // Whoever has given up does not listen.
+            drop(done.send(result));
+        }
+    }
+}
+
+fn returned_id(message: BasicReturnMessage) -> Option<ShortString> {
+    let id = message.properties.message_id().clone();
+    tracing::error!(id = id.as_ref().map(ShortString::as_str), "RabbitMQ sent a message back: no queue took it");
+    id.or_else(|| Some(ShortString::default()))
+}

@@ -1,0 +1,235 @@
+//! Where Redis is: one server, the master that Sentinels name, or a cluster.
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::ClusterClientBuilder;
+use redis::cluster_async::ClusterConnection;
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, Pipeline, RedisError, RedisFuture, RedisResult, TlsCertificates,
+    TlsMode, Value,
+};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
+
+/// Why a URL or its file cannot be used. Says nothing of what the URL holds.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    #[error("is no Redis URL: {0}; write it like redis://user:password@host:6379/0")]
+    Malformed(String),
+    #[error("names no host")]
+    NoHost,
+    #[error("names no master; write it like redis+sentinel://host:26379,host:26379/mymaster")]
+    NoMaster,
+    #[error("cannot read {}: {error}", path.display())]
+    File { path: PathBuf, error: std::io::Error },
+}
+
+/// How to reach Redis. Shows neither user nor password.
+pub struct Address {
+    shown: String,
+    target: Target,
+}
+
+enum Target {
+    Single(Client),
+    Sentinel(tokio::sync::Mutex<SentinelClient>),
+    Cluster(redis::cluster::ClusterClient),
+}
+
+impl std::fmt::Debug for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Address").field(&self.shown).finish()
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+/// The parts of a URL with several hosts, as `redis+sentinel://user:password@one:1,two:2/master/0`.
+struct Parts<'u> {
+    secure: bool,
+    credentials: Option<&'u str>,
+    hosts: Vec<&'u str>,
+    path: Vec<&'u str>,
+}
+
+impl Address {
+    pub fn parse(url: &str, ca: Option<&Path>) -> Result<Address, AddressError> {
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|error| AddressError::File { path: path.to_owned(), error })
+        };
+        let certificates = ca.map(read).transpose()?;
+        let certificates = certificates.map(|pem| TlsCertificates { client_tls: None, root_cert: Some(pem) });
+        let (scheme, rest) = url.split_once("://").ok_or(AddressError::NoHost)?;
+        let (scheme, topology) = scheme.split_once('+').unwrap_or((scheme, ""));
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (credentials, hosts) = match authority.rsplit_once('@') {
+            Some((credentials, hosts)) => (Some(credentials), hosts),
+            None => (None, authority),
+        };
+        let parts = Parts {
+            secure: scheme == "rediss",
+            credentials,
+            hosts: hosts.split(',').filter(|host| !host.is_empty()).collect(),
+            path: path.split('/').filter(|part| !part.is_empty()).collect(),
+        };
+        if parts.hosts.is_empty() {
+            return Err(AddressError::NoHost);
+        }
+        let target = match topology {
+            "sentinel" => Target::Sentinel(tokio::sync::Mutex::new(sentinel(&parts, certificates)?)),
+            "cluster" => Target::Cluster(cluster(&parts, certificates)?),
+            _ => Target::Single(match certificates {
+                Some(certificates) => Client::build_with_tls(url, certificates).map_err(malformed)?,
+                None => Client::open(url).map_err(malformed)?,
+            }),
+        };
+        Ok(Address { shown: hosts.to_owned(), target })
+    }
+
+    pub(super) async fn dial(&self, timeout: Duration) -> RedisResult<Connection> {
+        let config = || {
+            AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout))
+        };
+        match &self.target {
+            Target::Single(client) => {
+                client.get_multiplexed_async_connection_with_config(&config()).await.map(Connection::Server)
+            }
+            Target::Sentinel(client) => {
+                let mut client = client.lock().await;
+                client.get_async_connection_with_config(&config()).await.map(Connection::Server)
+            }
+            Target::Cluster(client) => client.get_async_connection().await.map(Connection::Cluster),
+        }
+    }
+}
+
+fn malformed(error: RedisError) -> AddressError {
+    AddressError::Malformed(error.category().to_owned())
+}
+
+impl<'u> Parts<'u> {
+    /// A URL that the library takes for one of the hosts.
+    fn url(&self, host: &str, database: &str) -> String {
+        let scheme = if self.secure { "rediss" } else { "redis" };
+        let credentials = self.credentials.map(|text| format!("{text}@")).unwrap_or_default();
+        format!("{scheme}://{credentials}{host}/{database}")
+    }
+
+    fn tls(&self) -> Option<TlsMode> {
+        self.secure.then_some(TlsMode::Secure)
+    }
+}
+
+fn sentinel(parts: &Parts<'_>, certificates: Option<TlsCertificates>) -> Result<SentinelClient, AddressError> {
+    let (Some(master), database) = (parts.path.first(), parts.path.get(1).copied().unwrap_or("0")) else {
+        return Err(AddressError::NoMaster);
+    };
+    let hosts = parts.hosts.iter().map(|host| match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => {
+            let port = port.parse().map_err(|_| AddressError::Malformed("a port is no number".to_owned()))?;
+            Ok(ConnectionAddr::Tcp(name.trim_matches(['[', ']']).to_owned(), port))
+        }
+        _ => Ok(ConnectionAddr::Tcp(host.trim_matches(['[', ']']).to_owned(), SENTINEL_PORT)),
+    });
+    let hosts: Vec<_> = hosts.collect::<Result<_, AddressError>>()?;
+    let mut builder = SentinelClientBuilder::new(hosts, *master, SentinelServerType::Master).map_err(malformed)?;
+    // The library reads user, password and database of a URL; the host stands in for the master that is not known yet.
+    let url = parts.url(&format!("master:{PORT}"), database);
+    let known = Client::open(url.as_str()).map_err(malformed)?;
+    let login = known.get_connection_info().redis_settings();
+    builder = builder.set_client_to_redis_db(login.db());
+    if let Some(user) = login.username() {
+        builder = builder.set_client_to_redis_username(user);
+    }
+    if let Some(password) = login.password() {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    if let Some(tls) = parts.tls() {
+        builder = builder.set_client_to_redis_tls_mode(tls).set_client_to_sentinel_tls_mode(tls);
+    }
+    if let Some(certificates) = certificates {
+        builder = builder
+            .set_client_to_redis_certificates(certificates.clone())
+            .set_client_to_sentinel_certificates(certificates);
+    }
+    builder.build().map_err(malformed)
+}
+
+fn cluster(
+    parts: &Parts<'_>,
+    certificates: Option<TlsCertificates>,
+) -> Result<redis::cluster::ClusterClient, AddressError> {
+    let mut builder = ClusterClientBuilder::new(parts.hosts.iter().map(|host| parts.url(host, "")));
+    // One repeat: to follow a slot that moved. Whatever takes longer goes on without.
+    builder = builder.retries(1);
+    if let Some(certificates) = certificates {
+        builder = builder.certs(certificates);
+    }
+    builder.build().map_err(malformed)
+}
+
+/// An open connection; clones share it.
+#[derive(Clone)]
+pub(super) enum Connection {
+    Server(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connection(…)")
+    }
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Connection::Server(server) => server.req_packed_command(cmd),
+            Connection::Cluster(cluster) => cluster.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Connection::Server(server) => server.req_packed_commands(pipeline, offset, count),
+            Connection::Cluster(cluster) => cluster.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Connection::Server(server) => server.get_db(),
+            Connection::Cluster(cluster) => cluster.get_db(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_each_kind() {
+        let shown = |url: &str| Address::parse(url, None).map(|address| address.to_string()).map_err(|e| e.to_string());
+        assert_eq!(shown("redis://ann:hunter2@host:1/2"), Ok("host:1".into()));
+        assert_eq!(shown("redis+sentinel://:hunter2@a:1,b/main/3"), Ok("a:1,b".into()));
+        assert_eq!(shown("rediss+cluster://ann:hunter2@a:1,b:2"), Ok("a:1,b:2".into()));
+        for wrong in ["redis://", "redis+sentinel://a:1", "redis+cluster:///", "redis://ann:hunter2@host:port"] {
+            let error = shown(wrong).unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        assert!(matches!(Address::parse("rediss://a", Some(Path::new("/none"))), Err(AddressError::File { .. })));
+    }
+}

@@ -1,0 +1,46 @@
+//! Redis: what was seen and who handles what. Every command has our own timeout; without Redis events go on, at the price
+//! of repeats, and a breaker keeps its absence from costing anything.
+
+mod address;
+mod claims;
+mod link;
+mod seen;
+
+pub use address::{Address, AddressError};
+pub use claims::RedisClaims;
+pub use link::Redis;
+pub use seen::{OnLost, SeenKeys};
+
+/// The oldest version that is supported.
+const OLDEST: (u32, u32) = (6, 2);
+
+/// Asks Redis who it is, and whether we may write. Changes nothing that stays.
+pub async fn inspect(address: &Address, prefix: &str) -> Result<String, String> {
+    let told = |error: redis::RedisError| match error.code() {
+        Some("NOPERM") => format!("Redis at {address} does not let this user do that: {error}; grant it by ACL SETUSER"),
+        _ => format!("Redis at {address}: {error}"),
+    };
+    let mut connection = link::ping(address).await.map_err(|error| {
+        let hint = if error.contains("WRONGPASS") || error.contains("NOAUTH") || error.contains("uthentication") {
+            "check user and password in redis.url"
+        } else {
+            "is it running, is it a Redis, and is redis.url right?"
+        };
+        format!("cannot use Redis at {address}: {error}; {hint}")
+    })?;
+    let probe = format!("{prefix}:check:{}", std::process::id());
+    let mut set = redis::cmd("SET");
+    set.arg(&probe).arg(1).arg("PX").arg(1000);
+    set.query_async::<()>(&mut connection).await.map_err(told)?;
+    let script = redis::Script::new("return redis.call('DEL', KEYS[1])");
+    script.key(&probe).invoke_async::<i64>(&mut connection).await.map_err(told)?;
+    // A cluster answers for each node; who may not ask gets no version, which is no fault.
+    let info: redis::RedisResult<String> = redis::cmd("INFO").arg("server").query_async(&mut connection).await;
+    let version = info.ok().and_then(|text| Some(text.split_once("redis_version:")?.1.lines().next()?.to_owned()));
+    let Some(version) = version else { return Ok(format!("{address} answers")) };
+    let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
+    if (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()) < OLDEST {
+        return Err(format!("Redis at {address} is version {version}; Streamgate needs 6.2 or later"));
+    }
+    Ok(format!("{address} answers, version {version}"))
+}
