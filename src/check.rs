@@ -1,6 +1,7 @@
 //! `streamgate check`: the configuration, then everything it names.
 
 use crate::cli::Global;
+use crate::wiring::Backends;
 use crate::{exit, output, wiring};
 use clap::Args;
 use rustix::fs::{Access, access};
@@ -8,8 +9,10 @@ use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use streamgate_gateway::Tls;
-use streamgate_service::config::{Config, ConfigError};
+use streamgate_service::config::{Config, ConfigError, Loaded, StoreKind};
 use streamgate_service::metrics::Metrics;
+use streamgate_store::rabbitmq::{self, Inspection};
+use streamgate_store::redis;
 use streamgate_store::sqlite::{self, OpenError};
 
 #[derive(Debug, Args)]
@@ -40,12 +43,13 @@ struct Report {
     checks: Vec<Finding>,
 }
 
-pub fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> {
-    let (checks, code) = match global.load() {
-        Ok(loaded) => {
-            let place = loaded.path.map_or_else(|| "defaults, no file".to_owned(), |path| path.display().to_string());
+pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> {
+    let (checks, code) = match global.load().and_then(with_backends) {
+        Ok((loaded, backends)) => {
+            let place =
+                loaded.path.as_ref().map_or_else(|| "defaults, no file".to_owned(), |path| path.display().to_string());
             let mut checks = vec![Finding::new("configuration", Ok(place))];
-            checks.extend(named(&loaded.config));
+            checks.extend(named(&loaded.config, backends).await);
             let ok = checks.iter().all(|check| check.ok);
             (checks, if ok { 0 } else { exit::FAILED })
         }
@@ -66,8 +70,21 @@ pub fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-fn named(config: &Config) -> Vec<Finding> {
-    let mut checks = vec![Finding::new("apps", Ok(apps(config))), Finding::new("store", store(config))];
+/// The backends, where the configuration names them.
+fn with_backends(loaded: Loaded) -> Result<(Loaded, Option<Backends>), ConfigError> {
+    let backends = match loaded.config.store.kind {
+        StoreKind::RabbitMq => Some(Backends::of(&loaded)?),
+        StoreKind::Embedded => None,
+    };
+    Ok((loaded, backends))
+}
+
+async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
+    let mut checks = vec![Finding::new("apps", Ok(apps(config)))];
+    match backends {
+        Some(backends) => checks.extend(services(config, backends).await),
+        None => checks.push(Finding::new("store", store(config))),
+    }
     if let Some(files) = &config.gateway.tls {
         let loaded = Tls::load(files, &Metrics::new());
         let told = loaded.map(|_| "certificate and key fit".to_owned()).map_err(|error| error.to_string());
@@ -84,6 +101,30 @@ fn named(config: &Config) -> Vec<Finding> {
 fn apps(config: &Config) -> String {
     let names: Vec<_> = config.apps.iter().map(|app| app.name.as_str()).collect();
     if names.is_empty() { "none: `up` makes a development app".to_owned() } else { names.join(", ") }
+}
+
+async fn services(config: &Config, backends: Backends) -> Vec<Finding> {
+    let Backends { endpoint, topology, address } = backends;
+    let topology = topology.with_steps(&config.worker.retry);
+    let mut checks = Vec::new();
+    match rabbitmq::inspect(&endpoint, &topology).await {
+        Ok(found) => {
+            let (at, vhost) = (endpoint.address(), endpoint.virtual_host());
+            let told = match found {
+                Inspection::AsItShouldBe => {
+                    format!("{at}, virtual host {vhost}: all exchanges and queues are as they should be")
+                }
+                Inspection::Absent(things) => format!(
+                    "{at}, virtual host {vhost}: {} things are not there yet; `gateway` and `worker` declare them",
+                    things.len()
+                ),
+            };
+            checks.push(Finding::new("rabbitmq", Ok(told)));
+        }
+        Err(errors) => checks.extend(errors.into_iter().map(|error| Finding::new("rabbitmq", Err(error)))),
+    }
+    checks.push(Finding::new("redis", redis::inspect(&address, &config.redis.prefix).await));
+    checks
 }
 
 /// Looks without touching: a store that `up` would create or migrate is in order too.

@@ -10,6 +10,8 @@ const GLOBAL: &str = "Global options";
 const AFTER_HELP: &str = "\
 Examples:
   streamgate                                   run it, with a development app
+  streamgate gateway --config streamgate.toml  one of several gateways, on RabbitMQ and Redis
+  streamgate worker --config streamgate.toml   one of several workers
   streamgate check --config streamgate.toml    what is wrong with this configuration?
   streamgate send --count 1000 --rate 100      send test webhooks to it
   streamgate dead list                         what could not be handled?
@@ -42,10 +44,23 @@ pub enum Command {
     /// `dev` and whose random secret is kept in the data directory. SIGTERM or SIGINT drains, a second one aborts; SIGHUP
     /// reads apps and certificates again, as does a change of their files.
     Up,
+    /// Run a gateway on RabbitMQ and Redis
+    ///
+    /// Verifies webhooks, deduplicates them, publishes them, and answers 200 when RabbitMQ has confirmed. Needs [[apps]],
+    /// [rabbitmq] and [redis] in the configuration, or their defaults on this machine; without RabbitMQ it runs, is not
+    /// ready, and answers 503. Any number of gateways can run side by side. Signals as for `up`.
+    Gateway,
+    /// Run a worker on RabbitMQ and Redis
+    ///
+    /// Takes events from RabbitMQ, lets one handler at a time have each, and settles it: done, retried later, or a dead
+    /// letter. Needs [rabbitmq], [redis] and [[worker.routes]]; the secrets of [[apps]] need not be there. Any number of
+    /// workers can run side by side. SIGTERM or SIGINT drains, a second one aborts.
+    Worker,
     /// Check the configuration, then everything it names
     ///
-    /// Tells every mistake of the configuration in one go, each with its key, and ends with 64. Then looks at the store, the
-    /// certificates and the routes, without changing anything, and ends with 1 if one of them is not in order.
+    /// Tells every mistake of the configuration in one go, each with its key, and ends with 64. Then looks at the store (or
+    /// at RabbitMQ and Redis, where the configuration names them), the certificates and the routes, without changing
+    /// anything, and ends with 1 if one of them is not in order.
     Check(check::Check),
     /// Sign and send test webhooks
     ///
@@ -62,7 +77,9 @@ Examples:
     Send(send::Send),
     /// Look at dead letters, replay or drop them
     ///
-    /// Works beside a running `up`, which notices within a second, and without one.
+    /// Works beside a running `up`, which notices within a second, and without one. Where the configuration names RabbitMQ,
+    /// it works on the queues there, beside any number of workers: while it looks, letters are held and then given back in
+    /// order.
     #[command(after_help = "\
 Examples:
   streamgate dead list --reason retries_exhausted
@@ -117,7 +134,7 @@ impl Global {
         self.load_from(&Source { environment: source.environment.without_secrets(), ..source })
     }
 
-    fn load_from(&self, source: &Source) -> Result<Loaded, ConfigError> {
+    pub fn load_from(&self, source: &Source) -> Result<Loaded, ConfigError> {
         let mut loaded = config::load(source)?;
         if let Some(data_dir) = &self.data_dir {
             loaded.config.store.data_dir.clone_from(data_dir);

@@ -3,8 +3,9 @@
 use crate::cli::Global;
 use crate::exit::BadUsage;
 use crate::output;
+use crate::wiring::Backends;
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,7 +13,9 @@ use streamgate_core::envelope::rfc3339;
 use streamgate_core::letter::{Filter, Letter};
 use streamgate_core::ports::{Letters, StoreError};
 use streamgate_core::reason::Reason;
+use streamgate_service::config::StoreKind;
 use streamgate_service::config::reader;
+use streamgate_store::rabbitmq::LetterQueue;
 use streamgate_store::sqlite::LetterBox;
 
 /// Letters read at a time: their bodies come along.
@@ -24,6 +27,15 @@ const STEP: usize = 100;
 pub struct Dead {
     #[command(subcommand)]
     action: Action,
+    /// Which letters: the dead, or those of RabbitMQ that no queue was bound for
+    #[arg(long, global = true, value_enum, default_value = "dead")]
+    queue: Queue,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Queue {
+    Dead,
+    Unrouted,
 }
 
 #[derive(Debug, Subcommand)]
@@ -173,28 +185,51 @@ impl View<'_> {
 
 pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
     let loaded = global.load_without_secrets()?;
-    let letters = LetterBox::open(&loaded.config.store.data_dir)?;
-    match args.action {
-        Action::List { select, json } => list(&letters, &select.filter(), json).await?,
-        Action::Show { id, body, json } => show(&letters, id, body, json).await?,
-        Action::Replay { select, json } => {
-            let chosen = choose(&letters, &select.explicit()?).await?;
-            let mut random = [0; 8];
-            getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
-            let nonce = hex::encode(random);
-            change("replayed", chosen, json, |some| letters.replay(some, nonce.clone())).await?;
+    match (loaded.config.store.kind, args.queue) {
+        (StoreKind::Embedded, Queue::Dead) => {
+            act(&LetterBox::open(&loaded.config.store.data_dir)?, args.action).await?;
         }
-        Action::Drop { select, json } => {
-            let chosen = choose(&letters, &select.explicit()?).await?;
-            change("dropped", chosen, json, |some| letters.discard(some)).await?;
+        (StoreKind::Embedded, Queue::Unrouted) => {
+            return Err(
+                BadUsage("the embedded store routes every event; only RabbitMQ has --queue unrouted".into()).into()
+            );
+        }
+        (StoreKind::RabbitMq, queue) => {
+            let Backends { endpoint, topology, .. } = Backends::of(&loaded)?;
+            let letters = match queue {
+                Queue::Dead => LetterQueue::dead(endpoint, &topology),
+                Queue::Unrouted => LetterQueue::unrouted(endpoint, &topology),
+            };
+            let acted = act(&letters, args.action).await;
+            // Whatever happened: what is held goes back in order.
+            letters.close().await;
+            acted?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+async fn act(letters: &impl Letters, action: Action) -> anyhow::Result<()> {
+    match action {
+        Action::List { select, json } => list(letters, &select.filter(), json).await,
+        Action::Show { id, body, json } => show(letters, id, body, json).await,
+        Action::Replay { select, json } => {
+            let chosen = choose(letters, &select.explicit()?).await?;
+            let mut random = [0; 8];
+            getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+            let nonce = hex::encode(random);
+            change("replayed", chosen, json, |some| letters.replay(some, nonce.clone())).await
+        }
+        Action::Drop { select, json } => {
+            let chosen = choose(letters, &select.explicit()?).await?;
+            change("dropped", chosen, json, |some| letters.discard(some)).await
+        }
+    }
+}
+
 /// Calls `with` for every letter that the filter means.
 async fn each(
-    letters: &LetterBox,
+    letters: &impl Letters,
     filter: &Filter,
     mut with: impl FnMut(&Letter) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -209,7 +244,7 @@ async fn each(
     }
 }
 
-async fn choose(letters: &LetterBox, filter: &Filter) -> anyhow::Result<Vec<i64>> {
+async fn choose(letters: &impl Letters, filter: &Filter) -> anyhow::Result<Vec<i64>> {
     let mut numbers = Vec::new();
     let mut unknown = filter.ids.clone();
     each(letters, filter, |letter| {
@@ -224,7 +259,7 @@ async fn choose(letters: &LetterBox, filter: &Filter) -> anyhow::Result<Vec<i64>
     Ok(numbers)
 }
 
-async fn list(letters: &LetterBox, filter: &Filter, json: bool) -> anyhow::Result<()> {
+async fn list(letters: &impl Letters, filter: &Filter, json: bool) -> anyhow::Result<()> {
     let mut views = Vec::new();
     let mut count = 0;
     each(letters, filter, |letter| {
@@ -249,7 +284,7 @@ async fn list(letters: &LetterBox, filter: &Filter, json: bool) -> anyhow::Resul
     Ok(())
 }
 
-async fn show(letters: &LetterBox, id: String, body: bool, json: bool) -> anyhow::Result<()> {
+async fn show(letters: &impl Letters, id: String, body: bool, json: bool) -> anyhow::Result<()> {
     let filter = Filter { ids: vec![id], ..Filter::default() };
     let mut found = 0;
     each(letters, &filter, |letter| {

@@ -8,12 +8,15 @@ pub mod cli;
 pub mod dead;
 pub mod dev;
 pub mod exit;
+pub mod gateway;
+pub mod greeting;
 pub mod limits;
 pub mod output;
 pub mod reload;
 pub mod send;
 pub mod up;
 pub mod wiring;
+pub mod worker;
 
 pub use streamgate_core::pattern::Pattern;
 pub use streamgate_service::{config, metrics::Metrics, shutdown::Shutdown};

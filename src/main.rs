@@ -3,7 +3,7 @@
 use clap::Parser;
 use std::process::ExitCode;
 use streamgate::cli::{Cli, Command};
-use streamgate::{check, dead, exit, send, up};
+use streamgate::{check, dead, exit, gateway, send, up, worker};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -23,7 +23,9 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match command {
             Command::Up => up::command(&cli.global).await,
-            Command::Check(args) => check::command(&cli.global, &args),
+            Command::Gateway => gateway::command(&cli.global).await,
+            Command::Worker => worker::command(&cli.global).await,
+            Command::Check(args) => check::command(&cli.global, &args).await,
             Command::Send(args) => send::command(&cli.global, &args).await,
             Command::Dead(args) => dead::command(&cli.global, args).await,
         }

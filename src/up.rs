@@ -1,11 +1,10 @@
 //! `streamgate up`: gateway and worker in one process on the embedded store.
 
 use crate::cli::Global;
+use crate::greeting::{self, Greeting};
 use crate::reload::Reload;
 use crate::{dev, limits, output, wiring};
 use anyhow::Context;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::ports::{Deliveries, Enqueue};
@@ -35,11 +34,11 @@ pub struct Up {
 }
 
 pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
-    let loaded = global.load()?;
-    let mut config = loaded.config;
-    let development = config.apps.is_empty();
+    let mut loaded = global.load()?.for_one_process()?;
+    let development = loaded.config.apps.is_empty();
     // The reload compares with what the files say, so the development app is not part of it.
-    let as_loaded = config.clone();
+    let as_loaded = loaded.config.clone();
+    let config = &mut loaded.config;
     if development {
         if !config.gateway.listen.ip().is_loopback() {
             tracing::warn!(
@@ -53,14 +52,22 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     shutdown.listen().context("cannot listen to signals")?;
     let reload = Arc::new(Notify::new());
     shutdown::on_hangup(Arc::clone(&reload)).context("cannot listen to signals")?;
-    let listener = bind(config.gateway.listen, "gateway.listen").await?;
-    let ops_listener = bind(config.gateway.ops_listen, "gateway.ops_listen").await?;
-    let greeting = greeting(&config, loaded.path.as_deref(), development, &listener, &ops_listener)?;
+    let listener = greeting::bind(config.gateway.listen, "gateway.listen").await?;
+    let ops_listener = greeting::bind(config.gateway.ops_listen, "gateway.ops_listen").await?;
+    let base = greeting::base(&loaded, &listener)?;
+    let greeting = Greeting::new("Streamgate")
+        .line("webhooks", format_args!("{base}/webhooks/stream/push"))
+        .metrics(&ops_listener)?
+        .line("data", std::path::absolute(&loaded.config.store.data_dir)?.display())
+        .line("API key", greeting::key(&loaded, development)?)
+        .try_it(&loaded, development, &base)?
+        .into_text();
+    let config = loaded.config;
     let router = wiring::router(&config)?;
     let (source, metrics) = (global.source(), Metrics::new());
     let up = Up { config, router, listener, ops_listener, source, reload, metrics };
     run(up, as_loaded, shutdown.clone(), || output::line(&greeting)).await?;
-    Ok(if shutdown.abort.is_cancelled() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(shutdown.code())
 }
 
 /// Serves until the drain is done. `ready` is called when everything is open.
@@ -73,15 +80,11 @@ pub async fn run(
     let Up { config, router, listener, ops_listener, source, reload, metrics } = up;
     let tls = config.gateway.tls.as_ref().map(|files| Tls::load(files, &metrics)).transpose()?;
     let store = Arc::new(Embedded::open(&wiring::store_options(&config))?);
-    let names: Vec<_> = config.apps.iter().map(|app| app.name.as_str()).collect();
-    metrics.begin(&names, &router.names());
+    metrics.begin(&AppConfig::names(&config.apps), &router.names());
     let apps = AppConfig::table(&config.apps);
     let seen = Arc::new(SeenWithinEnqueue);
     let intake = Arc::new(Intake::new(&config.gateway, apps, Arc::clone(&store), seen, Arc::clone(&metrics)));
-    let mut seed = [0; 8];
-    getrandom::fill(&mut seed).context("cannot get random bytes from the system")?;
-    let seed = u64::from_ne_bytes(seed);
-    let policy = wiring::policy(&config);
+    let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
     let worker = Worker::new(Arc::clone(&store), Arc::clone(&store), router, policy, Arc::clone(&metrics), seed);
     let readiness = readiness(&store, &shutdown);
     let ops = ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone());
@@ -107,73 +110,10 @@ pub async fn run(
 }
 
 fn readiness(store: &Arc<Embedded>, shutdown: &Shutdown) -> Readiness {
-    let (store, draining) = (Arc::downgrade(store), shutdown.drain.clone());
-    Arc::new(move || {
-        if draining.is_cancelled() {
-            return Err("draining".to_owned());
-        }
+    let store = Arc::downgrade(store);
+    ops::unless_draining(shutdown, move || {
         let store = store.upgrade().ok_or("the store is closed")?;
         let told = Enqueue::ready(&*store).and_then(|()| Deliveries::ready(&*store));
         told.map_err(|error| error.to_string())
     })
-}
-
-async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        let variable = format!("STREAMGATE__{}", key.to_uppercase().replace('.', "__"));
-        format!("cannot listen on {address}; set {key} (or {variable}) to another address, port 0 for any free one")
-    })
-}
-
-/// What a person needs at the start, with a command to paste that works as it stands.
-fn greeting(
-    config: &Config,
-    path: Option<&Path>,
-    is_dev: bool,
-    listener: &TcpListener,
-    ops_listener: &TcpListener,
-) -> anyhow::Result<String> {
-    let scheme = if config.gateway.tls.is_some() { "https" } else { "http" };
-    let base = format!("{scheme}://{}", reachable(listener.local_addr()?));
-    let data_dir = std::path::absolute(&config.store.data_dir)?;
-    let key = config.apps.first().and_then(|app| app.keys.first()).map_or("", |key| key.api_key.as_str());
-    let secret = if is_dev { format!(", secret in {}", dev::secret_file(&data_dir).display()) } else { String::new() };
-    let mut words = vec![program(), "send".into(), "--url".into(), base.clone()];
-    words.extend(["--data-dir".into(), data_dir.display().to_string()]);
-    if let Some(path) = path {
-        words.extend(["--config".into(), std::path::absolute(path)?.display().to_string()]);
-    }
-    let note = match (path, is_dev, scheme) {
-        (_, _, "https") => "\n\n(Put the certificate's host name into --url, and name a private authority by --ca.)",
-        (None, false, _) => "\n\n(There, too, the environment must hold the API key and its secret.)",
-        (Some(_), _, _) | (_, true, _) => "",
-    };
-    let command = shlex::try_join(words.iter().map(String::as_str)).context("a path holds a zero byte")?;
-    Ok(format!(
-        "Streamgate {version} is up.\n\n\
-         \x20 webhooks  {base}/webhooks/stream/push\n\
-         \x20 metrics   http://{ops}/metrics\n\
-         \x20 data      {data}\n\
-         \x20 API key   {key}{secret}\n\n\
-         Send a signed event from another terminal:\n\n\
-         \x20 {command}{note}\n",
-        version = env!("CARGO_PKG_VERSION"),
-        ops = reachable(ops_listener.local_addr()?),
-        data = data_dir.display(),
-    ))
-}
-
-/// An address that a client on this machine can use.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let mut reachable = address;
-    if address.ip().is_unspecified() {
-        reachable.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
-    }
-    reachable
-}
-
-/// This program, by a path that works from any directory.
-fn program() -> String {
-    let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("streamgate"));
-    path.display().to_string()
 }

@@ -43,7 +43,9 @@ fn status(reason: Reason) -> StatusCode {
         | Reason::StoreUnavailable
         | Reason::StoreFull => StatusCode::SERVICE_UNAVAILABLE,
         // Reasons of the worker, which has no caller to answer.
-        Reason::Rejected | Reason::RetriesExhausted | Reason::Unmatched | Reason::Poison => StatusCode::INTERNAL_SERVER_ERROR,
+        Reason::Rejected | Reason::RetriesExhausted | Reason::Unmatched | Reason::Poison => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     }
 }
 
@@ -71,7 +73,9 @@ fn advice(reason: Reason) -> &'static str {
         Reason::DeadlineExceeded => "the event could not be made durable in time; try again",
         Reason::StoreUnavailable => "the event cannot be made durable now; try again",
         Reason::StoreFull => "there is no room for the event now; try again",
-        Reason::Rejected | Reason::RetriesExhausted | Reason::Unmatched | Reason::Poison => "the event could not be handled",
+        Reason::Rejected | Reason::RetriesExhausted | Reason::Unmatched | Reason::Poison => {
+            "the event could not be handled"
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Every metric, declared once. The doc comment of a field is its HELP; labels come from closed sets, never ids or channels.
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use std::sync::Arc;
 use streamgate_core::reason::Reason;
@@ -57,9 +57,9 @@ metrics! {
     /// Events that RabbitMQ sent back because no queue took them: its bindings are broken.
     gateway_returned: IntCounter = "gateway_returned_total" |name, help| IntCounter::new(name, help);
     /// 1 while RabbitMQ takes events, as `gateway` sees it.
-    gateway_broker_up: IntGauge = "gateway_broker_up" |name, help| IntGauge::new(name, help);
+    gateway_broker_up: IntGaugeVec = "gateway_broker_up" |name, help| absent_gauge(name, help);
     /// 1 while Redis answers, as `gateway` sees it.
-    gateway_redis_up: IntGauge = "gateway_redis_up" |name, help| IntGauge::new(name, help);
+    gateway_redis_up: IntGaugeVec = "gateway_redis_up" |name, help| absent_gauge(name, help);
     /// Time to make an event durable, in seconds.
     gateway_publish: Histogram = "gateway_publish_seconds" |name, help| histogram(name, help, &ANSWER_BUCKETS);
     /// Deliveries settled, by route and outcome (done, retry, dead, superseded, wait, unmatched).
@@ -77,16 +77,16 @@ metrics! {
     /// Retries and dead letters that RabbitMQ sent back because no queue took them: its bindings are broken.
     worker_returned: IntCounter = "worker_returned_total" |name, help| IntCounter::new(name, help);
     /// 1 while RabbitMQ hands out events and takes retries, as `worker` sees it.
-    worker_broker_up: IntGauge = "worker_broker_up" |name, help| IntGauge::new(name, help);
+    worker_broker_up: IntGaugeVec = "worker_broker_up" |name, help| absent_gauge(name, help);
     /// 1 while Redis answers, as `worker` sees it.
-    worker_redis_up: IntGauge = "worker_redis_up" |name, help| IntGauge::new(name, help);
+    worker_redis_up: IntGaugeVec = "worker_redis_up" |name, help| absent_gauge(name, help);
     /// Handlers running.
     worker_in_flight: IntGauge = "worker_in_flight" |name, help| IntGauge::new(name, help);
     /// When the served certificate ends, in seconds since the Unix epoch; 0 without TLS.
     tls_certificate_expiry: Gauge = "tls_certificate_expiry_timestamp_seconds" |name, help| Gauge::new(name, help);
     /// 1, with the version and the source revision as labels.
-    build_info: prometheus::IntGaugeVec = "build_info"
-        |name, help| prometheus::IntGaugeVec::new(Opts::new(name, help), &["version", "revision"]);
+    build_info: IntGaugeVec = "build_info"
+        |name, help| IntGaugeVec::new(Opts::new(name, help), &["version", "revision"]);
 }
 
 impl Metrics {
@@ -131,6 +131,11 @@ impl Metrics {
 
 fn counters(name: &str, help: String, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
     IntCounterVec::new(Opts::new(name, help), labels)
+}
+
+/// A gauge without labels that has no value before the first: a process that does not know must not say 0.
+fn absent_gauge(name: &str, help: String) -> prometheus::Result<IntGaugeVec> {
+    IntGaugeVec::new(Opts::new(name, help), &[])
 }
 
 fn histogram(name: &str, help: String, buckets: &[f64]) -> prometheus::Result<Histogram> {

@@ -1,6 +1,7 @@
 //! The ops listener: /metrics, /healthz, /readyz. Never on the public port.
 
 use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -27,6 +28,15 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Says whether the process would accept work now, or why not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Ready while `ready` says so and nobody drains.
+pub fn unless_draining(
+    shutdown: &Shutdown,
+    ready: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+) -> Readiness {
+    let draining = shutdown.drain.clone();
+    Arc::new(move || if draining.is_cancelled() { Err("draining".to_owned()) } else { ready() })
+}
 
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: Readiness, stop: CancellationToken) {

@@ -1,6 +1,7 @@
 //! Signals: the first SIGTERM or SIGINT drains, the second aborts; SIGHUP reloads.
 
 use std::io;
+use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -18,6 +19,11 @@ pub struct Shutdown {
 impl Shutdown {
     pub fn new() -> Shutdown {
         Shutdown::default()
+    }
+
+    /// The process's exit code: an abort is no success.
+    pub fn code(&self) -> ExitCode {
+        if self.abort.is_cancelled() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 
     /// Connects the process's signals, until the process ends.

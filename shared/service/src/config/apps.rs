@@ -40,6 +40,11 @@ impl AppConfig {
         AppConfig { name: name.to_owned(), keys: vec![key] }
     }
 
+    /// The names of all.
+    pub fn names(apps: &[AppConfig]) -> Vec<&str> {
+        apps.iter().map(|app| app.name.as_str()).collect()
+    }
+
     /// The table that requests are verified with.
     pub fn table(apps: &[AppConfig]) -> Apps {
         let mut table = Apps::default();
@@ -86,7 +91,7 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
         section.problem("secrets", "takes a list of at least one secret, like [\"env:STREAM_API_SECRET\"]");
     }
     for text in texts {
-        match environment.secret(&text) {
+        match environment.app_secret(&text) {
             Ok(secret) => secrets.push(secret),
             Err(what) => section.problem("secrets", what),
         }

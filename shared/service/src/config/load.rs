@@ -1,7 +1,7 @@
 //! Finds the configuration: the file, the environment over it, and secrets by reference.
 
 use super::{
-    Config,
+    Config, StoreKind,
     reader::{Problem, Report},
 };
 use crate::secret::Secret;
@@ -17,8 +17,14 @@ const PREFIX: &str = "STREAMGATE__";
 #[derive(Clone, Default)]
 pub struct Environment {
     variables: BTreeMap<String, String>,
-    /// Whether references to secrets are left unread.
-    blind: bool,
+    /// Whose secrets are left unread.
+    blind: Blind,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Blind {
+    apps: bool,
+    routes: bool,
 }
 
 impl std::fmt::Debug for Environment {
@@ -33,29 +39,44 @@ impl Environment {
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
-        Environment { variables: std::env::vars_os().filter_map(text).collect(), blind: false }
+        Environment { variables: std::env::vars_os().filter_map(text).collect(), blind: Blind::default() }
     }
 
     pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Environment {
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Environment { variables, blind: false }
+        Environment { variables, blind: Blind::default() }
     }
 
     /// For commands that need no secret: they work where the secrets are not at hand.
     pub fn without_secrets(self) -> Environment {
-        Environment { blind: true, ..self }
+        Environment { blind: Blind { apps: true, routes: true }, ..self }
+    }
+
+    /// For workers: Stream's secrets need not be where no webhook is verified.
+    pub fn without_app_secrets(self) -> Environment {
+        Environment { blind: Blind { apps: true, ..self.blind }, ..self }
+    }
+
+    /// For gateways: the service's secrets need not be where nothing is forwarded.
+    pub fn without_route_secrets(self) -> Environment {
+        Environment { blind: Blind { routes: true, ..self.blind }, ..self }
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)
     }
 
-    /// `env:NAME`, `file:PATH` (its last line break is not part of the secret), or the secret itself.
-    pub fn secret(&self, reference: &str) -> Result<Secret, String> {
-        if self.blind { Ok(Secret::new(String::new())) } else { self.resolve(reference) }
+    /// A secret that Stream signs with.
+    pub(super) fn app_secret(&self, reference: &str) -> Result<Secret, String> {
+        if self.blind.apps { Ok(Secret::new(String::new())) } else { self.resolve(reference) }
     }
 
-    /// As [`secret`](Environment::secret), but read even for commands that need no secret: a backend's URL.
+    /// A secret that is sent to a service.
+    pub(super) fn route_secret(&self, reference: &str) -> Result<Secret, String> {
+        if self.blind.routes { Ok(Secret::new(String::new())) } else { self.resolve(reference) }
+    }
+
+    /// `env:NAME`, `file:PATH` (its last line break is not part of the secret), or the secret itself.
     pub fn resolve(&self, reference: &str) -> Result<Secret, String> {
         let value = if let Some(name) = reference.strip_prefix("env:") {
             self.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?.to_owned()
@@ -92,6 +113,38 @@ pub struct Loaded {
     pub config: Config,
     /// None: the defaults and the environment.
     pub path: Option<PathBuf>,
+}
+
+impl Loaded {
+    /// For `gateway` and `worker`, which have no other store.
+    pub fn for_services(mut self) -> Result<Loaded, ConfigError> {
+        let what = "\"embedded\" is the store of `up`; `gateway` and `worker` work on \"rabbitmq\"";
+        self.wants(StoreKind::RabbitMq, what)?;
+        let report = Report::default();
+        super::worker::cross_check_broker(&self.config.worker, &report);
+        self.wrong(report.into_problems())?;
+        self.config.store.kind = StoreKind::RabbitMq;
+        Ok(self)
+    }
+
+    /// For `up`, which has no other store.
+    pub fn for_one_process(mut self) -> Result<Loaded, ConfigError> {
+        let what = "\"rabbitmq\" is the store of `gateway` and `worker`; `up` works on \"embedded\"";
+        self.wants(StoreKind::Embedded, what)?;
+        self.config.store.kind = StoreKind::Embedded;
+        Ok(self)
+    }
+
+    fn wants(&self, kind: StoreKind, what: &str) -> Result<(), ConfigError> {
+        let store = &self.config.store;
+        let other = store.kind_is_given && store.kind != kind;
+        self.wrong(other.then(|| Problem { key: "store.kind".into(), what: what.into() }).into_iter().collect())
+    }
+
+    /// These mistakes, if there are any.
+    pub fn wrong(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Wrong { path: self.path.clone(), problems }) }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -320,7 +373,7 @@ mod tests {
         let file = directory.path().join("secret");
         std::fs::write(&file, "from file\r\n").unwrap();
         let environment = Environment::of([("S", "from env"), ("EMPTY", "")]);
-        let read = |reference: &str| environment.secret(reference).map(|secret| secret.expose().to_owned());
+        let read = |reference: &str| environment.resolve(reference).map(|secret| secret.expose().to_owned());
         assert_eq!(read(&format!("file:{}", file.display())), Ok("from file".into()));
         assert_eq!(read("env:S"), Ok("from env".into()));
         assert_eq!(read("plain"), Ok("plain".into()));

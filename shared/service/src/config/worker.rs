@@ -49,6 +49,8 @@ pub struct WorkerConfig {
     pub memory_budget: usize,
     /// How long a handler may take. Default 30 s.
     pub handler_timeout: Duration,
+    /// How long handlers may take to finish after SIGTERM. Default: that of the gateway.
+    pub drain_timeout: Option<Duration>,
     /// How long a handled key is remembered. Default 24 h.
     pub claim_window: Duration,
     /// The waits between attempts, then the dead letters. Default 1s, 5s, 30s, 2m, 10m, 1h.
@@ -111,6 +113,7 @@ impl WorkerConfig {
             prefetch: section.count("prefetch", 256, 2000),
             memory_budget: section.size("memory_budget", 64 * MIB),
             handler_timeout: section.duration("handler_timeout", Duration::from_secs(30)),
+            drain_timeout: section.parsed("drain_timeout", super::reader::duration),
             claim_window: section.duration("claim_window", Duration::from_secs(24 * 3600)),
             unmatched: unmatched.unwrap_or(Unmatched::Ack),
             retry,
@@ -185,7 +188,7 @@ fn forward_header(name: &str, text: &str, environment: &Environment) -> Result<(
     if OWN_HEADERS.contains(&name.as_str()) || name.as_str().starts_with("x-streamgate-") {
         return Err("is set by Streamgate itself".to_owned());
     }
-    let value = environment.secret(text)?;
+    let value = environment.route_secret(text)?;
     HeaderValue::from_str(value.expose()).map_err(|_| "has a value that no header can carry".to_owned())?;
     Ok((name, value))
 }

@@ -9,9 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::Acker;
 use lapin::message::Delivery as Raw;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use std::future::Future;
 use std::sync::Arc;
@@ -128,7 +126,9 @@ impl Consumer {
     fn death_us(&self) -> i64 {
         let now = jiff::Timestamp::now().as_microsecond();
         let later = |last: i64| Some(now.max(last.saturating_add(1)));
-        self.last_death_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).map_or(now, |last| now.max(last + 1))
+        self.last_death_us
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later)
+            .map_or(now, |last| now.max(last + 1))
     }
 
     async fn settled(

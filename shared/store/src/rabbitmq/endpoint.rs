@@ -50,7 +50,9 @@ pub enum DialError {
         "RabbitMQ at {at} does not let user {user:?} into virtual host {vhost:?}: {error}; create it (rabbitmqctl add_vhost) or grant it (rabbitmqctl set_permissions)"
     )]
     VirtualHost { at: String, user: String, vhost: String, error: String },
-    #[error("TLS with RabbitMQ at {at} fails: {error}; is its authority in rabbitmq.ca, and is the host's name the certificate's?")]
+    #[error(
+        "TLS with RabbitMQ at {at} fails: {error}; is its authority in rabbitmq.ca, and is the host's name the certificate's?"
+    )]
     Tls { at: String, error: String },
 }
 

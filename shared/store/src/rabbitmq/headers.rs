@@ -254,7 +254,8 @@ mod tests {
 
     #[test]
     fn nothing_of_the_brokers_goes_along_again() {
-        let came = table(&[("x-death", long("?")), ("x-first-death-queue", long("?")), ("x-delivery-count", long("2"))]);
+        let came =
+            table(&[("x-death", long("?")), ("x-first-death-queue", long("?")), ("x-delivery-count", long("2"))]);
         let (envelope, beside) = read(&came, "q", Bytes::new());
         let again = properties(&envelope, &Beside { redeliveries: beside.redeliveries, ..Beside::default() });
         let headers = again.headers().clone().unwrap();

@@ -172,7 +172,11 @@ impl Browse {
             let next = match tokio::time::timeout(PATIENCE, consumer.next()).await {
                 Ok(next) => next.transpose().map_err(unavailable)?,
                 Err(_) => {
-                    tracing::warn!(left = self.left, queue = self.queue, "somebody else holds letters; they are left out");
+                    tracing::warn!(
+                        left = self.left,
+                        queue = self.queue,
+                        "somebody else holds letters; they are left out"
+                    );
                     self.left = 0;
                     return Ok(None);
                 }

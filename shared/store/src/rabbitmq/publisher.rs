@@ -195,9 +195,7 @@ async fn publish_all(
 async fn collect(mut unconfirmed: mpsc::Receiver<Unconfirmed>, session: Session, window: usize, on_return: OnReturn) {
     let confirms = poll_fn(move |context| unconfirmed.poll_recv(context));
     let settled = confirms
-        .map(|Unconfirmed { confirm, id, done }| async move {
-            (tokio::time::timeout(LOST, confirm).await, id, done)
-        })
+        .map(|Unconfirmed { confirm, id, done }| async move { (tokio::time::timeout(LOST, confirm).await, id, done) })
         .buffer_unordered(window)
         .ready_chunks(TOGETHER);
     let mut settled = std::pin::pin!(settled);
@@ -244,11 +242,8 @@ async fn collect(mut unconfirmed: mpsc::Receiver<Unconfirmed>, session: Session,
         }
         for (result, id, done) in told {
             let came_back = id.is_some_and(|id| returned.contains(&id));
-            let result = if came_back {
-                Err(StoreError::Unavailable("no queue took the event".to_owned()))
-            } else {
-                result
-            };
+            let result =
+                if came_back { Err(StoreError::Unavailable("no queue took the event".to_owned())) } else { result };
             // Whoever has given up does not listen.
             drop(done.send(result));
         }

@@ -38,7 +38,9 @@ pub enum TopologyError {
     Missing { what: String },
     #[error("{0}; grant it (rabbitmqctl set_permissions), or declare as an operator and set rabbitmq.declare = false")]
     NotPermitted(String),
-    #[error("the exchange {exchange} is bound to no queue: what it gets would be gone; bind the queue {exchange} to it")]
+    #[error(
+        "the exchange {exchange} is bound to no queue: what it gets would be gone; bind the queue {exchange} to it"
+    )]
     Unbound { exchange: String },
     #[error("cannot verify {what}: {error}")]
     Failed { what: String, error: String },
@@ -165,7 +167,7 @@ impl Topology {
             if self.declare {
                 look.at(&item.what(), |channel| declare(channel, &item, false)).await;
             } else {
-                look.verify(&item, false).await;
+                look.verify(&item, Owner::Operator).await;
             }
             // Without a connection the rest fails alike.
             if look.errors.last().is_some_and(TopologyError::is_passing) {
@@ -182,14 +184,15 @@ impl Topology {
     pub(super) async fn inspect(&self, connection: &Connection) -> Result<Vec<String>, Vec<TopologyError>> {
         let mut look = Look { connection, channel: None, errors: Vec::new() };
         let mut absent = Vec::new();
+        let owner = if self.declare { Owner::Us } else { Owner::Operator };
         for item in self.items() {
-            if !look.verify(&item, self.declare).await {
+            if !look.verify(&item, owner).await {
                 absent.push(item.what());
             }
         }
         if !absent.is_empty() {
             look.may_declare(&self.prefix).await;
-        } else {
+        } else if look.errors.is_empty() {
             look.is_bound(&self.unrouted()).await;
         }
         if look.errors.is_empty() { Ok(absent) } else { Err(look.errors) }
@@ -220,6 +223,13 @@ async fn declare(channel: Channel, item: &Item, passive: bool) -> lapin::Result<
             channel.queue_bind(queue, exchange, (*key).into(), options, FieldTable::default()).await
         }
     }
+}
+
+/// Who declares the topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Us,
+    Operator,
 }
 
 /// A walk over the topology. An error closes its channel, so each next step opens another.
@@ -261,23 +271,24 @@ impl Look<'_> {
         }
     }
 
-    /// Whether the item is there; one that is absent is no error where `absent_is_fine`. Bindings cannot be asked for.
-    async fn verify(&mut self, item: &Item, absent_is_fine: bool) -> bool {
+    /// Whether the item is there; one that is absent is no error where we would declare it. Bindings cannot be asked for.
+    async fn verify(&mut self, item: &Item, owner: Owner) -> bool {
         if matches!(item, Item::Binding { .. }) {
             return true;
         }
         match self.run(&item.what(), |channel| declare(channel, item, true)).await {
             Ok(()) => {}
-            Err(TopologyError::Missing { .. }) if absent_is_fine => return false,
+            Err(TopologyError::Missing { .. }) if owner == Owner::Us => return false,
             Err(error) => {
                 self.errors.push(error);
                 return true;
             }
         }
-        // It exists: declaring it again changes nothing and compares the arguments. Who may not declare cannot compare.
-        match self.run(&item.what(), |channel| declare(channel, item, false)).await {
-            Ok(()) | Err(TopologyError::NotPermitted(_)) => {}
-            Err(error) => self.errors.push(error),
+        // It exists: declaring it again changes nothing and compares the arguments.
+        match (self.run(&item.what(), |channel| declare(channel, item, false)).await, owner) {
+            // Who may not declare cannot compare, and need not where operators declare.
+            (Ok(()), _) | (Err(TopologyError::NotPermitted(_)), Owner::Operator) => {}
+            (Err(error), _) => self.errors.push(error),
         }
         true
     }

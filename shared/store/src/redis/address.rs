@@ -5,8 +5,8 @@ use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, Pipeline, RedisError, RedisFuture, RedisResult, TlsCertificates,
-    TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, Pipeline, RedisError, RedisFuture, RedisResult,
+    TlsCertificates, TlsMode, Value,
 };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,9 +61,8 @@ struct Parts<'u> {
 
 impl Address {
     pub fn parse(url: &str, ca: Option<&Path>) -> Result<Address, AddressError> {
-        let read = |path: &Path| {
-            std::fs::read(path).map_err(|error| AddressError::File { path: path.to_owned(), error })
-        };
+        let read =
+            |path: &Path| std::fs::read(path).map_err(|error| AddressError::File { path: path.to_owned(), error });
         let certificates = ca.map(read).transpose()?;
         let certificates = certificates.map(|pem| TlsCertificates { client_tls: None, root_cert: Some(pem) });
         let (scheme, rest) = url.split_once("://").ok_or(AddressError::NoHost)?;
@@ -94,9 +93,8 @@ impl Address {
     }
 
     pub(super) async fn dial(&self, timeout: Duration) -> RedisResult<Connection> {
-        let config = || {
-            AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout))
-        };
+        let config =
+            || AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout));
         match &self.target {
             Target::Single(client) => {
                 client.get_multiplexed_async_connection_with_config(&config()).await.map(Connection::Server)

@@ -53,7 +53,10 @@ impl Redis {
         self.run(|mut connection| async move { command.query_async(&mut connection).await }).await
     }
 
-    pub(super) async fn script<T: FromRedisValue + Send + Sync>(&self, script: &ScriptInvocation<'_>) -> Result<T, StoreError> {
+    pub(super) async fn script<T: FromRedisValue + Send + Sync>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, StoreError> {
         self.run(|mut connection| async move { script.invoke_async(&mut connection).await }).await
     }
 
@@ -170,7 +173,10 @@ pub(super) async fn ping(address: &Address) -> Result<Connection, String> {
         Ok::<_, RedisError>(connection)
     };
     match tokio::time::timeout(DIAL, dial).await {
-        Ok(connection) => connection.map_err(|error| error.to_string()),
+        // In one line: some of the library's errors end with a line break.
+        Ok(connection) => {
+            connection.map_err(|error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
+        }
         Err(_) => Err(format!("no answer within {DIAL:?}")),
     }
 }

@@ -17,7 +17,9 @@ const OLDEST: (u32, u32) = (6, 2);
 /// Asks Redis who it is, and whether we may write. Changes nothing that stays.
 pub async fn inspect(address: &Address, prefix: &str) -> Result<String, String> {
     let told = |error: redis::RedisError| match error.code() {
-        Some("NOPERM") => format!("Redis at {address} does not let this user do that: {error}; grant it by ACL SETUSER"),
+        Some("NOPERM") => {
+            format!("Redis at {address} does not let this user do that: {error}; grant it by ACL SETUSER")
+        }
         _ => format!("Redis at {address}: {error}"),
     };
     let mut connection = link::ping(address).await.map_err(|error| {

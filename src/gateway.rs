@@ -1,0 +1,114 @@
+//! `streamgate gateway`: verifies, deduplicates in Redis, publishes to RabbitMQ, answers.
+
+use crate::cli::Global;
+use crate::exit::BadUsage;
+use crate::greeting::{self, Greeting};
+use crate::reload::Reload;
+use crate::wiring::{Backends, GatewayStores};
+use crate::{limits, output};
+use anyhow::Context;
+use std::process::ExitCode;
+use std::sync::Arc;
+use streamgate_core::ports::Enqueue;
+use streamgate_gateway::{Gateway, Intake, Tls};
+use streamgate_service::config::{AppConfig, Loaded, Source};
+use streamgate_service::metrics::Metrics;
+use streamgate_service::ops;
+use streamgate_service::shutdown::{self, Shutdown};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
+
+/// What `run` needs. Listeners are bound by the caller, so that tests can choose free ports.
+#[derive(Debug)]
+pub struct Front {
+    pub loaded: Loaded,
+    pub listener: TcpListener,
+    pub ops_listener: TcpListener,
+    /// Where apps and certificates are read again.
+    pub source: Source,
+    /// Asks for that at once.
+    pub reload: Arc<Notify>,
+    pub metrics: Arc<Metrics>,
+}
+
+pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
+    let source = global.source();
+    // Its routes are the worker's, with their secrets.
+    let source = Source { environment: source.environment.without_route_secrets(), ..source };
+    let loaded = global.load_from(&source)?.for_services()?;
+    let config = &loaded.config;
+    if config.apps.is_empty() {
+        let what = "no app is configured: add [[apps]], or set STREAM_API_KEY and STREAM_API_SECRET";
+        return Err(BadUsage(what.to_owned()).into());
+    }
+    let backends = Backends::of(&loaded)?;
+    limits::raise_open_files(config.gateway.max_connections);
+    let shutdown = Shutdown::new();
+    shutdown.listen().context("cannot listen to signals")?;
+    let reload = Arc::new(Notify::new());
+    shutdown::on_hangup(Arc::clone(&reload)).context("cannot listen to signals")?;
+    let listener = greeting::bind(config.gateway.listen, "gateway.listen").await?;
+    let ops_listener = greeting::bind(config.gateway.ops_listen, "gateway.ops_listen").await?;
+    let base = greeting::base(&loaded, &listener)?;
+    let greeting = Greeting::new("Streamgate gateway")
+        .line("webhooks", format_args!("{base}/webhooks/stream/push"))
+        .metrics(&ops_listener)?
+        .line("RabbitMQ", backends.endpoint.address())
+        .line("Redis", &backends.address)
+        .line("API key", greeting::key(&loaded, false)?)
+        .try_it(&loaded, false, &base)?
+        .into_text();
+    let front = Front { loaded, listener, ops_listener, source, reload, metrics: Metrics::new() };
+    run(front, shutdown.clone(), || output::line(&greeting)).await?;
+    Ok(shutdown.code())
+}
+
+/// Serves until the drain is done. `ready` is called when everything is open; the backends may not be there yet.
+pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
+    let Front { loaded, listener, ops_listener, source, reload, metrics } = front;
+    let backends = Backends::of(&loaded)?;
+    let config = loaded.config;
+    let tls = config.gateway.tls.as_ref().map(|files| Tls::load(files, &metrics)).transpose()?;
+    metrics.begin(&AppConfig::names(&config.apps), &[]);
+    let GatewayStores { exchange, seen, redis } = GatewayStores::start(&config, backends, &metrics);
+    let apps = AppConfig::table(&config.apps);
+    let intake = Intake::new(&config.gateway, apps, Arc::clone(&exchange), Arc::clone(&seen), Arc::clone(&metrics));
+    let intake = Arc::new(intake);
+    let broker = Arc::clone(&exchange);
+    let readiness = ops::unless_draining(&shutdown, move || broker.ready().map_err(|error| error.to_string()));
+    let helpers = [
+        tokio::spawn(ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone())),
+        tokio::spawn({
+            let (exchange, metrics) = (Arc::clone(&exchange), Arc::clone(&metrics));
+            async move {
+                exchange.watch_up(|up| metrics.gateway_broker_up.with_label_values(&[] as &[&str]).set(up.into())).await
+            }
+        }),
+        tokio::spawn({
+            let metrics = Arc::clone(&metrics);
+            async move {
+                redis.watch_up(|up| metrics.gateway_redis_up.with_label_values(&[] as &[&str]).set(up.into())).await
+            }
+        }),
+        tokio::spawn({
+            let reloading = Reload { source, intake: Arc::clone(&intake), tls: tls.clone(), metrics };
+            reloading.watch(config.clone(), reload)
+        }),
+    ]
+    .map(AbortOnDropHandle::new);
+    let gateway = Gateway::new(config.gateway, intake, tls);
+    ready().context("cannot write to stdout")?;
+    gateway.run(listener, shutdown).await;
+    for helper in helpers {
+        helper.abort();
+        drop(helper.await);
+    }
+    drop(gateway);
+    if let Ok(seen) = Arc::try_unwrap(seen) {
+        seen.close().await;
+    }
+    exchange.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}

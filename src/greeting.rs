@@ -1,0 +1,96 @@
+//! What a service says on stdout once it is open, with a command to paste that works as it stands.
+
+use crate::dev;
+use anyhow::Context;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use streamgate_service::config::Loaded;
+use tokio::net::TcpListener;
+
+/// Binds, or says which key to set.
+pub async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        let variable = format!("STREAMGATE__{}", key.to_uppercase().replace('.', "__"));
+        format!("cannot listen on {address}; set {key} (or {variable}) to another address, port 0 for any free one")
+    })
+}
+
+/// Lines of a name and a value.
+#[derive(Debug)]
+pub struct Greeting {
+    text: String,
+}
+
+impl Greeting {
+    /// `what`: "Streamgate", "Streamgate worker".
+    pub fn new(what: &str) -> Greeting {
+        Greeting { text: format!("{what} {} is up.\n\n", env!("CARGO_PKG_VERSION")) }
+    }
+
+    pub fn line(mut self, name: &str, value: impl std::fmt::Display) -> Greeting {
+        self.text.push_str(&format!("  {name:<8}  {value}\n"));
+        self
+    }
+
+    pub fn metrics(self, ops_listener: &TcpListener) -> anyhow::Result<Greeting> {
+        let ops = reachable(ops_listener.local_addr()?);
+        Ok(self.line("metrics", format_args!("http://{ops}/metrics")))
+    }
+
+    /// The command that sends an event to this gateway.
+    pub fn try_it(mut self, loaded: &Loaded, is_dev: bool, base: &str) -> anyhow::Result<Greeting> {
+        let config = &loaded.config;
+        let mut words = vec![program(), "send".into(), "--url".into(), base.to_owned()];
+        if is_dev {
+            let data_dir = std::path::absolute(&config.store.data_dir)?;
+            words.extend(["--data-dir".into(), data_dir.display().to_string()]);
+        }
+        if let Some(path) = &loaded.path {
+            words.extend(["--config".into(), std::path::absolute(path)?.display().to_string()]);
+        }
+        let note = match (&loaded.path, is_dev) {
+            _ if base.starts_with("https") => {
+                "\n\n(Put the certificate's host name into --url, and name a private authority by --ca.)"
+            }
+            (None, false) => "\n\n(There, too, the environment must hold the API key and its secret.)",
+            (Some(_), _) | (_, true) => "",
+        };
+        let command = shlex::try_join(words.iter().map(String::as_str)).context("a path holds a zero byte")?;
+        self.text.push_str(&format!("\nSend a signed event from another terminal:\n\n  {command}{note}\n"));
+        Ok(self)
+    }
+
+    pub fn into_text(self) -> String {
+        self.text
+    }
+}
+
+/// `http://address`, as a client on this machine can use it.
+pub fn base(loaded: &Loaded, listener: &TcpListener) -> anyhow::Result<String> {
+    let scheme = if loaded.config.gateway.tls.is_some() { "https" } else { "http" };
+    Ok(format!("{scheme}://{}", reachable(listener.local_addr()?)))
+}
+
+/// The first API key, and where its secret is where we made it.
+pub fn key(loaded: &Loaded, is_dev: bool) -> anyhow::Result<String> {
+    let key = loaded.config.apps.first().and_then(|app| app.keys.first()).map_or("", |key| key.api_key.as_str());
+    if !is_dev {
+        return Ok(key.to_owned());
+    }
+    let data_dir = std::path::absolute(&loaded.config.store.data_dir)?;
+    Ok(format!("{key}, secret in {}", dev::secret_file(&data_dir).display()))
+}
+
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let mut reachable = address;
+    if address.ip().is_unspecified() {
+        reachable.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    reachable
+}
+
+/// This program, by a path that works from any directory.
+fn program() -> String {
+    let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("streamgate"));
+    path.display().to_string()
+}

@@ -1,0 +1,90 @@
+//! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs business logic.
+
+use crate::cli::Global;
+use crate::greeting::{self, Greeting};
+use crate::wiring::{self, Backends, WorkerStores};
+use crate::{limits, output};
+use anyhow::Context;
+use std::process::ExitCode;
+use std::sync::Arc;
+use streamgate_core::ports::Deliveries;
+use streamgate_service::config::{Loaded, Source};
+use streamgate_service::metrics::Metrics;
+use streamgate_service::ops;
+use streamgate_service::shutdown::Shutdown;
+use streamgate_worker::{Router, Worker};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+
+/// What `run` needs. The listener is bound by the caller, so that tests can choose a free port.
+#[derive(Debug)]
+pub struct Back {
+    pub loaded: Loaded,
+    pub router: Router,
+    pub ops_listener: TcpListener,
+    pub metrics: Arc<Metrics>,
+}
+
+pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
+    let source = global.source();
+    // It verifies no webhook, so Stream's secrets need not be there.
+    let source = Source { environment: source.environment.without_app_secrets(), ..source };
+    let loaded = global.load_from(&source)?.for_services()?;
+    let backends = Backends::of(&loaded)?;
+    limits::raise_open_files(loaded.config.worker.concurrency);
+    let shutdown = Shutdown::new();
+    shutdown.listen().context("cannot listen to signals")?;
+    let ops_listener = greeting::bind(loaded.config.worker.ops_listen, "worker.ops_listen").await?;
+    let router = wiring::router(&loaded.config)?;
+    let greeting = Greeting::new("Streamgate worker")
+        .metrics(&ops_listener)?
+        .line("RabbitMQ", backends.endpoint.address())
+        .line("Redis", &backends.address)
+        .line("routes", router.names().join(", "))
+        .into_text();
+    let back = Back { loaded, router, ops_listener, metrics: Metrics::new() };
+    run(back, shutdown.clone(), || output::line(&greeting)).await?;
+    Ok(shutdown.code())
+}
+
+/// Works until the drain is done. `ready` is called when everything is open; the backends may not be there yet.
+pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
+    let Back { loaded, router, ops_listener, metrics } = back;
+    let backends = Backends::of(&loaded)?;
+    let config = loaded.config;
+    metrics.begin(&[], &router.names());
+    let WorkerStores { consumer, claims, redis } = WorkerStores::start(&config, backends, &metrics);
+    let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
+    let worker = Worker::new(Arc::clone(&consumer), claims, router, policy, Arc::clone(&metrics), seed);
+    let source = Arc::clone(&consumer);
+    let readiness = ops::unless_draining(&shutdown, move || source.ready().map_err(|error| error.to_string()));
+    let helpers = [
+        tokio::spawn(ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone())),
+        tokio::spawn({
+            let (consumer, metrics) = (Arc::clone(&consumer), Arc::clone(&metrics));
+            async move {
+                consumer.watch_up(|up| metrics.worker_broker_up.with_label_values(&[] as &[&str]).set(up.into())).await
+            }
+        }),
+        tokio::spawn({
+            let metrics = Arc::clone(&metrics);
+            async move {
+                redis.watch_up(|up| metrics.worker_redis_up.with_label_values(&[] as &[&str]).set(up.into())).await
+            }
+        }),
+    ]
+    .map(AbortOnDropHandle::new);
+    ready().context("cannot write to stdout")?;
+    let stop = async {
+        shutdown.drain.cancelled().await;
+        consumer.stop().await;
+    };
+    tokio::join!(worker.run(shutdown.clone()), stop);
+    for helper in helpers {
+        helper.abort();
+        drop(helper.await);
+    }
+    consumer.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}
