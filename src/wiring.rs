@@ -99,14 +99,13 @@ impl WorkerStores {
         let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
         let claims = Arc::new(RedisClaims::new(redis.clone(), config.worker.claim_window));
         let topology = topology.with_steps(&config.worker.retry);
-        let prefetch = config.worker.prefetch.max(config.worker.concurrency);
         let counted = Arc::clone(metrics);
         let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(move || counted.worker_returned.inc());
         let consumer = Consumer::connect(
             &endpoint,
             &topology,
             config.rabbitmq.confirm_timeout,
-            u16::try_from(prefetch).unwrap_or(u16::MAX),
+            config.worker.broker_prefetch(),
             &on_return,
         );
         WorkerStores { consumer: Arc::new(consumer), claims, redis }

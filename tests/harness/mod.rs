@@ -3,6 +3,7 @@
 pub mod ledger;
 pub mod process;
 pub mod receiver;
+pub mod servers;
 pub mod stack;
 pub mod wire;
 

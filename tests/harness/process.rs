@@ -55,8 +55,20 @@ impl Site {
         self.command(args).output().await.unwrap()
     }
 
+    /// `streamgate up`.
     pub async fn start(&self) -> Server {
-        Server::of(self.command(&["up"]), self).await
+        self.start_as("up").await
+    }
+
+    /// `up`, `gateway` or `worker`, on the site's configuration.
+    pub async fn start_as(&self, service: &str) -> Server {
+        Server::of(self.command(&[service]), self).await
+    }
+
+    /// A name that no other site has, for what lives outside its directory.
+    pub fn name(&self) -> String {
+        let name = self.directory.path().file_name().unwrap().to_string_lossy();
+        format!("t{}", name.trim_start_matches('.'))
     }
 
     pub fn log(&self) -> String {
@@ -94,7 +106,7 @@ impl Setup {
         format!(
             "[[apps]]\nname = \"chat\"\nkeys = [{{ api_key = \"{API_KEY}\", secrets = [\"{SECRET}\"] }}]\n\
              [gateway]\nlisten = \"{}\"\nops_listen = \"127.0.0.1:0\"\n{}\n\
-             [store]\ndata_dir = \"{}\"\n{}\n[worker]\n{}\n{}\n",
+             [store]\ndata_dir = \"{}\"\n{}\n[worker]\nops_listen = \"127.0.0.1:0\"\n{}\n{}\n",
             self.listen,
             self.gateway,
             data_dir.display(),
@@ -105,7 +117,7 @@ impl Setup {
     }
 }
 
-/// A running `streamgate up`.
+/// A running `streamgate up`, `gateway` or `worker`.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
@@ -123,15 +135,28 @@ impl Server {
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut greeting = String::new();
-        while !greeting.contains(" send ") {
+        while !greeting.contains(" send ") && !greeting.contains("\n  routes") {
             let read = stdout.read_line(&mut greeting).await.unwrap();
             assert!(read > 0, "no greeting but {greeting:?}; log:\n{}", site.log());
         }
         let address = |label: &str| {
-            let line = greeting.lines().find(|line| line.trim_start().starts_with(label)).unwrap();
-            line.split("://").nth(1).unwrap().split('/').next().unwrap().parse().unwrap()
+            let line = greeting.lines().find(|line| line.trim_start().starts_with(label))?;
+            Some(line.split("://").nth(1).unwrap().split('/').next().unwrap().parse().unwrap())
         };
-        Server { child, stdout, public: address("webhooks"), ops: address("metrics"), greeting }
+        // A worker takes no webhooks.
+        let public = address("webhooks").unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let ops = address("metrics").unwrap();
+        Server { child, stdout, public, ops, greeting }
+    }
+
+    /// Waits until /readyz says so.
+    pub async fn ready(self) -> Server {
+        let started = std::time::Instant::now();
+        while self.ops("/readyz").await.0 != 200 {
+            assert!(started.elapsed() < super::PATIENCE, "not ready: {}", self.ops("/readyz").await.1);
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        self
     }
 
     pub fn pid(&self) -> u32 {

@@ -1,13 +1,18 @@
 //! A stack: gateway and worker over some store, in this process, for the behaviours that every store must show.
 
 use super::process::{Setup, Site};
+use super::servers::Backends;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use streamgate::{BoxFuture, Context, Event, Handler, HandlerError, Metrics, Pattern, Route, Router, Shutdown, up};
+use streamgate::{
+    BoxFuture, Context, Event, Handler, HandlerError, Metrics, Pattern, Route, Router, Shutdown, gateway, up, wiring,
+    worker,
+};
 use streamgate_core::letter::Letter;
 use streamgate_core::ports::Letters;
 use streamgate_service::config::{self, Environment, Source};
+use streamgate_store::rabbitmq::LetterQueue;
 use streamgate_store::sqlite::LetterBox;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -78,6 +83,97 @@ impl Stack for Embedded {
     async fn replay(site: &Site, numbers: Vec<i64>) -> usize {
         let nonce = format!("nonce-{}", super::unique());
         LetterBox::open(&site.data_dir()).unwrap().replay(numbers, nonce).await.unwrap()
+    }
+}
+
+/// `streamgate gateway` and `streamgate worker` on RabbitMQ and Redis.
+#[derive(Debug)]
+pub struct Services {
+    public: SocketAddr,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Services {
+    async fn load(site: &Site, setup: &Setup) -> (config::Loaded, Source) {
+        let backends = Backends::shared().await;
+        site.configure(&Setup { rest: format!("{}{}", setup.rest, backends.tables(&site.name())), ..setup.clone() });
+        let source = Source { file: Some(site.config()), environment: Environment::default() };
+        (config::load(&source).unwrap().for_services().unwrap(), source)
+    }
+
+    async fn letter_queue(site: &Site) -> LetterQueue {
+        let (loaded, _) = Services::load(site, &Setup::default()).await;
+        let found = wiring::Backends::of(&loaded).unwrap();
+        LetterQueue::dead(found.endpoint, &found.topology)
+    }
+}
+
+impl Stack for Services {
+    async fn start(site: &Site, setup: &Setup, router: Router) -> Services {
+        let (loaded, source) = Services::load(site, setup).await;
+        let [listener, gateway_ops, worker_ops] = [
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        ];
+        let public = listener.local_addr().unwrap();
+        let (metrics, shutdown) = (Metrics::new(), Shutdown::new());
+        let front = gateway::Front {
+            loaded: loaded.clone(),
+            listener,
+            ops_listener: gateway_ops,
+            source,
+            reload: Arc::new(Notify::new()),
+            metrics: Arc::clone(&metrics),
+        };
+        let back = worker::Back { loaded, router, ops_listener: worker_ops, metrics: Arc::clone(&metrics) };
+        let (front_stop, back_stop) = (shutdown.clone(), shutdown.clone());
+        let tasks = [
+            tokio::spawn(async move { gateway::run(front, front_stop, || Ok(())).await.unwrap() }),
+            tokio::spawn(async move { worker::run(back, back_stop, || Ok(())).await.unwrap() }),
+        ];
+        let up = [
+            &metrics.gateway_broker_up,
+            &metrics.gateway_redis_up,
+            &metrics.worker_broker_up,
+            &metrics.worker_redis_up,
+        ];
+        super::eventually("the backends are there", || async {
+            up.iter().all(|gauge| gauge.with_label_values(&[] as &[&str]).get() == 1)
+        })
+        .await;
+        Services { public, metrics, shutdown, tasks }
+    }
+
+    fn public(&self) -> SocketAddr {
+        self.public
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    async fn drain(self) {
+        self.shutdown.drain.cancel();
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+    }
+
+    async fn letters(site: &Site) -> Vec<Letter> {
+        let queue = Services::letter_queue(site).await;
+        let letters = queue.page(0, 1000).await.unwrap();
+        queue.close().await;
+        letters
+    }
+
+    async fn replay(site: &Site, numbers: Vec<i64>) -> usize {
+        let queue = Services::letter_queue(site).await;
+        let replayed = queue.replay(numbers, format!("nonce-{}", super::unique())).await.unwrap();
+        queue.close().await;
+        replayed
     }
 }
 

@@ -8,8 +8,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// Each behaviour as a test of its own, for one stack.
+/// Each behaviour as a test of its own, for each stack.
 macro_rules! behaviours {
+    ($($name:ident)+) => {
+        behaviours! { Embedded: $($name)+ }
+        behaviours! { Services: $($name)+ }
+    };
     ($stack:ident: $($name:ident)+) => {
         #[expect(non_snake_case, reason = "named like the stack")]
         mod $stack {
@@ -23,7 +27,7 @@ macro_rules! behaviours {
     };
 }
 
-behaviours! { Embedded:
+behaviours! {
     an_event_is_answered_and_handled_with_its_bytes
     a_repeat_is_answered_and_not_handled_again
     concurrent_repeats_are_handled_once

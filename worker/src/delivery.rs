@@ -13,7 +13,9 @@ use streamgate_core::{
     reason::Reason,
     retry::{self, Failure, Ladder, Precaution},
 };
-use streamgate_service::{config::Unmatched, metrics::Metrics};
+use streamgate_service::config::Unmatched;
+use streamgate_service::metrics::{IntGauge, Metrics};
+use tokio_util::sync::CancellationToken;
 
 /// A lease outlives the handler's timeout by this, so that a holder that is alive never loses it.
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
@@ -48,10 +50,14 @@ struct Lease<'a, C> {
 }
 
 impl<D: Deliveries, C: Claims> Desk<D, C> {
-    /// Takes one delivery to its end. `holder` is unique to this call among all workers.
-    pub(crate) async fn work(&self, delivery: Delivery<D::Handle>, holder: u64) {
+    /// Takes one delivery to its end, or leaves it unsettled at the cut: then it is delivered again. `holder` is unique to
+    /// this call among all workers.
+    pub(crate) async fn work(&self, delivery: Delivery<D::Handle>, holder: u64, cut: &CancellationToken) {
         let Some(route) = self.router.pick(&delivery.envelope) else {
-            self.unmatched(delivery).await;
+            tokio::select! {
+                () = self.unmatched(delivery) => {}
+                () = cut.cancelled() => {}
+            }
             return;
         };
         let key = delivery.envelope.claim_key(&route.name);
@@ -72,12 +78,27 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             }
             Verdict::Run => {
                 let lease = Lease { claims: &*self.claims, key: &key, holder, length };
-                self.handle(&delivery.envelope, route, &lease).await
+                tokio::select! {
+                    handled = self.handle(&delivery.envelope, route, &lease) => handled,
+                    () = cut.cancelled() => return self.release(&key, holder).await,
+                }
             }
             Verdict::Wait => Settlement::Wait { delay: self.policy.ladder.shortest() },
             Verdict::Superseded => Settlement::Superseded,
         };
-        self.settle(delivery, &route.name, settlement, &key, holder).await;
+        tokio::select! {
+            () = self.settle(delivery, &route.name, settlement, &key, holder) => {}
+            // It may be settled already, so its lease is left to lapse.
+            () = cut.cancelled() => {}
+        }
+    }
+
+    /// Lets whoever gets the delivery next have it at once.
+    async fn release(&self, key: &str, holder: u64) {
+        if let Err(error) = self.claims.conclude(key, holder, Conclusion::Released).await {
+            self.metrics.worker_claim_errors.inc();
+            tracing::debug!(%error, key, "cannot release a claim; it lapses by itself");
+        }
     }
 
     async fn unmatched(&self, delivery: Delivery<D::Handle>) {
@@ -101,14 +122,14 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         let context = Context { attempt: envelope.attempt, timeout: self.policy.handler_timeout };
         let event = Event(envelope.clone());
         let started = Instant::now();
-        self.metrics.worker_in_flight.inc();
+        let running = Running::start(&self.metrics.worker_in_flight);
         // The call itself may panic too, not only its future.
         let run = AssertUnwindSafe(async { route.handler.handle(event, context).await }).catch_unwind();
         let result = tokio::select! {
             ended = tokio::time::timeout(self.policy.handler_timeout, run) => ended,
             never = lease.renewed() => match never {},
         };
-        self.metrics.worker_in_flight.dec();
+        drop(running);
         self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
         let result = result.map_or_else(
             |_| Err(HandlerError::retry(format!("the handler did not end within {:?}", self.policy.handler_timeout))),
@@ -143,10 +164,7 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             Ok(()) => self.count(route, &settlement, age_ms),
             Err(error) => {
                 tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
-                if let Err(error) = self.claims.conclude(key, holder, Conclusion::Released).await {
-                    self.metrics.worker_claim_errors.inc();
-                    tracing::debug!(%error, key, "cannot release a claim; it lapses by itself");
-                }
+                self.release(key, holder).await;
             }
         }
     }
@@ -170,6 +188,22 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             }
         };
         metrics.worker_deliveries.with_label_values(&[route, outcome]).inc();
+    }
+}
+
+/// A handler that runs, counted, however it ends.
+struct Running<'m>(&'m IntGauge);
+
+impl Running<'_> {
+    fn start(gauge: &IntGauge) -> Running<'_> {
+        gauge.inc();
+        Running(gauge)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -45,11 +45,7 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
             let holder = self.next_holder.fetch_add(1, Ordering::Relaxed);
             let cut = cut.clone();
             tasks.spawn(async move {
-                tokio::select! {
-                    () = desk.work(delivery, holder) => {}
-                    // Unsettled: the event is delivered again.
-                    () = cut.cancelled() => {}
-                }
+                desk.work(delivery, holder, &cut).await;
                 drop(permit);
             });
         }

@@ -1,8 +1,9 @@
 //! Every metric, declared once. The doc comment of a field is its HELP; labels come from closed sets, never ids or channels.
 
+pub use prometheus::IntGauge;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use std::sync::Arc;
 use streamgate_core::reason::Reason;

@@ -22,7 +22,7 @@ pub struct RabbitMqConfig {
     /// When the oldest unconfirmed publish is this old, new events go to the spool. Default 250 ms. Checked, and without
     /// effect as long as there is no spool.
     pub spool_after: Duration,
-    /// How long a publish waits for its confirm; then 503. Default 2 s.
+    /// How long a publish waits for its confirm; then 503. `gateway.answer_deadline` holds over it. Default 2 s.
     pub confirm_timeout: Duration,
     /// Whether exchanges and queues are declared; else operators declare them and they are verified. Default true.
     pub declare: bool,

@@ -259,6 +259,56 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_prefetched_that_rabbitmq_would_take_back() {
+        let prefetch = |worker: &str| {
+            let loaded = load_text(&format!("[worker]\n{worker}"), []).unwrap().for_services();
+            loaded.map(|loaded| loaded.config.worker.broker_prefetch())
+        };
+        assert_eq!(prefetch(""), Ok(256));
+        assert_eq!(prefetch("concurrency = 2"), Ok(60), "2 at a time, 30 s each, in 15 minutes");
+        assert_eq!(prefetch("handler_timeout = '14m'"), Ok(64), "never under the concurrency");
+        assert!(prefetch("handler_timeout = '15m'").is_err() && prefetch("concurrency = 3000").is_err());
+        assert!(prefetch("retry = ['60days']").is_err());
+    }
+
+    #[test]
+    fn a_store_is_for_its_commands() {
+        let kind = |text: &str| load_text(text, []).unwrap().config.store.kind;
+        assert_eq!((kind(""), kind("[redis]")), (StoreKind::Embedded, StoreKind::RabbitMq));
+        assert!(load_text("[store]\nkind = 'rabbitmq'", []).unwrap().for_one_process().is_err());
+        assert!(load_text("[store]\nkind = 'embedded'", []).unwrap().for_services().is_err());
+        assert!(load_text("[rabbitmq]", []).unwrap().for_one_process().is_ok());
+    }
+
+    #[test]
+    fn backends_are_checked_and_their_urls_never_shown() {
+        let text = "
+            [rabbitmq]
+            url = 'http://ann:hunter2@host'
+            ca = 'ca.pem'
+            cert = 'cert.pem'
+            prefix = 'a b'
+            events_max = '1KiB'
+            confirm_timeout = '5'
+            declare = 'maybe'
+            [redis]
+            url = 'env:NOT_SET'
+            timeout = '0s'
+        ";
+        let mut found = keys(text, []);
+        found.sort();
+        let rabbitmq = ["cert", "confirm_timeout", "declare", "events_max", "prefix", "url", "url"];
+        let expected: Vec<_> = rabbitmq.iter().map(|key| format!("rabbitmq.{key}")).collect();
+        assert_eq!(found[..7], expected);
+        assert_eq!(found[7..], ["redis.timeout", "redis.url"]);
+        assert!(!load_text(text, []).unwrap_err().to_string().contains("hunter2"));
+        let good = "[rabbitmq]\nurl = 'env:URL'\n[redis]\nurl = 'redis+sentinel://:hunter2@a,b/main'";
+        let config = load_text(good, [("URL", "amqps://ann:hunter2@host:1/v")]).unwrap().config;
+        assert_eq!(config.rabbitmq.url.expose(), "amqps://ann:hunter2@host:1/v");
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
     fn the_environment_overrides_scalars() {
         let variables = [
             ("STREAMGATE__GATEWAY__LISTEN", "127.0.0.1:1"),

@@ -136,9 +136,6 @@ impl Config {
                 "must differ from gateway.listen: metrics never stand on the public port",
             );
         }
-        if self.rabbitmq.confirm_timeout >= gateway.answer_deadline {
-            report.problem("rabbitmq.confirm_timeout", "must be under gateway.answer_deadline: nobody waits longer");
-        }
         apps::cross_check(&self.apps, report);
         worker::cross_check(&self.worker, &self.apps, report);
         if self.store.kind == StoreKind::RabbitMq {

@@ -124,6 +124,17 @@ impl WorkerConfig {
     }
 }
 
+impl WorkerConfig {
+    /// What RabbitMQ may hand out before the first is settled. The last of the prefetched waits for all before it, so where
+    /// handlers may be slow and few there are fewer of them: RabbitMQ takes back what is not settled in 30 minutes.
+    pub fn broker_prefetch(&self) -> u16 {
+        let rounds = (CONSUMER_TIMEOUT / 2).as_millis() / self.handler_timeout.as_millis().max(1);
+        let in_time = self.concurrency.saturating_mul(usize::try_from(rounds).unwrap_or(usize::MAX));
+        let prefetch = self.prefetch.min(in_time).max(self.concurrency).min(MOST_UNACKED);
+        u16::try_from(prefetch).unwrap_or(u16::MAX)
+    }
+}
+
 fn default_ladder() -> Vec<Duration> {
     [1, 5, 30, 120, 600, 3600].map(Duration::from_secs).to_vec()
 }
@@ -227,13 +238,8 @@ pub(super) fn cross_check_broker(worker: &WorkerConfig, report: &Report) {
     if worker.concurrency > MOST_UNACKED {
         report.problem("worker.concurrency", format!("must be at most {MOST_UNACKED} with RabbitMQ: run more workers"));
     }
-    // The last of the prefetched waits for all before it.
-    let rounds = worker.prefetch.div_ceil(worker.concurrency.max(1)).saturating_add(1);
-    let held = worker.handler_timeout.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
-    if held >= CONSUMER_TIMEOUT {
-        let what = "and worker.prefetch over worker.concurrency let a delivery wait for 30 minutes, when RabbitMQ takes it \
-                    back: lower one of them";
-        report.problem("worker.handler_timeout", what);
+    if worker.handler_timeout >= CONSUMER_TIMEOUT / 2 {
+        report.problem("worker.handler_timeout", "must be under 15m with RabbitMQ: at 30m it takes a delivery back");
     }
     for step in worker.retry.iter().filter(|step| **step > LONGEST_TTL) {
         report.problem("worker.retry", format!("{} is over RabbitMQ's 49 days", humantime::format_duration(*step)));
