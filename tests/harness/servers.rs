@@ -35,7 +35,7 @@ impl Guard {
     /// The shell waits for its stdin to end, which nobody ever writes to, then kills the program's group.
     fn start(command: &Command, files: &Path) -> Guard {
         let program: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
-        let watch = r#"files=$1; shift; setsid "$@" </dev/null & cat; kill -KILL -- -$!; wait; [ -e "$files/keep" ] || rm -rf "$files""#;
+        let watch = r#"files=$1; shift; setsid "$@" </dev/null & cat; kill -s KILL -- -$!; wait; [ -e "$files/keep" ] || rm -rf "$files""#;
         let mut shell = Command::new("sh");
         shell.args(["-c", watch, "guard"]).arg(files).args(program);
         for (name, value) in command.get_envs() {
