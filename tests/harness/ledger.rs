@@ -19,6 +19,7 @@ pub struct Ledger {
     accepted: Mutex<HashMap<String, Bytes>>,
     pub sent: AtomicU64,
     pub refused: AtomicU64,
+    pub repeated: AtomicU64,
 }
 
 impl Ledger {
@@ -60,11 +61,17 @@ pub struct Load {
 }
 
 impl Load {
+    /// To one server.
     pub fn start(to: SocketAddr, senders: usize) -> Load {
+        Load::over(vec![to], senders, None)
+    }
+
+    /// To several, each attempt to the next. With `repeats`, every such event is sent again after it was accepted.
+    pub fn over(targets: Vec<SocketAddr>, senders: usize, repeats: Option<u64>) -> Load {
         let (stop, ledger) = (Arc::new(AtomicBool::new(false)), Arc::new(Ledger::default()));
-        let mut tasks = JoinSet::new();
+        let (mut tasks, targets) = (JoinSet::new(), Arc::new(targets));
         for sender in 0..senders {
-            let (stop, ledger) = (Arc::clone(&stop), Arc::clone(&ledger));
+            let (stop, ledger, targets) = (Arc::clone(&stop), Arc::clone(&ledger), Arc::clone(&targets));
             tasks.spawn(async move {
                 let mut number = 0_u64;
                 while !stop.load(Ordering::Relaxed) {
@@ -73,7 +80,12 @@ impl Load {
                     let body =
                         format!(r#"{{"type":"message.new","sender":{sender},"number":{number},"text":"{text}"}}"#);
                     let webhook = Webhook::push(&format!("load-{sender}-{number}"), body);
-                    deliver(to, &webhook, &ledger).await;
+                    let first = usize::try_from(number).unwrap() + sender;
+                    let accepted = deliver(&targets, first, &webhook, &ledger).await;
+                    if accepted && repeats.is_some_and(|every| number % every == 0) {
+                        ledger.repeated.fetch_add(1, Ordering::Relaxed);
+                        deliver(&targets, first + 1, &webhook, &ledger).await;
+                    }
                 }
             });
         }
@@ -89,16 +101,25 @@ impl Load {
     }
 }
 
-async fn deliver(to: SocketAddr, webhook: &Webhook, ledger: &Ledger) {
+/// Whether it was accepted.
+async fn deliver(targets: &[SocketAddr], first: usize, webhook: &Webhook, ledger: &Ledger) -> bool {
     ledger.sent.fetch_add(1, Ordering::Relaxed);
     for attempt in 1..=ATTEMPTS {
         let webhook = webhook.clone().set("x-webhook-attempt", &attempt.to_string());
+        let to = targets[(first + usize::try_from(attempt).unwrap()) % targets.len()];
         match tokio::time::timeout(Duration::from_secs(6), wire::send(to, &webhook)).await {
-            Ok(Ok(answer)) if answer.status.is_success() => return ledger.accept(&webhook),
-            Ok(Ok(answer)) => assert!(answer.status.is_server_error(), "refused for good: {answer:?}"),
+            Ok(Ok(answer)) if answer.status.is_success() => {
+                ledger.accept(&webhook);
+                return true;
+            }
+            Ok(Ok(answer)) => {
+                assert!(answer.status.is_server_error(), "refused for good: {answer:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             // Nobody listens while the process restarts: wait as Stream would, rather than spin.
             Ok(Err(_)) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
     ledger.refused.fetch_add(1, Ordering::Relaxed);
+    false
 }

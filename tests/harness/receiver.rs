@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,6 +20,8 @@ pub struct Received {
     pub body: Bytes,
     /// The client's side of the connection: tells connections apart.
     pub from: SocketAddr,
+    pub began: Instant,
+    pub ended: Instant,
 }
 
 impl Received {
@@ -97,10 +100,12 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let path = parts.uri.path_and_query().unwrap().to_string();
-    let received = Received { path, headers: parts.headers, body, from };
+    let began = Instant::now();
+    let mut received = Received { path, headers: parts.headers, body, from, began, ended: began };
     // On a thread of its own: a reply may wait for the test to say so.
     let told = received.clone();
     let response = tokio::task::spawn_blocking(move || reply(&told)).await.unwrap();
+    received.ended = Instant::now();
     log.lock().unwrap().push(received);
     Ok(response)
 }

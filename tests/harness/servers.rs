@@ -73,6 +73,11 @@ pub struct Broker {
 
 impl Broker {
     pub async fn start() -> Broker {
+        Broker::with("").await
+    }
+
+    /// With further lines of configuration.
+    pub async fn with(more: &str) -> Broker {
         let ports = [free_port(), free_port(), free_port(), free_port()];
         let [port, management, epmd, distribution] = ports;
         let mut broker = Broker { port, management, files: directory(), epmd, distribution, guard: None };
@@ -80,7 +85,7 @@ impl Broker {
         std::fs::write(files.join("plugins"), "[rabbitmq_management].").unwrap();
         let config = format!(
             "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\nlog.console = true\n\
-             log.console.level = warning\nlog.file = false\ndisk_free_limit.absolute = 50MB\n"
+             log.console.level = warning\nlog.file = false\ndisk_free_limit.absolute = 50MB\n{more}\n"
         );
         std::fs::write(files.join("rabbitmq.conf"), config).unwrap();
         broker.restart().await;
@@ -141,6 +146,20 @@ impl Broker {
 
     pub fn url(&self) -> String {
         self.url_of("guest", "guest", "%2f")
+    }
+
+    /// A connection of the test's own, with a channel.
+    pub async fn channel(&self) -> (lapin::Connection, lapin::Channel) {
+        let connected = lapin::Connection::connect(&self.url(), lapin::ConnectionProperties::default()).await.unwrap();
+        let channel = connected.create_channel().await.unwrap();
+        (connected, channel)
+    }
+
+    /// Messages that are ready in a queue.
+    pub async fn ready(&self, queue: &str) -> u32 {
+        let (_connection, channel) = self.channel().await;
+        let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
+        channel.queue_declare(queue.into(), options, lapin::types::FieldTable::default()).await.unwrap().message_count()
     }
 
     pub fn url_of(&self, user: &str, password: &str, vhost: &str) -> String {
@@ -204,15 +223,36 @@ impl RedisServer {
         server
     }
 
+    /// A Sentinel with this configuration, which it rewrites.
+    pub async fn sentinel(config: &Path) -> RedisServer {
+        RedisServer::with(&[config.to_str().unwrap(), "--sentinel"]).await
+    }
+
+    /// Speaks TLS only.
+    pub async fn secure(cert: &str, key: &str) -> RedisServer {
+        let files = ["--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert];
+        RedisServer::with(&[&["--tls-auth-clients", "no", "--tls-port"], &files[..]].concat()).await
+    }
+
     pub async fn restart(&mut self) {
         assert!(self.guard.is_none(), "it runs");
         std::fs::write(self.files.join("keep"), "").unwrap();
         let mut command = Command::new("redis-server");
         let port = self.port.to_string();
-        command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"]);
-        command.arg(&self.files).args(["--pidfile", &self.files.join("pid").display().to_string()]).args(&self.args);
+        // A configuration file comes first.
+        let (file, args) = self.args.split_at(usize::from(self.args.get(1).is_some_and(|arg| arg == "--sentinel")));
+        command.args(file);
+        let secure = args.iter().any(|arg| arg == "--tls-port");
+        command.args(if secure { ["--port", "0"] } else { ["--port", &port] });
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"]).arg(&self.files);
+        command.args(["--pidfile", &self.files.join("pid").display().to_string()]);
+        for arg in args {
+            command.arg(arg);
+            if arg == "--tls-port" {
+                command.arg(&port);
+            }
+        }
         self.guard = Some(Guard::start(&command, &self.files));
-        let secure = self.args.iter().any(|arg| arg == "--tls-port");
         let port = self.port;
         super::eventually("Redis starts", || async {
             if secure { TcpStream::connect(("127.0.0.1", port)).is_ok() } else { speaks(port, b"PING\r\n", b"").await }
@@ -295,4 +335,21 @@ impl Backends {
             self.redis.url()
         )
     }
+}
+
+/// Files of an authority, and of a certificate that it made for loopback, for either side, with its key.
+pub fn certificates(site: &super::process::Site) -> (String, String, String) {
+    use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+    let (authority_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    let authority = params.self_signed(&authority_key).unwrap();
+    let issuer = Issuer::new(params, authority_key);
+    let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let cert = params.signed_by(&key, &issuer).unwrap();
+    let write = |name: &str, pem: String| site.write(name, pem).display().to_string();
+    (write("ca.pem", authority.pem()), write("cert.pem", cert.pem()), write("key.pem", key.serialize_pem()))
 }

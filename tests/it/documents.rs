@@ -104,6 +104,8 @@ async fn every_option_of_the_readme_exists() {
     for args in [
         &["--help"][..],
         &["up", "--help"],
+        &["gateway", "--help"],
+        &["worker", "--help"],
         &["check", "--help"],
         &["send", "--help"],
         &["dead", "list", "--help"],

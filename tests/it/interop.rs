@@ -2,6 +2,7 @@
 
 use crate::behaviour::odd_bodies;
 use crate::harness::process::{Setup, Site};
+use crate::harness::servers::Backends;
 use crate::harness::wire::{SECRET, Webhook, send};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -51,7 +52,7 @@ fn source(name: &str) -> PathBuf {
 }
 
 /// Where `tests/run` installs the SDKs.
-fn installed(name: &str) -> PathBuf {
+pub fn installed(name: &str) -> PathBuf {
     let root = std::env::var_os("STREAMGATE_TEST_INTEROP").map(PathBuf::from);
     let path = root.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/interop")).join(name);
     assert!(path.exists(), "{} is missing: run tests/run, which installs Stream's SDKs", path.display());
@@ -125,4 +126,45 @@ async fn the_python_sdk_verifies_what_we_send() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_python_sdk_verifies_what_we_forward() {
     verifies_what_we_forward(Sdk::python().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_consumer_reads_an_event_by_the_contract_alone() {
+    let (site, backends) = (Site::new(), Backends::shared().await);
+    let prefix = site.name();
+    site.configure(&Setup { rest: backends.tables(&prefix), ..Setup::default() });
+    let gateway = site.start_as("gateway").await.ready().await;
+    let mut command = Command::new(installed("python/bin/python"));
+    command.arg(source("consumer.py")).args([&backends.broker.url(), &prefix, SECRET]);
+    let mut consumer = command.kill_on_drop(true).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(consumer.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("ready"));
+    let body = r#"{"type":"message.new","cid":"messaging:ü","message":{"text":"\u003chi\u003e"}}"#;
+    let sent = Webhook::push("id-1", body).set("x-webhook-attempt", "2");
+    // Of another type: not what the consumer asked for.
+    send(gateway.public, &Webhook::push("id-0", r#"{"type":"reaction.new"}"#)).await.unwrap();
+    assert_eq!(send(gateway.public, &sent).await.unwrap().outcome(), "enqueued");
+    let line = tokio::time::timeout(std::time::Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap();
+    let read: Value = serde_json::from_str(&line.unwrap()).unwrap();
+    assert_eq!((&read["verified"], &read["body"]), (&Value::Bool(true), &Value::from(body)));
+    assert_eq!((&read["routing_key"], &read["message_id"]), (&"chat.push.message.new".into(), &"id-1".into()));
+    assert_eq!((&read["type"], &read["app_id"]), (&"message.new".into(), &"chat".into()));
+    assert_eq!((&read["content_type"], &read["delivery_mode"]), (&"application/json".into(), &2.into()));
+    let headers = &read["headers"];
+    let signature = crate::harness::wire::sign(body.as_bytes());
+    for (name, value) in [
+        ("x-webhook-id", "id-1"),
+        ("x-webhook-attempt", "2"),
+        ("x-api-key", crate::harness::wire::API_KEY),
+        ("x-signature", &signature),
+        ("x-streamgate-version", "1"),
+        ("x-streamgate-attempt", "1"),
+        ("x-streamgate-key", &format!("chat:push:id-1:{}", &signature[..16])),
+    ] {
+        assert_eq!(headers[name], value, "{name}");
+    }
+    let received_at: jiff::Timestamp = headers["x-streamgate-received-at"].as_str().unwrap().parse().unwrap();
+    assert_eq!(read["timestamp"], received_at.as_second());
+    assert!(headers.get("x-streamgate-cid").is_none(), "a cid that no header can carry stays in the body");
+    assert!(consumer.wait().await.unwrap().success());
 }

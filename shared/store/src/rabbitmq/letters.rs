@@ -244,8 +244,12 @@ impl Browse {
         }
     }
 
-    /// One channel after the other: so the letters stand in the queue as before.
+    /// One channel after the other, and nobody consuming meanwhile: so the letters stand in the queue as before.
     async fn close(self) {
+        if let (Some(consumer), Some(channel)) = (&self.consumer, self.channels.last()) {
+            let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+            drop(tokio::time::timeout(PATIENCE, cancel).await);
+        }
         for channel in &self.channels {
             drop(tokio::time::timeout(PATIENCE, channel.close(200, "OK".into())).await);
         }

@@ -1,0 +1,133 @@
+//! The publisher against the library's defects: confirms that cross over, waits that are given up, brokers that hang.
+
+use crate::harness::eventually;
+use crate::harness::process::Site;
+use crate::harness::servers::{Backends, Broker};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions};
+use lapin::types::FieldTable;
+use rustix::process::Signal;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use streamgate_core::envelope::Envelope;
+use streamgate_core::id::Kind;
+use streamgate_core::ports::{Enqueue, StoreError};
+use streamgate_store::rabbitmq::{Endpoint, Exchange, Topology};
+
+fn event(id: String, bytes: usize) -> Envelope {
+    Envelope {
+        app: "chat".into(),
+        kind: Kind::Push,
+        key: format!("chat:push:{id}:0"),
+        id,
+        event_type: "message.new".into(),
+        webhook_attempt: 1,
+        api_key: "key".into(),
+        signature: "0".repeat(64),
+        received_at_ms: 1,
+        attempt: 1,
+        cid: None,
+        route: None,
+        replay: None,
+        traceparent: None,
+        body: Bytes::from(vec![b'x'; bytes]),
+    }
+}
+
+fn exchange(broker: &Broker, prefix: &str, events_max: u64, timeout: Duration, in_flight: usize) -> Arc<Exchange> {
+    let endpoint = Endpoint::parse(&broker.url(), None, None).unwrap();
+    let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(|| panic!("nothing is returned here"));
+    Arc::new(Exchange::start(endpoint, Topology::new(prefix, events_max, true), timeout, in_flight, &on_return))
+}
+
+async fn ready(exchange: &Exchange) {
+    eventually("the broker takes events", || async { exchange.ready().is_ok() }).await;
+}
+
+/// Takes everything out of a queue.
+async fn ids_in(broker: &Broker, queue: &str) -> HashSet<String> {
+    let left = broker.ready(queue).await;
+    let (_connection, channel) = broker.channel().await;
+    let options = BasicConsumeOptions::default();
+    let mut consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
+    let mut ids = HashSet::new();
+    for _ in 0..left {
+        let delivery = consumer.next().await.unwrap().unwrap();
+        ids.insert(delivery.properties.message_id().as_ref().unwrap().to_string());
+        delivery.ack(BasicAckOptions::default()).await.unwrap();
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn confirms_never_cross() {
+    let (broker, prefix) = (&Backends::shared().await.broker, Site::new().name());
+    // A small queue, so that refusals are mixed in from early on.
+    let exchange = exchange(broker, &prefix, 1 << 20, Duration::from_secs(30), 256);
+    ready(&exchange).await;
+    let told = Arc::new(Mutex::new((HashSet::new(), HashSet::new())));
+    let tasks = (0..16).map(|task| {
+        let (exchange, told) = (Arc::clone(&exchange), Arc::clone(&told));
+        tokio::spawn(async move {
+            for number in 0..250 {
+                let id = format!("{task}-{number}");
+                let result = exchange.enqueue(event(id.clone(), 1_000)).await;
+                let mut told = told.lock().unwrap();
+                match result {
+                    Ok(_) => told.0.insert(id),
+                    Err(StoreError::Full(_)) => told.1.insert(id),
+                    Err(error) => panic!("{error}"),
+                };
+            }
+        })
+    });
+    for task in futures_util::future::join_all(tasks).await {
+        task.unwrap();
+    }
+    let (confirmed, refused) = &*told.lock().unwrap();
+    assert!(confirmed.len() > 500 && refused.len() > 500, "{} and {}", confirmed.len(), refused.len());
+    let found = futures_util::future::FutureExt::boxed(ids_in(broker, &format!("{prefix}.events"))).await;
+    assert_eq!(&found, confirmed, "what was confirmed is there, what was refused is not");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waits_that_are_given_up_hold_no_memory() {
+    let broker = Broker::start().await;
+    let exchange = exchange(&broker, "p", 4 << 30, Duration::from_millis(20), 64);
+    ready(&exchange).await;
+    // It takes the bytes that the kernel buffers, and never confirms.
+    broker.signal(Signal::STOP);
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    };
+    let (mut before, bytes) = (0, 1 << 20);
+    for round in 0..30 {
+        let given_up = (0..64).map(|n| exchange.enqueue(event(format!("{round}-{n}"), bytes)));
+        let results = futures_util::future::join_all(given_up).await;
+        assert!(results.iter().all(Result::is_err));
+        if round == 4 {
+            before = resident();
+        }
+    }
+    // 25 rounds of 64 MiB: one round's worth more would already be a leak.
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64 << 20, "grew by {} MiB", grown >> 20);
+    broker.signal(Signal::CONT);
+    eventually("it goes on", || async { exchange.enqueue(event("after".into(), 10)).await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_hangs_is_given_up_after_its_heartbeats_and_found_again() {
+    let broker = Broker::start().await;
+    let exchange = exchange(&broker, "p", 4 << 30, Duration::from_millis(500), 64);
+    ready(&exchange).await;
+    broker.signal(Signal::STOP);
+    eventually("it is given up", || async { exchange.ready().is_err() }).await;
+    broker.signal(Signal::CONT);
+    eventually("it is found again", || async { exchange.enqueue(event("after".into(), 10)).await.is_ok() }).await;
+    exchange.close().await;
+}

@@ -1,0 +1,207 @@
+//! Redis: the claims hold to the pure state machine, and its absence costs repeats and nothing else.
+
+use crate::harness::eventually;
+use crate::harness::process::{Setup, Site};
+use crate::harness::servers::certificates;
+use crate::harness::servers::{Backends, RedisServer};
+use rustix::process::Signal;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use streamgate_core::claim::{self, Conclusion, State};
+use streamgate_core::ports::{Claims, Seen};
+use streamgate_store::redis::{Address, Redis, RedisClaims, SeenKeys};
+
+/// Long past, and long to come, for any clock.
+const PAST: i64 = 1;
+const FUTURE: i64 = 99_999_999_999_999;
+const LEASE: Duration = Duration::from_secs(1000);
+
+fn connect(url: &str, ca: Option<&Path>) -> Redis {
+    Redis::start(Address::parse(url, ca).unwrap(), &Site::new().name(), Duration::from_secs(5))
+}
+
+async fn up(redis: &Redis) {
+    let told = redis.clone();
+    let (tell, mut heard) = tokio::sync::watch::channel(false);
+    let watch = tokio::spawn(async move { told.watch_up(|up| tell.send_modify(|known| *known = up)).await });
+    heard.wait_for(|up| *up).await.unwrap();
+    watch.abort();
+}
+
+fn written(state: Option<State>) -> String {
+    match state {
+        None => String::new(),
+        Some(State::Leased { attempt, holder, until_ms }) => format!("L {attempt} {holder} {until_ms}"),
+        Some(State::Retrying { attempt }) => format!("R {attempt}"),
+        Some(State::Done) => "D".into(),
+        Some(State::Dead) => "X".into(),
+    }
+}
+
+/// A lease's end is by Redis's clock: only whether it was renewed is compared.
+fn comparable(state: &str, now_ms: i64) -> String {
+    let words: Vec<_> = state.split(' ').collect();
+    match words[..] {
+        ["L", attempt, holder, until] => {
+            let until: i64 = until.parse().unwrap();
+            let lease = i64::try_from(LEASE.as_millis()).unwrap();
+            let renewed = (until - now_ms - lease).abs() < 600_000 && until != FUTURE;
+            format!("L {attempt} {holder} {}", if renewed { "renewed".to_owned() } else { until.to_string() })
+        }
+        _ => state.to_owned(),
+    }
+}
+
+fn every_state() -> Vec<Option<State>> {
+    // Beyond what a double holds: a holder is compared as text.
+    let holders = [1, u64::MAX - 1, u64::MAX];
+    let mut states = vec![None, Some(State::Done), Some(State::Dead)];
+    for attempt in 1..4 {
+        states.push(Some(State::Retrying { attempt }));
+        for (holder, until_ms) in holders.into_iter().flat_map(|holder| [(holder, PAST), (holder, FUTURE)]) {
+            states.push(Some(State::Leased { attempt, holder, until_ms }));
+        }
+    }
+    states
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scripts_do_as_the_state_machine() {
+    let server = &Backends::shared().await.redis;
+    let redis = connect(&server.url(), None);
+    up(&redis).await;
+    let claims = RedisClaims::new(redis, Duration::from_secs(60));
+    let (place, key) = (claims.place("key"), "key");
+    let (now, lease) = (jiff::Timestamp::now().as_millisecond(), i64::try_from(LEASE.as_millis()).unwrap());
+    let put = async |state: Option<State>| match state {
+        None => server.ask(&["GETDEL", &place]).await,
+        Some(_) => server.ask(&["SET", &place, &written(state)]).await,
+    };
+    let check = async |what: String, expected: Option<State>| {
+        let found = server.ask(&["GET", &place]).await;
+        assert_eq!(comparable(&found, now), comparable(&written(expected), now), "{what}");
+    };
+    for state in every_state() {
+        for attempt in 1..4 {
+            put(state).await;
+            let verdict = claims.claim(key, attempt, u64::MAX, LEASE).await.unwrap();
+            let (expected, recorded) = claim::claim(state, attempt, u64::MAX, now, lease);
+            assert_eq!(verdict, expected, "claim {attempt} of {state:?}");
+            check(format!("claim {attempt} of {state:?}"), recorded.or(state)).await;
+            let conclusions =
+                [Conclusion::Done, Conclusion::Dead, Conclusion::Released, Conclusion::Retrying { attempt }];
+            for conclusion in conclusions {
+                put(state).await;
+                claims.conclude(key, u64::MAX, conclusion).await.unwrap();
+                let expected = claim::conclude(state, u64::MAX, conclusion);
+                check(format!("{conclusion:?} of {state:?}"), expected).await;
+            }
+        }
+        put(state).await;
+        let renewed = claims.renew(key, u64::MAX, LEASE).await.unwrap();
+        let expected = claim::renew(state, u64::MAX, now, lease);
+        assert_eq!(renewed, expected.is_some(), "renew {state:?}");
+        check(format!("renew {state:?}"), expected.or(state)).await;
+    }
+    put(Some(State::Retrying { attempt: 1 })).await;
+    claims.claim(key, 1, 1, LEASE).await.unwrap();
+    let left: i64 =
+        server.ask(&["EVAL", "return tostring(redis.call('PTTL', KEYS[1]))", "1", &place]).await.parse().unwrap();
+    assert!((1..=60_000).contains(&left), "it is forgotten in its time: {left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_hangs_is_left_alone_until_it_answers() {
+    let server = RedisServer::start().await;
+    let redis = Redis::start(Address::parse(&server.url(), None).unwrap(), "p", Duration::from_millis(100));
+    up(&redis).await;
+    let lost = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&lost);
+    let on_lost = Arc::new(move |marks| {
+        counted.fetch_add(marks, Ordering::Relaxed);
+    });
+    let seen = SeenKeys::start(redis.clone(), Duration::from_secs(60), on_lost);
+    assert!(!seen.contains("one").await.unwrap());
+    server.signal(Signal::STOP);
+    let told = async || seen.contains("one").await.unwrap_err().to_string();
+    assert!(told().await.contains("no answer within 100ms"));
+    eventually("the breaker opens", || async { told().await.contains("no connection to Redis") }).await;
+    // From here on nothing asks Redis: the answers come at once, of which a thousand would take longer than any timeout.
+    for _ in 0..1000 {
+        assert!(told().await.contains("no connection to Redis"));
+    }
+    seen.mark("two").await.unwrap();
+    assert!(seen.contains("two").await.unwrap(), "what was marked here is known here");
+    eventually("the mark that Redis did not take is counted", || async { lost.load(Ordering::Relaxed) == 1 }).await;
+    server.signal(Signal::CONT);
+    eventually("Redis is asked again", || async { seen.contains("one").await.is_ok() }).await;
+    seen.mark("three").await.unwrap();
+    seen.close().await;
+    let other = SeenKeys::start(redis, Duration::from_secs(60), Arc::new(|_| {}));
+    assert!(other.contains("three").await.unwrap(), "Redis was told before the end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_costs_the_marks_and_nothing_else() {
+    let server = RedisServer::with(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]).await;
+    let redis = connect(&server.url(), None);
+    up(&redis).await;
+    let claims = RedisClaims::new(redis.clone(), Duration::from_secs(60));
+    assert!(claims.claim("key", 1, 1, LEASE).await.unwrap_err().to_string().contains("OOM"));
+    let seen = SeenKeys::start(redis, Duration::from_secs(60), Arc::new(|_| {}));
+    assert!(!seen.contains("key").await.unwrap(), "it still answers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_and_a_sentinels_master_serve_too() {
+    let cluster = RedisServer::with(&["--cluster-enabled", "yes"]).await;
+    let slots: Vec<_> = (0..16_384).map(|slot: u32| slot.to_string()).collect();
+    let words: Vec<_> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str)).collect();
+    cluster.ask(&words).await;
+    eventually("the cluster is whole", || async {
+        cluster.ask(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok")
+    })
+    .await;
+    let master = RedisServer::with(&["--requirepass", "hunter2"]).await;
+    let config = Site::new();
+    let text = format!("sentinel monitor main 127.0.0.1 {} 1\nsentinel auth-pass main hunter2\n", master.port);
+    let file = config.write("sentinel.conf", text);
+    let sentinel = RedisServer::sentinel(&file).await;
+    for url in [
+        format!("redis+cluster://127.0.0.1:{}", cluster.port),
+        format!("redis+sentinel://:hunter2@127.0.0.1:1,127.0.0.1:{}/main", sentinel.port),
+    ] {
+        let redis = connect(&url, None);
+        up(&redis).await;
+        let claims = RedisClaims::new(redis.clone(), Duration::from_secs(60));
+        assert_eq!(claims.claim("key", 1, 1, LEASE).await.unwrap(), claim::Verdict::Run);
+        assert_eq!(claims.claim("key", 1, 2, LEASE).await.unwrap(), claim::Verdict::Wait);
+        let seen = SeenKeys::start(redis.clone(), Duration::from_secs(60), Arc::new(|_| panic!("lost")));
+        for n in 0..300 {
+            seen.mark(&format!("key {n}")).await.unwrap();
+        }
+        seen.close().await;
+        let other = SeenKeys::start(redis, Duration::from_secs(60), Arc::new(|_| {}));
+        assert!(other.contains("key 299").await.unwrap() && !other.contains("key 300").await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_over_tls_with_a_private_authority() {
+    let site = Site::new();
+    let (ca, cert, key) = certificates(&site);
+    let server = RedisServer::secure(&cert, &key).await;
+    let url = server.url().replace("redis:", "rediss:");
+    let check = async |ca: &str| {
+        let broker = &Backends::shared().await.broker;
+        let tables = format!("[rabbitmq]\nurl = \"{}\"\n[redis]\nurl = \"{url}\"\n{ca}", broker.url());
+        site.configure(&Setup { rest: tables, ..Setup::default() });
+        String::from_utf8(site.run(&["check"]).await.stdout).unwrap()
+    };
+    let told = check("").await;
+    assert!(told.contains("FAIL  redis") && told.contains("UnknownIssuer"), "{told}");
+    let told = check(&format!("ca = \"{ca}\"")).await;
+    assert!(told.contains("ok    redis") && told.contains("version"), "{told}");
+}

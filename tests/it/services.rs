@@ -1,0 +1,252 @@
+//! Gateways and workers as processes of their own: nothing acknowledged is lost, whatever is killed.
+
+use crate::harness::eventually;
+use crate::harness::ledger::Load;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::receiver::{Receiver, reply};
+use crate::harness::servers::Backends;
+use crate::harness::wire::{Webhook, send};
+use rustix::process::Signal;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Sites of processes that share backends, by one prefix.
+struct Fleet {
+    tables: String,
+    rest: String,
+    worker: String,
+}
+
+impl Fleet {
+    fn new(backends: &Backends, service: &Receiver) -> Fleet {
+        let tables = backends.tables(&Site::new().name());
+        Fleet { tables, rest: service.route(), worker: "handler_timeout = \"1s\"\nretry = [\"100ms\", \"1s\"]".into() }
+    }
+
+    fn site(&self, listen: Option<SocketAddr>) -> Site {
+        let site = Site::new();
+        self.configure(&site, listen);
+        site
+    }
+
+    fn configure(&self, site: &Site, listen: Option<SocketAddr>) {
+        let mut setup = Setup::default();
+        setup.listen = listen.unwrap_or(setup.listen);
+        site.configure(&Setup {
+            worker: self.worker.clone(),
+            rest: format!("{}\n{}", self.rest, self.tables),
+            ..setup
+        });
+    }
+
+    async fn gateway(&self) -> (Site, Server) {
+        let site = self.site(None);
+        let server = site.start_as("gateway").await.ready().await;
+        // A restart comes back on the same port.
+        self.configure(&site, Some(server.public));
+        (site, server)
+    }
+
+    async fn worker(&self) -> (Site, Server) {
+        let site = self.site(None);
+        let server = site.start_as("worker").await.ready().await;
+        (site, server)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_gateways_and_two_workers_handle_each_event_once() {
+    let (backends, service) = (Backends::shared().await, Receiver::willing().await);
+    let fleet = Fleet::new(backends, &service);
+    let ((_s1, first), (_s2, second)) = tokio::join!(fleet.gateway(), fleet.gateway());
+    let ((_s3, third), (_s4, fourth)) = tokio::join!(fleet.worker(), fleet.worker());
+    let load = Load::over(vec![first.public, second.public], 24, Some(10));
+    eventually("20,000 events are accepted", || async { load.ledger.accepted() >= 20_000 }).await;
+    let ledger = load.stop().await;
+    assert_eq!(ledger.prove(&service).await, 0, "handled twice");
+    assert_eq!(ledger.refused.load(Ordering::Relaxed), 0);
+    assert!(ledger.repeated.load(Ordering::Relaxed) >= 1_900);
+    let mut handled = 0.0;
+    for worker in [&third, &fourth] {
+        let done = worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await;
+        assert!(done > 1_000.0, "both work");
+        handled += done;
+    }
+    assert!(handled >= ledger.accepted() as f64);
+    for server in [first, second, third, fourth] {
+        assert!(server.terminate().await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_loses_nothing_refuses_nothing_and_repeats_nothing() {
+    let (backends, service) = (Backends::shared().await, Receiver::willing().await);
+    let fleet = Fleet::new(backends, &service);
+    let (mut gateways, mut workers) =
+        (vec![fleet.gateway().await, fleet.gateway().await], vec![fleet.worker().await, fleet.worker().await]);
+    let load = Load::over(gateways.iter().map(|(_, server)| server.public).collect(), 12, None);
+    for place in [0, 1, 0, 1] {
+        for (service, fleet) in [("gateway", &mut gateways), ("worker", &mut workers)] {
+            let before = load.ledger.accepted();
+            eventually("traffic flows", || async { load.ledger.accepted() >= before + 300 }).await;
+            let (site, server) = fleet.remove(place);
+            assert!(server.terminate().await.success(), "{}", site.log());
+            assert!(!site.log().contains("drain timeout"), "{}", site.log());
+            let server = site.start_as(service).await.ready().await;
+            fleet.insert(place, (site, server));
+        }
+    }
+    let ledger = load.stop().await;
+    assert_eq!(ledger.prove(&service).await, 0, "handled twice");
+    assert_eq!(ledger.refused.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_event_is_lost_to_any_fault_of_one_part() {
+    let mut backends = Backends::start().await;
+    // A tenth of the attempts fail, so that some events always wait for a retry.
+    let calls = std::sync::atomic::AtomicU64::new(0);
+    let unsteady =
+        move |_: &_| if calls.fetch_add(1, Ordering::Relaxed) % 10 == 9 { reply(503, &[]) } else { reply(200, &[]) };
+    let service = Receiver::start(unsteady).await;
+    let mut fleet = Fleet::new(&backends, &service);
+    fleet.worker = format!("handler_timeout = \"1s\"\nretry = [{}]", vec!["\"100ms\""; 60].join(", "));
+    let (mut gateways, mut workers) =
+        (vec![fleet.gateway().await, fleet.gateway().await], vec![fleet.worker().await, fleet.worker().await]);
+    let load = Load::over(gateways.iter().map(|(_, server)| server.public).collect(), 12, Some(10));
+    let flows = async |what: &str| {
+        let before = load.ledger.accepted();
+        eventually(&format!("traffic flows after: {what}"), || async { load.ledger.accepted() >= before + 300 }).await;
+        let (accepted, missing) = (load.ledger.accepted(), load.ledger.missing(&service));
+        println!("{what}: {accepted} accepted, {missing} not yet handled");
+    };
+    flows("the start").await;
+    for place in [0, 1] {
+        for (service, fleet) in [("gateway", &mut gateways), ("worker", &mut workers)] {
+            let (site, server) = fleet.remove(place);
+            server.kill().await;
+            flows(&format!("{service} killed")).await;
+            let server = site.start_as(service).await;
+            fleet.insert(place, (site, server));
+        }
+    }
+    backends.redis.ask(&["FLUSHALL"]).await;
+    flows("Redis flushed").await;
+    backends.redis.signal(Signal::STOP);
+    flows("Redis stopped").await;
+    backends.redis.signal(Signal::CONT);
+    flows("Redis goes on").await;
+    backends.redis.kill();
+    flows("Redis killed").await;
+    backends.redis.restart().await;
+    flows("Redis is back").await;
+    backends.broker.kill();
+    let refused = load.ledger.refused.load(Ordering::Relaxed);
+    eventually("events are refused without RabbitMQ", || async {
+        load.ledger.refused.load(Ordering::Relaxed) > refused + 10
+    })
+    .await;
+    assert_eq!(gateways[0].1.ops("/readyz").await.0, 503);
+    backends.broker.restart().await;
+    flows("RabbitMQ killed and back").await;
+    let ledger = load.stop().await;
+    let repeats = ledger.prove(&service).await;
+    println!(
+        "sent {}, accepted {}, given up {}, deliveries repeated, failed attempts included, {repeats}",
+        ledger.sent.load(Ordering::Relaxed),
+        ledger.accepted(),
+        ledger.refused.load(Ordering::Relaxed),
+    );
+    let site = &workers[0].0;
+    let listed = site.run(&["dead", "list", "--json"]).await;
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "[]", "nothing ended in the dead letters: {listed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_without_backends_runs_says_so_and_recovers() {
+    let mut backends = Backends::start().await;
+    let service = Receiver::willing().await;
+    let fleet = Fleet::new(&backends, &service);
+    backends.broker.kill();
+    backends.redis.kill();
+    let (gateway_site, worker_site) = (fleet.site(None), fleet.site(None));
+    let gateway = gateway_site.start_as("gateway").await;
+    let worker = worker_site.start_as("worker").await;
+    for server in [&gateway, &worker] {
+        assert_eq!(server.ops("/healthz").await.0, 200);
+        eventually("it says why it is not ready", || async {
+            let (status, told) = server.ops("/readyz").await;
+            status == 503 && told.contains("Connection refused")
+        })
+        .await;
+    }
+    let answer = send(gateway.public, &Webhook::fresh()).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "store_unavailable"));
+    assert_eq!(answer.headers["retry-after"], "1");
+    assert_eq!(gateway.metric("streamgate_gateway_broker_up").await, 0.0);
+    backends.broker.restart().await;
+    let (gateway, _worker) = (gateway.ready().await, worker.ready().await);
+    // Redis is still away: the gateway itself knows its repeats.
+    let webhook = Webhook::fresh();
+    assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
+    assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "duplicate");
+    assert_eq!(gateway.metric("streamgate_gateway_redis_up").await, 0.0);
+    assert!(gateway.metric("streamgate_gateway_dedup_errors_total").await >= 2.0);
+    eventually("it is handled", || async { service.ids().contains(webhook.id()) }).await;
+    backends.redis.restart().await;
+    eventually("Redis is back", || async { gateway.metric("streamgate_gateway_redis_up").await == 1.0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_at_another_gateway_is_known_there() {
+    let (backends, service) = (Backends::shared().await, Receiver::willing().await);
+    let fleet = Fleet::new(backends, &service);
+    let ((_s1, first), (_s2, second)) = tokio::join!(fleet.gateway(), fleet.gateway());
+    let webhook = Webhook::fresh();
+    assert_eq!(send(first.public, &webhook).await.unwrap().outcome(), "enqueued");
+    // The mark is made beside the answer; until it is there, a repeat is enqueued, and the claim absorbs it.
+    eventually("the mark is made", || async { send(second.public, &webhook).await.unwrap().outcome() == "duplicate" })
+        .await;
+    let (_s3, worker) = fleet.worker().await;
+    eventually("it is handled", || async { service.ids().contains(webhook.id()) }).await;
+    assert!(worker.terminate().await.success());
+    assert_eq!(service.received().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_go_on_while_a_memory_alarm_blocks_publishing() {
+    let mut backends = Backends::start().await;
+    let failing = Arc::new(AtomicBool::new(false));
+    let still = Arc::clone(&failing);
+    let service = Receiver::start(move |_| reply(if still.load(Ordering::Relaxed) { 503 } else { 200 }, &[])).await;
+    let fleet = Fleet::new(&backends, &service);
+    let (_site, gateway) = fleet.gateway().await;
+    let before = [Webhook::fresh(), Webhook::fresh(), Webhook::fresh()];
+    for webhook in &before {
+        assert_eq!(send(gateway.public, webhook).await.unwrap().outcome(), "enqueued");
+    }
+    backends.broker.control(&["set_vm_memory_high_watermark", "0.000001"]).await;
+    eventually("events are refused, in time", || async {
+        send(gateway.public, &Webhook::fresh()).await.unwrap().status == 503
+    })
+    .await;
+    eventually("the gateway says why", || async { gateway.ops("/readyz").await.1.contains("takes nothing now") }).await;
+    let (_worker_site, worker) = fleet.worker().await;
+    eventually("they are handled", || async { before.iter().all(|one| service.ids().contains(one.id())) }).await;
+    failing.store(true, Ordering::Relaxed);
+    backends.broker.control(&["set_vm_memory_high_watermark", "0.4"]).await;
+    let gateway = gateway.ready().await;
+    let webhook = Webhook::fresh();
+    assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
+    eventually("a retry is published again", || async {
+        worker.metric("streamgate_worker_retries_total{route=\"app\"}").await >= 1.0
+    })
+    .await;
+    failing.store(false, Ordering::Relaxed);
+    eventually("and handled in the end", || async {
+        worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await >= 4.0
+    })
+    .await;
+    backends.broker.kill();
+}

@@ -1,0 +1,358 @@
+//! Exchanges and queues: what is wrong with them is told by name, and nothing is answered 200 on a broken one.
+
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::receiver::{Receiver, reply};
+use crate::harness::servers::{Backends, Broker, certificates, free_port};
+use crate::harness::wire::{Webhook, send};
+use lapin::options::{
+    BasicConsumeOptions, BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use std::time::{Duration, Instant};
+
+/// A site on the shared backends, under a prefix of its own.
+async fn site(more: &str, worker: &str, routes: &str) -> (Site, String, &'static Backends) {
+    let (site, backends) = (Site::new(), Backends::shared().await);
+    let prefix = site.name();
+    let tables = backends.tables(&prefix).replace("[rabbitmq]\n", &format!("[rabbitmq]\n{more}\n"));
+    site.configure(&Setup { worker: worker.into(), rest: format!("{routes}\n{tables}"), ..Setup::default() });
+    (site, prefix, backends)
+}
+
+async fn says(server: &Server, words: &[&str]) {
+    eventually(&format!("/readyz says {words:?}"), || async {
+        let (status, told) = server.ops("/readyz").await;
+        status == 503 && words.iter().all(|word| told.contains(word))
+    })
+    .await;
+}
+
+/// What `check` finds: its lines that begin with FAIL.
+async fn failures(site: &Site) -> String {
+    let checked = site.run(&["check"]).await;
+    let told = String::from_utf8(checked.stdout).unwrap();
+    let failed: Vec<_> = told.lines().filter(|line| line.starts_with("FAIL")).collect();
+    assert_eq!(checked.status.code(), Some(if failed.is_empty() { 0 } else { 1 }), "{told}");
+    failed.join("\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_with_other_arguments_is_told_by_name_and_argument() {
+    let (site, prefix, backends) = site("", "", "").await;
+    let (_connection, channel) = backends.broker.channel().await;
+    let events = format!("{prefix}.events");
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(1_000));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(events.as_str().into(), options, arguments).await.unwrap();
+    assert!(failures(&site).await.contains("inequivalent arg"));
+    let gateway = site.start_as("gateway").await;
+    says(&gateway, &["inequivalent arg", "x-", &events]).await;
+    assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().status, 503);
+    channel.queue_delete(events.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let gateway = gateway.ready().await;
+    assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    assert_eq!(failures(&site).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_permission_is_told() {
+    let (site, prefix, backends) = site("", "", "").await;
+    let (user, vhost) = (format!("u{prefix}"), "%2f");
+    let manage = async |method: &str, path: &str, body: &str| {
+        backends.broker.manage(method, path, body).await;
+    };
+    manage("PUT", &format!("users/{user}"), r#"{"password":"secret","tags":""}"#).await;
+    let url = backends.broker.url_of(&user, "secret", vhost);
+    let configured = std::fs::read_to_string(site.config()).unwrap().replace(&backends.broker.url(), &url);
+    site.write("streamgate.toml", &configured);
+    assert!(failures(&site).await.contains("does not let user"));
+    let permissions = format!("permissions/{vhost}/{user}");
+    manage("PUT", &permissions, r#"{"configure":"^$","write":".*","read":".*"}"#).await;
+    assert!(failures(&site).await.contains("ACCESS_REFUSED"));
+    let gateway = site.start_as("gateway").await;
+    says(&gateway, &["ACCESS_REFUSED", "rabbitmqctl set_permissions", &prefix]).await;
+    assert!(!gateway.ops("/readyz").await.1.contains("secret"));
+    manage("PUT", &permissions, r#"{"configure":".*","write":".*","read":".*"}"#).await;
+    let gateway = gateway.ready().await;
+    assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    // All is there now, but whoever declares must still be allowed to.
+    manage("PUT", &permissions, r#"{"configure":"^$","write":".*","read":".*"}"#).await;
+    assert!(failures(&site).await.contains("ACCESS_REFUSED"));
+    site.write("streamgate.toml", configured.replace("[rabbitmq]\n", "[rabbitmq]\ndeclare = false\n"));
+    let told = failures(&site).await;
+    assert!(
+        told.lines().all(|line| line.contains(".retry.")) && !told.is_empty(),
+        "only the worker's are missing: {told}"
+    );
+    assert!(!site.log().contains("secret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_declare_false_nothing_is_declared_and_all_is_verified() {
+    let (theirs, prefix, backends) = site("declare = false", "retry = [\"1s\"]", "").await;
+    let gateway = theirs.start_as("gateway").await;
+    says(&gateway, &[&format!("the exchange {prefix} does not exist"), &format!("the queue {prefix}.events")]).await;
+    assert!(failures(&theirs).await.contains(&format!("the queue {prefix}.retry.1000 does not exist")));
+    let queues = backends.broker.manage("GET", "queues", "").await;
+    assert!(!queues.contains(&format!("\"{prefix}.")), "nothing was declared");
+    // An operator's own tool: here a service that may declare.
+    let operator = Site::new();
+    let declaring = std::fs::read_to_string(theirs.config()).unwrap().replace("declare = false", "declare = true");
+    operator.write("streamgate.toml", declaring);
+    drop(operator.start_as("worker").await.ready().await);
+    let gateway = gateway.ready().await;
+    assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    assert_eq!(failures(&theirs).await, "");
+    // An alternate exchange that leads nowhere would swallow what is confirmed.
+    let unrouted = format!("{prefix}.unrouted");
+    let (_connection, channel) = backends.broker.channel().await;
+    let nothing = FieldTable::default();
+    let (queue, exchange) = (unrouted.as_str().into(), unrouted.as_str().into());
+    channel.queue_unbind(queue, exchange, "".into(), nothing).await.unwrap();
+    assert!(failures(&theirs).await.contains("is bound to no queue"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alternate_exchange_deleted_at_run_time_is_noticed_by_the_first_event_it_would_have_taken() {
+    let (site, prefix, backends) = site("", "", "").await;
+    let gateway = site.start_as("gateway").await.ready().await;
+    let (_connection, channel) = backends.broker.channel().await;
+    let (events, unrouted) = (format!("{prefix}.events"), format!("{prefix}.unrouted"));
+    // Without the queue alone, the alternate exchange takes the event: it is durable, and to be found.
+    channel.queue_delete(events.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    assert_eq!(send(gateway.public, &Webhook::push("kept", "{}")).await.unwrap().outcome(), "enqueued");
+    let listed = site.run(&["dead", "list", "--queue", "unrouted", "--json"]).await;
+    let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((letters[0]["id"].as_str(), letters[0]["reason"].as_str()), (Some("kept"), Some("unrouted")));
+    // Without both, RabbitMQ confirms all the same, and the event is gone.
+    channel.exchange_delete(unrouted.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
+    assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().status, 503);
+    assert!(gateway.metric("streamgate_gateway_returned_total").await >= 1.0);
+    // And what was missing is declared again, for the next one.
+    let gateway = gateway.ready().await;
+    let webhook = Webhook::fresh();
+    assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
+    assert_eq!(backends.broker.ready(&events).await, 1);
+    let replayed = site.run(&["dead", "replay", "kept", "--queue", "unrouted", "--json"]).await;
+    assert_eq!(String::from_utf8_lossy(&replayed.stdout).trim(), "{\"replayed\":1}");
+    assert_eq!(backends.broker.ready(&events).await, 2);
+    assert_eq!(backends.broker.ready(&unrouted).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_what_is_wrong_with_each_backend() {
+    let (broker, redis) = (&Backends::shared().await.broker, &Backends::shared().await.redis);
+    let wrong = [
+        ("amqp://guest:guest@127.0.0.1:1/%2f".to_owned(), "Connection refused"),
+        (broker.url_of("guest", "hunter2", "%2f"), "refuses the login of user \"guest\""),
+        (broker.url_of("guest", "guest", "nowhere"), "vhost nowhere not found"),
+        (format!("amqp://guest:guest@127.0.0.1:{}/%2f", redis.port), "no answer in AMQP"),
+        (broker.url().replace("amqp:", "amqps:"), "TLS with RabbitMQ"),
+        ("amqp://guest:guest@no.host.invalid/%2f".to_owned(), "cannot reach RabbitMQ"),
+    ];
+    let checks = wrong.into_iter().map(|(url, expected)| async move {
+        let site = Site::new();
+        site.configure(&Setup {
+            rest: format!("[rabbitmq]\nurl = \"{url}\"\n[redis]\nurl = \"redis://127.0.0.1:1\""),
+            ..Setup::default()
+        });
+        let told = failures(&site).await;
+        assert!(told.contains(expected) && told.contains("redis: cannot use Redis at 127.0.0.1:1"), "{url}: {told}");
+        assert!(!told.contains("hunter2"), "{told}");
+    });
+    futures_util::future::join_all(checks).await;
+    for (url, expected) in [
+        (format!("redis://:hunter2@127.0.0.1:{}", redis.port), "check user and password"),
+        (format!("redis://127.0.0.1:{}", broker.port), "is it a Redis"),
+    ] {
+        let site = Site::new();
+        site.configure(&Setup {
+            rest: format!("[rabbitmq]\nurl = \"{}\"\n[redis]\nurl = \"{url}\"", broker.url()),
+            ..Setup::default()
+        });
+        let told = failures(&site).await;
+        assert!(told.contains(expected) && !told.contains("hunter2"), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_over_tls_with_a_private_authority() {
+    let site = Site::new();
+    let (ca, cert, key) = certificates(&site);
+    let port = free_port();
+    let broker = Broker::with(&format!(
+        "listeners.ssl.default = 127.0.0.1:{port}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {cert}\n\
+         ssl_options.keyfile = {key}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true"
+    ))
+    .await;
+    let redis = &Backends::shared().await.redis;
+    let url = broker.url().replace("amqp:", "amqps:").replace(&broker.port.to_string(), &port.to_string());
+    let configure = |files: &str| {
+        let tables = format!("[rabbitmq]\nurl = \"{url}\"\n{files}\n[redis]\nurl = \"{}\"", redis.url());
+        site.configure(&Setup { rest: tables, ..Setup::default() });
+    };
+    configure("");
+    assert!(failures(&site).await.contains("is its authority in rabbitmq.ca"));
+    let files = format!("ca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"");
+    configure(&files);
+    assert_eq!(failures(&site).await, "");
+    let gateway = site.start_as("gateway").await.ready().await;
+    assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+}
+
+/// Hands the one event of a queue out so often, and never settles it.
+async fn wear(broker: &Broker, queue: &str, times: usize) {
+    use futures_util::StreamExt;
+    for _ in 0..times {
+        let (connection, channel) = broker.channel().await;
+        let options = BasicConsumeOptions::default();
+        let mut consumer =
+            channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
+        consumer.next().await.unwrap().unwrap();
+        connection.close(200, "OK".into()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_never_settled_is_handled_alone_and_then_given_up() {
+    let service = Receiver::start(|one| {
+        // Long enough for another handler to begin, were it let.
+        std::thread::sleep(Duration::from_millis(if one.header("x-webhook-id") == "other" { 0 } else { 100 }));
+        reply(200, &[])
+    })
+    .await;
+    let (site, prefix, backends) = site("", "concurrency = 4\nretry = [\"1s\"]", &service.route()).await;
+    let events = format!("{prefix}.events");
+    let gateway = site.start_as("gateway").await.ready().await;
+    assert_eq!(send(gateway.public, &Webhook::push("poison", "{}")).await.unwrap().outcome(), "enqueued");
+    wear(&backends.broker, &events, 10).await;
+    let worker = site.start_as("worker").await.ready().await;
+    eventually("it is given up", || async {
+        worker.metric("streamgate_worker_dead_letters_total{reason=\"poison\"}").await == 1.0
+    })
+    .await;
+    assert!(service.received().is_empty(), "it was not handled again");
+    let listed = site.run(&["dead", "list", "--reason", "poison", "--json"]).await;
+    let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((letters[0]["id"].as_str(), letters[0]["route"].as_str()), (Some("poison"), Some("app")));
+    assert_eq!(letters[0]["error"], "handed out 10 times and never settled");
+    assert!(worker.terminate().await.success());
+
+    assert_eq!(send(gateway.public, &Webhook::push("suspect", "{}")).await.unwrap().outcome(), "enqueued");
+    wear(&backends.broker, &events, 5).await;
+    for _ in 0..8 {
+        assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    }
+    let worker = site.start_as("worker").await.ready().await;
+    eventually("all are handled", || async { service.received().len() == 9 }).await;
+    eventually("and settled", || async {
+        worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await == 9.0
+    })
+    .await;
+    let received = service.received();
+    let place = received.iter().position(|one| one.header("x-webhook-id") == "suspect").unwrap();
+    let suspect = &received[place];
+    for (other, one) in received.iter().enumerate().filter(|(other, _)| *other != place) {
+        let apart = one.ended <= suspect.began || one.began >= suspect.ended;
+        assert!(apart, "handler {other} ran beside the suspect");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_counted_goes_along_while_another_holds_the_lease() {
+    let service = Receiver::willing().await;
+    let (site, prefix, backends) = site("", "retry = [\"1h\"]", &service.route()).await;
+    let (events, waiting) = (format!("{prefix}.events"), format!("{prefix}.retry.3600000"));
+    let gateway = site.start_as("gateway").await.ready().await;
+    let webhook = Webhook::push("held", "{}");
+    assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
+    wear(&backends.broker, &events, 3).await;
+    let (_connection, channel) = backends.broker.channel().await;
+    let peeked = channel.basic_get(events.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
+    let headers = peeked.properties.headers().clone().unwrap();
+    let key = match headers.inner().get("x-streamgate-key").unwrap() {
+        AMQPValue::LongString(key) => key.to_string(),
+        other => panic!("{other:?}"),
+    };
+    // The lease of a process that died a moment ago.
+    let address = streamgate_store::redis::Address::parse(&backends.redis.url(), None).unwrap();
+    let redis = streamgate_store::redis::Redis::start(address, &prefix, Duration::from_secs(5));
+    let claims = streamgate_store::redis::RedisClaims::new(redis, Duration::from_secs(60));
+    let place = claims.place(&format!("{key}|app|"));
+    backends.redis.ask(&["SET", &place, "L 1 77 99999999999999"]).await;
+    peeked.nack(lapin::options::BasicNackOptions { requeue: true, ..Default::default() }).await.unwrap();
+    let worker = site.start_as("worker").await.ready().await;
+    eventually("it waits", || async {
+        worker.metric("streamgate_worker_deliveries_total{outcome=\"wait\",route=\"app\"}").await == 1.0
+    })
+    .await;
+    let waits = channel.basic_get(waiting.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
+    let headers = waits.properties.headers().clone().unwrap();
+    assert_eq!(headers.inner().get("x-streamgate-redeliveries"), Some(&AMQPValue::LongString("4".into())));
+    assert_eq!(headers.inner().get("x-streamgate-attempt"), Some(&AMQPValue::LongString("1".into())));
+    assert!(service.received().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_longer_than_the_ladder_is_waited() {
+    let asked = Duration::from_secs(2);
+    let service = Receiver::start(|one| match one.header("x-streamgate-attempt") {
+        "1" => reply(503, &[("retry-after", "2")]),
+        _ => reply(200, &[]),
+    })
+    .await;
+    let (site, _prefix, _backends) = site("", "retry = [\"200ms\"]", &service.route()).await;
+    let gateway = site.start_as("gateway").await.ready().await;
+    let _worker = site.start_as("worker").await.ready().await;
+    let started = Instant::now();
+    assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    eventually("it is tried again", || async { service.received().len() == 2 }).await;
+    assert!(started.elapsed() >= asked, "{:?}", started.elapsed());
+    assert_eq!(service.received()[1].header("x-streamgate-attempt"), "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_are_looked_at_in_order_and_left_as_they_were() {
+    let service = Receiver::start(|_| reply(422, &[])).await;
+    let (site, prefix, backends) = site("", "concurrency = 1\nretry = [\"1s\"]", &service.route()).await;
+    let gateway = site.start_as("gateway").await.ready().await;
+    let worker = site.start_as("worker").await.ready().await;
+    // More than one channel of a look holds.
+    let count = 620;
+    for number in 0..count {
+        let body = format!(r#"{{"type":"{}","n":{number}}}"#, if number % 100 == 0 { "rare" } else { "common" });
+        let webhook = Webhook::push(&format!("id-{number}"), body);
+        assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
+    }
+    let dead = format!("{prefix}.dead");
+    eventually("all are dead", || async { backends.broker.ready(&dead).await == count }).await;
+    let ids = async |args: &[&str]| -> Vec<String> {
+        let listed = site.run(&[&["dead", "list", "--json"], args].concat()).await;
+        assert!(listed.status.success(), "{listed:?}");
+        let letters: Vec<serde_json::Value> = serde_json::from_slice(&listed.stdout).unwrap();
+        letters.iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let all: Vec<_> = (0..count).map(|number| format!("id-{number}")).collect();
+    assert_eq!(ids(&[]).await, all);
+    assert!(ids(&[]).await == all, "a look changes nothing");
+    assert_eq!(ids(&["--type", "rare"]).await.len(), 7);
+    let shown = site.run(&["dead", "show", "id-619", "--body", "--json"]).await;
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((shown["reason"].as_str(), shown["attempts"].as_u64()), (Some("rejected"), Some(1)));
+    assert_eq!(shown["body"], r#"{"type":"common","n":619}"#);
+    let number = shown["number"].as_i64().unwrap().to_string();
+    assert!(worker.terminate().await.success());
+    let changed = site.run(&["dead", "drop", &number, "id-3", "--json"]).await;
+    assert_eq!(String::from_utf8_lossy(&changed.stdout).trim(), "{\"dropped\":2}");
+    let changed = site.run(&["dead", "replay", "--type", "rare", "--json"]).await;
+    assert_eq!(String::from_utf8_lossy(&changed.stdout).trim(), "{\"replayed\":7}");
+    let left: Vec<_> =
+        (0..count).filter(|n| n % 100 != 0 && ![3, 619].contains(n)).map(|number| format!("id-{number}")).collect();
+    assert!(ids(&[]).await == left, "the others stand in their order");
+    assert_eq!(backends.broker.ready(&format!("{prefix}.events")).await, 7);
+    let unknown = site.run(&["dead", "drop", "id-3"]).await;
+    assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
+}
