@@ -82,7 +82,7 @@ impl Load {
                     let webhook = Webhook::push(&format!("load-{sender}-{number}"), body);
                     let first = usize::try_from(number).unwrap() + sender;
                     let accepted = deliver(&targets, first, &webhook, &ledger).await;
-                    if accepted && repeats.is_some_and(|every| number % every == 0) {
+                    if accepted && repeats.is_some_and(|every| number.is_multiple_of(every)) {
                         ledger.repeated.fetch_add(1, Ordering::Relaxed);
                         deliver(&targets, first + 1, &webhook, &ledger).await;
                     }

@@ -273,10 +273,7 @@ async fn what_was_counted_goes_along_while_another_holds_the_lease() {
     let (_connection, channel) = backends.broker.channel().await;
     let peeked = channel.basic_get(events.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
     let headers = peeked.properties.headers().clone().unwrap();
-    let key = match headers.inner().get("x-streamgate-key").unwrap() {
-        AMQPValue::LongString(key) => key.to_string(),
-        other => panic!("{other:?}"),
-    };
+    let key = headers.inner().get("x-streamgate-key").unwrap().as_long_string().unwrap().to_string();
     // The lease of a process that died a moment ago.
     let address = streamgate_store::redis::Address::parse(&backends.redis.url(), None).unwrap();
     let redis = streamgate_store::redis::Redis::start(address, &prefix, Duration::from_secs(5));

@@ -3,6 +3,7 @@
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties, ErrorKind};
+use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, UnexpectedEof};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -112,30 +113,26 @@ impl Endpoint {
 
     fn judge(&self, error: &lapin::Error) -> DialError {
         let (at, user) = (self.address(), self.uri.authority.userinfo.username.clone());
-        let text = error.to_string();
-        match error.kind() {
-            ErrorKind::ProtocolError(told) if told.get_id() == ACCESS_REFUSED => DialError::Login { at, user },
-            ErrorKind::ProtocolError(told) if told.get_id() == NOT_ALLOWED => {
-                let vhost = self.uri.vhost.clone();
-                DialError::VirtualHost { at, user, vhost, error: told.get_message().to_string() }
+        let text = error.to_string().trim_start_matches("IO error: ").to_owned();
+        if let ErrorKind::ProtocolError(told) = error.kind() {
+            match told.get_id() {
+                ACCESS_REFUSED => return DialError::Login { at, user },
+                NOT_ALLOWED => {
+                    let vhost = self.uri.vhost.clone();
+                    return DialError::VirtualHost { at, user, vhost, error: told.get_message().to_string() };
+                }
+                _ => {}
             }
-            ErrorKind::IOError(io) if is_tls(io) && self.uri.scheme == AMQPScheme::AMQPS => {
-                DialError::Tls { at, error: io.to_string() }
-            }
-            // Ended in the handshake by a server that expects something else.
-            ErrorKind::IOError(io)
-                if matches!(
-                    io.kind(),
-                    std::io::ErrorKind::ConnectionAborted
-                        | std::io::ErrorKind::ConnectionReset
-                        | std::io::ErrorKind::UnexpectedEof
-                ) =>
-            {
-                DialError::WrongServer { at, error: io.to_string() }
-            }
-            ErrorKind::IOError(io) => DialError::Unreachable { at, error: io.to_string() },
-            _ => DialError::WrongServer { at, error: text },
         }
+        let ErrorKind::IOError(io) = error.kind() else { return DialError::WrongServer { at, error: text } };
+        if self.uri.scheme == AMQPScheme::AMQPS && is_tls(io) {
+            return DialError::Tls { at, error: text };
+        }
+        // Ended in the handshake, by a server that expects something else.
+        if [ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&io.kind()) {
+            return DialError::WrongServer { at, error: text };
+        }
+        DialError::Unreachable { at, error: text }
     }
 }
 

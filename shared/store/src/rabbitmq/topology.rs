@@ -332,17 +332,14 @@ impl Look<'_> {
 }
 
 fn judge(what: &str, error: &lapin::Error) -> TopologyError {
-    match error.kind() {
-        ErrorKind::ProtocolError(told) => {
-            let text = told.get_message().to_string();
-            match told.get_id() {
-                PRECONDITION_FAILED => TopologyError::Mismatch(text),
-                NOT_FOUND => TopologyError::Missing { what: what.to_owned() },
-                ACCESS_REFUSED => TopologyError::NotPermitted(text),
-                _ => TopologyError::Failed { what: what.to_owned(), error: text },
-            }
-        }
-        _ => TopologyError::Failed { what: what.to_owned(), error: error.to_string() },
+    let failed = |error: String| TopologyError::Failed { what: what.to_owned(), error };
+    let ErrorKind::ProtocolError(told) = error.kind() else { return failed(error.to_string()) };
+    let text = told.get_message().to_string();
+    match told.get_id() {
+        PRECONDITION_FAILED => TopologyError::Mismatch(text),
+        NOT_FOUND => TopologyError::Missing { what: what.to_owned() },
+        ACCESS_REFUSED => TopologyError::NotPermitted(text),
+        _ => failed(text),
     }
 }
 
@@ -365,10 +362,11 @@ mod tests {
                 Item::Exchange { name, kind, alternate } => format!("exchange {name} {kind:?} {alternate:?}"),
                 Item::Binding { queue, exchange, key } => format!("binding {exchange} {key} {queue}"),
                 Item::Queue { name, arguments } => {
-                    let arguments = arguments.inner().iter().map(|(name, value)| match value {
-                        AMQPValue::LongString(text) => format!("{name}={text}"),
-                        AMQPValue::LongLongInt(number) => format!("{name}={number}"),
-                        other => panic!("{other:?}"),
+                    let arguments = arguments.inner().iter().map(|(name, value)| {
+                        if let AMQPValue::LongLongInt(number) = value {
+                            return format!("{name}={number}");
+                        }
+                        format!("{name}={}", value.as_long_string().expect("numbers and strings only"))
                     });
                     format!("queue {name} {}", arguments.collect::<Vec<_>>().join(" "))
                 }

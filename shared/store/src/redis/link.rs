@@ -120,16 +120,9 @@ impl Redis {
 
 /// Whether another connection may do better: this one is gone, or leads to a server that is no master, or not yet ready.
 fn ends_connection(error: &RedisError) -> bool {
-    let server = match error.kind() {
-        redis::ErrorKind::Server(kind) => matches!(
-            kind,
-            ServerErrorKind::ReadOnly
-                | ServerErrorKind::BusyLoading
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::ClusterDown
-        ),
-        _ => false,
-    };
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
+    let kind = error.kind();
+    let server = [ReadOnly, BusyLoading, MasterDown, ClusterDown].map(redis::ErrorKind::Server).contains(&kind);
     server || error.is_io_error() || error.is_unrecoverable_error()
 }
 
