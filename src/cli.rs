@@ -46,14 +46,15 @@ pub enum Command {
     Up,
     /// Run a gateway on RabbitMQ and Redis
     ///
-    /// Verifies webhooks, deduplicates them, publishes them, and answers 200 when RabbitMQ has confirmed. Needs [[apps]],
-    /// [rabbitmq] and [redis] in the configuration, or their defaults on this machine; without RabbitMQ it runs, is not
+    /// Verifies webhooks, deduplicates them, publishes them, and answers 200 when RabbitMQ has confirmed. Needs
+    /// an app in the configuration, and RabbitMQ and Redis there or on this machine; without RabbitMQ it runs, is not
     /// ready, and answers 503. Any number of gateways can run side by side. Signals as for `up`.
     Gateway,
     /// Run a worker on RabbitMQ and Redis
     ///
     /// Takes events from RabbitMQ, lets one handler at a time have each, and settles it: done, retried later, or a dead
-    /// letter. Needs [rabbitmq], [redis] and [[worker.routes]]; the secrets of [[apps]] need not be there. Any number of
+    /// letter. Needs RabbitMQ and Redis, in the configuration or on this machine; without routes it logs events. The secrets of
+    /// apps need not be there. Any number of
     /// workers can run side by side. SIGTERM or SIGINT drains, a second one aborts.
     Worker,
     /// Check the configuration, then everything it names
