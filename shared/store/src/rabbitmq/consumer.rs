@@ -2,7 +2,7 @@
 //! publish, confirm, then acknowledge.
 
 use super::headers::{self, Beside, Death};
-use super::link::{Link, Session, State};
+use super::link::{Link, PATIENCE, Session, State};
 use super::publisher::{Message, Publisher};
 use super::topology::Topology;
 use bytes::Bytes;
@@ -62,11 +62,14 @@ impl Consumer {
         if let Some(feed) = feed {
             drop(feed.await);
         }
-        let mut arrived = self.arrived.lock().await;
-        while let Ok(delivery) = arrived.try_recv() {
-            // One that cannot be given back goes back when the connection ends.
-            drop(delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
-        }
+        let give_back = async {
+            let mut arrived = self.arrived.lock().await;
+            while let Ok(delivery) = arrived.try_recv() {
+                drop(delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
+            }
+        };
+        // What cannot be given back goes back when the connection ends.
+        drop(tokio::time::timeout(PATIENCE, give_back).await);
     }
 
     /// Closes both connections.
@@ -276,9 +279,10 @@ async fn consume(
             Some(Err(error)) => return Err(error.to_string()),
             None => return Err(format!("the broker ended the consumer of {queue}: was the queue deleted?")),
         };
-        // Never full: the broker hands out no more than the prefetch.
-        if deliver.send(delivery).await.is_err() {
-            return Ok(());
+        // Full only after a reconnect, of what the old connection brought and nobody has thrown away yet.
+        tokio::select! {
+            sent = deliver.send(delivery) => if sent.is_err() { return Ok(()) },
+            () = stop.cancelled() => return Ok(()),
         }
     }
 }

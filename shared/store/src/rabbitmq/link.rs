@@ -59,6 +59,10 @@ impl Session {
         self.0.ended.cancelled().await;
     }
 
+    fn has_ended(&self) -> bool {
+        self.0.ended.is_cancelled()
+    }
+
     fn why(&self) -> String {
         let why = self.0.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
         why.unwrap_or_else(|| "closed".to_owned())
@@ -86,6 +90,10 @@ impl Link {
     /// The open connection, or why nothing can be published now.
     pub(super) fn session(&self) -> Result<Session, StoreError> {
         match &*self.state.borrow() {
+            // Failed a moment ago, and not yet said farewell to.
+            State::Up(session) if session.has_ended() => {
+                Err(StoreError::Unavailable(format!("no connection to RabbitMQ: {}", session.why())))
+            }
             State::Up(session) => Ok(session.clone()),
             State::Blocked(_, why) => Err(StoreError::Unavailable(format!("RabbitMQ takes nothing now: {why}"))),
             State::Down(why) => Err(StoreError::Unavailable(format!("no connection to RabbitMQ: {why}"))),
@@ -95,7 +103,11 @@ impl Link {
     /// Waits for an open connection, blocked or not.
     pub(super) async fn up(&self) -> Session {
         let mut state = self.state.clone();
-        let up = state.wait_for(|state| !matches!(state, State::Down(_))).await.map(|state| state.clone());
+        let is_open = |state: &State| match state {
+            State::Up(session) | State::Blocked(session, _) => !session.has_ended(),
+            State::Down(_) => false,
+        };
+        let up = state.wait_for(is_open).await.map(|state| state.clone());
         match up {
             Ok(State::Up(session) | State::Blocked(session, _)) => session,
             // The supervisor ended with its link; whoever waits here is about to end too.

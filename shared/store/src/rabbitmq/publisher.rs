@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use streamgate_core::ports::StoreError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 /// A confirm that is this late will not come: the channel is given up with all that wait on it.
@@ -56,6 +56,8 @@ struct Unconfirmed {
     confirm: PublisherConfirm,
     id: Option<ShortString>,
     done: Told,
+    /// Its place in the window, given back with the confirm.
+    place: OwnedSemaphorePermit,
 }
 
 pub(super) struct Publisher {
@@ -124,15 +126,17 @@ impl Lane {
             };
             match self.open(&session).await {
                 Ok(channel) => {
-                    let (confirms, unconfirmed) = mpsc::channel(1);
+                    let (confirms, unconfirmed) = mpsc::channel(self.window);
                     let (window, on_return) = (self.window, Arc::clone(&self.on_return));
                     let collector = tokio::spawn(collect(unconfirmed, session.clone(), window, on_return));
-                    let ended = publish_all(&channel, &mut jobs, &confirms, &session).await;
+                    let places = Arc::new(Semaphore::new(self.window));
+                    let ended = publish_all(&channel, &mut jobs, &confirms, &places, &session).await;
                     drop(confirms);
                     drop(collector.await);
                     if ended {
                         return;
                     }
+                    session.fail("nobody awaits its confirms any more");
                 }
                 Err(why) => session.fail(why),
             }
@@ -152,15 +156,16 @@ async fn publish_all(
     channel: &Channel,
     jobs: &mut mpsc::Receiver<Job>,
     confirms: &mpsc::Sender<Unconfirmed>,
+    places: &Arc<Semaphore>,
     session: &Session,
 ) -> bool {
     loop {
-        // First room for the confirm, then the job: at the window's end jobs stay where their callers can take them back.
-        let room = tokio::select! {
-            room = confirms.reserve() => room,
+        // First a place for the confirm, then the job: at the window's end jobs stay where their callers can take them back.
+        let place = tokio::select! {
+            place = Arc::clone(places).acquire_owned() => place,
             () = session.ended() => return false,
         };
-        let Ok(room) = room else { return false };
+        let Ok(place) = place else { return false };
         let Job { message, done } = tokio::select! {
             job = jobs.recv() => match job {
                 Some(job) => job,
@@ -181,7 +186,12 @@ async fn publish_all(
             () = session.ended() => return false,
         };
         match published {
-            Ok(confirm) => room.send(Unconfirmed { confirm, id, done }),
+            Ok(confirm) => {
+                // Never full: there are no more confirms than places.
+                if confirms.send(Unconfirmed { confirm, id, done, place }).await.is_err() {
+                    return false;
+                }
+            }
             Err(error) => {
                 session.fail(&error);
                 drop(done.send(Err(StoreError::Unavailable(error.to_string()))));
@@ -195,7 +205,9 @@ async fn publish_all(
 async fn collect(mut unconfirmed: mpsc::Receiver<Unconfirmed>, session: Session, window: usize, on_return: OnReturn) {
     let confirms = poll_fn(move |context| unconfirmed.poll_recv(context));
     let settled = confirms
-        .map(|Unconfirmed { confirm, id, done }| async move { (tokio::time::timeout(LOST, confirm).await, id, done) })
+        .map(|Unconfirmed { confirm, id, done, place }| async move {
+            (tokio::time::timeout(LOST, confirm).await, id, done, place)
+        })
         .buffer_unordered(window)
         .ready_chunks(TOGETHER);
     let mut settled = std::pin::pin!(settled);
@@ -207,7 +219,7 @@ async fn collect(mut unconfirmed: mpsc::Receiver<Unconfirmed>, session: Session,
         let Some(chunk) = chunk else { return };
         let mut returned = HashSet::new();
         let mut told = Vec::with_capacity(chunk.len());
-        for (confirm, id, done) in chunk {
+        for (confirm, id, done, place) in chunk {
             let result = match confirm {
                 Ok(Ok(Confirmation::Ack(message))) => {
                     returned.extend(message.and_then(returned_id));
@@ -230,7 +242,7 @@ async fn collect(mut unconfirmed: mpsc::Receiver<Unconfirmed>, session: Session,
                     Err(StoreError::Unavailable(why))
                 }
             };
-            told.push((result, id, done));
+            told.push((result, id, done, place));
         }
         for _ in &returned {
             on_return();
@@ -240,7 +252,8 @@ async fn collect(mut unconfirmed: mpsc::Receiver<Unconfirmed>, session: Session,
             // and that plain confirms cannot be believed either. The topology is ensured before the next publish.
             session.fail("a message came back: no queue took it, the alternate exchange neither");
         }
-        for (result, id, done) in told {
+        // With a window of one its place is free only after its return, if any, was told.
+        for (result, id, done, _place) in told {
             let came_back = id.is_some_and(|id| returned.contains(&id));
             let result =
                 if came_back { Err(StoreError::Unavailable("no queue took the event".to_owned())) } else { result };
