@@ -202,8 +202,9 @@ pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
             };
             let acted = act(&letters, args.action).await;
             // Whatever happened: what is held goes back in order.
-            letters.close().await;
+            let closed = letters.close().await;
             acted?;
+            closed.context("some of these letters still stand in the queue; `streamgate dead list` shows which")?;
         }
     }
     Ok(ExitCode::SUCCESS)

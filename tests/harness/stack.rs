@@ -165,14 +165,14 @@ impl Stack for Services {
     async fn letters(site: &Site) -> Vec<Letter> {
         let queue = Services::letter_queue(site).await;
         let letters = queue.page(0, 1000).await.unwrap();
-        queue.close().await;
+        queue.close().await.unwrap();
         letters
     }
 
     async fn replay(site: &Site, numbers: Vec<i64>) -> usize {
         let queue = Services::letter_queue(site).await;
         let replayed = queue.replay(numbers, format!("nonce-{}", super::unique())).await.unwrap();
-        queue.close().await;
+        queue.close().await.unwrap();
         replayed
     }
 }

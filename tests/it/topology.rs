@@ -348,7 +348,15 @@ async fn letters_are_looked_at_in_order_and_left_as_they_were() {
     assert_eq!(String::from_utf8_lossy(&changed.stdout).trim(), "{\"replayed\":7}");
     let left: Vec<_> =
         (0..count).filter(|n| n % 100 != 0 && ![3, 619].contains(n)).map(|number| format!("id-{number}")).collect();
-    assert!(ids(&[]).await == left, "the others stand in their order");
+    let found = ids(&[]).await;
+    let differs = found.iter().zip(&left).position(|(one, other)| one != other);
+    assert!(
+        found == left,
+        "the others stand in their order; {} of {}, from {differs:?} on: {:?}",
+        found.len(),
+        left.len(),
+        differs.map(|at| &found[at..found.len().min(at + 8)])
+    );
     assert_eq!(backends.broker.ready(&format!("{prefix}.events")).await, 7);
     let unknown = site.run(&["dead", "drop", "id-3"]).await;
     assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");

@@ -13,8 +13,9 @@ use lapin::options::{
     ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{Channel, Confirmation, Connection, Consumer};
+use lapin::{Acker, Channel, Confirmation, Connection, Consumer};
 use std::collections::HashSet;
+use std::time::Duration;
 use streamgate_core::{
     envelope::Envelope,
     letter::Letter,
@@ -26,6 +27,8 @@ use tokio::sync::Mutex;
 const HELD: u16 = 500;
 /// RabbitMQ's limit of channels is 2047; the last ones are left to others.
 const MOST_CHANNELS: usize = 2000;
+/// Between looks at whether letters are back in their queue.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A queue of letters: the dead, or the unrouted.
 #[derive(Debug)]
@@ -45,10 +48,12 @@ impl LetterQueue {
         LetterQueue { endpoint, queue: topology.unrouted(), events: topology.events(), browse: Mutex::default() }
     }
 
-    /// Gives back what is held, in order.
-    pub async fn close(&self) {
-        if let Some(browse) = self.browse.lock().await.take() {
-            browse.close().await;
+    /// Lets go what was settled, and gives back the rest in order. After an error some letters that were replayed or dropped
+    /// still stand in the queue.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        match self.browse.lock().await.take() {
+            Some(browse) => browse.close().await,
+            None => Ok(()),
         }
     }
 
@@ -60,7 +65,7 @@ impl LetterQueue {
             Some(browse) if browse.acting => browse,
             looked => {
                 if let Some(looked) = looked {
-                    looked.close().await;
+                    looked.close().await?;
                 }
                 Browse::open(&self.endpoint, &self.queue, true).await?
             }
@@ -79,7 +84,7 @@ impl LetterQueue {
                     let again = Envelope { attempt: 1, replay: Some(nonce.to_owned()), ..letter.envelope };
                     browse.publish(&self.events, &again).await?;
                 }
-                acker.ack(BasicAckOptions::default()).await.map_err(unavailable)?;
+                browse.settle(acker);
             }
             Ok(())
         };
@@ -97,7 +102,7 @@ impl Letters for LetterQueue {
             Some(browse) if after != 0 => browse,
             ended => {
                 if let Some(ended) = ended {
-                    ended.close().await;
+                    ended.close().await?;
                 }
                 Browse::open(&self.endpoint, &self.queue, false).await?
             }
@@ -130,8 +135,10 @@ struct Browse {
     endpoint: Endpoint,
     connection: Connection,
     queue: String,
-    /// In the order in which they were opened; the last one consumes.
-    channels: Vec<Channel>,
+    /// Asks how many letters are ready.
+    asking: Channel,
+    /// In the order in which they were opened, with the letters that each holds; the last one consumes.
+    channels: Vec<(Channel, u32)>,
     consumer: Option<Consumer>,
     /// Letters that the current channel was given.
     given: u16,
@@ -140,25 +147,27 @@ struct Browse {
     acting: bool,
     /// Publishing has a connection of its own, for an alarm blocks those that publish whole.
     publishing: Option<(Connection, Channel)>,
+    /// Of the last channel, not yet let go.
+    settled: Vec<Acker>,
 }
 
 impl Browse {
     async fn open(endpoint: &Endpoint, queue: &str, acting: bool) -> Result<Browse, StoreError> {
         let connection = endpoint.dial("streamgate dead").await.map_err(unavailable)?;
-        let channel = connection.create_channel().await.map_err(unavailable)?;
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
-        let left = declared.map_err(|error| StoreError::Unavailable(format!("the queue {queue}: {error}")))?;
+        let asking = connection.create_channel().await.map_err(unavailable)?;
+        let left = ready(&asking, queue).await?;
         Ok(Browse {
             endpoint: endpoint.clone(),
             connection,
             queue: queue.to_owned(),
+            asking,
             channels: Vec::new(),
             consumer: None,
             given: 0,
-            left: left.message_count(),
+            left,
             acting,
             publishing: None,
+            settled: Vec::new(),
         })
     }
 
@@ -188,12 +197,11 @@ impl Browse {
             };
             self.left -= 1;
             self.given = self.given.saturating_add(1);
-            if self.given == HELD
-                && let (Some(consumer), Some(channel)) = (&self.consumer, self.channels.last())
-            {
-                // Letters that are settled from here must not make room for others on this channel.
-                let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
-                cancelled.map_err(unavailable)?;
+            if let Some((_, held)) = self.channels.last_mut() {
+                *held += 1;
+            }
+            if self.given == HELD {
+                self.cancel().await?;
             }
             return Ok(Some(delivery));
         }
@@ -211,9 +219,30 @@ impl Browse {
         let queue = self.queue.as_str().into();
         let consumed = channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default());
         self.consumer = Some(consumed.await.map_err(unavailable)?);
-        self.channels.push(channel);
+        self.channels.push((channel, 0));
         self.given = 0;
         Ok(true)
+    }
+
+    /// The last letter may go. It does when its channel consumes no more: before, it would make room there for letters that
+    /// a cancel sends back, behind those of the next channel.
+    fn settle(&mut self, letter: Acker) {
+        self.settled.push(letter);
+        if let Some((_, held)) = self.channels.last_mut() {
+            *held = held.saturating_sub(1);
+        }
+    }
+
+    /// Ends the consumer of the last channel, and lets go what is settled there.
+    async fn cancel(&mut self) -> Result<(), StoreError> {
+        if let (Some(consumer), Some((channel, _))) = (&self.consumer, self.channels.last()) {
+            let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
+            cancelled.map_err(unavailable)?;
+        }
+        for letter in self.settled.drain(..) {
+            letter.ack(BasicAckOptions::default()).await.map_err(unavailable)?;
+        }
+        Ok(())
     }
 
     /// Puts an event into a queue; returns when it is confirmed there.
@@ -245,19 +274,38 @@ impl Browse {
     }
 
     /// One channel after the other, and nobody consuming meanwhile: so the letters stand in the queue as before.
-    async fn close(self) {
-        if let (Some(consumer), Some(channel)) = (&self.consumer, self.channels.last()) {
-            let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-            drop(tokio::time::timeout(PATIENCE, cancel).await);
-        }
-        for channel in &self.channels {
+    async fn close(mut self) -> Result<(), StoreError> {
+        let settled = match tokio::time::timeout(PATIENCE, self.cancel()).await {
+            Ok(settled) => settled,
+            Err(_) => Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))),
+        };
+        let mut expected = ready(&self.asking, &self.queue).await.unwrap_or_default();
+        for (channel, held) in &self.channels {
             drop(tokio::time::timeout(PATIENCE, channel.close(200, "OK".into())).await);
+            expected = expected.saturating_add(*held);
+            // A closed channel's letters go back a moment after its close, and nobody is told: the next channel's must not
+            // overtake them.
+            let back = async {
+                while ready(&self.asking, &self.queue).await.is_ok_and(|ready| ready < expected) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            drop(tokio::time::timeout(PATIENCE, back).await);
         }
         farewell(&self.connection).await;
         if let Some((connection, _)) = &self.publishing {
             farewell(connection).await;
         }
+        settled
     }
+}
+
+/// Messages of a queue that nobody holds.
+async fn ready(channel: &Channel, queue: &str) -> Result<u32, StoreError> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+    let declared = declared.map_err(|error| StoreError::Unavailable(format!("the queue {queue}: {error}")))?;
+    Ok(declared.message_count())
 }
 
 fn unavailable(error: impl std::fmt::Display) -> StoreError {
