@@ -130,7 +130,7 @@ mod tests {
             "header_timeout" | "body_timeout" | "body_incomplete" => 408,
             "too_large" => 413,
             "unsupported_encoding" => 415,
-            "rejected" | "retries_exhausted" | "unmatched" => 500,
+            "rejected" | "retries_exhausted" | "unmatched" | "poison" => 500,
             _ => 503,
         };
         for reason in Reason::ALL {

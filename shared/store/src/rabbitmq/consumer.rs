@@ -7,10 +7,10 @@ use super::publisher::{Message, Publisher};
 use super::topology::Topology;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use lapin::Acker;
 use lapin::message::Delivery as Raw;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
+use lapin::{Acker, Channel};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -35,7 +35,9 @@ pub struct Consumer {
     arrived: Mutex<mpsc::Receiver<Raw>>,
     stop: CancellationToken,
     last_death_us: AtomicI64,
-    feed: std::sync::Mutex<Option<AbortOnDropHandle<()>>>,
+    feed: std::sync::Mutex<Option<AbortOnDropHandle<Option<Channel>>>>,
+    /// After the stop: without its channel what is in hand could not be acknowledged.
+    stopped: std::sync::Mutex<Option<Channel>>,
 }
 
 /// What settles a delivery.
@@ -52,15 +54,18 @@ impl Consumer {
         let feed = feed(Arc::clone(&link), topology.events(), prefetch, deliver, stop.clone());
         let feed = std::sync::Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(feed))));
         let (arrived, last_death_us) = (Mutex::new(arrived), AtomicI64::new(0));
-        Consumer { topology, link, publisher, arrived, stop, last_death_us, feed }
+        let stopped = std::sync::Mutex::default();
+        Consumer { topology, link, publisher, arrived, stop, last_death_us, feed, stopped }
     }
 
     /// Takes no more events, and gives back those that nobody has in hand, for other workers to handle now.
     pub async fn stop(&self) {
         self.stop.cancel();
         let feed = self.feed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(feed) = feed {
-            drop(feed.await);
+        if let Some(feed) = feed
+            && let Ok(Ok(channel)) = tokio::time::timeout(PATIENCE, feed).await
+        {
+            *self.stopped.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = channel;
         }
         let give_back = async {
             let mut arrived = self.arrived.lock().await;
@@ -235,15 +240,21 @@ fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
-/// Consumes over each new session until it is told to stop.
-async fn feed(link: Arc<Link>, queue: String, prefetch: u16, deliver: mpsc::Sender<Raw>, stop: CancellationToken) {
+/// Consumes over each new session until it is told to stop; returns the channel of what is in hand then.
+async fn feed(
+    link: Arc<Link>,
+    queue: String,
+    prefetch: u16,
+    deliver: mpsc::Sender<Raw>,
+    stop: CancellationToken,
+) -> Option<Channel> {
     loop {
         let session = tokio::select! {
             session = link.up() => session,
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return None,
         };
         match consume(&session, &queue, prefetch, &deliver, &stop).await {
-            Ok(()) => return,
+            Ok(channel) => return Some(channel),
             // The library logs nothing of it, and its stream just ends: without a new session nothing would come any more.
             Err(why) => session.fail(why),
         }
@@ -258,7 +269,7 @@ async fn consume(
     prefetch: u16,
     deliver: &mpsc::Sender<Raw>,
     stop: &CancellationToken,
-) -> Result<(), String> {
+) -> Result<Channel, String> {
     let channel = session.channel().await?;
     let told = |error: lapin::Error| error.to_string();
     channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(told)?;
@@ -269,10 +280,7 @@ async fn consume(
         let next = tokio::select! {
             next = consumer.next() => next,
             () = session.ended() => return Err("ended".to_owned()),
-            () = stop.cancelled() => {
-                drop(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await);
-                return Ok(());
-            }
+            () = stop.cancelled() => break,
         };
         let delivery = match next {
             Some(Ok(delivery)) => delivery,
@@ -281,8 +289,12 @@ async fn consume(
         };
         // Full only after a reconnect, of what the old connection brought and nobody has thrown away yet.
         tokio::select! {
-            sent = deliver.send(delivery) => if sent.is_err() { return Ok(()) },
-            () = stop.cancelled() => return Ok(()),
+            sent = deliver.send(delivery) => if sent.is_err() { break },
+            () = session.ended() => return Err("ended".to_owned()),
+            () = stop.cancelled() => break,
         }
     }
+    let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+    drop(tokio::time::timeout(PATIENCE, cancel).await);
+    Ok(channel)
 }

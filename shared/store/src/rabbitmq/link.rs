@@ -210,7 +210,8 @@ impl Supervisor {
                         tracing::info!(connection = self.name, "RabbitMQ takes messages again");
                         self.tell.send_replace(State::Up(session.clone()));
                     }
-                    Some(Event::Error(error)) => return error.to_string(),
+                    // Errors of channels are told here too; whoever owns the channel knows what they mean.
+                    Some(Event::Error(error)) if !connection.status().connected() => return error.to_string(),
                     Some(_) => {}
                     None => return "closed".to_owned(),
                 },

@@ -212,9 +212,11 @@ async fn collect(mut unconfirmed: mpsc::Receiver<Unconfirmed>, session: Session,
         .ready_chunks(TOGETHER);
     let mut settled = std::pin::pin!(settled);
     loop {
+        // Biased: after a return ended the session, what was confirmed meanwhile may be what came back.
         let chunk = tokio::select! {
-            chunk = settled.next() => chunk,
+            biased;
             () = session.ended() => None,
+            chunk = settled.next() => chunk,
         };
         let Some(chunk) = chunk else { return };
         let mut returned = HashSet::new();

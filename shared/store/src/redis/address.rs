@@ -93,8 +93,8 @@ impl Address {
     }
 
     pub(super) async fn dial(&self, timeout: Duration) -> RedisResult<Connection> {
-        let config =
-            || AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout));
+        let config = ||             // Around every command there is a timeout of our own.
+            AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(None);
         match &self.target {
             Target::Single(client) => {
                 client.get_multiplexed_async_connection_with_config(&config()).await.map(Connection::Server)
