@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use lapin::{Channel, Connection, Event};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streamgate_core::ports::StoreError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Between looks at the topology: somebody may delete what was there.
 const VERIFY: Duration = Duration::from_secs(60);
+/// A session that lasted this long was a good one.
+const SETTLED: Duration = Duration::from_secs(5);
 /// How long a farewell may take.
 const CLOSE: Duration = Duration::from_secs(2);
 
@@ -149,11 +151,15 @@ impl Supervisor {
             };
             let why = match ended {
                 Ok(session) => {
-                    backoff.reset();
                     tracing::info!(at = self.endpoint.address(), connection = self.name, "connected to RabbitMQ");
-                    last.clear();
+                    let opened = Instant::now();
                     let why = self.watch_over(&session).await;
                     session.fail(&why);
+                    // One that fails as soon as it is used, for want of a permission say, is not dialled in a tight loop.
+                    if opened.elapsed() >= SETTLED {
+                        backoff.reset();
+                        last.clear();
+                    }
                     why
                 }
                 Err(why) => why,

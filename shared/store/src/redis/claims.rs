@@ -80,7 +80,7 @@ impl Claims for RedisClaims {
     async fn claim(&self, key: &str, attempt: u32, holder: u64, lease: Duration) -> Result<Verdict, StoreError> {
         let mut script = self.claim.key(self.place(key));
         // Numbers of 64 bits as text: Lua's lose their last digits.
-        script.arg(attempt).arg(holder.to_string()).arg(millis(lease)).arg(self.window_ms);
+        script.arg(attempt).arg(holder.to_string()).arg(millis(lease)).arg(self.window_ms.max(millis(lease)));
         let told: String = self.redis.script(&script).await?;
         match told.as_str() {
             "run" => Ok(Verdict::Run),
@@ -92,7 +92,7 @@ impl Claims for RedisClaims {
 
     async fn renew(&self, key: &str, holder: u64, lease: Duration) -> Result<bool, StoreError> {
         let mut script = self.renew.key(self.place(key));
-        script.arg(holder.to_string()).arg(millis(lease)).arg(self.window_ms);
+        script.arg(holder.to_string()).arg(millis(lease)).arg(self.window_ms.max(millis(lease)));
         self.redis.script(&script).await
     }
 
