@@ -25,6 +25,39 @@ pub fn peek(body: &[u8]) -> Peek<'_> {
     found
 }
 
+/// The value of one field of an object, as it is written; the last one where it stands twice. None where the JSON is no
+/// object, breaks off before it, or holds it as something that is no UTF-8.
+pub fn field<'a>(json: &'a [u8], name: &str) -> Option<&'a RawValue> {
+    let mut found = None;
+    let mut json = serde_json::Deserializer::from_slice(json);
+    drop((&mut json).deserialize_map(One { name, found: &mut found }));
+    found
+}
+
+struct One<'a, 'de> {
+    name: &'a str,
+    found: &'a mut Option<&'de RawValue>,
+}
+
+impl<'de> Visitor<'de> for One<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<&'de RawValue>()? {
+            if text(key).as_deref() == Some(self.name) {
+                *self.found = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
 struct Fields<'a, 'de>(&'a mut Peek<'de>);
 
 impl<'de> Visitor<'de> for Fields<'_, 'de> {
@@ -51,7 +84,7 @@ impl<'de> Visitor<'de> for Fields<'_, 'de> {
 }
 
 /// The string, or nothing where the value is of another kind.
-fn text(value: &RawValue) -> Option<Cow<'_, str>> {
+pub fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     #[derive(serde::Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
     serde_json::from_str::<Text<'_>>(value.get()).ok().map(|text| text.0)

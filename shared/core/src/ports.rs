@@ -7,6 +7,7 @@ use crate::{
     letter::Letter,
     reason::Reason,
 };
+use bytes::Bytes;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,8 +81,8 @@ pub trait Deliveries: Send + Sync + 'static {
     type Handle: Send + 'static;
     /// The next event; waits for one. Cancel-safe.
     fn next(&self) -> impl Future<Output = Result<Delivery<Self::Handle>, StoreError>> + Send;
-    /// `route`: which one the delivery went to, if any. Makes the settlement durable, then awaits `record`, then lets the delivery go. A failure before that leaves the event
-    /// in the queue: it will be delivered again.
+    /// `route`: which one the delivery went to, if any. Makes the settlement durable, then awaits `record`, then lets the
+    /// delivery go. A failure before that leaves the event in the queue: it will be delivered again.
     fn settle(
         &self,
         delivery: Delivery<Self::Handle>,
@@ -120,4 +121,51 @@ pub trait Letters: Send + Sync + 'static {
     fn replay(&self, numbers: Vec<i64>, nonce: String) -> impl Future<Output = Result<usize, StoreError>> + Send;
     /// Removes the letters for good. Returns how many there were.
     fn discard(&self, numbers: Vec<i64>) -> impl Future<Output = Result<usize, StoreError>> + Send;
+}
+
+/// Asks a worker for an answer that a caller waits for.
+pub trait Ask: Send + Sync + 'static {
+    /// The answer, a JSON object; or why there is none: nobody there (known within a second), nobody with a handler, a
+    /// handler that failed, no connection, or no answer within `within`. One that comes later is dropped and counted.
+    fn ask(&self, call: Envelope, within: Duration) -> impl Future<Output = Result<Bytes, Reason>> + Send;
+}
+
+/// A question handed to a worker.
+#[derive(Debug)]
+pub struct Call<H> {
+    pub envelope: Envelope,
+    /// Nobody waits for the answer longer than this.
+    pub within: Duration,
+    /// What answers it.
+    pub handle: H,
+}
+
+/// The answering side of [`Ask`].
+pub trait Calls: Send + Sync + 'static {
+    type Handle: Send + 'static;
+    /// The next call; waits for one. Cancel-safe.
+    fn next(&self) -> impl Future<Output = Result<Call<Self::Handle>, StoreError>> + Send;
+    /// Tells the answer, or why there is none. A call that is never answered is handed out again while there is time.
+    fn answer(
+        &self,
+        handle: Self::Handle,
+        answer: Result<Bytes, Reason>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// Who answers a call that may be a repeat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It is the first of its key: ask, then remember.
+    First,
+    /// The first is being answered elsewhere.
+    InWork,
+    Answered(Bytes),
+}
+
+/// Remembers what calls were answered, so that a repeat gets the first answer again.
+pub trait Answers: Send + Sync + 'static {
+    /// `within`: how long the call may be in work, after which the next one of its key is the first.
+    fn begin(&self, key: &str, within: Duration) -> impl Future<Output = Result<Turn, StoreError>> + Send;
+    fn remember(&self, key: &str, answer: Bytes) -> impl Future<Output = Result<(), StoreError>> + Send;
 }

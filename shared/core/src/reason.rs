@@ -3,7 +3,7 @@
 //! It feeds the status, the response code, the log field, the metric label and the dead-letter record, so these can never
 //! disagree. Status codes are the gateway's business (`gateway/src/response.rs`).
 
-/// Why a request was refused, or why an event stands in the dead letters.
+/// Why a request was refused, why an event stands in the dead letters, or why a hook was answered by its policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     NotFound,
@@ -34,10 +34,18 @@ pub enum Reason {
     Unmatched,
     /// Handed out again and again and never settled: it kills its workers.
     Poison,
+    /// Nobody is there to answer a synchronous hook.
+    NoWorker,
+    /// Workers are there, but none has a handler for this hook.
+    Unhandled,
+    /// The hook's handler failed, or what it answered is no answer.
+    HookFailed,
+    /// The hook's handler did not answer within the deadline.
+    HookTimeout,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 24] = [
+    pub const ALL: [Reason; 28] = [
         Reason::NotFound,
         Reason::MethodNotAllowed,
         Reason::MissingApiKey,
@@ -62,6 +70,10 @@ impl Reason {
         Reason::RetriesExhausted,
         Reason::Unmatched,
         Reason::Poison,
+        Reason::NoWorker,
+        Reason::Unhandled,
+        Reason::HookFailed,
+        Reason::HookTimeout,
     ];
 
     /// The word in logs, metrics and dead letters.
@@ -91,6 +103,10 @@ impl Reason {
             Reason::RetriesExhausted => "retries_exhausted",
             Reason::Unmatched => "unmatched",
             Reason::Poison => "poison",
+            Reason::NoWorker => "no_worker",
+            Reason::Unhandled => "unhandled",
+            Reason::HookFailed => "hook_failed",
+            Reason::HookTimeout => "hook_timeout",
         }
     }
 

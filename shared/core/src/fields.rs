@@ -1,0 +1,147 @@
+//! A JSON object of which some fields are read or replaced and all others stay as they were written, digit by digit: what a
+//! later version of Stream adds survives, and so does a number that no float holds.
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::value::{RawValue, to_raw_value};
+
+/// Fields in their order, each once. Shows none of its values.
+#[derive(Clone, Default)]
+pub struct Fields(Vec<(String, Box<RawValue>)>);
+
+impl Fields {
+    /// None where the text is no JSON object.
+    pub fn parse(json: &[u8]) -> Option<Fields> {
+        serde_json::from_slice(json).ok()
+    }
+
+    pub fn get(&self, name: &str) -> Option<&RawValue> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
+    }
+
+    /// The value as a tree. A number that no float holds exactly is rounded in it, though not in the object itself.
+    pub fn value(&self, name: &str) -> Option<serde_json::Value> {
+        serde_json::from_str(self.get(name)?.get()).ok()
+    }
+
+    /// The string, or none where the value is of another kind.
+    pub fn text(&self, name: &str) -> Option<String> {
+        crate::peek::text(self.get(name)?).map(std::borrow::Cow::into_owned)
+    }
+
+    /// An object within.
+    pub fn object(&self, name: &str) -> Option<Fields> {
+        Fields::parse(self.get(name)?.get().as_bytes())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The object as text.
+    pub fn to_json(&self) -> String {
+        let mut json = String::from("{");
+        for (name, value) in &self.0 {
+            let comma = if json.len() > 1 { "," } else { "" };
+            json.push_str(&format!("{comma}{}:{}", serde_json::Value::from(name.as_str()), value.get()));
+        }
+        json.push('}');
+        json
+    }
+
+    /// Puts the value in the place of an earlier one, or at the end.
+    pub fn set(&mut self, name: &str, value: &serde_json::Value) {
+        // A tree of values can always be written.
+        if let Ok(value) = to_raw_value(value) {
+            self.put(name.to_owned(), value);
+        }
+    }
+
+    fn put(&mut self, name: String, value: Box<RawValue>) {
+        match self.0.iter_mut().find(|(key, _)| *key == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name, value)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Fields {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Fields::default();
+                while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
+                    if fields.0.len() >= MAX_FIELDS {
+                        return Err(A::Error::custom("too many fields"));
+                    }
+                    fields.put(name, value);
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// Each new field is looked for among those before it: with more, a hostile body would cost more than its bytes.
+const MAX_FIELDS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_not_replaced_stays_as_it_was_written() {
+        let json = br#"{"a":1e400,"id":12345678901234567890123,"f":1.10,"text":"old","n":{"x":[ 1 ]},"a":"last"}"#;
+        let mut fields = Fields::parse(json).unwrap();
+        fields.set("text", &"new".into());
+        fields.set("more", &serde_json::json!([1]));
+        let written = fields.to_json();
+        let expected = r#"{"a":"last","id":12345678901234567890123,"f":1.10,"text":"new","n":{"x":[ 1 ]},"more":[1]}"#;
+        assert_eq!(written, expected);
+        assert_eq!(fields.text("text").as_deref(), Some("new"));
+        assert_eq!((fields.text("f"), fields.text("none")), (None, None));
+    }
+
+    #[test]
+    fn no_object_has_no_fields_and_nothing_shows() {
+        for json in [&b"[]"[..], b"1", b"null", b"", b"{\"a\"", b"{} x", b"{\"a\":\"\xff\"}"] {
+            assert!(Fields::parse(json).is_none());
+        }
+        let debug = format!("{:?}", Fields::parse(br#"{"text":"private words"}"#).unwrap());
+        assert_eq!(debug, r#"{"text"}"#);
+    }
+
+    #[test]
+    fn a_hostile_number_of_fields_is_refused() {
+        let fields: Vec<_> = (0..=MAX_FIELDS).map(|n| format!("\"{n}\":0")).collect();
+        assert!(Fields::parse(format!("{{{}}}", fields.join(",")).as_bytes()).is_none());
+        assert!(Fields::parse(format!("{{{}}}", fields[1..].join(",")).as_bytes()).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn every_field_survives(fields in proptest::collection::btree_map(any::<String>(), any::<(i64, String)>(), 0..8)) {
+            let json = serde_json::to_string(&fields).unwrap();
+            let mut read = Fields::parse(json.as_bytes()).unwrap();
+            prop_assert_eq!(read.to_json(), json);
+            read.set("\u{1}new", &1.into());
+            for (name, value) in &fields {
+                prop_assert_eq!(read.value(name), Some(serde_json::json!(value)));
+            }
+        }
+    }
+}

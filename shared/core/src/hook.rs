@@ -1,0 +1,126 @@
+//! Synchronous hooks: what their bodies say of the message, and what Stream is answered when no worker did.
+//!
+//! An answer is always JSON with HTTP 200. An empty one, or another status, counts as a failed hook for Stream, which pauses
+//! hooks that fail.
+
+use crate::peek::{field, text};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+/// What Stream is answered when a hook has no answer in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// The request's own message, unchanged.
+    Allow,
+    /// A message of type `error`: its sender sees it, nobody else.
+    Reject,
+}
+
+/// The request's `message`, as it is written; none where there is no such object.
+pub fn message(body: &[u8]) -> Option<&RawValue> {
+    field(body, "message").filter(|value| value.get().starts_with('{'))
+}
+
+/// The name of the custom command, as the signed body has it.
+pub fn command(body: &[u8]) -> Option<Cow<'_, str>> {
+    let name = text(field(message(body)?.get().as_bytes(), "command")?)?;
+    if name.is_empty() { None } else { Some(name) }
+}
+
+/// Whether these bytes can be an answer: a JSON object.
+pub fn is_answer(bytes: &[u8]) -> bool {
+    let is_object = bytes.trim_ascii_start().starts_with(b"{");
+    is_object && serde_json::from_slice::<&RawValue>(bytes).is_ok()
+}
+
+/// The request's own message, so that nothing changes. `{"message":null}` would delete it, so where it cannot be read an
+/// empty one stands for it, which changes nothing either.
+pub fn unchanged(body: &[u8]) -> Vec<u8> {
+    let message = message(body).map_or("{}", RawValue::get);
+    format!("{{\"message\":{message}}}").into_bytes()
+}
+
+/// A message of type `error` with this text.
+pub fn rejection(text: &str) -> Vec<u8> {
+    let text = serde_json::Value::from(text);
+    format!("{{\"message\":{{\"type\":\"error\",\"text\":{text}}}}}").into_bytes()
+}
+
+/// The answer to a hook that has none. `text`: what the sender reads where it is rejected.
+pub fn fallback(on_failure: OnFailure, text: &str, body: &[u8]) -> Vec<u8> {
+    match on_failure {
+        OnFailure::Allow => unchanged(body),
+        OnFailure::Reject => rejection(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn told(answer: Vec<u8>) -> String {
+        assert!(is_answer(&answer));
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[test]
+    fn allowing_echoes_the_message_byte_for_byte() {
+        let body =
+            br#"{"user":{"id":"u"},"message":{ "text":"\u003cb\u003e", "n":1.10, "big":123456789012345678901 }}"#;
+        let echo = r#"{"message":{ "text":"\u003cb\u003e", "n":1.10, "big":123456789012345678901 }}"#;
+        assert_eq!(told(fallback(OnFailure::Allow, "no", body)), echo);
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_read_is_never_deleted() {
+        for body in [
+            &b"{}"[..],
+            b"",
+            b"no JSON",
+            br#"{"message":null}"#,
+            br#"{"message":7}"#,
+            b"{\"message\":{\"text\":\"\xff\"}}",
+        ] {
+            assert_eq!(told(unchanged(body)), r#"{"message":{}}"#, "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_rejection_is_an_error_with_its_text() {
+        let answer = told(fallback(OnFailure::Reject, "say \"please\"\n", b"{}"));
+        assert_eq!(answer, r#"{"message":{"type":"error","text":"say \"please\"\n"}}"#);
+    }
+
+    #[test]
+    fn commands() {
+        let name = |body: &'static [u8]| command(body).map(Cow::into_owned);
+        assert_eq!(name(br#"{"message":{"command":"ticket","args":"x"}}"#).as_deref(), Some("ticket"));
+        assert_eq!(name(br#"{"message":{"command":"t\u0069cket"}}"#).as_deref(), Some("ticket"));
+        assert_eq!(name(br#"{"command":"outside","message":{"text":"x"}}"#), None);
+        assert_eq!(name(br#"{"message":{"command":""}}"#), None);
+        assert_eq!(name(br#"{"message":{"command":7}}"#), None);
+        assert_eq!(name(b"[]"), None);
+    }
+
+    #[test]
+    fn only_objects_are_answers() {
+        for good in [&b"{}"[..], b" {\"message\":null}\n", b"{\"message\":{\"n\":1e999}}"] {
+            assert!(is_answer(good), "{good:?}");
+        }
+        for bad in [&b""[..], b"null", b"[]", b"{", b"{} {}", b"<html>", b"{\"a\":\"\xff\"}"] {
+            assert!(!is_answer(bad), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_body_the_answer_is_valid(body in proptest::collection::vec(any::<u8>(), 0..300), text in any::<String>()) {
+            for body in [body.clone(), [b"{\"message\":", &body[..], b"}"].concat()] {
+                command(&body);
+                prop_assert!(is_answer(&fallback(OnFailure::Allow, &text, &body)));
+                prop_assert!(is_answer(&fallback(OnFailure::Reject, &text, &body)));
+            }
+        }
+    }
+}
