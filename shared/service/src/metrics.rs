@@ -6,7 +6,7 @@ use prometheus::{
     TextEncoder,
 };
 use std::sync::Arc;
-use streamgate_core::reason::Reason;
+use streamgate_core::{id::Kind, reason::Reason};
 
 /// Seconds: from a fast answer on loopback to Stream's patience of 6 s.
 const ANSWER_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.5, 6.0];
@@ -41,7 +41,7 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// Webhooks answered, by app, kind and outcome (enqueued, duplicate, or the reason of the refusal).
+    /// Webhooks answered, by app, kind and outcome (enqueued, duplicate, the reason of the refusal, or the outcome of a hook).
     gateway_requests: IntCounterVec = "gateway_requests_total" |name, help| counters(name, help, &["app", "kind", "outcome"]);
     /// From the first byte of a webhook to its answer, in seconds.
     gateway_ack: HistogramVec = "gateway_ack_seconds" |name, help| histograms(name, help, &ANSWER_BUCKETS, &["kind"]);
@@ -83,6 +83,19 @@ metrics! {
     worker_redis_up: IntGaugeVec = "worker_redis_up" |name, help| absent_gauge(name, help);
     /// Handlers running.
     worker_in_flight: IntGauge = "worker_in_flight" |name, help| IntGauge::new(name, help);
+    /// Time to answer a synchronous hook once its body is read, in seconds, by kind and outcome (answered, repeated, or why it
+    /// was answered by its policy).
+    hook_call: HistogramVec = "hook_call_seconds" |name, help| histograms(name, help, &ANSWER_BUCKETS, &["kind", "outcome"]);
+    /// 1 while a worker is there to answer hooks, as `gateway` sees it.
+    gateway_hook_workers: IntGaugeVec = "gateway_hook_workers_up" |name, help| absent_gauge(name, help);
+    /// Answers of workers that came when nobody waited for them any more.
+    hook_late_answers: IntCounter = "hook_late_answers_total" |name, help| IntCounter::new(name, help);
+    /// First answers to hooks that could not be looked up or kept; a repeat would be asked again.
+    hook_memory_errors: IntCounter = "hook_memory_errors_total" |name, help| IntCounter::new(name, help);
+    /// Hooks that this worker was asked, by kind and outcome (answered, or why there was no answer).
+    worker_calls: IntCounterVec = "worker_calls_total" |name, help| counters(name, help, &["kind", "outcome"]);
+    /// Time in the handler of a hook, in seconds.
+    worker_call: HistogramVec = "worker_call_seconds" |name, help| histograms(name, help, &HANDLE_BUCKETS, &["kind"]);
     /// When the served certificate ends, in seconds since the Unix epoch; 0 without TLS.
     tls_certificate_expiry: Gauge = "tls_certificate_expiry_timestamp_seconds" |name, help| Gauge::new(name, help);
     /// 1, with the version and the source revision as labels.
@@ -108,8 +121,16 @@ impl Metrics {
             for outcome in ["enqueued", "duplicate"] {
                 self.gateway_requests.with_label_values(&[app, "push", outcome]).reset();
             }
+            for [kind, outcome] in hook_outcomes() {
+                self.gateway_requests.with_label_values(&[app, kind, outcome]).reset();
+            }
         }
-        self.gateway_ack.with_label_values(&["push"]);
+        for kind in [Kind::Push, Kind::BeforeMessageSend, Kind::CustomCommand] {
+            self.gateway_ack.with_label_values(&[kind.as_str()]);
+        }
+        for labels in hook_outcomes() {
+            self.worker_calls.with_label_values(&labels).reset();
+        }
         for route in routes {
             for outcome in ["done", "retry", "dead"] {
                 self.worker_deliveries.with_label_values(&[*route, outcome]).reset();
@@ -128,6 +149,13 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+/// Kind and outcome of every hook that is answered by a handler, or is not.
+fn hook_outcomes() -> impl Iterator<Item = [&'static str; 2]> {
+    let failures = [Reason::NoWorker, Reason::Unhandled, Reason::HookFailed, Reason::HookTimeout];
+    let words = ["answered"].into_iter().chain(failures.map(Reason::as_str));
+    words.flat_map(|word| [Kind::BeforeMessageSend, Kind::CustomCommand].map(|kind| [kind.as_str(), word]))
 }
 
 fn counters(name: &str, help: String, labels: &[&str]) -> prometheus::Result<IntCounterVec> {

@@ -2,6 +2,7 @@
 
 #[cfg(any(feature = "rabbitmq", feature = "redis"))]
 mod backoff;
+pub mod memory;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
 #[cfg(feature = "redis")]

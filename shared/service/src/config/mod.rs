@@ -5,12 +5,14 @@
 
 mod apps;
 mod backends;
+mod hooks;
 mod load;
 pub mod reader;
 mod worker;
 
 pub use apps::{AppConfig, KeyConfig};
 pub use backends::{RabbitMqConfig, RedisConfig};
+pub use hooks::{COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType};
 pub use load::{ConfigError, Environment, Loaded, Source, load};
 pub use worker::{ForwardConfig, RouteConfig, Unmatched, WorkerConfig};
 
@@ -35,6 +37,7 @@ pub struct Config {
     pub redis: RedisConfig,
     pub dedup: DedupConfig,
     pub worker: WorkerConfig,
+    pub hooks: HooksConfig,
 }
 
 /// `[gateway]`
@@ -116,6 +119,7 @@ impl Config {
             redis: RedisConfig::read(root.section_or_empty("redis"), environment),
             dedup: DedupConfig::read(root.section_or_empty("dedup")),
             worker: WorkerConfig::read(root.section_or_empty("worker"), environment),
+            hooks: HooksConfig::read(root.section_or_empty("hooks"), environment),
             apps,
         };
         root.finish();
@@ -138,6 +142,7 @@ impl Config {
         }
         apps::cross_check(&self.apps, report);
         worker::cross_check(&self.worker, &self.apps, report);
+        hooks::cross_check(&self.hooks, report);
         if self.store.kind == StoreKind::RabbitMq {
             worker::cross_check_broker(&self.worker, report);
         }

@@ -52,12 +52,13 @@ pub struct Section<'r> {
     path: String,
     table: Table,
     known: Vec<&'static str>,
+    given: Vec<&'static str>,
     report: &'r Report,
 }
 
 impl<'r> Section<'r> {
     pub fn root(table: Table, report: &'r Report) -> Section<'r> {
-        Section { path: String::new(), table, known: Vec::new(), report }
+        Section { path: String::new(), table, known: Vec::new(), given: Vec::new(), report }
     }
 
     /// The full path of a key in this section.
@@ -74,9 +75,18 @@ impl<'r> Section<'r> {
         self.table.contains_key(key)
     }
 
+    /// Whether the key was there, after it was asked for.
+    pub fn was_given(&self, key: &str) -> bool {
+        self.given.contains(&key)
+    }
+
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
-        self.table.remove(key)
+        let value = self.table.remove(key);
+        if value.is_some() {
+            self.given.push(key);
+        }
+        value
     }
 
     /// The value that `parse` makes of a key's text or number, or none where the key is absent or wrong (then reported).
@@ -182,8 +192,23 @@ impl<'r> Section<'r> {
         sections
     }
 
+    /// A table of tables, whose keys are names.
+    pub fn named_sections(&mut self, key: &'static str) -> Vec<(String, Section<'r>)> {
+        let Some(section) = self.section(key) else { return Vec::new() };
+        let mut sections = Vec::new();
+        for (name, item) in section.table {
+            let path = format!("{}.{name}", section.path);
+            if let Value::Table(table) = item {
+                sections.push((name, self.child(path, table)));
+            } else {
+                self.report.problem(path, "takes a table");
+            }
+        }
+        sections
+    }
+
     fn child(&self, path: String, table: Table) -> Section<'r> {
-        Section { path, table, known: Vec::new(), report: self.report }
+        Section { path, table, known: Vec::new(), given: Vec::new(), report: self.report }
     }
 
     /// Reports every key that was never asked for.

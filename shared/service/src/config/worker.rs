@@ -168,7 +168,7 @@ impl RouteConfig {
 }
 
 impl ForwardConfig {
-    fn read(mut section: Section<'_>, environment: &Environment) -> Option<ForwardConfig> {
+    pub(super) fn read(mut section: Section<'_>, environment: &Environment) -> Option<ForwardConfig> {
         let url = section.text("url").map(|text| forward_url(&text));
         let url = match url {
             Some(Ok(url)) => Some(url),

@@ -241,7 +241,7 @@ fn now_ms() -> i64 {
 }
 
 /// Consumes over each new session until it is told to stop; returns the channel of what is in hand then.
-async fn feed(
+pub(super) async fn feed(
     link: Arc<Link>,
     queue: String,
     prefetch: u16,

@@ -5,13 +5,19 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use std::collections::HashMap;
+use std::time::Duration;
 use streamgate_core::{
-    envelope::{Envelope, Properties, UNKNOWN_TYPE, header, safe_type},
+    envelope::{Envelope, Properties, UNKNOWN_TYPE, VERSION, header, safe_type},
+    hook::is_answer,
     id::{Kind, fingerprint, webhook_id},
     letter::Letter,
+    reason::Reason,
 };
 
 const PERSISTENT: u8 = 2;
+const TRANSIENT: u8 = 1;
+/// Where the broker hands answers straight to the channel that asked.
+pub(super) const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const CONTENT_TYPE: &str = "application/json";
 /// Why an event stands in the dead letters, and since when.
 const REASON: &str = "x-streamgate-reason";
@@ -78,6 +84,47 @@ pub(super) fn properties(envelope: &Envelope, beside: &Beside) -> BasicPropertie
         .with_type(short(&envelope.event_type))
         .with_timestamp(u64::try_from(envelope.received_at_ms / 1000).unwrap_or_default())
         .with_headers(headers)
+}
+
+/// Of a call: gone with its caller, so never on disk, and dropped by the broker when nobody waits for it any more.
+pub(super) fn call(envelope: &Envelope, number: u64, within: Duration) -> BasicProperties {
+    properties(envelope, &Beside::default())
+        .with_delivery_mode(TRANSIENT)
+        .with_expiration(within.as_millis().to_string().into())
+        .with_correlation_id(number.to_string().into())
+        .with_reply_to(REPLY_TO.into())
+}
+
+/// What is left of a call's time where nothing is known of when it was sent.
+pub(super) fn within(properties: &BasicProperties) -> Option<Duration> {
+    properties.expiration().as_ref()?.as_str().parse().ok().map(Duration::from_millis)
+}
+
+/// Of the answer to a call with this correlation id; `reason`: why there is none.
+pub(super) fn answer(correlation: ShortString, reason: Option<Reason>) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert(header::VERSION.into(), AMQPValue::LongString(VERSION.to_string().into()));
+    if let Some(reason) = reason {
+        headers.insert(REASON.into(), AMQPValue::LongString(reason.as_str().into()));
+    }
+    BasicProperties::default()
+        .with_delivery_mode(TRANSIENT)
+        .with_content_type(CONTENT_TYPE.into())
+        .with_correlation_id(correlation)
+        .with_headers(headers)
+}
+
+/// Which call an answer is for, and what it is. One that is no JSON object, a stranger's say, is a failure.
+pub(super) fn read_answer(properties: &BasicProperties, body: Vec<u8>) -> Option<(u64, Result<Bytes, Reason>)> {
+    let number = properties.correlation_id().as_ref()?.as_str().parse().ok()?;
+    let told = properties.headers().as_ref().and_then(|headers| text(headers.inner().get(REASON)?));
+    let answer = match told {
+        // A later version may know reasons that this one does not.
+        Some(word) => Err(Reason::parse(&word).unwrap_or(Reason::HookFailed)),
+        None if is_answer(&body) => Ok(body.into()),
+        None => Err(Reason::HookFailed),
+    };
+    Some((number, answer))
 }
 
 /// Reads a message of ours, of this version or another, or a stranger's: whatever is missing has a default.
@@ -264,5 +311,22 @@ mod tests {
         let names: Vec<_> = headers.inner().keys().map(ShortString::as_str).collect();
         assert!(!names.iter().any(|name| name.contains("death") || *name == "x-delivery-count"), "{names:?}");
         assert_eq!(read(&again, "q", Bytes::new()).1.redeliveries, 2, "but what it counted does");
+    }
+
+    #[test]
+    fn calls_and_answers_read_back() {
+        let asked =
+            Envelope { kind: Kind::BeforeMessageSend, key: "chat:before-message-send:i:0".into(), ..envelope() };
+        let written = call(&asked, 7, Duration::from_millis(1180));
+        assert_eq!((written.delivery_mode(), within(&written)), (&Some(1), Some(Duration::from_millis(1180))));
+        assert_eq!(read(&written, "x.calls", asked.body.clone()).0, asked);
+        let correlation = written.correlation_id().clone().unwrap();
+        let told = |reason, body: &[u8]| read_answer(&answer(correlation.clone(), reason), body.to_vec());
+        assert_eq!(told(None, b"{}"), Some((7, Ok(Bytes::from_static(b"{}")))));
+        assert_eq!(told(None, b"no JSON"), Some((7, Err(Reason::HookFailed))));
+        assert_eq!(told(Some(Reason::Unhandled), b""), Some((7, Err(Reason::Unhandled))));
+        assert_eq!(read_answer(&BasicProperties::default(), Vec::new()), None);
+        let later = table(&[(REASON, long("an invention"))]).with_correlation_id("7".into());
+        assert_eq!(read_answer(&later, b"{}".to_vec()), Some((7, Err(Reason::HookFailed))));
     }
 }

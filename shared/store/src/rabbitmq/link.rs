@@ -57,6 +57,10 @@ impl Session {
         self.0.ended.cancel();
     }
 
+    pub(super) fn is(&self, other: &Session) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(super) async fn ended(&self) {
         self.0.ended.cancelled().await;
     }

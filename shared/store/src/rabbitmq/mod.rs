@@ -1,6 +1,8 @@
 //! RabbitMQ: what is owed. Publishers and consumers on connections of their own, each supervised (`link`), over a topology
 //! that is verified before anything is believed (`topology`).
 
+mod ask;
+mod calls;
 mod consumer;
 mod endpoint;
 mod headers;
@@ -9,6 +11,8 @@ mod link;
 mod publisher;
 mod topology;
 
+pub use ask::{Caller, OnLate};
+pub use calls::CallQueue;
 pub use consumer::{Consumer, Handle};
 pub use endpoint::{DialError, Endpoint, EndpointError};
 pub use letters::LetterQueue;

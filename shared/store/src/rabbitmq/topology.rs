@@ -103,6 +103,10 @@ impl Topology {
         format!("{}.unrouted", self.prefix)
     }
 
+    pub(super) fn calls(&self) -> String {
+        format!("{}.calls", self.prefix)
+    }
+
     pub(super) fn retry(&self, step_ms: u64) -> String {
         format!("{}.retry.{step_ms}", self.prefix)
     }
@@ -128,6 +132,8 @@ impl Topology {
         let binding =
             |queue: &str, exchange: &str, key| Item::Binding { queue: queue.into(), exchange: exchange.into(), key };
         let events_max = AMQPValue::LongLongInt(i64::try_from(self.events_max).unwrap_or(i64::MAX));
+        let mut classic = FieldTable::default();
+        classic.insert("x-queue-type".into(), text("classic"));
         // The alternate exchange stands before the exchange that leads to it.
         let mut items = vec![
             exchange(&unrouted, ExchangeKind::Fanout, None),
@@ -137,6 +143,8 @@ impl Topology {
             queue(&self.events(), &[("x-max-length-bytes", events_max), ("x-overflow", text("reject-publish"))]),
             binding(&self.events(), &self.prefix, "*.push.#"),
             queue(&self.dead(), &[]),
+            // Nothing in it outlives its caller, so it is neither replicated nor written to disk.
+            Item::Queue { name: self.calls(), arguments: classic },
         ];
         for step in &self.steps {
             let name = self.retry(*step);
@@ -382,6 +390,7 @@ mod tests {
                 .to_owned(),
             "binding p *.push.# p.events".to_owned(),
             "queue p.dead x-delivery-limit=1000000 x-queue-type=quorum".to_owned(),
+            "queue p.calls x-queue-type=classic".to_owned(),
             "exchange p.retry.1000 Fanout None".to_owned(),
             format!("queue p.retry.1000 {retry} x-message-ttl=1000 x-overflow=reject-publish x-queue-type=quorum"),
             "binding p.retry.1000  p.retry.1000".to_owned(),

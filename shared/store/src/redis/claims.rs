@@ -1,7 +1,7 @@
 //! The state machine of `streamgate_core::claim` as scripts, one round trip each, by Redis's own clock. A state is text:
 //! `L attempt holder until_ms`, `R attempt`, `D` or `X`; a test holds each script against the pure functions.
 
-use super::link::Redis;
+use super::link::{Redis, millis};
 use redis::Script;
 use std::time::Duration;
 use streamgate_core::claim::{Conclusion, Verdict};
@@ -107,8 +107,4 @@ impl Claims for RedisClaims {
         script.arg(holder.to_string()).arg(word).arg(attempt).arg(self.window_ms);
         self.redis.script(&script).await
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -173,3 +173,8 @@ pub(super) async fn ping(address: &Address) -> Result<Connection, String> {
         Err(_) => Err(format!("no answer within {DIAL:?}")),
     }
 }
+
+/// As Redis takes times.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,12 +1,14 @@
-//! Redis: what was seen and who handles what. Every command has our own timeout; without Redis events go on, at the price
+//! Redis: what was seen, who handles what, and what hooks were answered. Every command has our own timeout; without Redis events go on, at the price
 //! of repeats, and a breaker keeps its absence from costing anything.
 
 mod address;
+mod answers;
 mod claims;
 mod link;
 mod seen;
 
 pub use address::{Address, AddressError};
+pub use answers::RedisAnswers;
 pub use claims::RedisClaims;
 pub use link::Redis;
 pub use seen::{OnLost, SeenKeys};

@@ -1,7 +1,7 @@
 //! Which events are durable: the newest in memory, all of the window in Redis. One question before the publish; what is
 //! marked after it is told to Redis beside the answer.
 
-use super::link::Redis;
+use super::link::{Redis, millis};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -81,10 +81,6 @@ async fn mark_all(redis: Redis, window: Duration, mut waiting: mpsc::Receiver<[u
             on_lost(lost as u64);
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The newest keys, each until its time is over or its place is needed.

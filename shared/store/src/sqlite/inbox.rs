@@ -107,6 +107,14 @@ impl Inbox {
         self.arrived.lock().await.recv().await.ok_or_else(|| unavailable("the store is closed"))
     }
 
+    /// Runs a query on the reading thread.
+    pub(super) async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.reader.query(query).await
+    }
+
     pub(super) fn ready(&self) -> Result<(), StoreError> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -5,6 +5,7 @@
 //! carries the attempt. That is why the claims of this store are leases in memory and nothing else (`leases`): a dead
 //! process holds none.
 
+mod answers;
 mod directory;
 mod inbox;
 mod leases;

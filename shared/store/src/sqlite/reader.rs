@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 use streamgate_core::ports::StoreError;
 use tokio::sync::{mpsc, oneshot};
 
-/// Queries waiting at a time: the inbox asks one after another.
-const MAX_WAITING: usize = 4;
+/// Queries waiting at a time: the inbox asks one after another, and each hook once.
+const MAX_WAITING: usize = 64;
 
 type Query = Box<dyn FnOnce(&Connection) + Send>;
 

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Each step brings the file from `user_version` = its index to the next. Never change a step that was released.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     -- What is owed. A row leaves when it is settled. due_at = 0: never failed; else ready from then on (ms, Unix).
     CREATE TABLE events (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -43,7 +44,17 @@ const MIGRATIONS: [&str; 1] = ["
         headers TEXT NOT NULL,
         body BLOB NOT NULL
     );
-"];
+",
+    "
+    -- What hooks were answered first, by the fingerprint of their key.
+    CREATE TABLE answers (
+        key BLOB PRIMARY KEY,
+        at INTEGER NOT NULL,
+        answer BLOB NOT NULL
+    );
+    CREATE INDEX answers_at ON answers (at);
+",
+];
 const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// Events of some 2 KB lie three to a page, instead of one with half of it empty.

@@ -4,7 +4,8 @@
 //! the commit. Where a batch fails for what one write holds, each is tried alone, so that one cannot take the others with it.
 
 use super::queue::{self, Change};
-use super::{OpenError, Options, millis, now_ms, schema, seen, unavailable};
+use super::{OpenError, Options, answers, millis, now_ms, schema, seen, unavailable};
+use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -56,6 +57,8 @@ type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 enum Write {
     Enqueue(Box<Envelope>, Answer<Accepted>),
     Settle(Change, Answer<()>),
+    /// The first answer to a hook.
+    Remember([u8; 16], Bytes, Answer<()>),
     /// Looks after age and health.
     Tick,
 }
@@ -125,6 +128,10 @@ impl Writer {
 
     pub(super) async fn settle(&self, change: Change) -> Result<(), StoreError> {
         self.write(|answer| Write::Settle(change, answer)).await
+    }
+
+    pub(super) async fn remember(&self, key: [u8; 16], answer: Bytes) -> Result<(), StoreError> {
+        self.write(|told| Write::Remember(key, answer, told)).await
     }
 
     async fn write<T>(&self, make: impl FnOnce(Answer<T>) -> Write) -> Result<T, StoreError> {
@@ -249,6 +256,12 @@ impl Desk {
                     queue::settle(&transaction, change, now)?;
                     Ok(Effect::Settled)
                 }
+                // What it would take, events may need: without it a repeat is asked again.
+                Write::Remember(..) if full => Err(limits.full()),
+                Write::Remember(key, answer, _) => {
+                    answers::insert(&transaction, *key, answer, now)?;
+                    Ok(Effect::Settled)
+                }
                 Write::Tick => {
                     // An empty transaction would succeed on a full disk.
                     if !healthy {
@@ -278,6 +291,7 @@ impl Desk {
                     news |= matches!(change.settlement, Settlement::Retry { .. } | Settlement::Wait { .. });
                     drop(answer.send(Ok(())));
                 }
+                (Write::Remember(_, _, told), Ok(_)) => drop(told.send(Ok(()))),
                 (write, Err(error)) => write.refuse(&error),
                 (Write::Tick | Write::Enqueue(..), Ok(_)) => {}
             }
@@ -292,7 +306,7 @@ impl Write {
     fn refuse(self, error: &StoreError) {
         match self {
             Write::Enqueue(_, answer) => drop(answer.send(Err(error.clone()))),
-            Write::Settle(_, answer) => drop(answer.send(Err(error.clone()))),
+            Write::Settle(_, answer) | Write::Remember(_, _, answer) => drop(answer.send(Err(error.clone()))),
             Write::Tick => {}
         }
     }

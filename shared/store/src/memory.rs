@@ -1,0 +1,62 @@
+//! Calls within one process: the gateway asks, the worker beside it answers. Nothing of a call outlives its caller.
+
+use bytes::Bytes;
+use std::time::Duration;
+use streamgate_core::{
+    envelope::Envelope,
+    ports::{Ask, Call, Calls, StoreError},
+    reason::Reason,
+};
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+type Told = oneshot::Sender<Result<Bytes, Reason>>;
+
+/// The road between the two.
+#[derive(Debug)]
+pub struct InProcess {
+    /// None where nobody answers.
+    calls: Option<mpsc::Sender<Call<Told>>>,
+    arrived: Mutex<mpsc::Receiver<Call<Told>>>,
+}
+
+impl InProcess {
+    /// `most`: calls that wait at a time. `answered`: whether there is anybody with a handler.
+    pub fn new(most: usize, answered: bool) -> InProcess {
+        let (calls, arrived) = mpsc::channel(most);
+        InProcess { calls: answered.then_some(calls), arrived: Mutex::new(arrived) }
+    }
+}
+
+impl Ask for InProcess {
+    async fn ask(&self, envelope: Envelope, within: Duration) -> Result<Bytes, Reason> {
+        let calls = self.calls.as_ref().ok_or(Reason::NoWorker)?;
+        let (handle, told) = oneshot::channel();
+        let asked = async {
+            let call = Call { envelope, within, handle };
+            calls.send(call).await.map_err(|_| Reason::NoWorker)?;
+            // Dropped by a worker that drains.
+            told.await.map_err(|_| Reason::NoWorker)?
+        };
+        tokio::time::timeout(within, asked).await.unwrap_or(Err(Reason::HookTimeout))
+    }
+}
+
+impl Calls for InProcess {
+    type Handle = Told;
+
+    async fn next(&self) -> Result<Call<Told>, StoreError> {
+        let mut arrived = self.arrived.lock().await;
+        loop {
+            match arrived.recv().await {
+                // Its caller has given up.
+                Some(call) if call.handle.is_closed() => {}
+                Some(call) => return Ok(call),
+                None => return std::future::pending().await,
+            }
+        }
+    }
+
+    async fn answer(&self, handle: Told, answer: Result<Bytes, Reason>) -> Result<(), StoreError> {
+        handle.send(answer).map_err(|_| StoreError::Unavailable("its caller waits no more".to_owned()))
+    }
+}

@@ -1,0 +1,135 @@
+//! The worker's side of calls: on a connection of its own, so that neither a backlog of events nor their retries delay an
+//! answer.
+
+use super::consumer::feed;
+use super::endpoint::Endpoint;
+use super::headers;
+use super::link::{Link, PATIENCE, Session};
+use super::topology::Topology;
+use bytes::Bytes;
+use lapin::Channel;
+use lapin::message::Delivery as Raw;
+use lapin::options::{BasicAckOptions, BasicPublishOptions};
+use lapin::types::ShortString;
+use lapin::{Acker, BasicProperties};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use streamgate_core::ports::{Call, Calls, StoreError};
+use streamgate_core::reason::Reason;
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// For a stranger's call that says nothing of its time.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Calls from RabbitMQ.
+#[derive(Debug)]
+pub struct CallQueue {
+    link: Arc<Link>,
+    arrived: Mutex<mpsc::Receiver<Raw>>,
+    stop: CancellationToken,
+    feed: std::sync::Mutex<Option<AbortOnDropHandle<Option<Channel>>>>,
+    /// After the stop: without its channel what is in hand could not be acknowledged.
+    stopped: std::sync::Mutex<Option<Channel>>,
+    /// Where answers go out, and the session that it belongs to.
+    answers: Mutex<Option<(Session, Channel)>>,
+}
+
+/// What answers a call.
+#[derive(Debug)]
+pub struct Handle {
+    acker: Acker,
+    /// None where nobody asked to be told.
+    to: Option<(ShortString, ShortString)>,
+}
+
+impl CallQueue {
+    /// Starts to connect and to consume, `concurrency` calls at a time. Call within a tokio runtime.
+    pub fn start(endpoint: &Endpoint, topology: &Topology, concurrency: u16) -> CallQueue {
+        let link = Link::start(endpoint.clone(), topology.clone(), "worker, calls");
+        let (deliver, arrived) = mpsc::channel(usize::from(concurrency));
+        let stop = CancellationToken::new();
+        let feed = feed(Arc::clone(&link), topology.calls(), concurrency, deliver, stop.clone());
+        CallQueue {
+            link,
+            arrived: Mutex::new(arrived),
+            stop,
+            feed: std::sync::Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(feed)))),
+            stopped: std::sync::Mutex::default(),
+            answers: Mutex::default(),
+        }
+    }
+
+    /// Takes no more calls; those that nobody has in hand go back to other workers when the connection closes.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        let feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(feed) = feed
+            && let Ok(Ok(channel)) = tokio::time::timeout(PATIENCE, feed).await
+        {
+            *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        }
+    }
+
+    pub async fn close(&self) {
+        self.stop().await;
+        self.link.close().await;
+    }
+
+    /// The channel for answers of the open session. It is not in confirm mode, so tasks may share it.
+    async fn channel(&self) -> Result<Channel, StoreError> {
+        let session = self.link.session()?;
+        let mut answers = self.answers.lock().await;
+        if let Some((of, channel)) = &*answers
+            && of.is(&session)
+            && channel.status().connected()
+        {
+            return Ok(channel.clone());
+        }
+        let channel = session.channel().await.map_err(StoreError::Unavailable)?;
+        *answers = Some((session, channel.clone()));
+        Ok(channel)
+    }
+}
+
+impl Calls for CallQueue {
+    type Handle = Handle;
+
+    async fn next(&self) -> Result<Call<Handle>, StoreError> {
+        let mut arrived = self.arrived.lock().await;
+        loop {
+            let Some(raw) = arrived.recv().await else { return std::future::pending().await };
+            // Of a connection that is gone: the broker has it back.
+            if raw.usable() {
+                return Ok(call(raw));
+            }
+        }
+    }
+
+    async fn answer(&self, handle: Handle, answer: Result<Bytes, Reason>) -> Result<(), StoreError> {
+        let unavailable = |error: lapin::Error| StoreError::Unavailable(error.to_string());
+        if let Some((reply_to, correlation)) = handle.to {
+            let channel = self.channel().await?;
+            let (body, reason) = match answer {
+                Ok(body) => (body, None),
+                Err(reason) => (Bytes::new(), Some(reason)),
+            };
+            let properties: BasicProperties = headers::answer(correlation, reason);
+            let options = BasicPublishOptions::default();
+            // A caller that is gone costs nothing: the broker drops what is for it.
+            channel.basic_publish("".into(), reply_to, options, &body, properties).await.map_err(unavailable)?;
+        }
+        // After the answer: of a worker that dies before it, the call is handed out again while there is time.
+        handle.acker.ack(BasicAckOptions::default()).await.map(drop).map_err(unavailable)
+    }
+}
+
+fn call(raw: Raw) -> Call<Handle> {
+    let Raw { routing_key, properties, data, acker, .. } = raw;
+    let to = properties.reply_to().clone();
+    let to = to.map(|reply_to| (reply_to, properties.correlation_id().clone().unwrap_or_default()));
+    let within = headers::within(&properties).unwrap_or(LONGEST);
+    let (envelope, _) = headers::read(&properties, routing_key.as_str(), data.into());
+    Call { envelope, within, handle: Handle { acker, to } }
+}

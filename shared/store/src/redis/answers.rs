@@ -1,0 +1,60 @@
+//! First answers to hooks, so that a repeat gets them again at any gateway. `W` stands for one that is in work, `A` before
+//! an answer.
+
+use super::link::{Redis, millis};
+use bytes::Bytes;
+use redis::Script;
+use std::time::Duration;
+use streamgate_core::id::fingerprint;
+use streamgate_core::ports::{Answers, StoreError, Turn};
+
+/// How long an answer is remembered. Stream asks once; who repeats is a proxy on the way.
+const WINDOW: Duration = Duration::from_secs(120);
+const IN_WORK: u8 = b'W';
+const ANSWER: u8 = b'A';
+
+/// What stands there, else the mark that it is in work from now on.
+const BEGIN: &str = "
+local found = redis.call('GET', KEYS[1])
+if found then return found end
+redis.call('SET', KEYS[1], 'W', 'PX', ARGV[1])
+return ''
+";
+
+/// Answers of all gateways on one Redis.
+#[derive(Debug)]
+pub struct RedisAnswers {
+    redis: Redis,
+    begin: Script,
+}
+
+impl RedisAnswers {
+    pub fn new(redis: Redis) -> RedisAnswers {
+        RedisAnswers { redis, begin: Script::new(BEGIN) }
+    }
+
+    fn place(&self, key: &str) -> String {
+        self.redis.key("answer", fingerprint(key))
+    }
+}
+
+impl Answers for RedisAnswers {
+    async fn begin(&self, key: &str, within: Duration) -> Result<Turn, StoreError> {
+        let mut script = self.begin.key(self.place(key));
+        script.arg(millis(within).max(1));
+        let found: Vec<u8> = self.redis.script(&script).await?;
+        match found.split_first() {
+            None => Ok(Turn::First),
+            Some((&IN_WORK, _)) => Ok(Turn::InWork),
+            Some((&ANSWER, answer)) => Ok(Turn::Answered(Bytes::copy_from_slice(answer))),
+            Some(_) => Err(StoreError::Unavailable("Redis holds what no answer can be".to_owned())),
+        }
+    }
+
+    async fn remember(&self, key: &str, answer: Bytes) -> Result<(), StoreError> {
+        let value = [&[ANSWER], &answer[..]].concat();
+        let mut set = redis::cmd("SET");
+        set.arg(self.place(key)).arg(value).arg("PX").arg(millis(WINDOW));
+        self.redis.command(&set).await
+    }
+}
