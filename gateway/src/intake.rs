@@ -5,7 +5,8 @@ use bytes::Bytes;
 use std::time::Instant;
 use streamgate_core::{
     envelope::{Envelope, safe_cid, safe_traceparent, safe_type},
-    id::{idempotency_key, webhook_id},
+    hook,
+    id::{Kind, idempotency_key, webhook_id},
     peek::peek,
     ports::{Accepted, Enqueue, Seen, StoreError},
     reason::Reason,
@@ -23,6 +24,8 @@ pub(crate) struct Beside<'a> {
     pub(crate) webhook_id: Option<&'a [u8]>,
     pub(crate) webhook_attempt: Option<&'a [u8]>,
     pub(crate) traceparent: Option<&'a [u8]>,
+    /// The command's name as the URL has it.
+    pub(crate) query_type: Option<&'a str>,
 }
 
 pub(crate) fn envelope(beside: &Beside<'_>, body: Bytes, received_at_ms: i64) -> Envelope {
@@ -30,7 +33,16 @@ pub(crate) fn envelope(beside: &Beside<'_>, body: Bytes, received_at_ms: i64) ->
     let signature = beside.signature.to_hex();
     let bytes = body.clone();
     let peek = peek(&bytes);
-    let event_type = beside.target.event_type.or(peek.event_type.as_deref());
+    let command;
+    let event_type = match beside.target.kind {
+        Kind::Push => beside.target.event_type.or(peek.event_type.as_deref()),
+        // Its body has no type.
+        Kind::BeforeMessageSend => Some(beside.target.kind.as_str()),
+        Kind::CustomCommand => {
+            command = hook::command(&bytes);
+            command.as_deref().or(beside.query_type)
+        }
+    };
     // Two callbacks may carry one body under one id; the path tells them apart.
     let id_of_key = beside.target.event_type.map_or_else(|| id.clone(), |path| format!("{path}/{id}"));
     let attempt = beside.webhook_attempt.and_then(|text| std::str::from_utf8(text).ok()?.trim().parse().ok());

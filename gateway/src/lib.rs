@@ -1,12 +1,14 @@
-//! Streamgate's receiving side: accept, read, admit, enqueue, answer.
+//! Streamgate's receiving side: accept, read, admit, enqueue or ask, answer.
 //!
-//! Knows the ports, not the stores. A push is answered 2xx only when its event is durable.
+//! Knows the ports, not the stores. A push is answered 2xx only when its event is durable; a synchronous hook is answered
+//! within its deadline, by a worker or by its policy.
 
 mod accept;
 mod activity;
 mod budget;
 mod connection;
 mod connections;
+mod hooks;
 mod intake;
 mod receive;
 mod response;
@@ -15,5 +17,6 @@ mod tls;
 mod watched;
 
 pub use accept::Gateway;
+pub use hooks::{AnswerHook, Hooks};
 pub use receive::Intake;
 pub use tls::{Tls, TlsError};

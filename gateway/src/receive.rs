@@ -1,9 +1,11 @@
-//! One request: admit it, read its body, make it durable, answer. Every path ends within `answer_deadline`.
+//! One request: admit it, read its body, make it durable or have it answered, answer. Every path ends within
+//! `answer_deadline`.
 
 use crate::activity::InHand;
 use crate::budget::{HeldBody, MemoryBudget, Share};
+use crate::hooks::{AnswerHook, Asked};
 use crate::intake::{self, Beside};
-use crate::response::{self, Outcome};
+use crate::response::{self, Outcome, Taken};
 use crate::route;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -21,6 +23,7 @@ use streamgate_core::{
     admission::{self, Facts, Limits, Single},
     apps::Apps,
     envelope::header,
+    id::Kind,
     inflate::{BodyReader, SignedBody},
     ports::{Enqueue, Seen},
     reason::Reason,
@@ -49,6 +52,8 @@ pub struct Intake<E, S> {
     apps: ArcSwap<Apps>,
     enqueue: Arc<E>,
     seen: Arc<S>,
+    /// Boxed, other than the ports: a hook waits for a worker, and its road has types of its own that nothing here needs.
+    hooks: Arc<dyn AnswerHook>,
     limits: Limits,
     body_timeout: Duration,
     answer_deadline: Duration,
@@ -60,11 +65,19 @@ pub struct Intake<E, S> {
 }
 
 impl<E: Enqueue, S: Seen> Intake<E, S> {
-    pub fn new(config: &GatewayConfig, apps: Apps, enqueue: Arc<E>, seen: Arc<S>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        config: &GatewayConfig,
+        apps: Apps,
+        enqueue: Arc<E>,
+        seen: Arc<S>,
+        hooks: Arc<dyn AnswerHook>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Intake {
             apps: ArcSwap::from_pointee(apps),
             enqueue,
             seen,
+            hooks,
             limits: Limits { max_body: config.max_body, max_in_flight: config.max_in_flight },
             body_timeout: config.body_timeout,
             answer_deadline: config.answer_deadline,
@@ -115,6 +128,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
                 Err(reason)
             }
             (Ok(target), Ok(admitted)) => {
+                let query_type = route::query_type(parts.uri.query());
                 let beside = Beside {
                     target,
                     app,
@@ -123,23 +137,32 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
                     webhook_id: first(&parts.headers, header::WEBHOOK_ID),
                     webhook_attempt: first(&parts.headers, header::WEBHOOK_ATTEMPT),
                     traceparent: first(&parts.headers, header::TRACEPARENT),
+                    query_type: query_type.as_deref(),
                 };
                 let verifier = Verifier::new(&admitted.key.secrets, admitted.signature);
-                let take = self.take(body, verifier, &beside, &in_hand);
+                let deadline = head_read + self.answer_deadline.min(self.hooks.deadline(target.kind));
+                let take = self.take(body, verifier, &beside, &in_hand, deadline);
                 tokio::select! {
                     biased;
                     taken = take => taken,
-                    () = tokio::time::sleep_until(head_read + self.answer_deadline) => Err(Reason::DeadlineExceeded),
+                    () = tokio::time::sleep_until(deadline) => Err(Reason::DeadlineExceeded),
                     () = self.given_up.cancelled() => Err(Reason::Draining),
                 }
             }
         };
-        self.told(app, kind, outcome, first_byte);
+        self.told(app, kind, &outcome, first_byte);
         response::response(outcome).map(|bytes| AnswerBody { bytes, _in_hand: in_hand })
     }
 
-    /// Reads and stores an admitted request.
-    async fn take(&self, mut body: Incoming, verifier: Verifier, beside: &Beside<'_>, in_hand: &InHand) -> Outcome {
+    /// Reads an admitted request, and stores its event or has its hook answered.
+    async fn take(
+        &self,
+        mut body: Incoming,
+        verifier: Verifier,
+        beside: &Beside<'_>,
+        in_hand: &InHand,
+        deadline: tokio::time::Instant,
+    ) -> Outcome {
         let reader = BodyReader::new(verifier, self.limits.max_body, self.budget.share());
         let read = tokio::time::timeout(self.body_timeout, read(&mut body, reader)).await;
         let signed = match read.unwrap_or(Err(Reason::BodyTimeout)) {
@@ -151,8 +174,16 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             }
         };
         let bytes = Bytes::from_owner(HeldBody(signed));
-        let envelope = intake::envelope(beside, bytes, jiff::Timestamp::now().as_millisecond());
-        intake::store(&*self.enqueue, &*self.seen, &self.metrics, envelope).await
+        let call = intake::envelope(beside, bytes, jiff::Timestamp::now().as_millisecond());
+        match beside.target.kind {
+            Kind::Push => intake::store(&*self.enqueue, &*self.seen, &self.metrics, call).await.map(Taken::Event),
+            Kind::BeforeMessageSend | Kind::CustomCommand => {
+                // An id of the body's own would make two equal messages one.
+                let repeatable = beside.webhook_id.is_some_and(|id| !id.is_empty());
+                let asked = Asked { call, repeatable, deadline, given_up: self.given_up.clone() };
+                Ok(Taken::Hook(Arc::clone(&self.hooks).answer(asked).await))
+            }
+        }
     }
 
     /// Goes on reading a refused body for a while, beside the answer, so that the answer arrives.
@@ -179,14 +210,14 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
     }
 
     /// Counter and histogram of one answer, in one place.
-    fn told(&self, app: &str, kind: &str, outcome: Outcome, first_byte: Instant) {
+    fn told(&self, app: &str, kind: &str, outcome: &Outcome, first_byte: Instant) {
         self.metrics.gateway_requests.with_label_values(&[app, kind, response::word(outcome)]).inc();
         self.metrics.gateway_ack.with_label_values(&[kind]).observe(first_byte.elapsed().as_secs_f64());
     }
 
     /// A head that never came whole, answered by its connection.
     pub(crate) fn told_header_timeout(&self, first_byte: Instant) {
-        self.told(NONE, NONE, Err(Reason::HeaderTimeout), first_byte);
+        self.told(NONE, NONE, &Err(Reason::HeaderTimeout), first_byte);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Answers. This file alone knows which reason has which status.
 
+use crate::hooks::Answered;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
@@ -7,17 +8,26 @@ use hyper::{Response, StatusCode};
 use streamgate_core::{ports::Accepted, reason::Reason};
 
 const OUTCOME: HeaderName = HeaderName::from_static("x-streamgate-outcome");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Seconds. Stream keeps its own schedule; a proxy in between may heed it.
 const RETRY_SOON: HeaderValue = HeaderValue::from_static("1");
 
+/// What was taken.
+#[derive(Clone, Debug)]
+pub(crate) enum Taken {
+    Event(Accepted),
+    Hook(Answered),
+}
+
 /// What became of a request.
-pub(crate) type Outcome = Result<Accepted, Reason>;
+pub(crate) type Outcome = Result<Taken, Reason>;
 
 /// The word for an outcome in metrics and in the answer's header.
-pub(crate) fn word(outcome: Outcome) -> &'static str {
+pub(crate) fn word(outcome: &Outcome) -> &'static str {
     match outcome {
-        Ok(Accepted::Enqueued) => "enqueued",
-        Ok(Accepted::Duplicate) => "duplicate",
+        Ok(Taken::Event(Accepted::Enqueued)) => "enqueued",
+        Ok(Taken::Event(Accepted::Duplicate)) => "duplicate",
+        Ok(Taken::Hook(answered)) => answered.word(),
         Err(reason) => reason.as_str(),
     }
 }
@@ -42,10 +52,15 @@ fn status(reason: Reason) -> StatusCode {
         | Reason::DeadlineExceeded
         | Reason::StoreUnavailable
         | Reason::StoreFull => StatusCode::SERVICE_UNAVAILABLE,
-        // Reasons of the worker, which has no caller to answer.
-        Reason::Rejected | Reason::RetriesExhausted | Reason::Unmatched | Reason::Poison => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        // Reasons of the worker, which has no caller to answer, and of hooks, which are answered 200 whatever happens.
+        Reason::Rejected
+        | Reason::RetriesExhausted
+        | Reason::Unmatched
+        | Reason::Poison
+        | Reason::NoWorker
+        | Reason::Unhandled
+        | Reason::HookFailed
+        | Reason::HookTimeout => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -60,7 +75,9 @@ fn advice(reason: Reason) -> &'static str {
         Reason::UnknownKey | Reason::WrongSignature => {
             "no secret of a known API key signed this body; check the app's key and secret, and that no proxy changes the body"
         }
-        Reason::NotFound => "webhooks arrive at /webhooks/stream/push",
+        Reason::NotFound => {
+            "webhooks arrive at /webhooks/stream/push, /webhooks/stream/before-message-send and /webhooks/stream/custom-commands"
+        }
         Reason::MethodNotAllowed => "webhooks are sent by POST",
         Reason::HeaderTimeout => "the headers did not arrive in time",
         Reason::BodyTimeout => "the body did not arrive in time",
@@ -76,14 +93,20 @@ fn advice(reason: Reason) -> &'static str {
         Reason::Rejected | Reason::RetriesExhausted | Reason::Unmatched | Reason::Poison => {
             "the event could not be handled"
         }
+        Reason::NoWorker | Reason::Unhandled | Reason::HookFailed | Reason::HookTimeout => "the hook had no answer",
     }
 }
 
 pub(crate) fn response(outcome: Outcome) -> Response<Full<Bytes>> {
+    let told = HeaderValue::from_static(word(&outcome));
     let reason = match outcome {
-        Ok(_) => {
+        Ok(taken) => {
             let mut response = Response::new(Full::default());
-            response.headers_mut().insert(OUTCOME, HeaderValue::from_static(word(outcome)));
+            response.headers_mut().insert(OUTCOME, told);
+            if let Taken::Hook(answered) = taken {
+                response.headers_mut().insert(CONTENT_TYPE, JSON);
+                *response.body_mut() = Full::new(answered.body);
+            }
             return response;
         }
         Err(reason) => reason,
@@ -92,7 +115,7 @@ pub(crate) fn response(outcome: Outcome) -> Response<Full<Bytes>> {
     let status = status(reason);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, JSON);
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(RETRY_AFTER, RETRY_SOON);
     }
@@ -131,6 +154,7 @@ mod tests {
             "too_large" => 413,
             "unsupported_encoding" => 415,
             "rejected" | "retries_exhausted" | "unmatched" | "poison" => 500,
+            "no_worker" | "unhandled" | "hook_failed" | "hook_timeout" => 500,
             _ => 503,
         };
         for reason in Reason::ALL {

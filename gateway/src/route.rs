@@ -1,6 +1,7 @@
 //! Paths and methods: which kind of webhook a request is.
 
 use hyper::Method;
+use std::borrow::Cow;
 use streamgate_core::{id::Kind, reason::Reason};
 
 /// What a path means.
@@ -12,13 +13,45 @@ pub(crate) struct Target {
 }
 
 pub(crate) fn target(method: &Method, path: &str) -> Result<Target, Reason> {
-    let event_type = match path {
-        "/webhooks/stream/push" => None,
-        "/webhooks/stream/pending-message/PassOnPendingMessage" => Some("pending_message.passed_on"),
-        "/webhooks/stream/pending-message/DeletedPendingMessage" => Some("pending_message.deleted"),
+    let push = |event_type| Target { kind: Kind::Push, event_type };
+    let target = match path {
+        "/webhooks/stream/push" => push(None),
+        "/webhooks/stream/pending-message/PassOnPendingMessage" => push(Some("pending_message.passed_on")),
+        "/webhooks/stream/pending-message/DeletedPendingMessage" => push(Some("pending_message.deleted")),
+        "/webhooks/stream/before-message-send" => Target { kind: Kind::BeforeMessageSend, event_type: None },
+        "/webhooks/stream/custom-commands" => Target { kind: Kind::CustomCommand, event_type: None },
         _ => return Err(Reason::NotFound),
     };
-    if method == Method::POST { Ok(Target { kind: Kind::Push, event_type }) } else { Err(Reason::MethodNotAllowed) }
+    if method == Method::POST { Ok(target) } else { Err(Reason::MethodNotAllowed) }
+}
+
+/// `type` of a query: the command's name as the URL has it, which nobody has signed.
+pub(crate) fn query_type(query: Option<&str>) -> Option<Cow<'_, str>> {
+    let value = query?.split('&').find_map(|pair| pair.strip_prefix("type="))?;
+    let decoded = percent_decode(value);
+    if decoded.is_empty() { None } else { Some(decoded) }
+}
+
+fn percent_decode(text: &str) -> Cow<'_, str> {
+    if !text.contains(['%', '+']) {
+        return Cow::from(text);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let code = match (first, after) {
+            (b'%', [high, low, ..]) => u8::from_str_radix(&String::from_utf8_lossy(&[*high, *low]), 16).ok(),
+            _ => None,
+        };
+        let (byte, length) = match (code, first) {
+            (Some(byte), _) => (byte, 3),
+            (None, b'+') => (b' ', 1),
+            (None, other) => (*other, 1),
+        };
+        bytes.push(byte);
+        rest = &rest[length..];
+    }
+    Cow::from(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -28,6 +61,7 @@ mod tests {
     #[test]
     fn a_table_of_paths() {
         let push = |event_type| Ok(Target { kind: Kind::Push, event_type });
+        let hook = |kind| Ok(Target { kind, event_type: None });
         let cases = [
             (Method::POST, "/webhooks/stream/push", push(None)),
             (Method::GET, "/webhooks/stream/push", Err(Reason::MethodNotAllowed)),
@@ -39,9 +73,27 @@ mod tests {
                 "/webhooks/stream/pending-message/PassOnPendingMessage",
                 push(Some("pending_message.passed_on")),
             ),
+            (Method::POST, "/webhooks/stream/before-message-send", hook(Kind::BeforeMessageSend)),
+            (Method::POST, "/webhooks/stream/custom-commands", hook(Kind::CustomCommand)),
+            (Method::GET, "/webhooks/stream/custom-commands", Err(Reason::MethodNotAllowed)),
         ];
         for (method, path, expected) in cases {
             assert_eq!(target(&method, path), expected, "{method} {path}");
+        }
+    }
+    #[test]
+    fn the_type_of_a_query() {
+        let cases = [
+            (None, None),
+            (Some(""), None),
+            (Some("type="), None),
+            (Some("type=ticket"), Some("ticket")),
+            (Some("a=b&type=ticket&type=other"), Some("ticket")),
+            (Some("type=a%2Fb+c%zz%4"), Some("a/b c%zz%4")),
+            (Some("xtype=ticket"), None),
+        ];
+        for (query, expected) in cases {
+            assert_eq!(query_type(query).as_deref(), expected, "{query:?}");
         }
     }
 }

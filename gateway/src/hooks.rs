@@ -1,0 +1,241 @@
+//! Synchronous hooks: a worker is asked, and Stream is answered within the deadline, by the worker or by the policy. A repeat
+//! gets the first answer again, and waits for it while it is being made.
+
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use streamgate_core::{
+    envelope::Envelope,
+    hook,
+    id::Kind,
+    ports::{Answers, Ask, Turn},
+    reason::Reason,
+};
+use streamgate_service::config::{HookPolicy, HooksConfig};
+use streamgate_service::metrics::Metrics;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Between looks at an answer that another gateway is waiting for. A repeat meets another gateway seldom, and then waits for
+/// one hook: not worth a connection of its own on which Redis could tell.
+const LOOK: Duration = Duration::from_millis(20);
+/// Kept back from each deadline for writing the answer, but never more than a tenth of it.
+const WRITING: Duration = Duration::from_millis(20);
+
+/// A hook's answer.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// A JSON object.
+    pub(crate) body: Bytes,
+    source: Source,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Worker,
+    /// Given before.
+    First,
+    /// There was no answer, for this reason.
+    Policy(Reason),
+}
+
+impl Answered {
+    /// The word in metrics and in the answer's header.
+    pub(crate) fn word(&self) -> &'static str {
+        match self.source {
+            Source::Worker => "answered",
+            Source::First => "repeated",
+            Source::Policy(reason) => reason.as_str(),
+        }
+    }
+}
+
+/// One hook to be answered.
+#[derive(Debug)]
+pub struct Asked {
+    pub(crate) call: Envelope,
+    /// Whether it came with an id: a repeat of it gets its answer.
+    pub(crate) repeatable: bool,
+    pub(crate) deadline: Instant,
+    /// The drain's time is over.
+    pub(crate) given_up: CancellationToken,
+}
+
+type Answering = Pin<Box<dyn Future<Output = Answered> + Send>>;
+
+/// Answers hooks.
+pub trait AnswerHook: Send + Sync + 'static {
+    /// From headers read to answer written, by kind; no limit of its own for pushes.
+    fn deadline(&self, kind: Kind) -> Duration;
+    fn answer(self: Arc<Self>, asked: Asked) -> Answering;
+}
+
+impl std::fmt::Debug for dyn AnswerHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hooks(…)")
+    }
+}
+
+/// Hooks over any stores.
+#[derive(Debug)]
+pub struct Hooks<C, A> {
+    calls: Arc<C>,
+    answers: Arc<A>,
+    before_message_send: HookPolicy,
+    custom_commands: HookPolicy,
+    metrics: Arc<Metrics>,
+    /// Hooks that are being answered here, by key, until their answer is remembered.
+    in_work: Mutex<HashMap<String, watch::Receiver<Option<Answered>>>>,
+}
+
+impl<C: Ask, A: Answers> Hooks<C, A> {
+    pub fn new(config: &HooksConfig, calls: Arc<C>, answers: Arc<A>, metrics: Arc<Metrics>) -> Arc<Hooks<C, A>> {
+        Arc::new(Hooks {
+            calls,
+            answers,
+            before_message_send: config.before_message_send.policy.clone(),
+            custom_commands: config.custom_commands.policy.clone(),
+            metrics,
+            in_work: Mutex::default(),
+        })
+    }
+
+    fn policy(&self, kind: Kind) -> &HookPolicy {
+        match kind {
+            Kind::CustomCommand => &self.custom_commands,
+            Kind::BeforeMessageSend | Kind::Push => &self.before_message_send,
+        }
+    }
+
+    fn in_work(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Option<Answered>>>> {
+        self.in_work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks, and decides where there is no answer.
+    async fn ask(&self, asked: Asked) -> Answered {
+        let Asked { call, deadline, given_up, .. } = asked;
+        let (kind, body) = (call.kind, call.body.clone());
+        let left = deadline.saturating_duration_since(Instant::now());
+        let told = tokio::select! {
+            biased;
+            told = self.calls.ask(call, left) => told,
+            () = tokio::time::sleep_until(deadline) => Err(Reason::HookTimeout),
+            () = given_up.cancelled() => Err(Reason::Draining),
+        };
+        match told {
+            Ok(body) => Answered { body, source: Source::Worker },
+            Err(reason) => {
+                let policy = self.policy(kind);
+                let body = hook::fallback(policy.on_failure, &policy.failure_text, &body).into();
+                Answered { body, source: Source::Policy(reason) }
+            }
+        }
+    }
+
+    /// The answer of a call that has an id: the first one, whoever asks for it.
+    async fn once(self: Arc<Self>, asked: Asked) -> Answered {
+        let key = asked.call.key.clone();
+        let (mut told, first) = match self.in_work().entry(key.clone()) {
+            Entry::Occupied(known) => (known.get().clone(), None),
+            Entry::Vacant(place) => {
+                let (tell, told) = watch::channel(None);
+                place.insert(told.clone());
+                (told, Some(tell))
+            }
+        };
+        let is_first = first.is_some();
+        if let Some(tell) = first {
+            // Apart from the connection: who hangs up and repeats finds the answer to the first.
+            tokio::spawn(Arc::clone(&self).first(key, asked, tell));
+        }
+        let answered = match told.wait_for(Option::is_some).await {
+            Ok(answered) => answered.clone(),
+            Err(_) => None,
+        };
+        match answered {
+            Some(answered) if is_first => answered,
+            Some(answered) => Answered { source: Source::First, ..answered },
+            // Its task panicked. There is nothing to echo any more, and an empty message changes nothing.
+            None => Answered { body: hook::unchanged(b"").into(), source: Source::Policy(Reason::HookFailed) },
+        }
+    }
+
+    async fn first(self: Arc<Self>, key: String, asked: Asked, tell: watch::Sender<Option<Answered>>) {
+        let known = InWork { hooks: &self, key: &key };
+        let answered = match self.known(&key, &asked).await {
+            Some(answered) => answered,
+            None => self.ask(asked).await,
+        };
+        tell.send_replace(Some(answered.clone()));
+        // Beside the answer; until it is done, repeats find the answer here.
+        if !matches!(answered.source, Source::First)
+            && let Err(error) = self.answers.remember(&key, answered.body).await
+        {
+            self.metrics.hook_memory_errors.inc();
+            tracing::debug!(%error, "cannot remember the answer to a hook; a repeat of it would be asked again");
+        }
+        drop(known);
+    }
+
+    /// The answer that was given before, here or at another gateway.
+    async fn known(&self, key: &str, asked: &Asked) -> Option<Answered> {
+        loop {
+            let left = asked.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            match self.answers.begin(key, left).await {
+                Ok(Turn::First) => return None,
+                Ok(Turn::Answered(body)) => return Some(Answered { body, source: Source::First }),
+                Ok(Turn::InWork) => tokio::time::sleep(LOOK.min(left)).await,
+                Err(error) => {
+                    self.metrics.hook_memory_errors.inc();
+                    tracing::debug!(%error, "cannot look up earlier answers to a hook; going on without");
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+impl<C: Ask, A: Answers> AnswerHook for Hooks<C, A> {
+    fn deadline(&self, kind: Kind) -> Duration {
+        match kind {
+            Kind::Push => Duration::MAX,
+            Kind::BeforeMessageSend | Kind::CustomCommand => self.policy(kind).deadline,
+        }
+    }
+
+    fn answer(self: Arc<Self>, mut asked: Asked) -> Answering {
+        Box::pin(async move {
+            let (kind, started) = (asked.call.kind, Instant::now());
+            let reserve = WRITING.min(self.policy(kind).deadline / 10);
+            asked.deadline = asked.deadline.checked_sub(reserve).unwrap_or(asked.deadline);
+            let metrics = Arc::clone(&self.metrics);
+            let answered = if asked.repeatable { self.once(asked).await } else { self.ask(asked).await };
+            let labels = [kind.as_str(), answered.word()];
+            metrics.hook_call.with_label_values(&labels).observe(started.elapsed().as_secs_f64());
+            if let Source::Policy(reason) = answered.source {
+                tracing::debug!(kind = kind.as_str(), %reason, "a hook was answered by its policy");
+            }
+            answered
+        })
+    }
+}
+
+/// Forgets a hook's place however its task ends.
+struct InWork<'a, C: Ask, A: Answers> {
+    hooks: &'a Hooks<C, A>,
+    key: &'a str,
+}
+
+impl<C: Ask, A: Answers> Drop for InWork<'_, C, A> {
+    fn drop(&mut self) {
+        self.hooks.in_work().remove(self.key);
+    }
+}
