@@ -7,8 +7,9 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderV
 use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
 use std::sync::Arc;
 use std::time::Duration;
-use streamgate_core::envelope::header;
-use streamgate_service::{config::ForwardConfig, http_client::HttpClient};
+use streamgate_core::envelope::{Envelope, header};
+use streamgate_service::config::ForwardConfig;
+use streamgate_service::http_client::{CallError, HttpClient};
 
 /// Bytes of an answer that are read, and thrown away, so that the connection can be used again.
 const MAX_ANSWER: usize = 64 << 10;
@@ -18,26 +19,26 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 /// An answer that is read within this leaves its connection free for the next event at once.
 const ANSWER_AT_HAND: Duration = Duration::from_millis(20);
 
-/// Posts each event to one URL.
+/// One service: where it is, and what every request to it carries.
 #[derive(Clone)]
-pub struct Forward {
-    client: HttpClient,
-    url: Uri,
-    timeout: Duration,
+pub(crate) struct Service {
+    pub(crate) client: HttpClient,
+    pub(crate) url: Uri,
+    pub(crate) timeout: Duration,
     headers: Arc<HeaderMap>,
 }
 
-impl std::fmt::Debug for Forward {
+impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Forward")
+        f.debug_struct("Service")
             .field("host", &self.url.host())
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
 }
 
-impl Forward {
-    pub fn new(client: HttpClient, config: &ForwardConfig) -> Forward {
+impl Service {
+    pub(crate) fn new(client: HttpClient, config: &ForwardConfig) -> Service {
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("streamgate/", env!("CARGO_PKG_VERSION"))));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -48,14 +49,14 @@ impl Forward {
                 headers.insert(name, value);
             }
         }
-        Forward { client, url: config.url.clone(), timeout: config.timeout, headers: Arc::new(headers) }
+        Service { client, url: config.url.clone(), timeout: config.timeout, headers: Arc::new(headers) }
     }
 
-    fn request(&self, event: &Event) -> Request<Full<Bytes>> {
-        let envelope = event.envelope();
+    /// The webhook as Stream sent it, to this URL.
+    pub(crate) fn request(&self, url: Uri, envelope: &Envelope) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(envelope.body.clone()));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.url.clone();
+        *request.uri_mut() = url;
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
         // For an empty body too, where HTTP libraries leave it out of a POST and servers then stumble.
@@ -82,10 +83,30 @@ impl Forward {
     }
 }
 
+/// Why a service gave no answer, without a word of its own.
+pub(crate) fn unanswered(error: &CallError) -> HandlerError {
+    HandlerError::retry(if error.is_connect() {
+        "cannot connect to the service"
+    } else {
+        "the service broke the connection"
+    })
+}
+
+/// Posts each event to one URL.
+#[derive(Clone, Debug)]
+pub struct Forward(Service);
+
+impl Forward {
+    pub fn new(client: HttpClient, config: &ForwardConfig) -> Forward {
+        Forward(Service::new(client, config))
+    }
+}
+
 impl Handler for Forward {
     fn handle(&self, event: Event, _context: Context) -> BoxFuture<Result<(), HandlerError>> {
-        let answer = self.client.request(self.request(&event));
-        let timeout = self.timeout;
+        let Forward(service) = self;
+        let answer = service.client.request(service.request(service.url.clone(), event.envelope()));
+        let timeout = service.timeout;
         Box::pin(async move {
             match tokio::time::timeout(timeout, answer).await {
                 Ok(Ok(response)) => {
@@ -93,8 +114,7 @@ impl Handler for Forward {
                     finish(response).await;
                     verdict
                 }
-                Ok(Err(error)) if error.is_connect() => Err(HandlerError::retry("cannot connect to the service")),
-                Ok(Err(_)) => Err(HandlerError::retry("the service broke the connection")),
+                Ok(Err(error)) => Err(unanswered(&error)),
                 Err(_) => Err(HandlerError::retry(format!("the service did not answer within {timeout:?}"))),
             }
         })

@@ -6,6 +6,7 @@
 mod delivery;
 mod forward;
 mod handler;
+mod hooks;
 mod observe;
 mod router;
 mod run;
@@ -13,6 +14,10 @@ mod run;
 pub use delivery::Policy;
 pub use forward::Forward;
 pub use handler::{BoxFuture, Context, Event, Handler, HandlerError};
+pub use hooks::{
+    Answer, AnsweredBy, BeforeMessageSend, Button, CallPolicy, CallWorker, Command, ForwardHook, Hook, HookHandler,
+    Hooks, Reply, Screen, Style,
+};
 pub use observe::Observe;
 pub use router::{Route, Router};
 pub use run::Worker;

@@ -1,0 +1,116 @@
+//! A custom command, as a handler sees it.
+
+use super::{Answer, Hook};
+use bytes::Bytes;
+use serde_json::Value;
+use streamgate_core::envelope::Envelope;
+use streamgate_core::fields::Fields;
+
+/// A /command that a user has sent, or a click on a button of its answer.
+///
+/// A command with buttons is answered `ephemeral` first; the click calls it again, with the button's name and value in
+/// `form_data`, and the last answer is `regular`, or [`cancel`](Command::cancel).
+#[derive(Clone, Debug)]
+pub struct Command {
+    envelope: Envelope,
+    name: String,
+    request: Fields,
+    message: Fields,
+}
+
+impl From<Hook> for Command {
+    fn from(hook: Hook) -> Command {
+        let name = hook.command();
+        let Hook(envelope) = hook;
+        let request = Fields::parse(&envelope.body).unwrap_or_default();
+        let message = request.object("message").unwrap_or_default();
+        Command { envelope, name, request, message }
+    }
+}
+
+impl Command {
+    /// Without the slash.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What stands behind the name; empty where nothing does.
+    pub fn args(&self) -> String {
+        self.message.text("args").unwrap_or_default()
+    }
+
+    /// Any field of the message.
+    pub fn message(&self, field: &str) -> Option<Value> {
+        self.message.value(field)
+    }
+
+    /// Any field of the request beside the message.
+    pub fn request(&self, field: &str) -> Option<Value> {
+        self.request.value(field)
+    }
+
+    pub fn user_id(&self) -> Option<String> {
+        self.request.object("user")?.text("id")
+    }
+
+    /// The user's name, or the id where there is none.
+    pub fn user_name(&self) -> Option<String> {
+        let user = self.request.object("user")?;
+        user.text("name").filter(|name| !name.is_empty()).or_else(|| user.text("id"))
+    }
+
+    /// `channel_type:channel_id`
+    pub fn cid(&self) -> Option<String> {
+        self.message.text("cid")
+    }
+
+    /// Whether this is a click or an input rather than the command's first call.
+    pub fn is_action(&self) -> bool {
+        self.request.object("form_data").is_some_and(|form| !form.is_empty())
+    }
+
+    /// What a button or an input of that name was set to.
+    pub fn form(&self, name: &str) -> Option<String> {
+        self.request.object("form_data")?.text(name)
+    }
+
+    /// X-Webhook-Id, or what stands for it.
+    pub fn id(&self) -> &str {
+        &self.envelope.id
+    }
+
+    /// The app's name in the configuration.
+    pub fn app(&self) -> &str {
+        &self.envelope.app
+    }
+
+    /// The signed bytes.
+    pub fn body(&self) -> &Bytes {
+        &self.envelope.body
+    }
+
+    /// A message that only the sender sees, and that is not stored.
+    pub fn ephemeral(&self, text: impl Into<String>) -> Answer {
+        self.pass().message_type("ephemeral").text(text)
+    }
+
+    /// A message for everybody in the channel. Buttons of an earlier answer are gone.
+    pub fn regular(&self, text: impl Into<String>) -> Answer {
+        self.pass().message_type("regular").text(text).attachments(Value::Null)
+    }
+
+    /// An error that only the sender sees.
+    pub fn error(&self, text: impl AsRef<str>) -> Answer {
+        Answer::error(text.as_ref())
+    }
+
+    /// Deletes the message, as after a click on "Cancel".
+    pub fn cancel(&self) -> Answer {
+        Answer::nothing()
+    }
+
+    /// The message as it is.
+    pub fn pass(&self) -> Answer {
+        Answer::of(self.message.clone())
+    }
+}

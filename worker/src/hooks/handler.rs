@@ -1,0 +1,109 @@
+//! Who answers which hook.
+
+use super::{Answer, BeforeMessageSend, Command};
+use crate::handler::{BoxFuture, HandlerError};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use streamgate_core::{envelope::Envelope, hook, id::Kind};
+
+/// A hook that waits for its answer, with the bytes as they were signed.
+#[derive(Clone, Debug)]
+pub struct Hook(pub(crate) Envelope);
+
+impl Hook {
+    pub fn envelope(&self) -> &Envelope {
+        &self.0
+    }
+
+    /// The command's name: as the signed body has it, else as the URL had it.
+    pub fn command(&self) -> String {
+        hook::command(&self.0.body).map_or_else(|| self.0.event_type.clone(), std::borrow::Cow::into_owned)
+    }
+}
+
+/// Answers hooks, with a JSON object. A failure is answered by the kind's policy, and its text goes into the log.
+pub trait HookHandler: Send + Sync + 'static {
+    fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>>;
+}
+
+/// Typed handlers: a function from a hook to an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct AnsweredBy<F, H>(F, std::marker::PhantomData<fn(H)>);
+
+impl<F, R> AnsweredBy<F, BeforeMessageSend>
+where
+    F: Fn(BeforeMessageSend) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Answer, HandlerError>> + Send + 'static,
+{
+    pub fn moderation(handler: F) -> Arc<dyn HookHandler> {
+        Arc::new(AnsweredBy(handler, std::marker::PhantomData::<fn(BeforeMessageSend)>))
+    }
+}
+
+impl<F, R> AnsweredBy<F, Command>
+where
+    F: Fn(Command) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Answer, HandlerError>> + Send + 'static,
+{
+    pub fn command(handler: F) -> Arc<dyn HookHandler> {
+        Arc::new(AnsweredBy(handler, std::marker::PhantomData::<fn(Command)>))
+    }
+}
+
+impl<F, H, R> HookHandler for AnsweredBy<F, H>
+where
+    F: Fn(H) -> R + Send + Sync + 'static,
+    H: From<Hook> + 'static,
+    R: Future<Output = Result<Answer, HandlerError>> + Send + 'static,
+{
+    fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>> {
+        let answer = self.0(hook.into());
+        Box::pin(async { answer.await.map(Answer::into_bytes) })
+    }
+}
+
+/// All handlers of hooks.
+#[derive(Clone, Default)]
+pub struct Hooks {
+    pub before_message_send: Option<Arc<dyn HookHandler>>,
+    /// By the command's name.
+    pub commands: HashMap<String, Arc<dyn HookHandler>>,
+    /// For every other command.
+    pub any_command: Option<Arc<dyn HookHandler>>,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hooks")
+            .field("before_message_send", &self.before_message_send.is_some())
+            .field("commands", &self.commands.keys())
+            .field("any_command", &self.any_command.is_some())
+            .finish()
+    }
+}
+
+impl Hooks {
+    /// Whether there is nobody to answer anything.
+    pub fn is_empty(&self) -> bool {
+        self.before_message_send.is_none() && self.commands.is_empty() && self.any_command.is_none()
+    }
+
+    /// What is answered here, in words for people.
+    pub fn names(&self) -> Vec<String> {
+        let moderation = self.before_message_send.iter().map(|_| "before-message-send".to_owned());
+        let mut commands: Vec<_> = self.commands.keys().map(|name| format!("/{name}")).collect();
+        commands.sort();
+        moderation.chain(commands).chain(self.any_command.iter().map(|_| "every command".to_owned())).collect()
+    }
+
+    pub(super) fn pick(&self, hook: &Hook) -> Option<&Arc<dyn HookHandler>> {
+        match hook.0.kind {
+            Kind::BeforeMessageSend => self.before_message_send.as_ref(),
+            Kind::CustomCommand => self.commands.get(&hook.command()).or(self.any_command.as_ref()),
+            // Pushes come by the queue of events.
+            Kind::Push => None,
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Synchronous hooks: who answers which, and the loop that does. Their capacity is their own: a backlog of events never
+//! delays an answer.
+
+mod answer;
+mod command;
+mod forward;
+mod handler;
+mod moderation;
+mod reply;
+mod run;
+mod screen;
+
+pub use answer::{Answer, Button, Style};
+pub use command::Command;
+pub use forward::ForwardHook;
+pub use handler::{AnsweredBy, Hook, HookHandler, Hooks};
+pub use moderation::BeforeMessageSend;
+pub use reply::Reply;
+pub use run::{CallPolicy, CallWorker};
+pub use screen::Screen;

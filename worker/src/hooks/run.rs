@@ -1,0 +1,111 @@
+//! The loop that answers hooks: bounded concurrency, a timeout each, and a drain that answers what is in hand.
+
+use super::{Hook, Hooks};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use streamgate_core::hook::is_answer;
+use streamgate_core::ports::{Call, Calls};
+use streamgate_core::reason::Reason;
+use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+/// Between tries to get a call while the store fails.
+const STORE_BACKOFF: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug)]
+pub struct CallPolicy {
+    /// Most hooks at a time.
+    pub concurrency: usize,
+    /// How long answers may take after the drain began.
+    pub drain_timeout: Duration,
+}
+
+/// Answers calls until it is told to drain.
+#[derive(Debug)]
+pub struct CallWorker<C> {
+    desk: Arc<Desk<C>>,
+    policy: CallPolicy,
+}
+
+#[derive(Debug)]
+struct Desk<C> {
+    calls: Arc<C>,
+    hooks: Hooks,
+    metrics: Arc<Metrics>,
+}
+
+impl<C: Calls> CallWorker<C> {
+    pub fn new(calls: Arc<C>, hooks: Hooks, policy: CallPolicy, metrics: Arc<Metrics>) -> CallWorker<C> {
+        CallWorker { desk: Arc::new(Desk { calls, hooks, metrics }), policy }
+    }
+
+    /// Runs until the drain, and until what was in hand is answered or the drain's time is over.
+    pub async fn run(&self, shutdown: Shutdown) {
+        let running = Arc::new(Semaphore::new(self.policy.concurrency));
+        let tasks = TaskTracker::new();
+        loop {
+            let take = async {
+                let permit = Arc::clone(&running).acquire_owned().await.ok()?;
+                Some((permit, self.desk.calls.next().await))
+            };
+            let taken = tokio::select! {
+                biased;
+                () = shutdown.drain.cancelled() => break,
+                taken = take => taken,
+            };
+            match taken {
+                Some((permit, Ok(call))) => {
+                    let desk = Arc::clone(&self.desk);
+                    tasks.spawn(async move {
+                        desk.answer(call).await;
+                        drop(permit);
+                    });
+                }
+                Some((_, Err(error))) => {
+                    tracing::error!(%error, "cannot get hooks from the store");
+                    tokio::time::sleep(STORE_BACKOFF).await;
+                }
+                None => break,
+            }
+        }
+        tasks.close();
+        // Each has its own deadline, far shorter than a drain.
+        drop(tokio::time::timeout(self.policy.drain_timeout, tasks.wait()).await);
+    }
+}
+
+impl<C: Calls> Desk<C> {
+    async fn answer(&self, call: Call<C::Handle>) {
+        let Call { envelope, within, handle } = call;
+        let (kind, key) = (envelope.kind.as_str(), envelope.key.clone());
+        let (hook, started) = (Hook(envelope), Instant::now());
+        let answer = match self.hooks.pick(&hook) {
+            None => Err((Reason::Unhandled, "there is no handler for it".to_owned())),
+            Some(handler) => {
+                // The call itself may panic too, not only its future.
+                let run = AssertUnwindSafe(async { handler.answer(hook).await }).catch_unwind();
+                match tokio::time::timeout(within, run).await {
+                    Ok(Ok(Ok(body))) if is_answer(&body) => Ok(body),
+                    Ok(Ok(Ok(_))) => Err((Reason::HookFailed, "its answer is no JSON object".to_owned())),
+                    Ok(Ok(Err(error))) => Err((Reason::HookFailed, error.to_string())),
+                    // What a panic says may hold anything: it is told apart, not quoted.
+                    Ok(Err(_)) => Err((Reason::HookFailed, "the handler panicked".to_owned())),
+                    Err(_) => Err((Reason::HookTimeout, format!("the handler did not end within {within:?}"))),
+                }
+            }
+        };
+        self.metrics.worker_call.with_label_values(&[kind]).observe(started.elapsed().as_secs_f64());
+        let answer = answer.map_err(|(reason, error)| {
+            tracing::warn!(kind, key, %reason, error, "a hook has no answer");
+            reason
+        });
+        let word = answer.as_ref().map_or_else(|reason| reason.as_str(), |_| "answered");
+        self.metrics.worker_calls.with_label_values(&[kind, word]).inc();
+        if let Err(error) = self.calls.answer(handle, answer).await {
+            tracing::debug!(%error, key, "cannot answer a hook; its caller goes by its policy");
+        }
+    }
+}
