@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use streamgate::{Context, Event, Metrics, Pattern, Route, Router, Shutdown, config, worker};
+use streamgate::{Context, Event, Hooks, Metrics, Pattern, Route, Router, Shutdown, config, worker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
@@ -280,7 +280,8 @@ async fn noop_worker(config: &str, events: usize) -> Figure {
     let every = vec![Pattern::parse("*").unwrap()];
     let route = Route { name: "noop".into(), events: every, apps: Vec::new(), handler: Arc::new(handler) };
     let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let back = worker::Back { loaded, router: Router::new(vec![route]), ops_listener, metrics: Metrics::new() };
+    let router = Router::new(vec![route]);
+    let back = worker::Back { loaded, router, hooks: Hooks::default(), ops_listener, metrics: Metrics::new() };
     let (before, started, stop) = (own_cpu(), Instant::now(), shutdown.clone());
     let running = tokio::spawn(async move { worker::run(back, stop, || Ok(())).await.unwrap() });
     is_done.await.unwrap();

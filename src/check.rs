@@ -14,6 +14,7 @@ use streamgate_service::metrics::Metrics;
 use streamgate_store::rabbitmq::{self, Inspection};
 use streamgate_store::redis;
 use streamgate_store::sqlite::{self, OpenError};
+use streamgate_worker::Hooks;
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -90,11 +91,13 @@ async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
         let told = loaded.map(|_| "certificate and key fit".to_owned()).map_err(|error| error.to_string());
         checks.push(Finding::new("gateway.tls", told));
     }
-    let routes = wiring::router(config).map(|_| match config.worker.routes.len() {
+    let routes = wiring::router(config, Vec::new()).map(|_| match config.worker.routes.len() {
         0 => "none: events are logged and acknowledged".to_owned(),
         count => count.to_string(),
     });
     checks.push(Finding::new("worker.routes", routes.map_err(|error| error.to_string())));
+    let hooks = wiring::hooks(config, Hooks::default()).map(|hooks| crate::greeting::hooks(&hooks));
+    checks.push(Finding::new("hooks", hooks.map_err(|error| error.to_string())));
     checks
 }
 

@@ -10,7 +10,7 @@ use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::ports::Enqueue;
-use streamgate_gateway::{Gateway, Intake, Tls};
+use streamgate_gateway::{Gateway, Hooks, Intake, Tls};
 use streamgate_service::config::{AppConfig, Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops;
@@ -71,10 +71,11 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     let config = loaded.config;
     let tls = config.gateway.tls.as_ref().map(|files| Tls::load(files, &metrics)).transpose()?;
     metrics.begin(&AppConfig::names(&config.apps), &[]);
-    let GatewayStores { exchange, seen, redis } = GatewayStores::start(&config, backends, &metrics);
+    let GatewayStores { exchange, seen, calls, answers, redis } = GatewayStores::start(&config, backends, &metrics);
     let apps = AppConfig::table(&config.apps);
-    let intake = Intake::new(&config.gateway, apps, Arc::clone(&exchange), Arc::clone(&seen), Arc::clone(&metrics));
-    let intake = Arc::new(intake);
+    let hooks = Hooks::new(&config.hooks, Arc::clone(&calls), answers, Arc::clone(&metrics));
+    let (store, keys) = (Arc::clone(&exchange), Arc::clone(&seen));
+    let intake = Arc::new(Intake::new(&config.gateway, apps, store, keys, hooks, Arc::clone(&metrics)));
     let broker = Arc::clone(&exchange);
     let readiness = ops::unless_draining(&shutdown, move || broker.ready().map_err(|error| error.to_string()));
     let helpers = [
@@ -83,6 +84,13 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
             let (exchange, metrics) = (Arc::clone(&exchange), Arc::clone(&metrics));
             async move {
                 exchange.watch_up(|up| metrics.gateway_broker_up.with_label_values(&[] as &[&str]).set(up.into())).await
+            }
+        }),
+        tokio::spawn({
+            let (calls, metrics) = (Arc::clone(&calls), Arc::clone(&metrics));
+            async move {
+                let there = metrics.gateway_hook_workers.with_label_values(&[] as &[&str]);
+                calls.watch_workers(|is_there| there.set(is_there.into())).await
             }
         }),
         tokio::spawn({
@@ -108,7 +116,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     if let Ok(seen) = Arc::try_unwrap(seen) {
         seen.close().await;
     }
-    exchange.close().await;
+    tokio::join!(exchange.close(), calls.close());
     tracing::info!("stopped");
     Ok(())
 }

@@ -5,6 +5,7 @@ use anyhow::Context;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use streamgate_service::config::Loaded;
+use streamgate_worker::Hooks;
 use tokio::net::TcpListener;
 
 /// Binds, or says which key to set.
@@ -65,6 +66,11 @@ impl Greeting {
     }
 }
 
+/// Which hooks are answered here.
+pub fn hooks(hooks: &Hooks) -> String {
+    if hooks.is_empty() { "none: gateways answer them by their policy".to_owned() } else { hooks.names().join(", ") }
+}
+
 /// `http://address`, as a client on this machine can use it.
 pub fn base(loaded: &Loaded, listener: &TcpListener) -> anyhow::Result<String> {
     let scheme = if loaded.config.gateway.tls.is_some() { "https" } else { "http" };
@@ -89,8 +95,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     reachable
 }
 
-/// This program, by a path that works from any directory.
+/// The command, by a path that works from any directory; a program of somebody's own around the library has no `send`.
 fn program() -> String {
-    let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("streamgate"));
-    path.display().to_string()
+    let path = std::env::current_exe().ok().filter(|path| path.file_stem().is_some_and(|name| name == "streamgate"));
+    path.unwrap_or_else(|| PathBuf::from("streamgate")).display().to_string()
 }

@@ -1,5 +1,6 @@
 //! `streamgate up`: gateway and worker in one process on the embedded store.
 
+use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
 use crate::reload::Reload;
@@ -8,15 +9,17 @@ use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::ports::{Deliveries, Enqueue};
-use streamgate_gateway::{Gateway, Intake, Tls};
-use streamgate_service::config::{AppConfig, Config, Source};
+use streamgate_gateway::{self as gateway, Gateway, Intake, Tls};
+use streamgate_service::config::{AppConfig, Config, Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops::{self, Readiness};
 use streamgate_service::shutdown::{self, Shutdown};
+use streamgate_store::memory::InProcess;
 use streamgate_store::sqlite::{Embedded, SeenWithinEnqueue};
-use streamgate_worker::{Router, Worker};
+use streamgate_worker::{CallWorker, Hooks, Router, Worker};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// What `run` needs. Listeners are bound by the caller, so that tests can choose free ports.
@@ -24,17 +27,23 @@ use tokio_util::task::AbortOnDropHandle;
 pub struct Up {
     pub config: Config,
     pub router: Router,
+    pub hooks: Hooks,
     pub listener: TcpListener,
     pub ops_listener: TcpListener,
-    /// Where apps and certificates are read again.
-    pub source: Source,
+    /// Where apps and certificates are read again, if they are.
+    pub source: Option<Source>,
     /// Asks for that at once.
     pub reload: Arc<Notify>,
     pub metrics: Arc<Metrics>,
 }
 
 pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
-    let mut loaded = global.load()?.for_one_process()?;
+    start(global.load()?, Some(global.source()), Code::default()).await
+}
+
+/// Binds, greets, and serves until a signal.
+pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow::Result<ExitCode> {
+    let mut loaded = loaded.for_one_process()?;
     let development = loaded.config.apps.is_empty();
     // The reload compares with what the files say, so the development app is not part of it.
     let as_loaded = loaded.config.clone();
@@ -63,9 +72,10 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
         .try_it(&loaded, development, &base)?
         .into_text();
     let config = loaded.config;
-    let router = wiring::router(&config)?;
-    let (source, metrics) = (global.source(), Metrics::new());
-    let up = Up { config, router, listener, ops_listener, source, reload, metrics };
+    let router = wiring::router(&config, code.routes)?;
+    let hooks = wiring::hooks(&config, code.hooks)?;
+    let metrics = Metrics::new();
+    let up = Up { config, router, hooks, listener, ops_listener, source, reload, metrics };
     run(up, as_loaded, shutdown.clone(), || output::line(&greeting)).await?;
     Ok(shutdown.code())
 }
@@ -77,29 +87,37 @@ pub async fn run(
     shutdown: Shutdown,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
-    let Up { config, router, listener, ops_listener, source, reload, metrics } = up;
+    let Up { config, router, hooks, listener, ops_listener, source, reload, metrics } = up;
     let tls = config.gateway.tls.as_ref().map(|files| Tls::load(files, &metrics)).transpose()?;
     let store = Arc::new(Embedded::open(&wiring::store_options(&config))?);
     metrics.begin(&AppConfig::names(&config.apps), &router.names());
     let apps = AppConfig::table(&config.apps);
     let seen = Arc::new(SeenWithinEnqueue);
-    let intake = Arc::new(Intake::new(&config.gateway, apps, Arc::clone(&store), seen, Arc::clone(&metrics)));
+    let calls = Arc::new(InProcess::new(config.gateway.max_in_flight, !hooks.is_empty()));
+    let asking = gateway::Hooks::new(&config.hooks, Arc::clone(&calls), Arc::clone(&store), Arc::clone(&metrics));
+    let intake = Arc::new(Intake::new(&config.gateway, apps, Arc::clone(&store), seen, asking, Arc::clone(&metrics)));
+    let answering = CallWorker::new(calls, hooks, wiring::call_policy(&config), Arc::clone(&metrics));
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
     let worker = Worker::new(Arc::clone(&store), Arc::clone(&store), router, policy, Arc::clone(&metrics), seed);
     let readiness = readiness(&store, &shutdown);
     let ops = ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone());
     let ops = AbortOnDropHandle::new(tokio::spawn(ops));
-    let watch = Reload { source, intake: Arc::clone(&intake), tls: tls.clone(), metrics };
-    let watch = AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, reload)));
+    let watch = source.map(|source| Reload { source, intake: Arc::clone(&intake), tls: tls.clone(), metrics });
+    let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, reload))));
     let gateway = Gateway::new(config.gateway, intake, tls);
     ready().context("cannot write to stdout")?;
-    // Both drain at once: events that come in meanwhile are durable, and delivered after the next start.
-    tokio::join!(gateway.run(listener, shutdown.clone()), worker.run(shutdown.clone()));
-    for helper in [ops, watch] {
+    // Events that come in during the drain are durable, and delivered after the next start; hooks are answered to the end.
+    let answered = Shutdown { drain: CancellationToken::new(), abort: shutdown.abort.clone() };
+    let receiving = async {
+        gateway.run(listener, shutdown.clone()).await;
+        answered.drain.cancel();
+    };
+    tokio::join!(receiving, worker.run(shutdown.clone()), answering.run(answered.clone()));
+    for helper in [Some(ops), watch].into_iter().flatten() {
         helper.abort();
         drop(helper.await);
     }
-    drop((gateway, worker));
+    drop((gateway, worker, answering));
     match Arc::try_unwrap(store) {
         Ok(store) => store.close().await,
         // A connection outlived the drain; what it was promised is committed, and the kernel frees the lock.

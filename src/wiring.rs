@@ -1,17 +1,20 @@
 //! Where configuration becomes adapters: the one place that knows both services and the stores.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use streamgate_core::{pattern::Pattern, retry::Ladder};
 use streamgate_service::config::reader::Problem;
-use streamgate_service::config::{Config, ConfigError, Loaded};
+use streamgate_service::config::{CommandConfig, Config, ConfigError, ForwardConfig, Loaded};
 use streamgate_service::http_client;
 use streamgate_service::metrics::Metrics;
-use streamgate_store::rabbitmq::{Consumer, Endpoint, Exchange, Topology};
-use streamgate_store::redis::{Address, Redis, RedisClaims, SeenKeys};
+use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, Exchange, Topology};
+use streamgate_store::redis::{Address, Redis, RedisAnswers, RedisClaims, SeenKeys};
 use streamgate_store::sqlite;
-use streamgate_worker::{Forward, Observe, Policy, Route, Router};
+use streamgate_worker::{
+    CallPolicy, Forward, ForwardHook, HookHandler, Hooks, Observe, Policy, Reply, Route, Router, Screen,
+};
 
 /// Writes that wait for a commit beside those of requests: settlements, at most one for each handler.
 pub fn store_options(config: &Config) -> sqlite::Options {
@@ -65,6 +68,8 @@ impl Backends {
 pub struct GatewayStores {
     pub exchange: Arc<Exchange>,
     pub seen: Arc<SeenKeys>,
+    pub calls: Arc<Caller>,
+    pub answers: Arc<RedisAnswers>,
     pub redis: Redis,
 }
 
@@ -79,8 +84,12 @@ impl GatewayStores {
         let counted = Arc::clone(metrics);
         let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(move || counted.gateway_returned.inc());
         let timeout = config.rabbitmq.confirm_timeout;
+        let counted = Arc::clone(metrics);
+        let on_late = Arc::new(move || counted.hook_late_answers.inc());
+        let calls = Arc::new(Caller::start(endpoint.clone(), topology.clone(), on_late));
+        let answers = Arc::new(RedisAnswers::new(redis.clone()));
         let exchange = Exchange::start(endpoint, topology, timeout, config.gateway.max_in_flight, &on_return);
-        GatewayStores { exchange: Arc::new(exchange), seen, redis }
+        GatewayStores { exchange: Arc::new(exchange), seen, calls, answers, redis }
     }
 }
 
@@ -89,12 +98,14 @@ impl GatewayStores {
 pub struct WorkerStores {
     pub consumer: Arc<Consumer>,
     pub claims: Arc<RedisClaims>,
+    /// None where nothing answers hooks: gateways then know that nobody is there.
+    pub calls: Option<Arc<CallQueue>>,
     pub redis: Redis,
 }
 
 impl WorkerStores {
-    /// Starts to connect to both.
-    pub fn start(config: &Config, backends: Backends, metrics: &Arc<Metrics>) -> WorkerStores {
+    /// Starts to connect to both. `answers`: whether there are handlers of hooks.
+    pub fn start(config: &Config, backends: Backends, answers: bool, metrics: &Arc<Metrics>) -> WorkerStores {
         let Backends { endpoint, topology, address } = backends;
         let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
         let claims = Arc::new(RedisClaims::new(redis.clone(), config.worker.claim_window));
@@ -108,26 +119,73 @@ impl WorkerStores {
             config.worker.broker_prefetch(),
             &on_return,
         );
-        WorkerStores { consumer: Arc::new(consumer), claims, redis }
+        let concurrency = u16::try_from(config.hooks.concurrency).unwrap_or(u16::MAX);
+        let calls = answers.then(|| Arc::new(CallQueue::start(&endpoint, &topology, concurrency)));
+        WorkerStores { consumer: Arc::new(consumer), claims, calls, redis }
     }
 }
 
-/// The routes of the configuration; without any, every event is logged.
-pub fn router(config: &Config) -> anyhow::Result<Router> {
-    let routes = &config.worker.routes;
-    if routes.is_empty() {
+/// The routes of the code, then those of the configuration; without any, every event is logged.
+pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
+    let (mut routes, configured) = (code, &config.worker.routes);
+    if routes.is_empty() && configured.is_empty() {
         let every = Pattern::parse("*").context("\"*\" is a pattern")?;
         let log = Route { name: "log".into(), events: vec![every], apps: Vec::new(), handler: Arc::new(Observe) };
         return Ok(Router::new(vec![log]));
     }
     let client = http_client::client(None)?;
-    let forward = |route: &streamgate_service::config::RouteConfig| Route {
+    routes.extend(configured.iter().map(|route| Route {
         name: route.name.as_str().into(),
         events: route.events.clone(),
         apps: route.apps.clone(),
         handler: Arc::new(Forward::new(client.clone(), &route.forward)),
-    };
-    Ok(Router::new(routes.iter().map(forward).collect()))
+    }));
+    Ok(Router::new(routes))
+}
+
+/// The hooks of the configuration, beside those of the code: each has one handler.
+pub fn hooks(config: &Config, code: Hooks) -> anyhow::Result<Hooks> {
+    let (moderation, commands) = (&config.hooks.before_message_send, &config.hooks.custom_commands);
+    let client = http_client::client(None)?;
+    let forward = |to: &ForwardConfig| -> Arc<dyn HookHandler> { Arc::new(ForwardHook::new(client.clone(), to)) };
+    let mut hooks = code;
+    let asked =
+        one(hooks.before_message_send, moderation.forward.as_ref().map(forward), "before_message_send.forward")?;
+    if asked.is_some() && moderation.rules.masks() {
+        bail!(
+            "hooks.before_message_send.rules that mask do not go with a handler in the code: it does as it likes itself"
+        );
+    }
+    hooks.before_message_send =
+        if moderation.rules.is_empty() { asked } else { Some(Arc::new(Screen::new(moderation.rules.clone(), asked))) };
+    hooks.any_command = one(hooks.any_command, commands.forward.as_ref().map(forward), "custom_commands.forward")?;
+    for (name, command) in &commands.commands {
+        let configured: Arc<dyn HookHandler> = match command {
+            CommandConfig::Forward(to) => forward(to),
+            CommandConfig::Reply { text, reply_type } => {
+                Arc::new(Reply { text: text.clone(), reply_type: *reply_type })
+            }
+        };
+        let key = format!("custom_commands.commands.{name}");
+        let handler = one(hooks.commands.remove(name), Some(configured), &key)?;
+        hooks.commands.extend(handler.map(|handler| (name.clone(), handler)));
+    }
+    Ok(hooks)
+}
+
+fn one<T>(code: Option<T>, configured: Option<T>, key: &str) -> anyhow::Result<Option<T>> {
+    if code.is_some() && configured.is_some() {
+        bail!("hooks.{key} is configured, and the code has a handler for it too: remove one of them");
+    }
+    Ok(code.or(configured))
+}
+
+pub fn call_policy(config: &Config) -> CallPolicy {
+    CallPolicy { concurrency: config.hooks.concurrency, drain_timeout: drain_timeout(config) }
+}
+
+fn drain_timeout(config: &Config) -> Duration {
+    config.worker.drain_timeout.unwrap_or(config.gateway.drain_timeout)
 }
 
 fn ladder(config: &Config) -> Ladder {
@@ -138,7 +196,7 @@ pub fn policy(config: &Config) -> Policy {
     Policy {
         concurrency: config.worker.concurrency,
         handler_timeout: config.worker.handler_timeout,
-        drain_timeout: config.worker.drain_timeout.unwrap_or(config.gateway.drain_timeout),
+        drain_timeout: drain_timeout(config),
         ladder: ladder(config),
         unmatched: config.worker.unmatched,
     }

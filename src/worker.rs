@@ -1,5 +1,6 @@
 //! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs business logic.
 
+use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
 use crate::wiring::{self, Backends, WorkerStores};
@@ -12,7 +13,7 @@ use streamgate_service::config::{Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops;
 use streamgate_service::shutdown::Shutdown;
-use streamgate_worker::{Router, Worker};
+use streamgate_worker::{CallWorker, Hooks, Router, Worker};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -21,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub struct Back {
     pub loaded: Loaded,
     pub router: Router,
+    pub hooks: Hooks,
     pub ops_listener: TcpListener,
     pub metrics: Arc<Metrics>,
 }
@@ -29,31 +31,39 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     let source = global.source();
     // It verifies no webhook, so Stream's secrets need not be there.
     let source = Source { environment: source.environment.without_app_secrets(), ..source };
-    let loaded = global.load_from(&source)?.for_services()?;
+    start(global.load_from(&source)?, Code::default()).await
+}
+
+/// Binds, greets, and works until a signal.
+pub async fn start(loaded: Loaded, code: Code) -> anyhow::Result<ExitCode> {
+    let loaded = loaded.for_services()?;
     let backends = Backends::of(&loaded)?;
     limits::raise_open_files(loaded.config.worker.concurrency);
     let shutdown = Shutdown::new();
     shutdown.listen().context("cannot listen to signals")?;
     let ops_listener = greeting::bind(loaded.config.worker.ops_listen, "worker.ops_listen").await?;
-    let router = wiring::router(&loaded.config)?;
+    let router = wiring::router(&loaded.config, code.routes)?;
+    let hooks = wiring::hooks(&loaded.config, code.hooks)?;
     let greeting = Greeting::new("Streamgate worker")
         .metrics(&ops_listener)?
         .line("RabbitMQ", backends.endpoint.address())
         .line("Redis", &backends.address)
+        .line("hooks", greeting::hooks(&hooks))
         .line("routes", router.names().join(", "))
         .into_text();
-    let back = Back { loaded, router, ops_listener, metrics: Metrics::new() };
+    let back = Back { loaded, router, hooks, ops_listener, metrics: Metrics::new() };
     run(back, shutdown.clone(), || output::line(&greeting)).await?;
     Ok(shutdown.code())
 }
 
 /// Works until the drain is done. `ready` is called when everything is open; the backends may not be there yet.
 pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
-    let Back { loaded, router, ops_listener, metrics } = back;
+    let Back { loaded, router, hooks, ops_listener, metrics } = back;
     let backends = Backends::of(&loaded)?;
     let config = loaded.config;
     metrics.begin(&[], &router.names());
-    let WorkerStores { consumer, claims, redis } = WorkerStores::start(&config, backends, &metrics);
+    let WorkerStores { consumer, claims, calls, redis } =
+        WorkerStores::start(&config, backends, !hooks.is_empty(), &metrics);
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
     let worker = Worker::new(Arc::clone(&consumer), claims, router, policy, Arc::clone(&metrics), seed);
     let source = Arc::clone(&consumer);
@@ -79,7 +89,17 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io
         shutdown.drain.cancelled().await;
         consumer.stop().await;
     };
-    tokio::join!(worker.run(shutdown.clone()), stop);
+    let answering = async {
+        let Some(calls) = calls else { return };
+        let answering = CallWorker::new(Arc::clone(&calls), hooks, wiring::call_policy(&config), Arc::clone(&metrics));
+        let stop = async {
+            shutdown.drain.cancelled().await;
+            calls.stop().await;
+        };
+        tokio::join!(answering.run(shutdown.clone()), stop);
+        calls.close().await;
+    };
+    tokio::join!(worker.run(shutdown.clone()), stop, answering);
     for helper in helpers {
         helper.abort();
         drop(helper.await);

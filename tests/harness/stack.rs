@@ -1,13 +1,14 @@
 //! A stack: gateway and worker over some store, in this process, for the behaviours that every store must show.
 
+use super::eventually;
 use super::process::{Setup, Site};
 use super::servers::Backends;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use streamgate::{
-    BoxFuture, Context, Event, Handler, HandlerError, Metrics, Pattern, Route, Router, Shutdown, gateway, up, wiring,
-    worker,
+    BoxFuture, Context, Event, Handler, HandlerError, Hooks, Metrics, Pattern, Route, Router, Shutdown, gateway, up,
+    wiring, worker,
 };
 use streamgate_core::letter::Letter;
 use streamgate_core::ports::Letters;
@@ -20,7 +21,11 @@ use tokio::task::JoinHandle;
 
 /// What the behaviour suite needs of a store's stack. What outlives a stack is in its [`Site`].
 pub trait Stack: Sized {
-    fn start(site: &Site, setup: &Setup, router: Router) -> impl Future<Output = Self>;
+    fn start(site: &Site, setup: &Setup, router: Router) -> impl Future<Output = Self> {
+        Self::with_hooks(site, setup, router, Hooks::default())
+    }
+    /// With handlers of hooks beside those of the setup.
+    fn with_hooks(site: &Site, setup: &Setup, router: Router, hooks: Hooks) -> impl Future<Output = Self>;
     fn public(&self) -> SocketAddr;
     fn metrics(&self) -> &Metrics;
     /// As SIGTERM does; returns when everything has ended.
@@ -39,7 +44,7 @@ pub struct Embedded {
 }
 
 impl Stack for Embedded {
-    async fn start(site: &Site, setup: &Setup, router: Router) -> Embedded {
+    async fn with_hooks(site: &Site, setup: &Setup, router: Router, hooks: Hooks) -> Embedded {
         site.configure(setup);
         let source = Source { file: Some(site.config()), environment: Environment::default() };
         let config = config::load(&source).unwrap().config;
@@ -50,7 +55,9 @@ impl Stack for Embedded {
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         let shutdown = Shutdown::new();
         let as_loaded = config.clone();
-        let parts = up::Up { config, router, listener, ops_listener, source, reload, metrics: Arc::clone(&metrics) };
+        let hooks = wiring::hooks(&config, hooks).unwrap();
+        let (source, counted) = (Some(source), Arc::clone(&metrics));
+        let parts = up::Up { config, router, hooks, listener, ops_listener, source, reload, metrics: counted };
         let stop = shutdown.clone();
         let task = tokio::spawn(async move {
             let told = || {
@@ -111,7 +118,7 @@ impl Services {
 }
 
 impl Stack for Services {
-    async fn start(site: &Site, setup: &Setup, router: Router) -> Services {
+    async fn with_hooks(site: &Site, setup: &Setup, router: Router, hooks: Hooks) -> Services {
         let (loaded, source) = Services::load(site, setup).await;
         let [listener, gateway_ops, worker_ops] = [
             TcpListener::bind("127.0.0.1:0").await.unwrap(),
@@ -128,7 +135,9 @@ impl Stack for Services {
             reload: Arc::new(Notify::new()),
             metrics: Arc::clone(&metrics),
         };
-        let back = worker::Back { loaded, router, ops_listener: worker_ops, metrics: Arc::clone(&metrics) };
+        let hooks = wiring::hooks(&loaded.config, hooks).unwrap();
+        let answers = !hooks.is_empty();
+        let back = worker::Back { loaded, router, hooks, ops_listener: worker_ops, metrics: Arc::clone(&metrics) };
         let (front_stop, back_stop) = (shutdown.clone(), shutdown.clone());
         let tasks = [
             tokio::spawn(async move { gateway::run(front, front_stop, || Ok(())).await.unwrap() }),
@@ -140,10 +149,12 @@ impl Stack for Services {
             &metrics.worker_broker_up,
             &metrics.worker_redis_up,
         ];
-        super::eventually("the backends are there", || async {
+        eventually("the backends are there", || async {
             up.iter().all(|gauge| gauge.with_label_values(&[] as &[&str]).get() == 1)
         })
         .await;
+        let workers = metrics.gateway_hook_workers.with_label_values(&[] as &[&str]);
+        eventually("the gateway sees who answers", || async { workers.get() == i64::from(answers) }).await;
         Services { public, metrics, shutdown, tasks }
     }
 

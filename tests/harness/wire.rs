@@ -18,6 +18,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 pub const API_KEY: &str = "testkey12345";
 pub const SECRET: &str = "test_secret_do_not_use_in_production";
 pub const PUSH: &str = "/webhooks/stream/push";
+pub const MODERATION: &str = "/webhooks/stream/before-message-send";
+pub const COMMANDS: &str = "/webhooks/stream/custom-commands";
 
 pub fn sign(body: &[u8]) -> String {
     SigningKey::new(SECRET.as_bytes()).sign(body).to_hex()
@@ -57,6 +59,24 @@ impl Webhook {
     pub fn fresh() -> Webhook {
         let number = super::unique();
         Webhook::push(&format!("fresh-{number}"), format!(r#"{{"type":"message.new","number":{number}}}"#))
+    }
+
+    /// A before-message-send with this message, well signed, under an id of its own.
+    pub fn moderation(message: &str) -> Webhook {
+        let body = format!(
+            r#"{{"message":{message},"user":{{"id":"ann","role":"user"}},"channel":{{"cid":"messaging:x"}},"request_info":{{"type":"client"}}}}"#
+        );
+        Webhook { path: MODERATION.into(), ..Webhook::push(&format!("hook-{}", super::unique()), body) }
+    }
+
+    /// A custom command, or with `form` a click on a button of its answer.
+    pub fn command(name: &str, args: &str, form: Option<&str>) -> Webhook {
+        let form = form.map(|form| format!(r#","form_data":{form}"#)).unwrap_or_default();
+        let body = format!(
+            r#"{{"message":{{"id":"m","text":"/{name} {args}","command":"{name}","args":"{args}","cid":"messaging:x","type":"regular","attachments":[],"custom":{{"n":1.10}}}},"user":{{"id":"ann","name":"Ann"}}{form}}}"#
+        );
+        let path = format!("{COMMANDS}?type={name}");
+        Webhook { path, ..Webhook::push(&format!("hook-{}", super::unique()), body) }
     }
 
     pub fn set(mut self, name: &str, value: &str) -> Webhook {

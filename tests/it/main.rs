@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+#[macro_use]
 mod behaviour;
 mod commands;
 mod connections;
@@ -13,6 +14,8 @@ mod deploy;
 mod disk;
 mod documents;
 mod forwarding;
+mod hook_faults;
+mod hooks;
 mod interop;
 mod ledger;
 mod memory;

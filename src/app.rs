@@ -1,0 +1,151 @@
+//! Streamgate as a library: handlers in Rust, in the place of services that events are forwarded to.
+
+use crate::up;
+use crate::worker;
+use std::future::Future;
+use std::sync::Arc;
+use streamgate_core::pattern::Pattern;
+use streamgate_service::config::{self, Config, Environment, Loaded, Source};
+use streamgate_service::telemetry::{self, LogFormat};
+use streamgate_worker::{Answer, AnsweredBy, BeforeMessageSend, Command, Context, Event, HandlerError, Hooks, Route};
+
+/// Why Streamgate does not run: a mistake in the configuration, a port that is taken, a store that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct Error(anyhow::Error);
+
+/// What the code brings, beside the configuration: routes that are tried before those of the file, and hooks.
+#[derive(Clone, Debug, Default)]
+pub struct Code {
+    pub routes: Vec<Route>,
+    pub hooks: Hooks,
+}
+
+/// An app with handlers of its own.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), streamgate::Error> {
+/// use streamgate::{BeforeMessageSend, Command, Context, Event, Streamgate};
+///
+/// Streamgate::from_env()?
+///     .on("message.new", |event: Event, _: Context| async move {
+///         println!("{} in {}", event.id(), event.cid().unwrap_or("no channel"));
+///         Ok(())
+///     })
+///     .before_message_send(|hook: BeforeMessageSend| async move {
+///         Ok(if hook.text().contains("http") { hook.reject("no links please") } else { hook.pass() })
+///     })
+///     .command("ticket", |command: Command| async move { Ok(command.ephemeral("Ticket opened")) })
+///     .up()
+///     .await
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Streamgate {
+    from: Origin,
+    code: Code,
+    mistakes: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Origin {
+    Source(Source),
+    Config(Box<Config>),
+}
+
+impl Streamgate {
+    /// The configuration as the command finds it: the file that STREAMGATE_CONFIG names, else `streamgate.toml` in the
+    /// working directory if there is one, with the environment over it.
+    pub fn from_env() -> Result<Streamgate, Error> {
+        let source = Source { file: None, environment: Environment::of_process() };
+        // Which secrets must be there depends on what runs.
+        let blind = Source { environment: source.environment.clone().without_secrets(), ..source.clone() };
+        config::load(&blind).map_err(|error| Error(error.into()))?;
+        Ok(Streamgate::of(Origin::Source(source)))
+    }
+
+    /// A configuration of the caller's. Its apps and certificates are not read again while it runs.
+    pub fn new(config: Config) -> Streamgate {
+        Streamgate::of(Origin::Config(Box::new(config)))
+    }
+
+    fn of(from: Origin) -> Streamgate {
+        Streamgate { from, code: Code::default(), mistakes: Vec::new() }
+    }
+
+    /// Handles events whose type matches the glob. The first match wins; routes of the configuration come after these. The
+    /// glob is the route's name in metrics and dead letters.
+    pub fn on<F, R>(mut self, events: &str, handler: F) -> Streamgate
+    where
+        F: Fn(Event, Context) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        match Pattern::parse(events) {
+            Ok(pattern) if self.code.routes.iter().all(|route| *route.name != *events) => {
+                let handler = Arc::new(handler);
+                self.code.routes.push(Route { name: events.into(), events: vec![pattern], apps: Vec::new(), handler });
+            }
+            Ok(_) => self.mistakes.push(format!("on({events:?}) stands twice: the second one would never be called")),
+            Err(error) => self.mistakes.push(format!("on({events:?}): {error}")),
+        }
+        self
+    }
+
+    /// Answers before-message-send. Rules of the configuration that reject come before it.
+    pub fn before_message_send<F, R>(mut self, handler: F) -> Streamgate
+    where
+        F: Fn(BeforeMessageSend) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Answer, HandlerError>> + Send + 'static,
+    {
+        if self
+            .code
+            .hooks
+            .before_message_send
+            .replace(AnsweredBy::<F, BeforeMessageSend>::moderation(handler))
+            .is_some()
+        {
+            self.mistakes.push("before_message_send stands twice".to_owned());
+        }
+        self
+    }
+
+    /// Answers the custom command of that name, and the clicks on its buttons.
+    pub fn command<F, R>(mut self, name: &str, handler: F) -> Streamgate
+    where
+        F: Fn(Command) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Answer, HandlerError>> + Send + 'static,
+    {
+        let name = name.trim_start_matches('/');
+        if self.code.hooks.commands.insert(name.to_owned(), AnsweredBy::<F, Command>::command(handler)).is_some() {
+            self.mistakes.push(format!("command({name:?}) stands twice"));
+        }
+        self
+    }
+
+    /// Gateway and worker in this process, on the embedded store. Returns after SIGTERM or SIGINT, when it has drained.
+    pub async fn up(self) -> Result<(), Error> {
+        let (loaded, source, code) = self.load(|environment| environment)?;
+        up::start(loaded, source, code).await.map(drop).map_err(Error)
+    }
+
+    /// A worker on RabbitMQ and Redis. Returns after SIGTERM or SIGINT, when it has drained.
+    pub async fn worker(self) -> Result<(), Error> {
+        let (loaded, _, code) = self.load(Environment::without_app_secrets)?;
+        worker::start(loaded, code).await.map(drop).map_err(Error)
+    }
+
+    fn load(self, see: impl FnOnce(Environment) -> Environment) -> Result<(Loaded, Option<Source>, Code), Error> {
+        telemetry::init(LogFormat::Auto, std::env::var("STREAMGATE_LOG").ok().as_deref());
+        if !self.mistakes.is_empty() {
+            return Err(Error(anyhow::anyhow!("{}", self.mistakes.join("; "))));
+        }
+        match self.from {
+            Origin::Source(source) => {
+                let source = Source { environment: see(source.environment), ..source };
+                let loaded = config::load(&source).map_err(|error| Error(error.into()))?;
+                Ok((loaded, Some(source), self.code))
+            }
+            Origin::Config(config) => Ok((Loaded { config: *config, path: None }, None, self.code)),
+        }
+    }
+}
