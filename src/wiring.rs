@@ -112,13 +112,7 @@ impl WorkerStores {
         let topology = topology.with_steps(&config.worker.retry);
         let counted = Arc::clone(metrics);
         let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(move || counted.worker_returned.inc());
-        let consumer = Consumer::connect(
-            &endpoint,
-            &topology,
-            config.rabbitmq.confirm_timeout,
-            config.worker.broker_prefetch(),
-            &on_return,
-        );
+        let consumer = Consumer::connect(&endpoint, &topology, config.worker.broker_prefetch(), &on_return);
         let concurrency = u16::try_from(config.hooks.concurrency).unwrap_or(u16::MAX);
         let calls = answers.then(|| Arc::new(CallQueue::start(&endpoint, &topology, concurrency)));
         WorkerStores { consumer: Arc::new(consumer), claims, calls, redis }

@@ -327,8 +327,13 @@ impl Backends {
         backends
     }
 
-    /// The tables that name them in a configuration.
+    /// The tables that name them in a configuration, with a patience that no slow machine uses up.
     pub fn tables(&self, prefix: &str) -> String {
+        self.impatient_tables(prefix) + "timeout = \"2s\"\n"
+    }
+
+    /// With Redis's default patience, for tests in which it hangs.
+    pub fn impatient_tables(&self, prefix: &str) -> String {
         format!(
             "[rabbitmq]\nurl = \"{}\"\nprefix = \"{prefix}\"\n[redis]\nurl = \"{}\"\nprefix = \"{prefix}\"\n",
             self.broker.url(),

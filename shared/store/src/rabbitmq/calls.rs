@@ -47,7 +47,7 @@ pub struct Handle {
 impl CallQueue {
     /// Starts to connect and to consume, `concurrency` calls at a time. Call within a tokio runtime.
     pub fn start(endpoint: &Endpoint, topology: &Topology, concurrency: u16) -> CallQueue {
-        let link = Link::start(endpoint.clone(), topology.clone(), "worker, calls");
+        let link = Link::start(endpoint.clone(), topology.clone().without_probe(), "worker, calls");
         let (deliver, arrived) = mpsc::channel(usize::from(concurrency));
         let stop = CancellationToken::new();
         let feed = feed(Arc::clone(&link), topology.calls(), concurrency, deliver, stop.clone());

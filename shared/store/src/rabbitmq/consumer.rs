@@ -29,15 +29,21 @@ const SETTLE_BACKOFF: Duration = Duration::from_secs(1);
 /// Events from RabbitMQ.
 #[derive(Debug)]
 pub struct Consumer {
-    topology: Topology,
     link: Arc<Link>,
-    publisher: Publisher,
+    desk: Arc<Desk>,
     arrived: Mutex<mpsc::Receiver<Raw>>,
     stop: CancellationToken,
     last_death_us: AtomicI64,
     feed: std::sync::Mutex<Option<AbortOnDropHandle<Option<Channel>>>>,
     /// After the stop: without its channel what is in hand could not be acknowledged.
     stopped: std::sync::Mutex<Option<Channel>>,
+}
+
+/// What publishes retries and dead letters.
+#[derive(Debug)]
+struct Desk {
+    topology: Topology,
+    publisher: Publisher,
 }
 
 /// What settles a delivery.
@@ -55,7 +61,8 @@ impl Consumer {
         let feed = std::sync::Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(feed))));
         let (arrived, last_death_us) = (Mutex::new(arrived), AtomicI64::new(0));
         let stopped = std::sync::Mutex::default();
-        Consumer { topology, link, publisher, arrived, stop, last_death_us, feed, stopped }
+        let desk = Arc::new(Desk { topology, publisher });
+        Consumer { link, desk, arrived, stop, last_death_us, feed, stopped }
     }
 
     /// Takes no more events, and gives back those that nobody has in hand, for other workers to handle now.
@@ -81,12 +88,12 @@ impl Consumer {
     pub async fn close(&self) {
         self.stop().await;
         self.link.close().await;
-        self.publisher.link().close().await;
+        self.desk.publisher.link().close().await;
     }
 
     /// Calls for each change of whether both connections are up, from now on.
     pub async fn watch_up(&self, tell: impl Fn(bool) + Send) {
-        let (mut consuming, mut publishing) = (self.link.watch(), self.publisher.link().watch());
+        let (mut consuming, mut publishing) = (self.link.watch(), self.desk.publisher.link().watch());
         loop {
             let up = |state: &State| matches!(state, State::Up(_));
             tell(up(&consuming.borrow_and_update()) && up(&publishing.borrow_and_update()));
@@ -100,6 +107,66 @@ impl Consumer {
         }
     }
 
+    /// When something died: distinct within the process, for it is the letter's number too.
+    fn death_us(&self) -> i64 {
+        let now = jiff::Timestamp::now().as_microsecond();
+        let later = |last: i64| Some(now.max(last.saturating_add(1)));
+        self.last_death_us
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later)
+            .map_or(now, |last| now.max(last + 1))
+    }
+
+    async fn settled(
+        &self,
+        envelope: Envelope,
+        handle: &Handle,
+        route: Option<Arc<str>>,
+        settlement: Settlement,
+    ) -> Result<(), StoreError> {
+        let envelope = Envelope { route: route.map(|name| name.to_string()).or(envelope.route.clone()), ..envelope };
+        let desk = &self.desk;
+        let until = |delay: Duration| now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
+        match settlement {
+            Settlement::Done | Settlement::Superseded => Ok(()),
+            Settlement::Retry { delay, attempt } => {
+                let next = Envelope { attempt, ..envelope };
+                let until_ms = until(delay);
+                desk.publish(&handle.acker, || desk.later(&next, 0, until_ms)).await
+            }
+            // Nothing was decided, so what was counted goes along: a process that dies leaves its lease behind, and its
+            // delivery would start from nothing at each round.
+            Settlement::Wait { delay } => {
+                let until_ms = until(delay);
+                desk.publish(&handle.acker, || desk.later(&envelope, handle.redeliveries, until_ms)).await
+            }
+            Settlement::Dead { reason, error } => {
+                let death = Death { reason: reason.as_str().to_owned(), error, at_us: self.death_us() };
+                let beside = Beside { death: Some(death), ..Beside::default() };
+                let letter = || Message {
+                    exchange: "".into(),
+                    routing_key: desk.topology.dead().into(),
+                    properties: headers::properties(&envelope, &beside),
+                    body: envelope.body.clone(),
+                };
+                desk.publish(&handle.acker, letter).await
+            }
+        }
+    }
+
+    async fn received(&self) -> Result<Raw, StoreError> {
+        let mut arrived = self.arrived.lock().await;
+        loop {
+            match arrived.recv().await {
+                // Of a connection that is gone: the broker has it back.
+                Some(stale) if !stale.usable() => {}
+                Some(delivery) => return Ok(delivery),
+                None => return std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl Desk {
     /// Publishes until it stands, or until the delivery is not ours any more: then the broker hands it out again.
     async fn publish(&self, acker: &Acker, message: impl Fn() -> Message) -> Result<(), StoreError> {
         loop {
@@ -130,60 +197,15 @@ impl Consumer {
         }
     }
 
-    /// When something died: distinct within the process, for it is the letter's number too.
-    fn death_us(&self) -> i64 {
-        let now = jiff::Timestamp::now().as_microsecond();
-        let later = |last: i64| Some(now.max(last.saturating_add(1)));
-        self.last_death_us
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later)
-            .map_or(now, |last| now.max(last + 1))
-    }
-
-    async fn settled(
-        &self,
-        envelope: Envelope,
-        handle: &Handle,
-        route: Option<Arc<str>>,
-        settlement: Settlement,
-    ) -> Result<(), StoreError> {
-        let envelope = Envelope { route: route.map(|name| name.to_string()).or(envelope.route.clone()), ..envelope };
-        let until = |delay: Duration| now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
-        match settlement {
-            Settlement::Done | Settlement::Superseded => Ok(()),
-            Settlement::Retry { delay, attempt } => {
-                let next = Envelope { attempt, ..envelope };
-                let until_ms = until(delay);
-                self.publish(&handle.acker, || self.later(&next, 0, until_ms)).await
-            }
-            // Nothing was decided, so what was counted goes along: a process that dies leaves its lease behind, and its
-            // delivery would start from nothing at each round.
-            Settlement::Wait { delay } => {
-                let until_ms = until(delay);
-                self.publish(&handle.acker, || self.later(&envelope, handle.redeliveries, until_ms)).await
-            }
-            Settlement::Dead { reason, error } => {
-                let death = Death { reason: reason.as_str().to_owned(), error, at_us: self.death_us() };
-                let beside = Beside { death: Some(death), ..Beside::default() };
-                let letter = || Message {
-                    exchange: "".into(),
-                    routing_key: self.topology.dead().into(),
-                    properties: headers::properties(&envelope, &beside),
-                    body: envelope.body.clone(),
-                };
-                self.publish(&handle.acker, letter).await
-            }
-        }
-    }
-
-    async fn received(&self) -> Result<Raw, StoreError> {
-        let mut arrived = self.arrived.lock().await;
-        loop {
-            match arrived.recv().await {
-                // Of a connection that is gone: the broker has it back.
-                Some(stale) if !stale.usable() => {}
-                Some(delivery) => return Ok(delivery),
-                None => return std::future::pending().await,
-            }
+    /// Another round of the longest step, for a copy that was asked to wait longer.
+    async fn wait_on(&self, envelope: Envelope, handle: Handle, until_ms: i64) {
+        let copy = || self.later(&envelope, handle.redeliveries, until_ms);
+        let waits = match self.publish(&handle.acker, copy).await {
+            Ok(()) => acknowledge(&handle.acker).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = waits {
+            tracing::warn!(%error, key = envelope.key, "cannot let an event wait on; it is delivered again");
         }
     }
 }
@@ -198,11 +220,10 @@ impl Deliveries for Consumer {
             let handle = Handle { acker, redeliveries: beside.redeliveries };
             match beside.not_before_ms.filter(|until_ms| *until_ms > now_ms()) {
                 None => return Ok(Delivery { envelope, redeliveries: handle.redeliveries, handle }),
-                // Asked to wait longer than the longest step: another round.
+                // Beside, for others need not wait for that. As many at a time as were prefetched, at the most.
                 Some(until_ms) => {
-                    let copy = || self.later(&envelope, handle.redeliveries, until_ms);
-                    self.publish(&handle.acker, copy).await?;
-                    acknowledge(&handle.acker).await?;
+                    let desk = Arc::clone(&self.desk);
+                    tokio::spawn(async move { desk.wait_on(envelope, handle, until_ms).await });
                 }
             }
         }

@@ -166,16 +166,17 @@ pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes)
 }
 
 /// A message of a queue of letters. Its number is the same at every look: the time of its death, or of its arrival where it
-/// did not die, as the unrouted, and three digits more that tell apart what died at once in several workers.
+/// did not die, as the unrouted, and digits of its key behind it that tell apart what died or arrived at once.
 pub(super) fn letter(properties: &BasicProperties, routing_key: &str, body: Bytes) -> Letter {
     let (envelope, beside) = read(properties, routing_key, body);
-    let (reason, error, at_us) = match beside.death {
-        Some(Death { reason, error, at_us }) => (reason, error, at_us),
-        None => ("unrouted".to_owned(), None, envelope.received_at_ms.saturating_mul(1000)),
+    // In nanoseconds since the Unix epoch: a death is known to the microsecond, an arrival to the millisecond.
+    let (reason, error, at_us, known_to) = match beside.death {
+        Some(Death { reason, error, at_us }) => (reason, error, at_us, 1000),
+        None => ("unrouted".to_owned(), None, envelope.received_at_ms.saturating_mul(1000), 1_000_000),
     };
     let life = format!("{}|{}", envelope.key, envelope.replay.as_deref().unwrap_or_default());
-    let [first, second, ..] = fingerprint(&life);
-    let salt = i64::from(u16::from_be_bytes([first, second]) % 1000);
+    let [a, b, c, d, ..] = fingerprint(&life);
+    let salt = i64::from(u32::from_be_bytes([a, b, c, d])) % known_to;
     let number = at_us.saturating_mul(1000).saturating_add(salt).max(1);
     Letter { number, envelope, reason, error, died_at_ms: at_us / 1000 }
 }

@@ -21,7 +21,7 @@ pub use topology::{Topology, TopologyError};
 
 use headers::Beside;
 use link::{Link, State};
-use publisher::{Message, Publisher, Width};
+use publisher::{LOST, Message, Publisher, Width};
 use std::time::Duration;
 use streamgate_core::{
     envelope::Envelope,
@@ -89,17 +89,12 @@ impl Enqueue for Exchange {
 
 impl Consumer {
     /// Starts to connect and to consume. Call within a tokio runtime.
-    pub fn connect(
-        endpoint: &Endpoint,
-        topology: &Topology,
-        confirm_timeout: Duration,
-        prefetch: u16,
-        on_return: &OnReturn,
-    ) -> Consumer {
-        let link = |name| Link::start(endpoint.clone(), topology.clone(), name);
-        let width = Width { lanes: WORKER_LANES, window: 1, timeout: confirm_timeout };
-        let publisher = Publisher::start(link("worker, retries"), width, on_return);
-        Consumer::start(topology.clone(), link("worker"), publisher, prefetch)
+    pub fn connect(endpoint: &Endpoint, topology: &Topology, prefetch: u16, on_return: &OnReturn) -> Consumer {
+        let link = |topology: Topology, name| Link::start(endpoint.clone(), topology, name);
+        // Nobody waits for a settlement but the delivery: giving up before the session does would only publish it again.
+        let width = Width { lanes: WORKER_LANES, window: 1, timeout: LOST };
+        let publisher = Publisher::start(link(topology.clone(), "worker, retries"), width, on_return);
+        Consumer::start(topology.clone(), link(topology.clone().without_probe(), "worker"), publisher, prefetch)
     }
 }
 

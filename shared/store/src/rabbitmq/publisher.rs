@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 /// A confirm that is this late will not come: the channel is given up with all that wait on it.
-const LOST: Duration = Duration::from_secs(30);
+pub(super) const LOST: Duration = Duration::from_secs(30);
 /// Confirms looked at together: a return may be told with another publish of the same acknowledgement.
 const TOGETHER: usize = 256;
 
@@ -117,6 +117,8 @@ impl Lane {
     async fn run(self, mut jobs: mpsc::Receiver<Job>) {
         loop {
             let session = tokio::select! {
+                // Just after a reconnect both are ready, and the job can be published.
+                biased;
                 session = self.link.up() => session,
                 // Dropped, and thus told: nothing is published while there is no connection.
                 job = jobs.recv() => match job {

@@ -27,6 +27,8 @@ pub struct Topology {
     /// Milliseconds; empty for a gateway, which never retries, and for nobody else.
     steps: BTreeSet<u64>,
     declare: bool,
+    /// Whether that the alternate exchange leads somewhere is tried by a message.
+    probe: bool,
 }
 
 /// What is wrong with an exchange or queue.
@@ -74,7 +76,7 @@ impl Item {
 impl Topology {
     /// What a gateway needs.
     pub fn new(prefix: &str, events_max: u64, declare: bool) -> Topology {
-        Topology { prefix: prefix.to_owned(), events_max, steps: BTreeSet::new(), declare }
+        Topology { prefix: prefix.to_owned(), events_max, steps: BTreeSet::new(), declare, probe: true }
     }
 
     /// What a worker needs too: a queue for each distinct step of its ladder, and one to wait in where there is no ladder.
@@ -85,6 +87,11 @@ impl Topology {
             steps.insert(ONLY_STEP_MS);
         }
         Topology { steps, ..self }
+    }
+
+    /// For connections that never publish: an alarm blocks those that do, and then nothing is acknowledged on them.
+    pub(super) fn without_probe(self) -> Topology {
+        Topology { probe: false, ..self }
     }
 
     pub(super) fn exchange(&self) -> &str {
@@ -182,7 +189,7 @@ impl Topology {
                 break;
             }
         }
-        if !self.declare && look.errors.is_empty() {
+        if self.probe && !self.declare && look.errors.is_empty() {
             look.is_bound(&self.unrouted()).await;
         }
         if look.errors.is_empty() { Ok(()) } else { Err(look.errors) }

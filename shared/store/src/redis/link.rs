@@ -94,7 +94,9 @@ impl Redis {
             }
             Err(_) => {
                 let why = format!("no answer within {:?}", self.0.timeout);
-                if self.0.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= PATIENCE {
+                // Those of an earlier connection say nothing of the one that is open now.
+                let is_open = matches!(*self.0.state.borrow(), State::Open { number: open, .. } if open == number);
+                if is_open && self.0.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= PATIENCE {
                     self.open_breaker(number, &why);
                 }
                 Err(StoreError::Unavailable(format!("Redis: {why}")))
