@@ -33,9 +33,9 @@ pub struct Send {
     /// Which kind of webhook
     #[arg(long, value_enum, default_value = "push")]
     kind: KindArg,
-    /// The event's type, in a body made for it
-    #[arg(long = "type", value_name = "TYPE", default_value = "message.new", conflicts_with = "file")]
-    event_type: String,
+    /// The event's type, or the command's name, in a body made for it [default: message.new, ticket]
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "file")]
+    event_type: Option<String>,
     /// Send this body, byte for byte; - reads it from stdin
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -68,15 +68,22 @@ pub struct Send {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum KindArg {
     Push,
+    BeforeMessageSend,
+    CustomCommand,
 }
 
 impl KindArg {
-    fn path(self) -> &'static str {
+    /// Path and query, as Stream's settings would have them.
+    fn path(self, event_type: Option<&str>) -> String {
         match self {
-            KindArg::Push => "/webhooks/stream/push",
+            KindArg::Push => "/webhooks/stream/push".to_owned(),
+            KindArg::BeforeMessageSend => "/webhooks/stream/before-message-send".to_owned(),
+            KindArg::CustomCommand => {
+                format!("/webhooks/stream/custom-commands?type={}", event_type.unwrap_or(webhook::COMMAND))
+            }
         }
     }
 }
@@ -86,7 +93,10 @@ pub async fn command(global: &Global, args: &Send) -> anyhow::Result<ExitCode> {
     if args.rate.is_some_and(|rate| !(0.001..=1e6).contains(&rate)) {
         return Err(BadUsage("--rate takes a number from 0.001 to 1000000".into()).into());
     }
-    let url = url(&args.url, args.kind)?;
+    if args.kind == KindArg::BeforeMessageSend && args.event_type.is_some() {
+        return Err(BadUsage("--type goes with pushes and commands: before-message-send has no type".into()).into());
+    }
+    let url = url(&args.url, &args.kind.path(args.event_type.as_deref()))?;
     let webhooks = Webhooks::new(args, url.clone(), &key)?;
     let client = http_client::client(args.ca.as_deref())?;
     let started = Instant::now();
@@ -124,7 +134,7 @@ fn key(global: &Global, api_key: Option<&str>) -> anyhow::Result<KeyConfig> {
 }
 
 /// A base URL gets the path of the kind; a URL that has a path is taken as it is.
-fn url(text: &str, kind: KindArg) -> Result<Uri, BadUsage> {
+fn url(text: &str, path: &str) -> Result<Uri, BadUsage> {
     let wrong = || BadUsage(format!("--url takes a URL like http://127.0.0.1:8080, not {text:?}"));
     if text.contains('@') {
         return Err(BadUsage("--url takes no user and password".to_owned()));
@@ -137,7 +147,7 @@ fn url(text: &str, kind: KindArg) -> Result<Uri, BadUsage> {
         return Ok(url);
     }
     let mut parts = url.into_parts();
-    parts.path_and_query = Some(kind.path().parse().map_err(|_| wrong())?);
+    parts.path_and_query = Some(path.parse().map_err(|_| BadUsage(format!("no URL can carry --type: {path:?}")))?);
     Uri::from_parts(parts).map_err(|_| wrong())
 }
 
@@ -210,10 +220,13 @@ mod tests {
 
     #[test]
     fn a_base_url_gets_the_path() {
-        let path = |text| url(text, KindArg::Push).map(|url| url.to_string()).map_err(|error| error.to_string());
+        let path =
+            |text| url(text, &KindArg::Push.path(None)).map(|url| url.to_string()).map_err(|error| error.to_string());
         assert_eq!(path("http://127.0.0.1:8080").unwrap(), "http://127.0.0.1:8080/webhooks/stream/push");
         assert_eq!(path("https://host/").unwrap(), "https://host/webhooks/stream/push");
         assert_eq!(path("http://host/other?x=1").unwrap(), "http://host/other?x=1");
+        let command = url("http://h", &KindArg::CustomCommand.path(Some("giphy"))).unwrap();
+        assert_eq!(command.to_string(), "http://h/webhooks/stream/custom-commands?type=giphy");
         assert!(path("127.0.0.1:8080").is_err() && path("ftp://host").is_err() && path("").is_err());
     }
 }

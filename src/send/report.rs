@@ -2,7 +2,7 @@
 
 use hyper::Uri;
 use hyper::http::response::Parts;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ pub(super) struct Answer {
     /// Why it was refused, or why there is no answer.
     error: Option<String>,
     latency: Duration,
+    /// What a hook was answered.
+    answer: Option<Value>,
 }
 
 impl Answer {
@@ -34,11 +36,12 @@ impl Answer {
             outcome: outcome.map(str::to_owned),
             error: (!parts.status.is_success()).then(refusal),
             latency,
+            answer: parts.status.is_success().then(|| serde_json::from_slice(body).ok()).flatten(),
         }
     }
 
     pub(super) fn failed(id: String, error: String) -> Answer {
-        Answer { id, status: None, outcome: None, error: Some(error), latency: Duration::ZERO }
+        Answer { id, status: None, outcome: None, error: Some(error), latency: Duration::ZERO, answer: None }
     }
 }
 
@@ -91,7 +94,7 @@ impl Report {
 
     pub(super) fn json(&self) -> serde_json::Result<String> {
         let ids: Vec<_> = self.answers.iter().take(1).filter(|_| self.answers.len() == 1).map(|one| &one.id).collect();
-        serde_json::to_string(&json!({
+        let mut report = json!({
             "sent": self.answers.len(),
             "id": ids.first(),
             "statuses": self.statuses(),
@@ -104,7 +107,11 @@ impl Report {
                 "max": self.percentile(1.0),
             },
             "elapsed_seconds": self.elapsed.as_secs_f64(),
-        }))
+        });
+        if let [Answer { answer: Some(answer), .. }] = &*self.answers {
+            report["answer"] = answer.clone();
+        }
+        serde_json::to_string(&report)
     }
 
     pub(super) fn text(&self, url: &Uri) -> String {
@@ -130,6 +137,11 @@ impl Report {
                 lines.push(format!("latency    p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms"));
             }
         }
+        if let [Answer { answer: Some(answer), .. }] = &*self.answers {
+            lines.push(format!("answer     {}", meaning(answer)));
+            // A tree can always be written.
+            lines.extend(serde_json::to_string_pretty(answer));
+        }
         for (error, count) in self.errors().into_iter().take(MAX_ERRORS) {
             lines.push(format!("refused    {count} × {error}"));
         }
@@ -139,5 +151,17 @@ impl Report {
             lines.push(format!("nothing answered at {target}; is `streamgate up` running, and is --url its address?"));
         }
         lines.join("\n")
+    }
+}
+
+/// What Stream would make of a hook's answer, in words.
+fn meaning(answer: &Value) -> String {
+    let text = |name: &str| answer["message"][name].as_str().unwrap_or_default();
+    match (&answer["message"], text("type")) {
+        (Value::Null, _) if answer.get("message").is_some() => "the message is deleted".to_owned(),
+        (Value::Object(_), "error") => format!("rejected: {:?}", text("text")),
+        (Value::Object(_), "ephemeral") => format!("only the sender sees: {:?}", text("text")),
+        (Value::Object(_), _) => format!("the message is stored with the text {:?}", text("text")),
+        _ => "no message: Stream would take it for a failure".to_owned(),
     }
 }

@@ -1,12 +1,13 @@
 //! The webhooks to send: bodies, signatures and headers as Stream makes them.
 
-use super::Send;
+use super::{KindArg, Send};
 use anyhow::Context;
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http_body_util::Full;
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Uri};
+use serde_json::json;
 use std::io::{Read, Write};
 use streamgate_core::{envelope::header, signature::SigningKey};
 use streamgate_service::config::KeyConfig;
@@ -28,14 +29,17 @@ enum Body {
     /// Sent as it is.
     Given(Bytes),
     /// Made for each webhook: its id is in the message, so that no two have the same signature.
-    Made { event_type: String },
+    Made { kind: KindArg, event_type: Option<String> },
 }
+
+/// The command that is sent where --type names none.
+pub(super) const COMMAND: &str = "ticket";
 
 impl Webhooks {
     pub(super) fn new(args: &Send, url: Uri, key: &KeyConfig) -> anyhow::Result<Webhooks> {
         let secret = key.secrets.first().context("the app has no secret")?;
         let body = match &args.file {
-            None => Body::Made { event_type: args.event_type.clone() },
+            None => Body::Made { kind: args.kind, event_type: args.event_type.clone() },
             Some(path) => Body::Given(read(path)?),
         };
         Ok(Webhooks {
@@ -55,10 +59,13 @@ impl Webhooks {
         let body = match &self.body {
             Body::Given(body) => body.clone(),
             // Under a given id the same body each time, or a repeat would be another event.
-            Body::Made { event_type } => match &self.id {
-                Some(id) => made(event_type, id, None)?,
-                None => made(event_type, &unique, Some(jiff::Timestamp::now()))?,
-            },
+            Body::Made { kind, event_type } => {
+                let (id, now) = match &self.id {
+                    Some(id) => (id, None),
+                    None => (&unique, Some(jiff::Timestamp::now())),
+                };
+                made(*kind, event_type.as_deref(), id, now)?
+            }
         };
         let signature = self.signing.sign(&body).to_hex();
         let id = self.id.clone().unwrap_or(unique);
@@ -101,26 +108,49 @@ fn unique_id() -> anyhow::Result<String> {
     Ok([&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-"))
 }
 
-/// An event of the shape that Stream's docs show.
-fn made(event_type: &str, id: &str, now: Option<jiff::Timestamp>) -> anyhow::Result<Bytes> {
-    let user = serde_json::json!({"id": "streamgate-test", "name": "Streamgate test", "role": "user"});
-    let mut event = serde_json::json!({
-        "type": event_type,
-        "cid": "messaging:streamgate-test",
-        "channel_type": "messaging",
-        "channel_id": "streamgate-test",
-        "message": {
-            "id": id,
-            "text": "A test message from `streamgate send`",
-            "html": "<p>A test message from <code>streamgate send</code></p>\n",
-            "type": "regular",
-            "user": user,
-        },
+/// A webhook of the shape that Stream's docs show.
+fn made(kind: KindArg, event_type: Option<&str>, id: &str, now: Option<jiff::Timestamp>) -> anyhow::Result<Bytes> {
+    let user = json!({"id": "streamgate-test", "name": "Streamgate test", "role": "user"});
+    let mut message = json!({
+        "id": id,
+        "text": "A test message from `streamgate send`",
+        "html": "<p>A test message from <code>streamgate send</code></p>\n",
+        "type": "regular",
+        "attachments": [],
         "user": user,
     });
     if let Some(now) = now {
-        event["created_at"] = now.to_string().into();
-        event["message"]["created_at"] = now.to_string().into();
+        message["created_at"] = now.to_string().into();
     }
-    Ok(serde_json::to_vec(&event)?.into())
+    let body = match kind {
+        KindArg::Push => {
+            let mut event = json!({
+                "type": event_type.unwrap_or("message.new"),
+                "cid": "messaging:streamgate-test",
+                "channel_type": "messaging",
+                "channel_id": "streamgate-test",
+                "message": message,
+                "user": user,
+            });
+            if let Some(now) = now {
+                event["created_at"] = now.to_string().into();
+            }
+            event
+        }
+        KindArg::BeforeMessageSend => json!({
+            "message": message,
+            "user": user,
+            "channel": {"cid": "messaging:streamgate-test", "id": "streamgate-test", "type": "messaging"},
+            "request_info": {"type": "client"},
+        }),
+        KindArg::CustomCommand => {
+            let command = event_type.unwrap_or(COMMAND);
+            message["text"] = format!("/{command} from streamgate send").into();
+            message["command"] = command.into();
+            message["args"] = "from streamgate send".into();
+            message["cid"] = "messaging:streamgate-test".into();
+            json!({"message": message, "user": user})
+        }
+    };
+    Ok(serde_json::to_vec(&body)?.into())
 }

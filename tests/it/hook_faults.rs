@@ -1,1 +1,476 @@
-//! Hooks by the real binary: services and rules that answer, and what callers are told when a part is killed or hangs.
+//! Hooks by the real binary: services, rules and replies that answer, and what callers are told when a part is killed, hangs
+//! or loses an answer. Whatever happens, that is 200 and JSON.
+
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::receiver::{Gate, Received, Receiver, reply};
+use crate::harness::servers::Backends;
+use crate::harness::wire::{API_KEY, Answer, MODERATION, Webhook, send, sign};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body_util::Full;
+use hyper::Response;
+use lapin::BasicProperties;
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions};
+use lapin::types::FieldTable;
+use rustix::process::Signal;
+use std::time::Duration;
+
+/// Longer than any deadline here, and far shorter than for ever.
+const HUNG: Duration = Duration::from_secs(20);
+
+/// The answer to a hook, which must come whatever happens.
+async fn ask(gateway: &Server, webhook: &Webhook) -> Answer {
+    let answer = tokio::time::timeout(HUNG, send(gateway.public, webhook)).await.expect("an answer in time").unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap().is_object(), "{answer:?}");
+    answer
+}
+
+fn json(status: u16, body: &'static str) -> Response<Full<Bytes>> {
+    Response::builder().status(status).body(Full::from(body)).unwrap()
+}
+
+async fn up(site: &Site, hooks: String) -> Server {
+    site.configure(&Setup { rest: hooks, ..Setup::default() });
+    site.start().await
+}
+
+const SPACED: &str = "{ \"message\" : {\"text\":\"\\u003cby the service\\u003e\", \"n\":1.10} }\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_services_answer_goes_back_as_it_is() {
+    let site = Site::new();
+    let service = Receiver::start(|_| json(200, SPACED)).await;
+    site.write("token", "Bearer of-the-service\n");
+    let to = |path: &str| {
+        let (address, token) = (service.address, site.path("token"));
+        format!("{{ url = \"http://{address}{path}\", headers = {{ Authorization = \"file:{}\" }} }}", token.display())
+    };
+    let hooks = format!(
+        "[hooks.before_message_send]\nforward = {}\n[hooks.custom_commands]\nforward = {}\n\
+         [hooks.custom_commands.commands.ticket]\nforward = {}\n",
+        to("/moderate?x=1"),
+        to("/commands/{type}"),
+        to("/tickets")
+    );
+    let server = up(&site, hooks).await;
+    let moderated = Webhook::moderation(r#"{"text":"\u003cb\u003e"}"#).set("x-webhook-attempt", "1");
+    for (webhook, path, kind) in [
+        (moderated.clone(), "/moderate?x=1", "before-message-send"),
+        (moderated.clone().set("x-webhook-id", "zipped").zipped(), "/moderate?x=1", "before-message-send"),
+        (Webhook::command("ticket", "x", None), "/tickets", "ticket"),
+        (Webhook::command("giphy", "x", None), "/commands/giphy", "giphy"),
+    ] {
+        let answer = ask(&server, &webhook).await;
+        assert_eq!((&answer.body[..], answer.outcome()), (SPACED.as_bytes(), "answered"));
+        let received: Received = service.received().pop().unwrap();
+        assert_eq!(received.path, path);
+        for (name, value) in [
+            ("x-webhook-id", webhook.id()),
+            ("x-api-key", API_KEY),
+            ("x-signature", &sign(&received.body)),
+            ("x-streamgate-type", kind),
+            ("authorization", "Bearer of-the-service"),
+            ("content-encoding", ""),
+        ] {
+            assert_eq!(received.header(name), value, "{name}");
+        }
+    }
+    assert_eq!(service.received()[1].body, moderated.body, "inflated, as it was signed");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_without_a_proper_answer_is_a_failure() {
+    let (site, gate) = (Site::new(), Gate::default());
+    let closed = gate.clone();
+    let service = Receiver::start(move |received| match received.header("x-webhook-id") {
+        "refused" => json(403, "{}"),
+        "redirected" => reply(302, &[("location", "/elsewhere")]),
+        "empty" => json(200, ""),
+        "html" => json(200, "<html>"),
+        "array" => json(200, "[]"),
+        "silent" => {
+            closed.wait();
+            json(200, "{}")
+        }
+        _ => json(200, "{}"),
+    })
+    .await;
+    let away = "[hooks.custom_commands]\nforward = { url = \"http://127.0.0.1:9/\" }\n";
+    let forward = format!("forward = {{ url = \"{}\", timeout = \"200ms\" }}", service.url());
+    let server = up(&site, format!("[hooks.before_message_send]\n{forward}\n{away}")).await;
+    for id in ["refused", "redirected", "empty", "html", "array", "silent"] {
+        let answer = ask(&server, &Webhook::moderation(r#"{"text":"x"}"#).set("x-webhook-id", id)).await;
+        assert_eq!((&answer.body[..], answer.outcome()), (&br#"{"message":{"text":"x"}}"#[..], "hook_failed"), "{id}");
+    }
+    assert_eq!(ask(&server, &Webhook::command("ticket", "x", None)).await.outcome(), "hook_failed");
+    gate.open();
+    assert_eq!(ask(&server, &Webhook::moderation("{}")).await.outcome(), "answered");
+    let log = site.log();
+    for told in ["answered 403", "answered 302", "no JSON object", "did not answer within 200ms", "cannot connect"] {
+        assert!(log.contains(told), "{told}: {log}");
+    }
+    assert!(!log.contains("<html>"), "nothing of what services say is logged");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_and_replies_need_no_code() {
+    let site = Site::new();
+    let hooks = r#"
+        [hooks.before_message_send]
+        max_length = 30
+        max_links = 1
+        rules = [
+            { pattern = "(?i)\\bspam\\b", action = "reject", text = "No spam." },
+            { pattern = '\d{4}', action = "mask" },
+        ]
+        [hooks.custom_commands.commands.ticket]
+        reply = "Ticket for {user}: {args}"
+        [hooks.custom_commands.commands.news]
+        reply = "{{{command}}}"
+        reply_type = "regular"
+    "#;
+    let server = up(&site, hooks.into()).await;
+    let moderated = async |text: &str| {
+        let answer = ask(&server, &Webhook::moderation(&format!(r#"{{"text":"{text}","x":1.10}}"#))).await;
+        assert_eq!(answer.outcome(), "answered");
+        String::from_utf8(answer.body.to_vec()).unwrap()
+    };
+    assert_eq!(moderated("hello").await, r#"{"message":{"text":"hello","x":1.10}}"#);
+    assert_eq!(moderated("card 1234").await, r#"{"message":{"text":"card ***","x":1.10}}"#);
+    assert_eq!(moderated("SPAM 1234").await, r#"{"message":{"type":"error","text":"No spam."}}"#);
+    assert!(moderated(&"x".repeat(31)).await.contains("too long"));
+    assert!(moderated("http://a http://b").await.contains("too many links"));
+    let commanded = async |name: &str| {
+        let answer = ask(&server, &Webhook::command(name, "a {user} b", None)).await;
+        serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap()["message"].clone()
+    };
+    let ticket = commanded("ticket").await;
+    assert_eq!((&ticket["type"], &ticket["text"]), (&"ephemeral".into(), &"Ticket for Ann: a {user} b".into()));
+    assert_eq!(commanded("news").await["text"], "{news}");
+    assert_eq!(ask(&server, &Webhook::command("other", "x", None)).await.outcome(), "unhandled");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn send_prints_what_was_answered() {
+    let site = Site::new();
+    let hooks = "[hooks.before_message_send]\nmax_length = 5\n[hooks.custom_commands.commands.ticket]\nreply = \"Ticket: {args}\"\n";
+    let server = up(&site, hooks.into()).await;
+    let url = format!("http://{}", server.public);
+    let told = async |args: &[&str]| {
+        let output = site.run(&[&["send", "--url", &url], args].concat()).await;
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let moderated = told(&["--kind", "before-message-send"]).await;
+    assert!(moderated.contains("200 answered") && moderated.contains("\"type\": \"error\""), "{moderated}");
+    assert!(moderated.contains("rejected"), "{moderated}");
+    let ticket = told(&["--kind", "custom-command", "--type", "ticket"]).await;
+    assert!(ticket.contains("ephemeral") && ticket.contains("Ticket: "), "{ticket}");
+    let ticket: serde_json::Value = serde_json::from_str(&told(&["--kind", "custom-command", "--json"]).await).unwrap();
+    assert_eq!(
+        (&ticket["outcomes"]["answered"], &ticket["answer"]["message"]["type"]),
+        (&1.into(), &"ephemeral".into())
+    );
+    assert!(server.terminate().await.success());
+}
+
+/// Gateway and workers on backends of their own; each hook is answered by the service.
+struct Fleet {
+    backends: Backends,
+    prefix: String,
+    service: Receiver,
+}
+
+impl Fleet {
+    async fn start(service: Receiver) -> Fleet {
+        Fleet { backends: Backends::start().await, prefix: Site::new().name(), service }
+    }
+
+    async fn server(&self, service: &str, deadline: &str) -> (Site, Server) {
+        let site = Site::new();
+        let rest = format!(
+            "[hooks.before_message_send]\ndeadline = \"{deadline}\"\nforward = {{ url = \"{}\" }}\n{}",
+            self.service.url(),
+            self.backends.impatient_tables(&self.prefix)
+        );
+        site.configure(&Setup { rest, ..Setup::default() });
+        let server = site.start_as(service).await.ready().await;
+        (site, server)
+    }
+}
+
+async fn there(gateway: &Server, there: f64) {
+    let what = format!("the gateway sees {there} whether somebody answers");
+    eventually(&what, || async { gateway.metric("streamgate_gateway_hook_workers_up").await == there }).await;
+}
+
+fn message() -> Webhook {
+    Webhook::moderation(r#"{"text":"x"}"#)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_in_mid_call_leaves_it_to_another_or_to_the_policy() {
+    let (service, gate) = {
+        let gate = Gate::default();
+        let closed = gate.clone();
+        let service = Receiver::start(move |_| {
+            closed.wait();
+            json(200, SPACED)
+        });
+        (service.await, gate)
+    };
+    let fleet = Fleet::start(service).await;
+    let (_site, gateway) = fleet.server("gateway", "5s").await;
+    let (_site, first) = fleet.server("worker", "5s").await;
+    there(&gateway, 1.0).await;
+    let answered = || {
+        let (public, webhook) = (gateway.public, message());
+        tokio::spawn(async move { send(public, &webhook).await.unwrap() })
+    };
+    // The only one: nobody is left to answer.
+    let asked = answered();
+    let in_hand = async |worker: &Server| {
+        let name = "streamgate_worker_calls_in_flight";
+        eventually("the call is in hand", || async { worker.metric(name).await == 1.0 }).await;
+    };
+    in_hand(&first).await;
+    first.kill().await;
+    there(&gateway, 0.0).await;
+    let at_once = ask(&gateway, &message()).await;
+    assert_eq!((&at_once.body[..], at_once.outcome()), (&br#"{"message":{"text":"x"}}"#[..], "no_worker"));
+    assert_eq!(asked.await.unwrap().outcome(), "hook_timeout");
+    // One of two: the broker hands the call to the other.
+    let (_site, second) = fleet.server("worker", "5s").await;
+    there(&gateway, 1.0).await;
+    let asked = answered();
+    in_hand(&second).await;
+    let (_site, third) = fleet.server("worker", "5s").await;
+    second.kill().await;
+    in_hand(&third).await;
+    gate.open();
+    let answer = asked.await.unwrap();
+    assert_eq!((&answer.body[..], answer.outcome()), (SPACED.as_bytes(), "answered"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_rabbitmq_or_redis_hooks_are_answered() {
+    let service = Receiver::start(|_| json(200, SPACED)).await;
+    let mut fleet = Fleet::start(service).await;
+    let (_site, gateway) = fleet.server("gateway", "1s").await;
+    let (_site, _worker) = fleet.server("worker", "1s").await;
+    there(&gateway, 1.0).await;
+    assert_eq!(ask(&gateway, &message()).await.outcome(), "answered");
+    fleet.backends.redis.signal(Signal::STOP);
+    for _ in 0..10 {
+        assert_eq!(ask(&gateway, &message()).await.outcome(), "answered", "Redis hangs");
+    }
+    fleet.backends.redis.kill();
+    let webhook = message();
+    for _ in 0..2 {
+        assert_eq!(ask(&gateway, &webhook).await.outcome(), "answered", "Redis is away: a repeat is asked again");
+    }
+    assert!(gateway.metric("streamgate_hook_memory_errors_total").await >= 2.0);
+    fleet.backends.redis.restart().await;
+    eventually("Redis is back", || async { gateway.metric("streamgate_gateway_redis_up").await == 1.0 }).await;
+    let webhook = message();
+    assert_eq!(ask(&gateway, &webhook).await.outcome(), "answered");
+    eventually("answers are remembered again", || async { ask(&gateway, &webhook).await.outcome() == "repeated" })
+        .await;
+    // It hangs: the first callers wait for their deadline, the later ones for nothing.
+    fleet.backends.broker.signal(Signal::STOP);
+    assert_eq!(ask(&gateway, &message()).await.outcome(), "hook_timeout");
+    eventually("it is noticed", || async { ask(&gateway, &message()).await.outcome() == "store_unavailable" }).await;
+    fleet.backends.broker.signal(Signal::CONT);
+    eventually("it goes on", || async { ask(&gateway, &message()).await.outcome() == "answered" }).await;
+    fleet.backends.broker.kill();
+    eventually("it is away", || async { ask(&gateway, &message()).await.outcome() == "store_unavailable" }).await;
+    fleet.backends.broker.restart().await;
+    eventually("it is back", || async { ask(&gateway, &message()).await.outcome() == "answered" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_lost_or_late_is_the_policys() {
+    let fleet = Fleet::start(Receiver::willing().await).await;
+    let (_site, gateway) = fleet.server("gateway", "500ms").await;
+    // A worker of somebody else's, who reads a call by the contract and takes its time.
+    let (_connection, channel) = fleet.backends.broker.channel().await;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let queue = format!("{}.calls", fleet.prefix);
+    let mut calls = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
+    there(&gateway, 1.0).await;
+    let mut asked = async |answers: bool| {
+        let (public, webhook) = (gateway.public, message());
+        let waits = tokio::spawn(async move { send(public, &webhook).await.unwrap() });
+        let call = calls.next().await.unwrap().unwrap();
+        let properties = call.properties.clone();
+        let left: u64 = properties.expiration().as_ref().unwrap().as_str().parse().unwrap();
+        assert!((1..=500).contains(&left), "what is left of the deadline: {left}");
+        assert_eq!(properties.delivery_mode(), &Some(1));
+        let reply_to = properties.reply_to().clone().unwrap();
+        let own = BasicProperties::default().with_correlation_id(properties.correlation_id().clone().unwrap());
+        let body = br#"{"message":{"text":"foreign"}}"#;
+        let reply = channel.basic_publish("".into(), reply_to, BasicPublishOptions::default(), body, own);
+        if answers {
+            reply.await.unwrap();
+            return waits.await.unwrap();
+        }
+        let answered = waits.await.unwrap();
+        reply.await.unwrap();
+        answered
+    };
+    let answered = asked(true).await;
+    assert_eq!((&answered.body[..], answered.outcome()), (&br#"{"message":{"text":"foreign"}}"#[..], "answered"));
+    let late = asked(false).await;
+    assert_eq!((&late.body[..], late.outcome()), (&br#"{"message":{"text":"x"}}"#[..], "hook_timeout"));
+    eventually("the late answer is counted", || async {
+        gateway.metric("streamgate_hook_late_answers_total").await == 1.0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_at_another_gateway_gets_the_first_answer() {
+    let (gate, closed) = (Gate::default(), Gate::default());
+    let waits = (gate.clone(), closed.clone());
+    let service = Receiver::start(move |received| {
+        if received.header("x-webhook-id") == "waits" {
+            waits.1.open();
+            waits.0.wait();
+        }
+        json(200, SPACED)
+    })
+    .await;
+    let fleet = Fleet::start(service).await;
+    let ((_s1, one), (_s2, two)) = tokio::join!(fleet.server("gateway", "5s"), fleet.server("gateway", "5s"));
+    let (_s3, _worker) = fleet.server("worker", "5s").await;
+    tokio::join!(there(&one, 1.0), there(&two, 1.0));
+    let webhook = message();
+    assert_eq!(ask(&one, &webhook).await.outcome(), "answered");
+    let again = ask(&two, &webhook).await;
+    assert_eq!((&again.body[..], again.outcome()), (SPACED.as_bytes(), "repeated"));
+    // While the first is in work, too.
+    let webhook = message().set("x-webhook-id", "waits");
+    let (public, first) = (one.public, webhook.clone());
+    let first = tokio::spawn(async move { send(public, &first).await.unwrap() });
+    tokio::task::spawn_blocking(move || closed.wait()).await.unwrap();
+    let public = two.public;
+    let second = tokio::spawn(async move { send(public, &webhook).await.unwrap() });
+    eventually("the second waits", || async { two.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
+    gate.open();
+    assert_eq!(first.await.unwrap().outcome(), "answered");
+    let second = second.await.unwrap();
+    assert_eq!((&second.body[..], second.outcome()), (SPACED.as_bytes(), "repeated"));
+    assert_eq!(fleet.service.received().len(), 2, "asked once each");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_in_hooks_are_told_with_their_keys() {
+    let site = Site::new();
+    let hooks = r#"
+        [hooks]
+        colour = "red"
+        [hooks.before_message_send]
+        deadline = "6s"
+        on_failure = "shrug"
+        forward = { url = "http://127.0.0.1:1/{type}" }
+        rules = [{ pattern = "(", action = "mask" }, { pattern = "x", action = "burn" }, { text = "x" }]
+        [hooks.custom_commands.commands.both]
+        reply = "x"
+        forward = { url = "http://127.0.0.1:1/" }
+        [hooks.custom_commands.commands.none]
+        reply_type = "ephemeral"
+        [hooks.custom_commands.commands.odd]
+        reply = "{who}"
+    "#;
+    site.configure(&Setup { rest: hooks.into(), ..Setup::default() });
+    let told = site.run(&["check", "--json"]).await;
+    assert_eq!(told.status.code(), Some(64));
+    let report: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let mut keys: Vec<_> = report["checks"].as_array().unwrap().iter().map(|it| it["what"].as_str().unwrap()).collect();
+    keys.sort_unstable();
+    let expected = [
+        "hooks.before_message_send.deadline",
+        "hooks.before_message_send.forward.url",
+        "hooks.before_message_send.on_failure",
+        "hooks.before_message_send.rules[1].pattern",
+        "hooks.before_message_send.rules[2].action",
+        "hooks.before_message_send.rules[3].action",
+        "hooks.before_message_send.rules[3].pattern",
+        "hooks.colour",
+        "hooks.custom_commands.commands.both.forward",
+        "hooks.custom_commands.commands.none.forward",
+        "hooks.custom_commands.commands.none.reply_type",
+        "hooks.custom_commands.commands.odd.reply",
+    ];
+    assert_eq!(keys, expected, "{report:#}");
+    let mask = "[hooks.before_message_send]\nforward = { url = \"http://h/\" }\nrules = [{ pattern = \"x\", action = \"mask\" }]";
+    site.configure(&Setup { rest: mask.into(), ..Setup::default() });
+    let told = String::from_utf8(site.run(&["check"]).await.stderr).unwrap();
+    assert!(told.contains("hooks.before_message_send.rules") && told.contains("do not go together"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_and_no_message_shows_in_the_services() {
+    const MESSAGE: &str = "a-very-private-message";
+    const PASSWORD: &str = "a-very-private-password";
+    let service = Receiver::start(|received| match received.path.as_str() {
+        "/hook" => json(422, "a-very-private-answer"),
+        _ => json(500, "a-very-private-answer"),
+    })
+    .await;
+    let fleet = Fleet::start(service).await;
+    let broker = &fleet.backends.broker;
+    broker.control(&["add_user", "private", PASSWORD]).await;
+    broker.control(&["set_permissions", "private", ".*", ".*", ".*"]).await;
+    let tables = fleet.backends.tables(&fleet.prefix).replace("guest:guest", &format!("private:{PASSWORD}"));
+    let forward = format!("forward = {{ url = \"http://{}/moderate\" }}", fleet.service.address);
+    let rest = format!("{}\n[hooks.before_message_send]\n{forward}\n{tables}", fleet.service.route());
+    let mut sites = Vec::new();
+    for service in ["gateway", "worker"] {
+        let site = Site::new();
+        site.configure(&Setup { rest: rest.clone(), ..Setup::default() });
+        let mut command = site.command(&[service]);
+        command.env("STREAMGATE_LOG", "trace");
+        let server = Server::of(command, &site).await.ready().await;
+        sites.push((site, server));
+    }
+    let gateway = &sites[0].1;
+    there(gateway, 1.0).await;
+    let hook = Webhook::moderation(&format!("{{\"text\":\"{MESSAGE}\"}}"));
+    assert_eq!(ask(gateway, &hook).await.outcome(), "hook_failed");
+    let push = format!("{{\"type\":\"message.new\",\"text\":\"{MESSAGE}\"}}");
+    assert_eq!(send(gateway.public, &Webhook::push("private", push.clone())).await.unwrap().status, 200);
+    eventually("it is dead", || async {
+        sites[1].1.metric("streamgate_worker_dead_letters_total{reason=\"rejected\"}").await == 1.0
+    })
+    .await;
+    // Where nothing takes an event the broker sends it back, whole.
+    for queue in ["events", "unrouted"] {
+        broker.manage("DELETE", &format!("queues/%2F/{}.{queue}", fleet.prefix), "").await;
+    }
+    eventually("a message comes back", || async {
+        let webhook = Webhook::push(&format!("back-{}", crate::harness::unique()), push.clone());
+        drop(send(gateway.public, &webhook).await);
+        gateway.metric("streamgate_gateway_returned_total").await >= 1.0
+    })
+    .await;
+    for (site, server) in sites {
+        let mut said = vec![server.greeting.clone(), server.ops("/metrics").await.1];
+        assert!(server.terminate().await.success());
+        let checked = site.run(&["check"]).await;
+        said.extend([checked.stdout, checked.stderr].map(|bytes| String::from_utf8(bytes).unwrap()));
+        said.push(site.log());
+        for words in said {
+            for secret in [MESSAGE, PASSWORD, crate::harness::wire::SECRET, "a-very-private-answer"] {
+                let place = words.find(secret).map(|at| &words[at.saturating_sub(200)..at + 20]);
+                assert_eq!(place, None, "{secret} shows");
+            }
+        }
+    }
+    assert_eq!(hook.path, MODERATION);
+}

@@ -94,6 +94,8 @@ metrics! {
     hook_memory_errors: IntCounter = "hook_memory_errors_total" |name, help| IntCounter::new(name, help);
     /// Hooks that this worker was asked, by kind and outcome (answered, or why there was no answer).
     worker_calls: IntCounterVec = "worker_calls_total" |name, help| counters(name, help, &["kind", "outcome"]);
+    /// Hooks that this worker is answering.
+    worker_calls_in_flight: IntGauge = "worker_calls_in_flight" |name, help| IntGauge::new(name, help);
     /// Time in the handler of a hook, in seconds.
     worker_call: HistogramVec = "worker_call_seconds" |name, help| histograms(name, help, &HANDLE_BUCKETS, &["kind"]);
     /// When the served certificate ends, in seconds since the Unix epoch; 0 without TLS.

@@ -82,6 +82,7 @@ impl<C: Calls> Desk<C> {
         let Call { envelope, within, handle } = call;
         let (kind, key) = (envelope.kind.as_str(), envelope.key.clone());
         let (hook, started) = (Hook(envelope), Instant::now());
+        self.metrics.worker_calls_in_flight.inc();
         let answer = match self.hooks.pick(&hook) {
             None => Err((Reason::Unhandled, "there is no handler for it".to_owned())),
             Some(handler) => {
@@ -97,6 +98,7 @@ impl<C: Calls> Desk<C> {
                 }
             }
         };
+        self.metrics.worker_calls_in_flight.dec();
         self.metrics.worker_call.with_label_values(&[kind]).observe(started.elapsed().as_secs_f64());
         let answer = answer.map_err(|(reason, error)| {
             tracing::warn!(kind, key, %reason, error, "a hook has no answer");
