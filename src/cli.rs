@@ -73,6 +73,8 @@ Examples:
   streamgate send                                        one message.new, to http://127.0.0.1:8080
   streamgate send --type reaction.new --gzip             compressed, as Stream may send it
   streamgate send --id one --attempt 2                   a repeat of the webhook with this id
+  streamgate send --kind before-message-send             a message to be moderated; prints the answer
+  streamgate send --kind custom-command --type ticket    /ticket; prints the answer
   streamgate send --file body.json --url https://host    these very bytes, to another gateway
   streamgate send --count 10000 --rate 500 --json        a load, with its figures for a script")]
     Send(send::Send),

@@ -38,9 +38,18 @@ fn every_metric_of_the_alerts_is_declared() {
         assert!(declared.contains(&format!("\"{name}\"")), "{metric}");
     }
     // And every reason that an alert looks for is one that the gateway gives.
-    for reason in
-        ["store_unavailable", "store_full", "deadline_exceeded", "in_flight_limit", "memory_budget", "unknown_key"]
-    {
+    for reason in [
+        "store_unavailable",
+        "store_full",
+        "deadline_exceeded",
+        "in_flight_limit",
+        "memory_budget",
+        "unknown_key",
+        "no_worker",
+        "unhandled",
+        "hook_failed",
+        "hook_timeout",
+    ] {
         assert!(alerts.contains(reason) && streamgate_core::reason::Reason::parse(reason).is_some(), "{reason}");
     }
 }

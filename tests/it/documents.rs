@@ -87,8 +87,12 @@ async fn every_metric_of_the_readme_is_served() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_readmes_example_is_a_valid_config() {
     let readme = read("README.md");
-    let (_, example) = readme.split_once("```toml\n").unwrap();
-    let example = example.split("```").next().unwrap();
+    // The second example is an addition to the first.
+    let examples: Vec<_> =
+        readme.split("```toml\n").skip(1).take(2).map(|rest| rest.split("```").next().unwrap()).collect();
+    let example = examples.iter().flat_map(|text| text.lines()).map(|line| format!("{}\n", line.trim_start()));
+    let example: String = example.collect();
+    assert!(example.contains("[[worker.routes]]") && example.contains("[hooks.before_message_send]"));
     let site = Site::new();
     let file = site.write("example.toml", example);
     let mut command = bare_command(&["check", "--config", file.to_str().unwrap()]);
