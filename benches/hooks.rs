@@ -1,5 +1,5 @@
-//! What a synchronous hook costs: gateway and worker, with a rule that lets every message pass, beside a bare request and reply
-//! over the same RabbitMQ; and the same beside a backlog of events.
+//! What a synchronous hook costs: gateway and worker, with a handler that says back what it was asked, beside a bare request
+//! and reply over the same RabbitMQ; and the same beside a backlog of events.
 //!
 //! Run with `cargo bench --bench hooks`. What counts is the ratio within one run. Options, by environment: BENCH_SECONDS (10),
 //! BENCH_ROUNDS (3), BENCH_BACKLOG (100000).
@@ -27,8 +27,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use streamgate::{BoxFuture, HandlerError, Hook, HookHandler, Hooks, Metrics, Shutdown, config, wiring, worker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 const TEXT: usize = 2000;
@@ -46,8 +47,10 @@ fn setting(name: &str, default: u64) -> u64 {
 #[tokio::main]
 async fn main() {
     let args: Vec<_> = std::env::args().collect();
-    if let Some(place) = args.iter().position(|arg| arg == "--respond") {
-        return respond(&args[place + 1]).await;
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [_, "--respond", url] => return respond(url).await,
+        [_, "--work", config] => return work(config).await,
+        _ => {}
     }
     let length = Duration::from_secs(setting("BENCH_SECONDS", 10));
     let (backends, site) = (Backends::start().await, Site::new());
@@ -56,14 +59,15 @@ async fn main() {
         reply(200, &[])
     })
     .await;
-    let hooks = "[hooks.before_message_send]\nmax_length = 100000\n";
-    let rest = format!("{}\n{hooks}{}", service.route(), backends.impatient_tables(&site.name()));
+    let rest = format!("{}\n{}", service.route(), backends.impatient_tables(&site.name()));
     site.configure(&Setup { rest, ..Setup::default() });
     let gateway = site.start_as("gateway").await.ready().await;
-    let worker = site.start_as("worker").await.ready().await;
     let url = backends.broker.url();
-    let mut responder = tokio::process::Command::new(std::env::current_exe().unwrap());
-    let _responder = responder.args(["--respond", &url]).kill_on_drop(true).spawn().unwrap();
+    let child = |args: [&str; 2]| {
+        let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+        command.args(args).kill_on_drop(true).spawn().unwrap()
+    };
+    let _children = [child(["--respond", &url]), child(["--work", site.config().to_str().unwrap()])];
     let bare = Arc::new(Bare::connect(&url).await);
     harness::eventually("somebody answers", || async {
         gateway.metric("streamgate_gateway_hook_workers_up").await == 1.0
@@ -86,7 +90,6 @@ async fn main() {
     println!("medians\n{:<44} {one}\n{:<44} {two}", "bare request and reply", "gateway and worker");
     println!("gateway and worker / bare: p50 {:.2}, p99 {:.2}", two.p50 / one.p50, two.p99 / one.p99);
     backlog(&backends, &site, &gateway, length).await;
-    drop(worker);
 }
 
 /// Hooks on an idle system, beside the same with a backlog and pushes.
@@ -298,6 +301,25 @@ async fn respond(url: &str) {
         let options = BasicPublishOptions::default();
         channel.basic_publish("".into(), reply_to, options, &call.data, properties).await.unwrap();
         call.ack(BasicAckOptions::default()).await.unwrap();
+    }
+}
+
+/// `streamgate worker` with a handler of hooks that costs nothing: what is measured is the road there and back.
+async fn work(config: &str) {
+    let source = config::Source { file: Some(config.into()), environment: config::Environment::default() };
+    let loaded = config::load(&source).unwrap().for_services().unwrap();
+    let router = wiring::router(&loaded.config, Vec::new()).unwrap();
+    let hooks = Hooks { before_message_send: Some(Arc::new(Echo)), ..Hooks::default() };
+    let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let back = worker::Back { loaded, router, hooks, ops_listener, metrics: Metrics::new() };
+    worker::run(back, Shutdown::new(), || Ok(())).await.unwrap();
+}
+
+struct Echo;
+
+impl HookHandler for Echo {
+    fn answer(&self, hook: Hook) -> BoxFuture<Result<bytes::Bytes, HandlerError>> {
+        Box::pin(std::future::ready(Ok(hook.envelope().body.clone())))
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use streamgate_core::{
     envelope::Envelope,
@@ -148,38 +149,19 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
                 (told, Some(tell))
             }
         };
-        let is_first = first.is_some();
         if let Some(tell) = first {
-            // Apart from the connection: who hangs up and repeats finds the answer to the first.
-            tokio::spawn(Arc::clone(&self).first(key, asked, tell));
+            let place = InWork { hooks: Arc::clone(&self), key };
+            return Detached::new(place.first(asked, tell)).await;
         }
         let answered = match told.wait_for(Option::is_some).await {
             Ok(answered) => answered.clone(),
             Err(_) => None,
         };
         match answered {
-            Some(answered) if is_first => answered,
             Some(answered) => Answered { source: Source::First, ..answered },
-            // Its task panicked. There is nothing to echo any more, and an empty message changes nothing.
+            // The first one panicked. There is nothing to echo any more, and an empty message changes nothing.
             None => Answered { body: hook::unchanged(b"").into(), source: Source::Policy(Reason::HookFailed) },
         }
-    }
-
-    async fn first(self: Arc<Self>, key: String, asked: Asked, tell: watch::Sender<Option<Answered>>) {
-        let known = InWork { hooks: &self, key: &key };
-        let answered = match self.known(&key, &asked).await {
-            Some(answered) => answered,
-            None => self.ask(asked).await,
-        };
-        tell.send_replace(Some(answered.clone()));
-        // Beside the answer; until it is done, repeats find the answer here.
-        if !matches!(answered.source, Source::First)
-            && let Err(error) = self.answers.remember(&key, answered.body).await
-        {
-            self.metrics.hook_memory_errors.inc();
-            tracing::debug!(%error, "cannot remember the answer to a hook; a repeat of it would be asked again");
-        }
-        drop(known);
     }
 
     /// The answer that was given before, here or at another gateway.
@@ -228,14 +210,93 @@ impl<C: Ask, A: Answers> AnswerHook for Hooks<C, A> {
     }
 }
 
-/// Forgets a hook's place however its task ends.
-struct InWork<'a, C: Ask, A: Answers> {
-    hooks: &'a Hooks<C, A>,
-    key: &'a str,
+/// The place of a hook that is being answered, given up however that ends.
+struct InWork<C: Ask, A: Answers> {
+    hooks: Arc<Hooks<C, A>>,
+    key: String,
 }
 
-impl<C: Ask, A: Answers> Drop for InWork<'_, C, A> {
+impl<C: Ask, A: Answers> InWork<C, A> {
+    /// Answers, and tells whoever repeats the call meanwhile.
+    async fn first(self, asked: Asked, tell: watch::Sender<Option<Answered>>) -> Answered {
+        let answered = match self.hooks.known(&self.key, &asked).await {
+            Some(answered) => answered,
+            None => self.hooks.ask(asked).await,
+        };
+        tell.send_replace(Some(answered.clone()));
+        if !matches!(answered.source, Source::First) {
+            // Beside the answer; until it is done, repeats find the answer here.
+            tokio::spawn(self.remember(answered.body.clone()));
+        }
+        answered
+    }
+
+    async fn remember(self, answer: Bytes) {
+        if let Err(error) = self.hooks.answers.remember(&self.key, answer).await {
+            self.hooks.metrics.hook_memory_errors.inc();
+            tracing::debug!(%error, "cannot remember the answer to a hook; a repeat of it would be asked again");
+        }
+    }
+}
+
+impl<C: Ask, A: Answers> Drop for InWork<C, A> {
     fn drop(&mut self) {
-        self.hooks.in_work().remove(self.key);
+        self.hooks.in_work().remove(&self.key);
+    }
+}
+
+/// Work that goes on when nobody waits for it any more: who hangs up and repeats finds the answer to the first. A task from
+/// the start would do as well, at the price of two more switches on the way of each answer.
+struct Detached {
+    work: Option<Answering>,
+}
+
+impl Detached {
+    fn new(work: impl Future<Output = Answered> + Send + 'static) -> Detached {
+        Detached { work: Some(Box::pin(work)) }
+    }
+}
+
+impl Future for Detached {
+    type Output = Answered;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
+        // Taken out for the poll: what panics must not be polled again. After its end it waits for ever, as any future may.
+        let Some(mut work) = self.work.take() else { return Poll::Pending };
+        let polled = work.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.work = Some(work);
+        }
+        polled
+    }
+}
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        if let (Some(work), Ok(runtime)) = (self.work.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(work);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_goes_on() {
+        let (open, gate) = oneshot::channel::<()>();
+        let (tell, told) = oneshot::channel();
+        let work = async {
+            gate.await.unwrap();
+            tell.send(()).unwrap();
+            Answered { body: Bytes::new(), source: Source::Worker }
+        };
+        let mut detached = Box::pin(Detached::new(work));
+        assert!(futures_util::poll!(&mut detached).is_pending());
+        drop(detached);
+        open.send(()).unwrap();
+        told.await.unwrap();
     }
 }
