@@ -7,7 +7,7 @@ use crate::receive::{Arrival, Intake};
 use crate::tls::Tls;
 use futures_util::FutureExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_service::{config::GatewayConfig, shutdown::Shutdown};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,8 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// How long a drain looks for connections that the kernel has made already.
 const BACKLOG: Duration = Duration::from_millis(10);
+/// And for how long at the most: under a steady load there is always another.
+const BACKLOG_MOST: Duration = Duration::from_millis(100);
 /// Errors of `accept` that tell of ourselves, by their numbers in Linux: ENOMEM, ENFILE, EMFILE, ENOBUFS. The others tell of
 /// a peer that has gone again.
 const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
@@ -71,10 +73,14 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         // Connections that were made before the stop have been promised an answer: the kernel took them for us.
         // Unconstrained, or tokio would stop after its usual share of a turn.
         let backlog = || tokio::task::unconstrained(tokio::time::timeout(BACKLOG, listener.accept()));
+        let began = Instant::now();
         while let Ok(Ok((stream, _))) = backlog().await {
             let activity = connections.activity();
             let Some(place) = connections.place(&activity).now_or_never() else { break };
             tasks.spawn(self.connection(stream, activity, place, &ends, Arrival::InTime));
+            if began.elapsed() >= BACKLOG_MOST {
+                break;
+            }
         }
         tasks.close();
         let late = TaskTracker::new();

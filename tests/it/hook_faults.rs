@@ -5,7 +5,7 @@ use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::{Gate, Received, Receiver, reply};
 use crate::harness::servers::Backends;
-use crate::harness::wire::{API_KEY, Answer, MODERATION, Webhook, send, sign};
+use crate::harness::wire::{API_KEY, Answer, COMMANDS, Webhook, send, sign};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::Full;
@@ -36,6 +36,11 @@ async fn up(site: &Site, hooks: String) -> Server {
     site.start().await
 }
 
+/// A command whose URL names another.
+fn queried(query: &str, name: &str) -> Webhook {
+    Webhook { path: format!("{COMMANDS}?type={query}"), ..Webhook::command(name, "x", None) }
+}
+
 const SPACED: &str = "{ \"message\" : {\"text\":\"\\u003cby the service\\u003e\", \"n\":1.10} }\n";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,6 +66,8 @@ async fn a_services_answer_goes_back_as_it_is() {
         (moderated.clone().set("x-webhook-id", "zipped").zipped(), "/moderate?x=1", "before-message-send"),
         (Webhook::command("ticket", "x", None), "/tickets", "ticket"),
         (Webhook::command("giphy", "x", None), "/commands/giphy", "giphy"),
+        // Nobody has signed the query.
+        (queried("another", "giphy"), "/commands/giphy", "giphy"),
     ] {
         let answer = ask(&server, &webhook).await;
         assert_eq!((&answer.body[..], answer.outcome()), (SPACED.as_bytes(), "answered"));
@@ -466,11 +473,13 @@ async fn no_secret_and_no_message_shows_in_the_services() {
         said.extend([checked.stdout, checked.stderr].map(|bytes| String::from_utf8(bytes).unwrap()));
         said.push(site.log());
         for words in said {
-            for secret in [MESSAGE, PASSWORD, crate::harness::wire::SECRET, "a-very-private-answer"] {
+            // Some libraries show bytes as a list of numbers.
+            let bytes = format!("{:?}", MESSAGE.as_bytes());
+            let bytes = bytes.trim_matches(['[', ']']);
+            for secret in [MESSAGE, bytes, PASSWORD, crate::harness::wire::SECRET, "a-very-private-answer"] {
                 let place = words.find(secret).map(|at| &words[at.saturating_sub(200)..at + 20]);
                 assert_eq!(place, None, "{secret} shows");
             }
         }
     }
-    assert_eq!(hook.path, MODERATION);
 }

@@ -2,7 +2,7 @@
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
-use crate::harness::stack::{Act, Script, Stack};
+use crate::harness::stack::{self, Act, Script, Stack};
 use crate::harness::wire::{Answer, COMMANDS, MODERATION, Webhook, send};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -163,13 +163,17 @@ async fn whatever_a_handler_does_the_caller_has_an_answer<S: Stack>() {
             }
         });
         let rest = format!(
-            "[hooks.before_message_send]\ndeadline = \"500ms\"\non_failure = \"{policy}\"\nfailure_text = \"later, please\"\n"
+            "[hooks.before_message_send]\ndeadline = \"500ms\"\non_failure = \"{policy}\"\nfailure_text = \"later, please\"\n\
+             [hooks.custom_commands]\non_failure = \"reject\"\nfailure_text = \"no commands\"\n"
         );
         let stack: S = start(&site, &rest, hooks).await;
         for (message, outcome) in [("fail", "hook_failed"), ("panic", "hook_failed"), ("slow", "hook_timeout")] {
             let told = ask(&stack, &Webhook::moderation(&format!(r#"{{"text":"{message}","x":1.10}}"#))).await;
             assert_eq!((text(&told.body), told.outcome()), (&*answer.replace("TEXT", message), outcome));
         }
+        // Each kind has a policy of its own.
+        let command = ask(&stack, &Webhook::command("none", "x", None)).await;
+        assert_eq!(text(&command.body), r#"{"message":{"type":"error","text":"no commands"}}"#);
         let requests = &stack.metrics().gateway_requests;
         assert_eq!(requests.with_label_values(&["chat", "before-message-send", "hook_failed"]).get(), 2);
         let good = ask(&stack, &Webhook::moderation(r#"{"text":"good"}"#)).await;
@@ -352,4 +356,24 @@ async fn unsigned_hooks_are_refused<S: Stack>() {
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
     stack.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_whose_body_comes_during_the_drain_is_answered() {
+    let (site, (hooks, _)) = (Site::new(), counting());
+    let stack: stack::Embedded = start(&site, "", hooks).await;
+    let raw = Webhook::moderation(r#"{"text":"x"}"#).raw();
+    let (first, rest) = raw.split_at(raw.len() - 5);
+    let mut stream = crate::harness::wire::raw(stack.public(), first).await;
+    eventually("it is being read", || async { stack.metrics().gateway_in_flight.get() == 1 }).await;
+    let public = stack.public();
+    let drained = tokio::spawn(stack.drain());
+    eventually("new connections are told to come back", || async {
+        send(public, &Webhook::fresh()).await.is_ok_and(|answer| answer.code() == "draining")
+    })
+    .await;
+    tokio::io::AsyncWriteExt::write_all(&mut stream, rest).await.unwrap();
+    let answer = crate::harness::wire::read_to_end(stream).await;
+    assert!(answer.contains("x-streamgate-outcome: answered"), "{answer}");
+    drained.await.unwrap();
 }
