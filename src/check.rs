@@ -108,7 +108,7 @@ fn apps(config: &Config) -> String {
 
 async fn services(config: &Config, backends: Backends) -> Vec<Finding> {
     let Backends { endpoint, topology, address } = backends;
-    let topology = topology.with_steps(&config.worker.retry);
+    let topology = topology.with_steps(&config.worker.retry).with_calls();
     let mut checks = Vec::new();
     match rabbitmq::inspect(&endpoint, &topology).await {
         Ok(found) => {

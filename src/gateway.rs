@@ -10,7 +10,7 @@ use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::ports::Enqueue;
-use streamgate_gateway::{Gateway, Hooks, Intake, Tls};
+use streamgate_gateway::{AnswerHook, Gateway, Hooks, Intake, Tls};
 use streamgate_service::config::{AppConfig, Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops;
@@ -74,8 +74,9 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     let GatewayStores { exchange, seen, calls, answers, redis } = GatewayStores::start(&config, backends, &metrics);
     let apps = AppConfig::table(&config.apps);
     let hooks = Hooks::new(&config.hooks, Arc::clone(&calls), answers, Arc::clone(&metrics));
+    let hooked: Arc<dyn AnswerHook> = Arc::<Hooks<_, _>>::clone(&hooks);
     let (store, keys) = (Arc::clone(&exchange), Arc::clone(&seen));
-    let intake = Arc::new(Intake::new(&config.gateway, apps, store, keys, hooks, Arc::clone(&metrics)));
+    let intake = Arc::new(Intake::new(&config.gateway, apps, store, keys, hooked, Arc::clone(&metrics)));
     let broker = Arc::clone(&exchange);
     let readiness = ops::unless_draining(&shutdown, move || broker.ready().map_err(|error| error.to_string()));
     let helpers = [
@@ -113,6 +114,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
         drop(helper.await);
     }
     drop(gateway);
+    hooks.close().await;
     if let Ok(seen) = Arc::try_unwrap(seen) {
         seen.close().await;
     }

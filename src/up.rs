@@ -9,7 +9,7 @@ use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::ports::{Deliveries, Enqueue};
-use streamgate_gateway::{self as gateway, Gateway, Intake, Tls};
+use streamgate_gateway::{self as gateway, AnswerHook, Gateway, Intake, Tls};
 use streamgate_service::config::{AppConfig, Config, Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops::{self, Readiness};
@@ -95,7 +95,8 @@ pub async fn run(
     let seen = Arc::new(SeenWithinEnqueue);
     let calls = Arc::new(InProcess::new(config.gateway.max_in_flight, !hooks.is_empty()));
     let asking = gateway::Hooks::new(&config.hooks, Arc::clone(&calls), Arc::clone(&store), Arc::clone(&metrics));
-    let intake = Arc::new(Intake::new(&config.gateway, apps, Arc::clone(&store), seen, asking, Arc::clone(&metrics)));
+    let hooked: Arc<dyn AnswerHook> = Arc::<gateway::Hooks<_, _>>::clone(&asking);
+    let intake = Arc::new(Intake::new(&config.gateway, apps, Arc::clone(&store), seen, hooked, Arc::clone(&metrics)));
     let answering = CallWorker::new(calls, hooks, wiring::call_policy(&config), Arc::clone(&metrics));
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
     let worker = Worker::new(Arc::clone(&store), Arc::clone(&store), router, policy, Arc::clone(&metrics), seed);
@@ -117,7 +118,8 @@ pub async fn run(
         helper.abort();
         drop(helper.await);
     }
-    drop((gateway, worker, answering));
+    asking.close().await;
+    drop((gateway, worker, answering, asking));
     match Arc::try_unwrap(store) {
         Ok(store) => store.close().await,
         // A connection outlived the drain; what it was promised is committed, and the kernel frees the lock.

@@ -18,13 +18,21 @@ use streamgate_core::{
 };
 use streamgate_service::config::{HookPolicy, HooksConfig};
 use streamgate_service::metrics::Metrics;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Between looks at an answer that another gateway is waiting for. A repeat meets another gateway seldom, and then waits for
 /// one hook: not worth a connection of its own on which Redis could tell.
 const LOOK: Duration = Duration::from_millis(20);
+/// For looking up an earlier answer, but never more than a quarter of what is left: most hooks have none.
+const LOOKING: Duration = Duration::from_millis(200);
+/// Answers that are being remembered at a time, and for how long each: a store that hangs must not make them pile up.
+const REMEMBERING: usize = 256;
+const REMEMBER: Duration = Duration::from_secs(1);
+/// How long a stop waits for them.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Kept back from each deadline for writing the answer, but never more than a tenth of it.
 const WRITING: Duration = Duration::from_millis(20);
 
@@ -92,6 +100,9 @@ pub struct Hooks<C, A> {
     metrics: Arc<Metrics>,
     /// Hooks that are being answered here, by key, until their answer is remembered.
     in_work: Mutex<HashMap<String, watch::Receiver<Option<Answered>>>>,
+    remembering: Arc<Semaphore>,
+    /// Whatever goes on beside the connections.
+    tasks: TaskTracker,
 }
 
 impl<C: Ask, A: Answers> Hooks<C, A> {
@@ -103,7 +114,15 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
             custom_commands: config.custom_commands.policy.clone(),
             metrics,
             in_work: Mutex::default(),
+            remembering: Arc::new(Semaphore::new(REMEMBERING)),
+            tasks: TaskTracker::new(),
         })
+    }
+
+    /// Waits until the last answers are remembered, before their store is closed.
+    pub async fn close(&self) {
+        self.tasks.close();
+        drop(tokio::time::timeout(FAREWELL, self.tasks.wait()).await);
     }
 
     fn policy(&self, kind: Kind) -> &HookPolicy {
@@ -117,11 +136,20 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         self.in_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn by_policy(&self, kind: Kind, body: &[u8], reason: Reason) -> Answered {
+        let policy = self.policy(kind);
+        let body = hook::fallback(policy.on_failure, &policy.failure_text, body).into();
+        Answered { body, source: Source::Policy(reason) }
+    }
+
     /// Asks, and decides where there is no answer.
     async fn ask(&self, asked: Asked) -> Answered {
         let Asked { call, deadline, given_up, .. } = asked;
         let (kind, body) = (call.kind, call.body.clone());
         let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return self.by_policy(kind, &body, Reason::HookTimeout);
+        }
         let told = tokio::select! {
             biased;
             told = self.calls.ask(call, left) => told,
@@ -130,11 +158,7 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         };
         match told {
             Ok(body) => Answered { body, source: Source::Worker },
-            Err(reason) => {
-                let policy = self.policy(kind);
-                let body = hook::fallback(policy.on_failure, &policy.failure_text, &body).into();
-                Answered { body, source: Source::Policy(reason) }
-            }
+            Err(reason) => self.by_policy(kind, &body, reason),
         }
     }
 
@@ -151,17 +175,21 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         };
         if let Some(tell) = first {
             let place = InWork { hooks: Arc::clone(&self), key };
-            return Detached::new(place.first(asked, tell)).await;
+            let tasks = self.tasks.clone();
+            return Detached { work: Some(Box::pin(place.first(asked, tell))), tasks }.await;
         }
-        let answered = match told.wait_for(Option::is_some).await {
-            Ok(answered) => answered.clone(),
-            Err(_) => None,
+        // Its own deadline may come before that of the first.
+        let reason = tokio::select! {
+            biased;
+            told = told.wait_for(Option::is_some) => match told.as_deref() {
+                Ok(Some(answered)) => return Answered { source: Source::First, ..answered.clone() },
+                // The first one panicked.
+                Ok(None) | Err(_) => Reason::HookFailed,
+            },
+            () = tokio::time::sleep_until(asked.deadline) => Reason::HookTimeout,
+            () = asked.given_up.cancelled() => Reason::Draining,
         };
-        match answered {
-            Some(answered) => Answered { source: Source::First, ..answered },
-            // The first one panicked. There is nothing to echo any more, and an empty message changes nothing.
-            None => Answered { body: hook::unchanged(b"").into(), source: Source::Policy(Reason::HookFailed) },
-        }
+        self.by_policy(asked.call.kind, &asked.call.body, reason)
     }
 
     /// The answer that was given before, here or at another gateway.
@@ -171,16 +199,20 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
             if left.is_zero() {
                 return None;
             }
-            match self.answers.begin(key, left).await {
-                Ok(Turn::First) => return None,
-                Ok(Turn::Answered(body)) => return Some(Answered { body, source: Source::First }),
-                Ok(Turn::InWork) => tokio::time::sleep(LOOK.min(left)).await,
-                Err(error) => {
-                    self.metrics.hook_memory_errors.inc();
-                    tracing::debug!(%error, "cannot look up earlier answers to a hook; going on without");
-                    return None;
+            let looked = tokio::time::timeout(LOOKING.min(left / 4), self.answers.begin(key, left)).await;
+            let error = match looked {
+                Ok(Ok(Turn::First)) => return None,
+                Ok(Ok(Turn::Answered(body))) => return Some(Answered { body, source: Source::First }),
+                Ok(Ok(Turn::InWork)) => {
+                    tokio::time::sleep(LOOK.min(left)).await;
+                    continue;
                 }
-            }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it takes too long".to_owned(),
+            };
+            self.metrics.hook_memory_errors.inc();
+            tracing::debug!(error, "cannot look up earlier answers to a hook; going on without");
+            return None;
         }
     }
 }
@@ -219,23 +251,41 @@ struct InWork<C: Ask, A: Answers> {
 impl<C: Ask, A: Answers> InWork<C, A> {
     /// Answers, and tells whoever repeats the call meanwhile.
     async fn first(self, asked: Asked, tell: watch::Sender<Option<Answered>>) -> Answered {
-        let answered = match self.hooks.known(&self.key, &asked).await {
+        let known = tokio::select! {
+            biased;
+            known = self.hooks.known(&self.key, &asked) => known,
+            () = asked.given_up.cancelled() => None,
+        };
+        let answered = match known {
             Some(answered) => answered,
             None => self.hooks.ask(asked).await,
         };
         tell.send_replace(Some(answered.clone()));
         if !matches!(answered.source, Source::First) {
             // Beside the answer; until it is done, repeats find the answer here.
-            tokio::spawn(self.remember(answered.body.clone()));
+            match Arc::clone(&self.hooks.remembering).try_acquire_owned() {
+                Ok(permit) => {
+                    let tasks = self.hooks.tasks.clone();
+                    tasks.spawn(self.remember(answered.body.clone(), permit));
+                }
+                Err(_) => self.hooks.metrics.hook_memory_errors.inc(),
+            }
         }
         answered
     }
 
-    async fn remember(self, answer: Bytes) {
-        if let Err(error) = self.hooks.answers.remember(&self.key, answer).await {
+    async fn remember(self, answer: Bytes, permit: OwnedSemaphorePermit) {
+        let remembered = tokio::time::timeout(REMEMBER, self.hooks.answers.remember(&self.key, answer)).await;
+        let error = match remembered {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("it takes too long".to_owned()),
+        };
+        if let Some(error) = error {
             self.hooks.metrics.hook_memory_errors.inc();
-            tracing::debug!(%error, "cannot remember the answer to a hook; a repeat of it would be asked again");
+            tracing::debug!(error, "cannot remember the answer to a hook; a repeat of it would be asked again");
         }
+        drop(permit);
     }
 }
 
@@ -249,12 +299,7 @@ impl<C: Ask, A: Answers> Drop for InWork<C, A> {
 /// the start would do as well, at the price of two more switches on the way of each answer.
 struct Detached {
     work: Option<Answering>,
-}
-
-impl Detached {
-    fn new(work: impl Future<Output = Answered> + Send + 'static) -> Detached {
-        Detached { work: Some(Box::pin(work)) }
-    }
+    tasks: TaskTracker,
 }
 
 impl Future for Detached {
@@ -274,7 +319,7 @@ impl Future for Detached {
 impl Drop for Detached {
     fn drop(&mut self) {
         if let (Some(work), Ok(runtime)) = (self.work.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn(work);
+            self.tasks.spawn_on(work, &runtime);
         }
     }
 }
@@ -293,7 +338,7 @@ mod tests {
             tell.send(()).unwrap();
             Answered { body: Bytes::new(), source: Source::Worker }
         };
-        let mut detached = Box::pin(Detached::new(work));
+        let mut detached = Box::pin(Detached { work: Some(Box::pin(work)), tasks: TaskTracker::new() });
         assert!(futures_util::poll!(&mut detached).is_pending());
         drop(detached);
         open.send(()).unwrap();

@@ -121,7 +121,8 @@ impl Gate {
     }
 
     pub fn wait(&self) {
-        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
+        // Bounded, or a test that fails before it opens the gate would never end.
+        drop(self.0.1.wait_timeout_while(self.0.0.lock().unwrap(), 2 * super::PATIENCE, |open| !*open).unwrap());
     }
 }
 

@@ -252,13 +252,14 @@ async fn a_worker_killed_in_mid_call_leaves_it_to_another_or_to_the_policy() {
     assert_eq!((&at_once.body[..], at_once.outcome()), (&br#"{"message":{"text":"x"}}"#[..], "no_worker"));
     assert_eq!(asked.await.unwrap().outcome(), "hook_timeout");
     // One of two: the broker hands the call to the other.
-    let (_site, second) = fleet.server("worker", "5s").await;
+    let ((_s2, second), (_s3, third)) = tokio::join!(fleet.server("worker", "5s"), fleet.server("worker", "5s"));
     there(&gateway, 1.0).await;
     let asked = answered();
-    in_hand(&second).await;
-    let (_site, third) = fleet.server("worker", "5s").await;
-    second.kill().await;
-    in_hand(&third).await;
+    let in_flight = async |worker: &Server| worker.metric("streamgate_worker_calls_in_flight").await;
+    eventually("one has the call", || async { in_flight(&second).await + in_flight(&third).await == 1.0 }).await;
+    let (holder, other) = if in_flight(&second).await == 1.0 { (second, third) } else { (third, second) };
+    holder.kill().await;
+    in_hand(&other).await;
     gate.open();
     let answer = asked.await.unwrap();
     assert_eq!((&answer.body[..], answer.outcome()), (SPACED.as_bytes(), "answered"));
@@ -481,5 +482,45 @@ async fn no_secret_and_no_message_shows_in_the_services() {
                 assert_eq!(place, None, "{secret} shows");
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_an_alarm_caught_take_no_place_after_it() {
+    let gate = Gate::default();
+    let closed = gate.clone();
+    let service = Receiver::start(move |_| {
+        closed.wait();
+        json(200, SPACED)
+    })
+    .await;
+    let fleet = Fleet::start(service).await;
+    let (_site, gateway) = fleet.server("gateway", "5s").await;
+    let (site, worker) = fleet.server("worker", "5s").await;
+    assert!(worker.terminate().await.success());
+    let mut command = site.command(&["worker"]);
+    command.env("STREAMGATE__HOOKS__CONCURRENCY", "3");
+    let worker = Server::of(command, &site).await.ready().await;
+    there(&gateway, 1.0).await;
+    let asked = || {
+        let (public, webhook) = (gateway.public, message());
+        tokio::spawn(async move { send(public, &webhook).await.unwrap() })
+    };
+    let in_hand = async |calls: f64| {
+        let name = "streamgate_worker_calls_in_flight";
+        eventually("calls are in hand", || async { worker.metric(name).await == calls }).await;
+    };
+    let caught = [asked(), asked(), asked()];
+    in_hand(3.0).await;
+    fleet.backends.broker.control(&["set_vm_memory_high_watermark", "0.000001"]).await;
+    gate.open();
+    for one in caught {
+        assert_eq!(one.await.unwrap().status, 200);
+    }
+    fleet.backends.broker.control(&["set_vm_memory_high_watermark", "0.4"]).await;
+    // One after the other: as soon as no place is left, nothing is answered any more.
+    eventually("it answers again", || async { ask(&gateway, &message()).await.outcome() == "answered" }).await;
+    for _ in 0..9 {
+        assert_eq!(ask(&gateway, &message()).await.outcome(), "answered");
     }
 }

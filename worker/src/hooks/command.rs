@@ -1,6 +1,8 @@
 //! A custom command, as a handler sees it.
 
+use super::moderation::read;
 use super::{Answer, Hook};
+use crate::handler::HandlerError;
 use bytes::Bytes;
 use serde_json::Value;
 use streamgate_core::envelope::Envelope;
@@ -18,13 +20,14 @@ pub struct Command {
     message: Fields,
 }
 
-impl From<Hook> for Command {
-    fn from(hook: Hook) -> Command {
+impl TryFrom<Hook> for Command {
+    type Error = HandlerError;
+
+    fn try_from(hook: Hook) -> Result<Command, HandlerError> {
         let name = hook.command();
         let Hook(envelope) = hook;
-        let request = Fields::parse(&envelope.body).unwrap_or_default();
-        let message = request.object("message").unwrap_or_default();
-        Command { envelope, name, request, message }
+        let (request, message) = read(&envelope.body)?;
+        Ok(Command { envelope, name, request, message })
     }
 }
 
@@ -89,9 +92,10 @@ impl Command {
         &self.envelope.body
     }
 
-    /// A message that only the sender sees, and that is not stored.
+    /// A message that only the sender sees, and that is not stored. Buttons of an earlier answer are gone.
     pub fn ephemeral(&self, text: impl Into<String>) -> Answer {
-        self.pass().message_type("ephemeral").text(text)
+        let answer = self.pass().message_type("ephemeral").text(text);
+        if self.is_action() { answer.attachments(Value::Null) } else { answer }
     }
 
     /// A message for everybody in the channel. Buttons of an earlier answer are gone.

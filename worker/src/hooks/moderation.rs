@@ -1,10 +1,12 @@
 //! Before-message-send, as a handler sees it.
 
 use super::{Answer, Hook};
+use crate::handler::HandlerError;
 use bytes::Bytes;
 use serde_json::Value;
 use streamgate_core::envelope::Envelope;
 use streamgate_core::fields::Fields;
+use streamgate_core::hook;
 
 /// A message that is about to be sent or updated. Stream stores what the answer makes of it.
 #[derive(Clone, Debug)]
@@ -14,11 +16,31 @@ pub struct BeforeMessageSend {
     message: Fields,
 }
 
-impl From<Hook> for BeforeMessageSend {
-    fn from(Hook(envelope): Hook) -> BeforeMessageSend {
-        let request = Fields::parse(&envelope.body).unwrap_or_default();
-        let message = request.object("message").unwrap_or_default();
-        BeforeMessageSend { envelope, request, message }
+impl TryFrom<Hook> for BeforeMessageSend {
+    type Error = HandlerError;
+
+    fn try_from(Hook(envelope): Hook) -> Result<BeforeMessageSend, HandlerError> {
+        let (request, message) = read(&envelope.body)?;
+        Ok(BeforeMessageSend { envelope, request, message })
+    }
+}
+
+/// The request and its message. One that is there and cannot be read, with half a surrogate pair in it say, must not be taken
+/// for an empty one, which passes: that is for the policy to decide.
+pub(super) fn read(body: &[u8]) -> Result<(Fields, Fields), HandlerError> {
+    let unreadable = || HandlerError::reject("the message cannot be read");
+    let request = match Fields::parse(body) {
+        Some(request) => request,
+        None if hook::message(body).is_some() => return Err(unreadable()),
+        None => Fields::default(),
+    };
+    let message = match request.get("message") {
+        Some(raw) if raw.get().starts_with('{') => request.object("message").ok_or_else(unreadable)?,
+        _ => Fields::default(),
+    };
+    match message.get("text") {
+        Some(raw) if raw.get().starts_with('"') && message.text("text").is_none() => Err(unreadable()),
+        _ => Ok((request, message)),
     }
 }
 
@@ -77,5 +99,25 @@ impl BeforeMessageSend {
     /// Keeps it from being stored; its sender reads this text.
     pub fn reject(&self, text: impl AsRef<str>) -> Answer {
         Answer::error(text.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_nothing() {
+        for body in [
+            &br#"{"message":{"text":"casino \ud83d"}}"#[..],
+            br#"{"message":{"\ud83d":1,"text":"casino"}}"#,
+            br#"{"\ud83d":1,"message":{"text":"casino"}}"#,
+        ] {
+            assert_eq!(read(body).unwrap_err(), HandlerError::reject("the message cannot be read"), "{body:?}");
+        }
+        for body in [&b"{}"[..], b"no JSON", br#"{"message":null}"#, br#"{"message":{"text":7}}"#, br#"{"message":{}}"#]
+        {
+            assert!(read(body).is_ok(), "{body:?}");
+        }
     }
 }

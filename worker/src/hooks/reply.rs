@@ -15,7 +15,10 @@ pub struct Reply {
 
 impl HookHandler for Reply {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>> {
-        let command = Command::from(hook);
+        let command = match Command::try_from(hook) {
+            Ok(command) => command,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
         let text = self.text.fill(|slot| match slot {
             Slot::Command => command.name().to_owned(),
             Slot::Args => command.args(),

@@ -73,7 +73,11 @@ impl<C: Calls> CallWorker<C> {
         }
         tasks.close();
         // Each has its own deadline, far shorter than a drain.
-        drop(tokio::time::timeout(self.policy.drain_timeout, tasks.wait()).await);
+        tokio::select! {
+            () = tasks.wait() => {}
+            () = tokio::time::sleep(self.policy.drain_timeout) => {}
+            () = shutdown.abort.cancelled() => {}
+        }
     }
 }
 

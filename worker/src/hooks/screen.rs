@@ -27,7 +27,10 @@ impl Screen {
 
 impl HookHandler for Screen {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>> {
-        let message = BeforeMessageSend::from(hook.clone());
+        let message = match BeforeMessageSend::try_from(hook.clone()) {
+            Ok(message) => message,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
         let answer = match (self.rules.judge(&message.text()), &self.then) {
             (Judgement::Reject(text), _) => message.reject(text),
             (Judgement::Mask(text), _) => message.rewrite().text(text),

@@ -208,7 +208,10 @@ impl CommandConfig {
 /// What no single key can tell.
 pub(super) fn cross_check(hooks: &HooksConfig, report: &Report) {
     let moderation = hooks.before_message_send.forward.as_ref();
-    if moderation.is_some_and(|forward| forward.url.path().contains(COMMAND_PLACE)) {
+    if moderation.is_some_and(|forward| forward.url.to_string().contains(COMMAND_PLACE)) {
         report.problem("hooks.before_message_send.forward.url", "has {type}, which only a custom command has");
+    }
+    for name in hooks.custom_commands.commands.keys().filter(|name| name.starts_with('/')) {
+        report.problem(format!("hooks.custom_commands.commands.{name}"), "is written without the slash");
     }
 }

@@ -66,7 +66,7 @@ impl Caller {
     /// Starts to connect. Call within a tokio runtime.
     pub fn start(endpoint: Endpoint, topology: Topology, on_late: OnLate) -> Caller {
         let queue = topology.calls();
-        let link = Link::start(endpoint, topology.without_probe(), "gateway, calls");
+        let link = Link::start(endpoint, topology.with_calls().without_probe(), "gateway, calls");
         let (tell, line) = watch::channel(Line::Down);
         let waiting = Arc::new(Waiting::default());
         let desk = Desk { queue: queue.clone(), link: Arc::clone(&link), tell, waiting: Arc::clone(&waiting), on_late };

@@ -9,7 +9,7 @@ use super::topology::Topology;
 use bytes::Bytes;
 use lapin::Channel;
 use lapin::message::Delivery as Raw;
-use lapin::options::{BasicAckOptions, BasicPublishOptions};
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions};
 use lapin::types::ShortString;
 use lapin::{Acker, BasicProperties};
 use std::sync::{Arc, PoisonError};
@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// For a stranger's call that says nothing of its time.
+/// Stream never waits longer: for a stranger's call that says nothing of its time, or too much.
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// Calls from RabbitMQ.
@@ -47,7 +47,7 @@ pub struct Handle {
 impl CallQueue {
     /// Starts to connect and to consume, `concurrency` calls at a time. Call within a tokio runtime.
     pub fn start(endpoint: &Endpoint, topology: &Topology, concurrency: u16) -> CallQueue {
-        let link = Link::start(endpoint.clone(), topology.clone().without_probe(), "worker, calls");
+        let link = Link::start(endpoint.clone(), topology.clone().with_calls().without_probe(), "worker, calls");
         let (deliver, arrived) = mpsc::channel(usize::from(concurrency));
         let stop = CancellationToken::new();
         let feed = feed(Arc::clone(&link), topology.calls(), concurrency, deliver, stop.clone());
@@ -61,7 +61,7 @@ impl CallQueue {
         }
     }
 
-    /// Takes no more calls; those that nobody has in hand go back to other workers when the connection closes.
+    /// Takes no more calls, and gives back those that nobody has in hand: their time runs.
     pub async fn stop(&self) {
         self.stop.cancel();
         let feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -70,11 +70,36 @@ impl CallQueue {
         {
             *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = channel;
         }
+        let give_back = async {
+            let mut arrived = self.arrived.lock().await;
+            while let Ok(call) = arrived.try_recv() {
+                drop(call.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
+            }
+        };
+        drop(tokio::time::timeout(PATIENCE, give_back).await);
     }
 
     pub async fn close(&self) {
         self.stop().await;
         self.link.close().await;
+    }
+
+    async fn tell(
+        &self,
+        to: Option<(ShortString, ShortString)>,
+        answer: Result<Bytes, Reason>,
+    ) -> Result<(), StoreError> {
+        let Some((reply_to, correlation)) = to else { return Ok(()) };
+        let channel = self.channel().await?;
+        let (body, reason) = match answer {
+            Ok(body) => (body, None),
+            Err(reason) => (Bytes::new(), Some(reason)),
+        };
+        let properties: BasicProperties = headers::answer(correlation, reason);
+        let options = BasicPublishOptions::default();
+        // A caller that is gone costs nothing: the broker drops what is for it.
+        let told = channel.basic_publish("".into(), reply_to, options, &body, properties).await;
+        told.map(drop).map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 
     /// The channel for answers of the open session. It is not in confirm mode, so tasks may share it.
@@ -108,20 +133,17 @@ impl Calls for CallQueue {
     }
 
     async fn answer(&self, handle: Handle, answer: Result<Bytes, Reason>) -> Result<(), StoreError> {
-        let unavailable = |error: lapin::Error| StoreError::Unavailable(error.to_string());
-        if let Some((reply_to, correlation)) = handle.to {
-            let channel = self.channel().await?;
-            let (body, reason) = match answer {
-                Ok(body) => (body, None),
-                Err(reason) => (Bytes::new(), Some(reason)),
-            };
-            let properties: BasicProperties = headers::answer(correlation, reason);
-            let options = BasicPublishOptions::default();
-            // A caller that is gone costs nothing: the broker drops what is for it.
-            channel.basic_publish("".into(), reply_to, options, &body, properties).await.map_err(unavailable)?;
-        }
-        // After the answer: of a worker that dies before it, the call is handed out again while there is time.
-        handle.acker.ack(BasicAckOptions::default()).await.map(drop).map_err(unavailable)
+        let Handle { acker, to } = handle;
+        // Settled after the answer: of a worker that dies before it, the call is handed out again while there is time. And
+        // settled whatever became of it: what is not takes its place among the prefetched for as long as the session lives.
+        let settled = match self.tell(to, answer).await {
+            Ok(()) => acker.ack(BasicAckOptions::default()).await,
+            Err(error) => {
+                drop(acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
+                return Err(error);
+            }
+        };
+        settled.map(drop).map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 }
 
@@ -129,7 +151,7 @@ fn call(raw: Raw) -> Call<Handle> {
     let Raw { routing_key, properties, data, acker, .. } = raw;
     let to = properties.reply_to().clone();
     let to = to.map(|reply_to| (reply_to, properties.correlation_id().clone().unwrap_or_default()));
-    let within = headers::within(&properties).unwrap_or(LONGEST);
+    let within = headers::within(&properties).unwrap_or(LONGEST).min(LONGEST);
     let (envelope, _) = headers::read(&properties, routing_key.as_str(), data.into());
     Call { envelope, within, handle: Handle { acker, to } }
 }

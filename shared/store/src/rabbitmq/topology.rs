@@ -27,6 +27,9 @@ pub struct Topology {
     /// Milliseconds; empty for a gateway, which never retries, and for nobody else.
     steps: BTreeSet<u64>,
     declare: bool,
+    /// Whether the queue of calls must be there. Whoever declares declares it; but where operators do and have not yet, what only
+    /// hooks need must not keep events waiting.
+    calls: bool,
     /// Whether that the alternate exchange leads somewhere is tried by a message.
     probe: bool,
 }
@@ -76,7 +79,7 @@ impl Item {
 impl Topology {
     /// What a gateway needs.
     pub fn new(prefix: &str, events_max: u64, declare: bool) -> Topology {
-        Topology { prefix: prefix.to_owned(), events_max, steps: BTreeSet::new(), declare, probe: true }
+        Topology { prefix: prefix.to_owned(), events_max, steps: BTreeSet::new(), declare, calls: false, probe: true }
     }
 
     /// What a worker needs too: a queue for each distinct step of its ladder, and one to wait in where there is no ladder.
@@ -87,6 +90,12 @@ impl Topology {
             steps.insert(ONLY_STEP_MS);
         }
         Topology { steps, ..self }
+    }
+
+    /// What hooks need too.
+    #[must_use]
+    pub fn with_calls(self) -> Topology {
+        Topology { calls: true, ..self }
     }
 
     /// For connections that never publish: an alarm blocks those that do, and then nothing is acknowledged on them.
@@ -150,9 +159,11 @@ impl Topology {
             queue(&self.events(), &[("x-max-length-bytes", events_max), ("x-overflow", text("reject-publish"))]),
             binding(&self.events(), &self.prefix, "*.push.#"),
             queue(&self.dead(), &[]),
-            // Nothing in it outlives its caller, so it is neither replicated nor written to disk.
-            Item::Queue { name: self.calls(), arguments: classic },
         ];
+        if self.calls || self.declare {
+            // Nothing in it outlives its caller, so it is neither replicated nor written to disk.
+            items.push(Item::Queue { name: self.calls(), arguments: classic });
+        }
         for step in &self.steps {
             let name = self.retry(*step);
             let ttl = AMQPValue::LongLongInt(i64::try_from(*step).unwrap_or(i64::MAX));
@@ -370,7 +381,7 @@ mod tests {
     #[test]
     fn every_queue_carries_every_argument() {
         let steps = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(1)];
-        let items = Topology::new("p", 9, true).with_steps(&steps).items();
+        let items = Topology::new("p", 9, true).with_steps(&steps).with_calls().items();
         let told: Vec<_> = items
             .iter()
             .map(|item| match item {

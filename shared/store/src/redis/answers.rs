@@ -10,6 +10,8 @@ use streamgate_core::ports::{Answers, StoreError, Turn};
 
 /// How long an answer is remembered. Stream asks once; who repeats is a proxy on the way.
 const WINDOW: Duration = Duration::from_secs(120);
+/// What the first one may take, after its time is over, to have its answer kept.
+const TELLING: Duration = Duration::from_secs(1);
 const IN_WORK: u8 = b'W';
 const ANSWER: u8 = b'A';
 
@@ -41,7 +43,7 @@ impl RedisAnswers {
 impl Answers for RedisAnswers {
     async fn begin(&self, key: &str, within: Duration) -> Result<Turn, StoreError> {
         let mut script = self.begin.key(self.place(key));
-        script.arg(millis(within).max(1));
+        script.arg(millis(within + TELLING));
         let found: Vec<u8> = self.redis.script(&script).await?;
         match found.split_first() {
             None => Ok(Turn::First),

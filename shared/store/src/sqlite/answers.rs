@@ -28,12 +28,14 @@ fn find(connection: &Connection, key: [u8; 16], now: i64) -> rusqlite::Result<Op
     connection.prepare_cached(sql)?.query_row(params![key, now.saturating_sub(WINDOW_MS)], |row| row.get(0)).optional()
 }
 
-/// Keeps the answer, and forgets those whose time is over or has not come: that was a wrong clock.
-pub(super) fn insert(connection: &Connection, key: [u8; 16], answer: &[u8], now: i64) -> rusqlite::Result<()> {
+/// Forgets answers whose time is over, or has not come: that was a wrong clock.
+pub(super) fn purge(connection: &Connection, now: i64) -> rusqlite::Result<()> {
     let forget = "DELETE FROM answers WHERE at <= ?1 OR at > ?2";
-    connection
-        .prepare_cached(forget)?
-        .execute(params![now.saturating_sub(WINDOW_MS), now.saturating_add(WINDOW_MS)])?;
+    let kept = params![now.saturating_sub(WINDOW_MS), now.saturating_add(WINDOW_MS)];
+    connection.prepare_cached(forget)?.execute(kept).map(drop)
+}
+
+pub(super) fn insert(connection: &Connection, key: [u8; 16], answer: &[u8], now: i64) -> rusqlite::Result<()> {
     let insert = "INSERT OR REPLACE INTO answers (key, at, answer) VALUES (?1, ?2, ?3)";
     connection.prepare_cached(insert)?.execute(params![key, now, answer]).map(drop)
 }
@@ -53,6 +55,7 @@ mod tests {
         assert_eq!(find(&connection, one, 1000 + WINDOW_MS).unwrap(), None);
         assert_eq!(find(&connection, two, 1000).unwrap(), None);
         insert(&connection, two, b"later", 1000 + WINDOW_MS).unwrap();
+        purge(&connection, 1000 + WINDOW_MS).unwrap();
         let kept: i64 = connection.query_row("SELECT count(*) FROM answers", [], |row| row.get(0)).unwrap();
         assert_eq!(kept, 1, "the first is gone from the file too");
     }

@@ -238,7 +238,7 @@ impl Desk {
         let healthy = self.health.lock().unwrap_or_else(PoisonError::into_inner).told.is_ok();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let used = schema::used_bytes(&transaction)?;
-        let full = used >= limits.max_bytes;
+        let (full, pressed) = (used >= limits.max_bytes, used >= limits.max_bytes / 4 * 3);
         let mut effects = Vec::with_capacity(batch.len());
         for write in batch {
             effects.push(match write {
@@ -256,8 +256,8 @@ impl Desk {
                     queue::settle(&transaction, change, now)?;
                     Ok(Effect::Settled)
                 }
-                // What it would take, events may need: without it a repeat is asked again.
-                Write::Remember(..) if full => Err(limits.full()),
+                // The last quarter is for events: without an answer a repeat is asked again.
+                Write::Remember(..) if pressed => Err(limits.full()),
                 Write::Remember(key, answer, _) => {
                     answers::insert(&transaction, *key, answer, now)?;
                     Ok(Effect::Settled)
@@ -272,8 +272,9 @@ impl Desk {
             });
         }
         // Under pressure keys are kept for the promised window only.
-        let keep_ms = if used >= limits.max_bytes / 4 * 3 { limits.seen_window_ms } else { limits.remember_ms };
+        let keep_ms = if pressed { limits.seen_window_ms } else { limits.remember_ms };
         seen::purge(&transaction, now, keep_ms)?;
+        answers::purge(&transaction, now)?;
         transaction.commit()?;
         Ok((effects, full))
     }
