@@ -75,6 +75,15 @@ pub struct Asked {
     pub(crate) given_up: CancellationToken,
 }
 
+/// What is known of a call before it is asked.
+enum Known {
+    Answered(Answered),
+    /// Nothing: ask, and remember.
+    First,
+    /// It is being answered, and was not told of in time: neither asked again nor remembered.
+    Elsewhere,
+}
+
 type Answering = Pin<Box<dyn Future<Output = Answered> + Send>>;
 
 /// Answers hooks.
@@ -152,9 +161,10 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         }
         let told = tokio::select! {
             biased;
+            // First: what nobody waits for is not asked.
+            () = given_up.cancelled() => Err(Reason::Draining),
             told = self.calls.ask(call, left) => told,
             () = tokio::time::sleep_until(deadline) => Err(Reason::HookTimeout),
-            () = given_up.cancelled() => Err(Reason::Draining),
         };
         match told {
             Ok(body) => Answered { body, source: Source::Worker },
@@ -192,18 +202,20 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         self.by_policy(asked.call.kind, &asked.call.body, reason)
     }
 
-    /// The answer that was given before, here or at another gateway.
-    async fn known(&self, key: &str, asked: &Asked) -> Option<Answered> {
+    /// What is known of a call, here and at other gateways.
+    async fn known(&self, key: &str, asked: &Asked) -> Known {
+        let mut unknown = Known::First;
         loop {
             let left = asked.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return None;
+                return unknown;
             }
             let looked = tokio::time::timeout(LOOKING.min(left / 4), self.answers.begin(key, left)).await;
             let error = match looked {
-                Ok(Ok(Turn::First)) => return None,
-                Ok(Ok(Turn::Answered(body))) => return Some(Answered { body, source: Source::First }),
+                Ok(Ok(Turn::First)) => return Known::First,
+                Ok(Ok(Turn::Answered(body))) => return Known::Answered(Answered { body, source: Source::First }),
                 Ok(Ok(Turn::InWork)) => {
+                    unknown = Known::Elsewhere;
                     tokio::time::sleep(LOOK.min(left)).await;
                     continue;
                 }
@@ -212,7 +224,7 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
             };
             self.metrics.hook_memory_errors.inc();
             tracing::debug!(error, "cannot look up earlier answers to a hook; going on without");
-            return None;
+            return unknown;
         }
     }
 }
@@ -254,14 +266,18 @@ impl<C: Ask, A: Answers> InWork<C, A> {
         let known = tokio::select! {
             biased;
             known = self.hooks.known(&self.key, &asked) => known,
-            () = asked.given_up.cancelled() => None,
+            () = asked.given_up.cancelled() => Known::Elsewhere,
         };
-        let answered = match known {
-            Some(answered) => answered,
-            None => self.hooks.ask(asked).await,
+        let (answered, is_first) = match known {
+            Known::Answered(answered) => (answered, false),
+            Known::First => (self.hooks.ask(asked).await, true),
+            Known::Elsewhere => {
+                let reason = if asked.given_up.is_cancelled() { Reason::Draining } else { Reason::HookTimeout };
+                (self.hooks.by_policy(asked.call.kind, &asked.call.body, reason), false)
+            }
         };
         tell.send_replace(Some(answered.clone()));
-        if !matches!(answered.source, Source::First) {
+        if is_first {
             // Beside the answer; until it is done, repeats find the answer here.
             match Arc::clone(&self.hooks.remembering).try_acquire_owned() {
                 Ok(permit) => {

@@ -23,7 +23,7 @@ use webhook::Webhooks;
 /// Stream hangs up on a push after this long.
 const TIMEOUT: Duration = Duration::from_secs(6);
 /// Bytes of an answer that are looked at.
-const MAX_ANSWER: usize = 64 << 10;
+const MAX_ANSWER: usize = 8 << 20;
 
 #[derive(Debug, Args)]
 pub struct Send {

@@ -36,6 +36,11 @@ pub fn init(format: LogFormat, filter: Option<&str>) {
     } else {
         builder.with_ansi(std::io::stderr().is_terminal()).finish().with(audible).try_init()
     };
+    // What a panic says may hold a message's text: the place it happened at is told, never the words.
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string);
+        tracing::error!(at, "panicked");
+    }));
     // Already started: a second server in one process, as in tests, logs where the first one does.
     drop(started);
 }

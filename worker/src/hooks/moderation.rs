@@ -31,7 +31,7 @@ pub(super) fn read(body: &[u8]) -> Result<(Fields, Fields), HandlerError> {
     let unreadable = || HandlerError::reject("the message cannot be read");
     let request = match Fields::parse(body) {
         Some(request) => request,
-        None if hook::message(body).is_some() => return Err(unreadable()),
+        None if hook::message(body).is_some() || std::str::from_utf8(body).is_err() => return Err(unreadable()),
         None => Fields::default(),
     };
     let message = match request.get("message") {
@@ -112,6 +112,7 @@ mod tests {
             &br#"{"message":{"text":"casino \ud83d"}}"#[..],
             br#"{"message":{"\ud83d":1,"text":"casino"}}"#,
             br#"{"\ud83d":1,"message":{"text":"casino"}}"#,
+            b"{\"message\":{\"text\":\"casino \xff\"}}",
         ] {
             assert_eq!(read(body).unwrap_err(), HandlerError::reject("the message cannot be read"), "{body:?}");
         }

@@ -23,16 +23,24 @@ redis.call('SET', KEYS[1], 'W', 'PX', ARGV[1])
 return ''
 ";
 
+/// The first answer stays, whoever comes after it.
+const REMEMBER: &str = "
+local found = redis.call('GET', KEYS[1])
+if found and string.sub(found, 1, 1) == 'A' then return end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+";
+
 /// Answers of all gateways on one Redis.
 #[derive(Debug)]
 pub struct RedisAnswers {
     redis: Redis,
     begin: Script,
+    remember: Script,
 }
 
 impl RedisAnswers {
     pub fn new(redis: Redis) -> RedisAnswers {
-        RedisAnswers { redis, begin: Script::new(BEGIN) }
+        RedisAnswers { redis, begin: Script::new(BEGIN), remember: Script::new(REMEMBER) }
     }
 
     fn place(&self, key: &str) -> String {
@@ -55,8 +63,8 @@ impl Answers for RedisAnswers {
 
     async fn remember(&self, key: &str, answer: Bytes) -> Result<(), StoreError> {
         let value = [&[ANSWER], &answer[..]].concat();
-        let mut set = redis::cmd("SET");
-        set.arg(self.place(key)).arg(value).arg("PX").arg(millis(WINDOW));
-        self.redis.command(&set).await
+        let mut script = self.remember.key(self.place(key));
+        script.arg(value).arg(millis(WINDOW));
+        self.redis.script(&script).await
     }
 }
