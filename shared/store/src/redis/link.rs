@@ -2,7 +2,7 @@
 
 use super::address::{Address, Connection};
 use crate::backoff::Backoff;
-use redis::{Cmd, FromRedisValue, RedisError, ScriptInvocation, ServerErrorKind};
+use redis::{Cmd, FromRedisValue, Pipeline, RedisError, ScriptInvocation, ServerErrorKind};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,6 +51,10 @@ impl Redis {
 
     pub(super) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
         self.run(|mut connection| async move { command.query_async(&mut connection).await }).await
+    }
+
+    pub(super) async fn pipeline<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, StoreError> {
+        self.run(|mut connection| async move { commands.query_async(&mut connection).await }).await
     }
 
     pub(super) async fn script<T: FromRedisValue + Send + Sync>(
