@@ -1,6 +1,6 @@
 //! The command line, and what every command shares of it.
 
-use crate::{check, dead, send};
+use crate::{check, dead, drain, send};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use streamgate_service::config::{self, ConfigError, Environment, Loaded, Source};
@@ -14,6 +14,8 @@ Examples:
   streamgate worker --config streamgate.toml   one of several workers
   streamgate check --config streamgate.toml    what is wrong with this configuration?
   streamgate send --count 1000 --rate 100      send test webhooks to it
+  streamgate drain --data-dir /var/lib/old-gateway
+                                               hand over what a gateway that is gone had spooled
   streamgate dead list                         what could not be handled?
 
 Configuration:
@@ -47,8 +49,9 @@ pub enum Command {
     /// Run a gateway on RabbitMQ and Redis
     ///
     /// Verifies webhooks, deduplicates them, publishes them, and answers 200 when RabbitMQ has confirmed. Needs
-    /// an app in the configuration, and RabbitMQ and Redis there or on this machine; without RabbitMQ it runs, is not
-    /// ready, and answers 503. Any number of gateways can run side by side. Signals as for `up`.
+    /// an app in the configuration, and RabbitMQ and Redis there or on this machine. While RabbitMQ takes no events they go to
+    /// the spool in the data directory, and on from there. Any number of gateways can run side by side, each with a data
+    /// directory of its own that outlives it. Signals as for `up`.
     Gateway,
     /// Run a worker on RabbitMQ and Redis
     ///
@@ -78,6 +81,13 @@ Examples:
   streamgate send --file body.json --url https://host    these very bytes, to another gateway
   streamgate send --count 10000 --rate 500 --json        a load, with its figures for a script")]
     Send(send::Send),
+    /// Hand the events of a stranded spool over to RabbitMQ, and end
+    ///
+    /// For the data directory of a gateway that will not start again on it, or of an `up` that moves to RabbitMQ: its
+    /// waiting events are published, oldest first, each removed when RabbitMQ has confirmed it. Dead letters of an `up` stay.
+    /// A directory that a process uses is an error: a running gateway drains its spool itself. Ends with 1, and the rest still in the
+    /// spool, when RabbitMQ takes nothing for 30 seconds; an interrupted drain can be run again.
+    Drain(drain::Drain),
     /// Look at dead letters, replay or drop them
     ///
     /// Works beside a running `up`, which notices within a second, and without one. Where the configuration names RabbitMQ,

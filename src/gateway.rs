@@ -5,11 +5,11 @@ use crate::exit::BadUsage;
 use crate::greeting::{self, Greeting};
 use crate::reload::Reload;
 use crate::wiring::{Backends, GatewayStores};
-use crate::{limits, output};
+use crate::{limits, output, wiring};
 use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
-use streamgate_core::ports::Enqueue;
+use streamgate_core::ports::{Enqueue, Spool};
 use streamgate_gateway::{AnswerHook, Gateway, Hooks, Intake, Tls};
 use streamgate_service::config::{AppConfig, Loaded, Source};
 use streamgate_service::metrics::Metrics;
@@ -17,6 +17,7 @@ use streamgate_service::ops;
 use streamgate_service::shutdown::{self, Shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// What `run` needs. Listeners are bound by the caller, so that tests can choose free ports.
@@ -54,6 +55,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     let greeting = Greeting::new("Streamgate gateway")
         .line("webhooks", format_args!("{base}/webhooks/stream/push"))
         .metrics(&ops_listener)?
+        .line("spool", std::path::absolute(&loaded.config.store.data_dir)?.display())
         .line("RabbitMQ", backends.endpoint.address())
         .line("Redis", &backends.address)
         .line("API key", greeting::key(&loaded, false)?)
@@ -69,16 +71,22 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     let Front { loaded, listener, ops_listener, source, reload, metrics } = front;
     let backends = Backends::of(&loaded)?;
     let config = loaded.config;
+    let data_dir = config.store.data_dir.clone();
     let tls = config.gateway.tls.as_ref().map(|files| Tls::load(files, &metrics)).transpose()?;
     metrics.begin(&AppConfig::names(&config.apps), &[]);
-    let GatewayStores { exchange, seen, calls, answers, redis } = GatewayStores::start(&config, backends, &metrics);
+    let stores = GatewayStores::start(&config, backends, &metrics)?;
+    let GatewayStores { exchange, spool, seen, calls, answers, redis } = stores;
+    let spooled = Arc::new(wiring::spooled(&config, &exchange, &spool, &metrics));
     let apps = AppConfig::table(&config.apps);
     let hooks = Hooks::new(&config.hooks, Arc::clone(&calls), answers, Arc::clone(&metrics));
     let hooked: Arc<dyn AnswerHook> = Arc::<Hooks<_, _>>::clone(&hooks);
-    let (store, keys) = (Arc::clone(&exchange), Arc::clone(&seen));
+    let (store, keys) = (Arc::clone(&spooled), Arc::clone(&seen));
     let intake = Arc::new(Intake::new(&config.gateway, apps, store, keys, hooked, Arc::clone(&metrics)));
-    let broker = Arc::clone(&exchange);
-    let readiness = ops::unless_draining(&shutdown, move || broker.ready().map_err(|error| error.to_string()));
+    let durable = Arc::downgrade(&spooled);
+    let readiness = ops::unless_draining(&shutdown, move || {
+        let durable = durable.upgrade().ok_or("the spool is closed")?;
+        durable.ready().map_err(|error| error.to_string())
+    });
     let helpers = [
         tokio::spawn(ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone())),
         tokio::spawn({
@@ -106,9 +114,22 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
         }),
     ]
     .map(AbortOnDropHandle::new);
+    let drain_timeout = config.gateway.drain_timeout;
     let gateway = Gateway::new(config.gateway, intake, tls);
     ready().context("cannot write to stdout")?;
-    gateway.run(listener, shutdown).await;
+    let (answered, patience) = (CancellationToken::new(), drain_timeout);
+    let receiving = async {
+        gateway.run(listener, shutdown.clone()).await;
+        answered.cancel();
+    };
+    // A second signal ends that too: what is on the disk stays there.
+    let draining = async {
+        tokio::select! {
+            left = spooled.drain(&answered, patience) => left,
+            () = shutdown.abort.cancelled() => spool.usage().events,
+        }
+    };
+    let ((), left) = tokio::join!(receiving, draining);
     for helper in helpers {
         helper.abort();
         drop(helper.await);
@@ -118,7 +139,19 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     if let Ok(seen) = Arc::try_unwrap(seen) {
         seen.close().await;
     }
+    drop(spooled);
     tokio::join!(exchange.close(), calls.close());
+    match Arc::try_unwrap(spool) {
+        Ok(spool) => spool.close().await,
+        // A connection outlived the drain; what it was promised is committed, and the kernel frees the lock.
+        Err(_) => tracing::warn!("the spool is still in use; leaving it to the kernel"),
+    }
+    if left > 0 {
+        tracing::warn!(
+            events = left, data_dir = %data_dir.display(),
+            "events are left in the spool: the next gateway on this directory hands them over, or `streamgate drain`"
+        );
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -8,6 +8,7 @@ pub mod check;
 pub mod cli;
 pub mod dead;
 pub mod dev;
+pub mod drain;
 pub mod exit;
 pub mod gateway;
 pub mod greeting;

@@ -3,7 +3,7 @@
 use clap::Parser;
 use std::process::ExitCode;
 use streamgate::cli::{Cli, Command};
-use streamgate::{check, dead, exit, gateway, send, up, worker};
+use streamgate::{check, dead, drain, exit, gateway, send, up, worker};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
             Command::Worker => worker::command(&cli.global).await,
             Command::Check(args) => check::command(&cli.global, &args).await,
             Command::Send(args) => send::command(&cli.global, &args).await,
+            Command::Drain(args) => drain::command(&cli.global, &args).await,
             Command::Dead(args) => dead::command(&cli.global, args).await,
         }
     });

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::{pattern::Pattern, retry::Ladder};
+use streamgate_gateway::{SpoolPolicy, Spooled};
 use streamgate_service::config::reader::Problem;
 use streamgate_service::config::{CommandConfig, Config, ConfigError, ForwardConfig, Loaded};
 use streamgate_service::http_client;
 use streamgate_service::metrics::Metrics;
 use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, Exchange, Topology};
 use streamgate_store::redis::{Address, Redis, RedisAnswers, RedisClaims, SeenKeys};
-use streamgate_store::sqlite;
+use streamgate_store::sqlite::{self, OpenError, SpoolFile, SpoolOptions};
 use streamgate_worker::{
     CallPolicy, Forward, ForwardHook, HookHandler, Hooks, Observe, Policy, Reply, Route, Router, Screen,
 };
@@ -27,6 +28,16 @@ pub fn store_options(config: &Config) -> sqlite::Options {
         prefetch: config.worker.prefetch.max(config.worker.concurrency),
         in_hand_bytes: config.worker.memory_budget,
         longest_wait: ladder(config).longest(),
+    }
+}
+
+pub fn spool_options(config: &Config) -> SpoolOptions {
+    SpoolOptions {
+        data_dir: config.store.data_dir.clone(),
+        max_bytes: config.store.spool_max as u64,
+        seen_window: config.dedup.window,
+        // Beside those of requests: the drain's, and confirms that come late.
+        max_waiting: config.gateway.max_in_flight,
     }
 }
 
@@ -67,6 +78,7 @@ impl Backends {
 #[derive(Debug)]
 pub struct GatewayStores {
     pub exchange: Arc<Exchange>,
+    pub spool: Arc<SpoolFile>,
     pub seen: Arc<SeenKeys>,
     pub calls: Arc<Caller>,
     pub answers: Arc<RedisAnswers>,
@@ -74,23 +86,35 @@ pub struct GatewayStores {
 }
 
 impl GatewayStores {
-    /// Starts to connect to both.
-    pub fn start(config: &Config, backends: Backends, metrics: &Arc<Metrics>) -> GatewayStores {
+    /// Takes the data directory, and starts to connect to both.
+    pub fn start(config: &Config, backends: Backends, metrics: &Arc<Metrics>) -> Result<GatewayStores, OpenError> {
         let Backends { endpoint, topology, address } = backends;
+        let spool = Arc::new(SpoolFile::open(&spool_options(config))?);
         let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
         let counted = Arc::clone(metrics);
         let on_lost = Arc::new(move |lost| counted.gateway_dedup_errors.inc_by(lost));
         let seen = Arc::new(SeenKeys::start(redis.clone(), config.dedup.window, on_lost));
         let counted = Arc::clone(metrics);
         let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(move || counted.gateway_returned.inc());
-        let timeout = config.rabbitmq.confirm_timeout;
         let counted = Arc::clone(metrics);
         let on_late = Arc::new(move || counted.hook_late_answers.inc());
         let calls = Arc::new(Caller::start(endpoint.clone(), topology.clone(), on_late));
         let answers = Arc::new(RedisAnswers::new(redis.clone()));
-        let exchange = Exchange::start(endpoint, topology, timeout, config.gateway.max_in_flight, &on_return);
-        GatewayStores { exchange: Arc::new(exchange), seen, calls, answers, redis }
+        let exchange = Exchange::start(endpoint, topology, config.gateway.max_in_flight, &on_return);
+        Ok(GatewayStores { exchange: Arc::new(exchange), spool, seen, calls, answers, redis })
     }
+}
+
+/// The queue, with the disk that stands in for it.
+pub fn spooled(
+    config: &Config,
+    exchange: &Arc<Exchange>,
+    spool: &Arc<SpoolFile>,
+    metrics: &Arc<Metrics>,
+) -> Spooled<Exchange, SpoolFile> {
+    let policy =
+        SpoolPolicy { spool_after: config.rabbitmq.spool_after, confirm_timeout: config.rabbitmq.confirm_timeout };
+    Spooled::new(Arc::clone(exchange), Arc::clone(spool), policy, Arc::clone(metrics))
 }
 
 /// What a worker works on.

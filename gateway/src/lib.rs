@@ -8,15 +8,18 @@ mod activity;
 mod budget;
 mod connection;
 mod connections;
+mod drain;
 mod hooks;
 mod intake;
 mod receive;
 mod response;
 mod route;
+mod spool;
 mod tls;
 mod watched;
 
 pub use accept::Gateway;
 pub use hooks::{AnswerHook, Hooks};
 pub use receive::Intake;
+pub use spool::{SpoolPolicy, Spooled};
 pub use tls::{Tls, TlsError};

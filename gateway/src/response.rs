@@ -26,6 +26,7 @@ pub(crate) type Outcome = Result<Taken, Reason>;
 pub(crate) fn word(outcome: &Outcome) -> &'static str {
     match outcome {
         Ok(Taken::Event(Accepted::Enqueued)) => "enqueued",
+        Ok(Taken::Event(Accepted::Spooled)) => "spooled",
         Ok(Taken::Event(Accepted::Duplicate)) => "duplicate",
         Ok(Taken::Hook(answered)) => answered.word(),
         Err(reason) => reason.as_str(),

@@ -149,12 +149,16 @@ impl Server {
         Server { child, stdout, public, ops, greeting }
     }
 
-    /// Waits until /readyz says so.
+    /// Waits until /readyz says so, and until a gateway has its broker: it takes events without one too.
     pub async fn ready(self) -> Server {
         let started = std::time::Instant::now();
         while self.ops("/readyz").await.0 != 200 {
             assert!(started.elapsed() < super::PATIENCE, "not ready: {}", self.ops("/readyz").await.1);
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        if self.greeting.starts_with("Streamgate gateway") {
+            let up = || async { self.metric("streamgate_gateway_broker_up").await == 1.0 };
+            super::eventually("the gateway has its broker", up).await;
         }
         self
     }

@@ -23,5 +23,6 @@ mod publisher;
 mod redis_store;
 mod reload;
 mod services;
+mod spool;
 mod statuses;
 mod topology;

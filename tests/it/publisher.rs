@@ -45,10 +45,10 @@ impl AsRef<[u8]> for Counted {
     }
 }
 
-fn exchange(broker: &Broker, prefix: &str, events_max: u64, timeout: Duration, in_flight: usize) -> Arc<Exchange> {
+fn exchange(broker: &Broker, prefix: &str, events_max: u64, in_flight: usize) -> Arc<Exchange> {
     let endpoint = Endpoint::parse(&broker.url(), None, None).unwrap();
     let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(|| panic!("nothing is returned here"));
-    Arc::new(Exchange::start(endpoint, Topology::new(prefix, events_max, true), timeout, in_flight, &on_return))
+    Arc::new(Exchange::start(endpoint, Topology::new(prefix, events_max, true), in_flight, &on_return))
 }
 
 async fn ready(exchange: &Exchange) {
@@ -74,7 +74,7 @@ async fn ids_in(broker: &Broker, queue: &str) -> HashSet<String> {
 async fn confirms_never_cross() {
     let (broker, prefix) = (&Backends::shared().await.broker, Site::new().name());
     // A small queue, so that refusals are mixed in from early on.
-    let exchange = exchange(broker, &prefix, 1 << 20, Duration::from_secs(30), 256);
+    let exchange = exchange(broker, &prefix, 1 << 20, 256);
     ready(&exchange).await;
     let told = Arc::new(Mutex::new((HashSet::new(), HashSet::new())));
     let tasks = (0..16).map(|task| {
@@ -104,7 +104,7 @@ async fn confirms_never_cross() {
 #[tokio::test(flavor = "multi_thread")]
 async fn waits_that_are_given_up_hold_no_memory() {
     let broker = Broker::start().await;
-    let exchange = exchange(&broker, "p", 4 << 30, Duration::from_millis(20), 64);
+    let exchange = exchange(&broker, "p", 4 << 30, 64);
     ready(&exchange).await;
     // It takes the bytes that the kernel buffers, and never confirms.
     broker.signal(Signal::STOP);
@@ -112,7 +112,8 @@ async fn waits_that_are_given_up_hold_no_memory() {
     for round in 0..30 {
         let given_up = (0..64).map(|n| {
             let body = Bytes::from_owner(Counted(vec![b'x'; 1 << 20], Arc::clone(&living)));
-            exchange.enqueue(Envelope { body, ..event(format!("{round}-{n}"), 0) })
+            let event = Envelope { body, ..event(format!("{round}-{n}"), 0) };
+            tokio::time::timeout(Duration::from_millis(20), exchange.enqueue(event))
         });
         let results = futures_util::future::join_all(given_up).await;
         assert!(results.iter().all(Result::is_err));
@@ -127,7 +128,7 @@ async fn waits_that_are_given_up_hold_no_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_hangs_is_given_up_after_its_heartbeats_and_found_again() {
     let broker = Broker::start().await;
-    let exchange = exchange(&broker, "p", 4 << 30, Duration::from_millis(500), 64);
+    let exchange = exchange(&broker, "p", 4 << 30, 64);
     ready(&exchange).await;
     broker.signal(Signal::STOP);
     eventually("it is given up", || async { exchange.ready().is_err() }).await;

@@ -8,6 +8,7 @@ pub mod apps;
 pub mod claim;
 pub mod envelope;
 pub mod fields;
+pub mod gate;
 pub mod hook;
 pub mod id;
 pub mod inflate;

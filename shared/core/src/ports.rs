@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A store could not do its part. Nothing was acknowledged; the same call may succeed later.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     #[error("the store is full: {0}")]
     Full(String),
@@ -26,6 +26,8 @@ pub enum StoreError {
 pub enum Accepted {
     /// Durable now.
     Enqueued,
+    /// Durable on the gateway's own disk, from where it goes on to the queue.
+    Spooled,
     /// A repeat of one that is durable.
     Duplicate,
 }
@@ -36,6 +38,29 @@ pub trait Enqueue: Send + Sync + 'static {
     fn enqueue(&self, envelope: Envelope) -> impl Future<Output = Result<Accepted, StoreError>> + Send;
     /// Whether an event could be made durable now; the error says why not.
     fn ready(&self) -> Result<(), StoreError>;
+}
+
+/// A gateway's own disk, which keeps events while their queue takes none.
+pub trait Spool: Send + Sync + 'static {
+    /// Returns only when the event outlives the process and the machine's power: its number, which grows; none where the
+    /// event was kept before.
+    fn keep(&self, envelope: Envelope) -> impl Future<Output = Result<Option<i64>, StoreError>> + Send;
+    /// Up to `most` events with a number over `after`, oldest first; fewer where they are large, but at least one if there
+    /// is one.
+    fn read(&self, after: i64, most: usize) -> impl Future<Output = Result<Vec<(i64, Envelope)>, StoreError>> + Send;
+    /// Lets events go that are durable elsewhere.
+    fn release(&self, numbers: Vec<i64>) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Whether an event could be kept now; the error says why not.
+    fn ready(&self) -> Result<(), StoreError>;
+    fn usage(&self) -> Usage;
+}
+
+/// How much a spool holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub events: u64,
+    /// Of the disk, with all that is kept beside the events.
+    pub bytes: u64,
 }
 
 /// Remembers which events are durable, for stores whose queue cannot.

@@ -41,7 +41,7 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// Webhooks answered, by app, kind and outcome (enqueued, duplicate, the reason of the refusal, or the outcome of a hook).
+    /// Webhooks answered, by app, kind and outcome (enqueued, spooled, duplicate, the reason of the refusal, or the outcome of a hook).
     gateway_requests: IntCounterVec = "gateway_requests_total" |name, help| counters(name, help, &["app", "kind", "outcome"]);
     /// From the first byte of a webhook to its answer, in seconds.
     gateway_ack: HistogramVec = "gateway_ack_seconds" |name, help| histograms(name, help, &ANSWER_BUCKETS, &["kind"]);
@@ -63,6 +63,14 @@ metrics! {
     gateway_redis_up: IntGaugeVec = "gateway_redis_up" |name, help| absent_gauge(name, help);
     /// Time to make an event durable, in seconds.
     gateway_publish: Histogram = "gateway_publish_seconds" |name, help| histogram(name, help, &ANSWER_BUCKETS);
+    /// Events that wait on the gateway's own disk for RabbitMQ.
+    spool_events: IntGauge = "spool_events" |name, help| IntGauge::new(name, help);
+    /// Bytes of store.spool_max that are in use, by waiting events and by the keys of events that were there.
+    spool_bytes: IntGauge = "spool_bytes" |name, help| IntGauge::new(name, help);
+    /// Age of the oldest event that waits on the gateway's own disk, in seconds; 0 where none does.
+    spool_oldest: IntGauge = "spool_oldest_seconds" |name, help| IntGauge::new(name, help);
+    /// Events that left the gateway's own disk because RabbitMQ had confirmed them.
+    spool_released: IntCounter = "spool_released_total" |name, help| IntCounter::new(name, help);
     /// Deliveries settled, by route and outcome (done, retry, dead, superseded, wait, unmatched).
     worker_deliveries: IntCounterVec = "worker_deliveries_total" |name, help| counters(name, help, &["route", "outcome"]);
     /// Time in a handler, in seconds.
@@ -120,7 +128,7 @@ impl Metrics {
     /// that event from rates and alerts.
     pub fn begin(&self, apps: &[&str], routes: &[&str]) {
         for app in apps {
-            for outcome in ["enqueued", "duplicate"] {
+            for outcome in ["enqueued", "spooled", "duplicate"] {
                 self.gateway_requests.with_label_values(&[app, "push", outcome]).reset();
             }
             for [kind, outcome] in hook_outcomes() {

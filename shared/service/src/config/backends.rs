@@ -19,10 +19,10 @@ pub struct RabbitMqConfig {
     pub prefix: String,
     /// Most bytes that events may take in their queue; over it RabbitMQ refuses. Default 4 GiB.
     pub events_max: usize,
-    /// When the oldest unconfirmed publish is this old, new events go to the spool. Default 250 ms. Checked, and without
-    /// effect as long as there is no spool.
+    /// When the oldest unconfirmed publish is this old, new events go to the spool at once. Default 250 ms.
     pub spool_after: Duration,
-    /// How long a publish waits for its confirm; then 503. `gateway.answer_deadline` holds over it. Default 2 s.
+    /// How long a publish waits for its confirm; then its event goes to the spool too. Shorter than
+    /// `gateway.answer_deadline`, or that holds. Default 2 s.
     pub confirm_timeout: Duration,
     /// Whether exchanges and queues are declared; else operators declare them and they are verified. Default true.
     pub declare: bool,

@@ -21,8 +21,7 @@ pub use topology::{Topology, TopologyError};
 
 use headers::Beside;
 use link::{Link, State};
-use publisher::{LOST, Message, Publisher, Width};
-use std::time::Duration;
+use publisher::{Message, Publisher, Width};
 use streamgate_core::{
     envelope::Envelope,
     ports::{Accepted, Enqueue, StoreError},
@@ -42,16 +41,9 @@ pub struct Exchange {
 
 impl Exchange {
     /// Starts to connect. Call within a tokio runtime. `max_in_flight`: publishes at a time.
-    pub fn start(
-        endpoint: Endpoint,
-        topology: Topology,
-        confirm_timeout: Duration,
-        max_in_flight: usize,
-        on_return: &OnReturn,
-    ) -> Exchange {
+    pub fn start(endpoint: Endpoint, topology: Topology, max_in_flight: usize, on_return: &OnReturn) -> Exchange {
         let link = Link::start(endpoint, topology.clone(), "gateway");
-        let width =
-            Width { lanes: GATEWAY_LANES, window: max_in_flight.div_ceil(GATEWAY_LANES), timeout: confirm_timeout };
+        let width = Width { lanes: GATEWAY_LANES, window: max_in_flight.div_ceil(GATEWAY_LANES) };
         Exchange { topology, publisher: Publisher::start(link, width, on_return) }
     }
 
@@ -91,8 +83,7 @@ impl Consumer {
     /// Starts to connect and to consume. Call within a tokio runtime.
     pub fn connect(endpoint: &Endpoint, topology: &Topology, prefetch: u16, on_return: &OnReturn) -> Consumer {
         let link = |topology: Topology, name| Link::start(endpoint.clone(), topology, name);
-        // Nobody waits for a settlement but the delivery: giving up before the session does would only publish it again.
-        let width = Width { lanes: WORKER_LANES, window: 1, timeout: LOST };
+        let width = Width { lanes: WORKER_LANES, window: 1 };
         let publisher = Publisher::start(link(topology.clone(), "worker, retries"), width, on_return);
         Consumer::start(topology.clone(), link(topology.clone().without_probe(), "worker"), publisher, prefetch)
     }

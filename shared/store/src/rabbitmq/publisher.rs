@@ -29,8 +29,6 @@ pub(super) struct Width {
     pub(super) lanes: usize,
     /// Unconfirmed publishes of a channel. With one, a return is told with its own publish for certain.
     pub(super) window: usize,
-    /// How long a caller waits for a confirm.
-    pub(super) timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -64,7 +62,6 @@ pub(super) struct Publisher {
     link: Arc<Link>,
     lanes: Vec<mpsc::Sender<Job>>,
     next: AtomicUsize,
-    timeout: Duration,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -83,7 +80,7 @@ impl Publisher {
                 (jobs, AbortOnDropHandle::new(tokio::spawn(lane.run(queue))))
             })
             .unzip();
-        Publisher { link, lanes, next: AtomicUsize::new(0), timeout: width.timeout, _tasks: tasks }
+        Publisher { link, lanes, next: AtomicUsize::new(0), _tasks: tasks }
     }
 
     pub(super) fn link(&self) -> &Link {
@@ -101,9 +98,10 @@ impl Publisher {
             lane.send(Job { message, done }).await.map_err(|_| ended())?;
             told.await.map_err(|_| ended())?
         };
-        tokio::time::timeout(self.timeout, confirmed)
+        // Who waits less long gives up by itself, or listens on: a confirm that comes late is of use too.
+        tokio::time::timeout(LOST, confirmed)
             .await
-            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no confirm within {:?}", self.timeout))))
+            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no confirm within {LOST:?}"))))
     }
 }
 

@@ -16,7 +16,7 @@ pub enum OpenError {
     Directory { path: PathBuf, error: io::Error },
     #[error("another streamgate process uses the data directory {}; stop it, or set store.data_dir to another", path.display())]
     Owned { path: PathBuf },
-    #[error("there is no store in {}; name the directory that `streamgate up` uses as store.data_dir", path.display())]
+    #[error("there is no store in {}; name the directory that `streamgate up` or a gateway uses as store.data_dir", path.display())]
     Absent { path: PathBuf },
     #[error("{} was written by a newer streamgate (format {found}, this one knows {known}); upgrade this one", path.display())]
     Newer { path: PathBuf, found: i64, known: i64 },
@@ -24,6 +24,8 @@ pub enum OpenError {
     Older { path: PathBuf, found: i64, known: i64 },
     #[error("cannot open the store {}: {error}", path.display())]
     Database { path: PathBuf, error: rusqlite::Error },
+    #[error("the store {} is damaged and cannot be set aside: {error}; move it away by hand, with its -wal file", path.display())]
+    SetAside { path: PathBuf, error: io::Error },
     #[error("cannot start a thread for the store: {0}")]
     Thread(io::Error),
 }

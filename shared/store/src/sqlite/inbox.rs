@@ -4,7 +4,7 @@
 //! wait for a retry are read by their time. What was in hand when a process died is read again by the next one, whose
 //! cursor starts at the beginning.
 
-use super::{now_ms, reader::Reader, row, unavailable};
+use super::{now_ms, reader::MAX_BYTES, reader::Reader, row, unavailable};
 use rusqlite::{Connection, params};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +17,6 @@ use tokio_util::task::AbortOnDropHandle;
 /// Rows read at a time, and how many of them may be retries: a service that is down must not keep fresh events waiting.
 const MAX_ROWS: usize = 64;
 const MAX_RETRIES: usize = MAX_ROWS / 2;
-/// Bytes of bodies after which a read stops, so that a batch of large events stays small.
-const MAX_BYTES: usize = 4 << 20;
 /// How soon rows that another process inserted (`dead replay`) are noticed.
 const TICK: Duration = Duration::from_millis(500);
 /// Memory is counted in these: semaphores hold 32-bit counts.

@@ -1,4 +1,5 @@
-//! The embedded store: queue, retries, dead letters and seen keys in one SQLite file, for one process on one machine.
+//! One SQLite file in the data directory. The embedded store of `up` (queue, retries, dead letters and seen keys, for one
+//! process on one machine), and the spool of a gateway (`spool`), which is the same file: whoever opens it finds what is owed.
 //!
 //! One thread writes, and commits in groups: one fsync for all that wait (`writer`). One thread reads (`reader`). A key is
 //! inserted in the transaction that inserts its event, so within the window a key has at most one row; the row itself
@@ -6,6 +7,7 @@
 //! process holds none.
 
 mod answers;
+mod damage;
 mod directory;
 mod inbox;
 mod leases;
@@ -15,12 +17,14 @@ mod reader;
 mod row;
 mod schema;
 mod seen;
+mod spool;
 mod writer;
 
 pub use directory::{OpenError, SECRET, create_private};
 pub use letters::LetterBox;
 pub use schema::inspect;
 pub use seen::SeenWithinEnqueue;
+pub use spool::{SpoolFile, SpoolOptions};
 
 use directory::Owned;
 use inbox::{Handle, Inbox};
@@ -75,7 +79,7 @@ impl Embedded {
     /// Takes the data directory, migrates its file, and starts the threads. Call within a tokio runtime.
     pub fn open(options: &Options) -> Result<Embedded, OpenError> {
         let owned = Owned::take(&options.data_dir)?;
-        let writing = schema::open_owner(&owned.database(), options.max_bytes)?;
+        let writing = damage::open_owner(&owned.database(), options.max_bytes)?;
         queue::bring_forward(&writing, options.longest_wait)
             .map_err(|error| OpenError::Database { path: owned.database(), error })?;
         let reading = schema::open_reader(&owned.database())?;
@@ -94,7 +98,8 @@ impl Embedded {
 
 impl Enqueue for Embedded {
     async fn enqueue(&self, envelope: Envelope) -> Result<Accepted, StoreError> {
-        self.writer.enqueue(envelope).await
+        let row = self.writer.enqueue(envelope).await?;
+        Ok(row.map_or(Accepted::Duplicate, |_| Accepted::Enqueued))
     }
 
     fn ready(&self) -> Result<(), StoreError> {

@@ -4,10 +4,7 @@ use super::{millis, now_ms, row, seen};
 use rusqlite::{Connection, params};
 use std::sync::Arc;
 use std::time::Duration;
-use streamgate_core::{
-    envelope::Envelope,
-    ports::{Accepted, Settlement},
-};
+use streamgate_core::{envelope::Envelope, ports::Settlement};
 
 /// How a delivery's row changes.
 #[derive(Clone, Debug)]
@@ -17,18 +14,24 @@ pub(super) struct Change {
     pub(super) settlement: Settlement,
 }
 
-/// Key and event together: seen is never recorded before the event is, nor without it.
+/// Key and event together: seen is never recorded before the event is, nor without it. The event's number; none for a repeat.
 pub(super) fn enqueue(
     connection: &Connection,
     envelope: &Envelope,
     now: i64,
     since: i64,
-) -> rusqlite::Result<Accepted> {
+) -> rusqlite::Result<Option<i64>> {
     if !seen::insert(connection, &envelope.key, now, since)? {
-        return Ok(Accepted::Duplicate);
+        return Ok(None);
     }
     insert_event(connection, envelope)?;
-    Ok(Accepted::Enqueued)
+    Ok(Some(connection.last_insert_rowid()))
+}
+
+/// How many there were.
+pub(super) fn delete(connection: &Connection, rows: &[i64]) -> rusqlite::Result<usize> {
+    let mut delete = connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
+    rows.iter().map(|seq| delete.execute(params![seq])).sum()
 }
 
 /// Puts an event at the end of the queue.
@@ -50,10 +53,9 @@ pub(super) fn insert_event(connection: &Connection, envelope: &Envelope) -> rusq
 
 /// A row that is gone was settled before by a write whose answer was lost: settling it again changes nothing.
 pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusqlite::Result<()> {
-    let delete = |seq| connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?.execute(params![seq]);
     match &change.settlement {
         Settlement::Done | Settlement::Superseded => {
-            delete(change.seq)?;
+            delete(connection, &[change.seq])?;
         }
         Settlement::Retry { delay, attempt } => {
             let sql = "UPDATE events SET due_at = ?2, attempt = ?3, route = ?4 WHERE seq = ?1";
@@ -78,7 +80,7 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
                 now,
                 change.route.as_deref()
             ])?;
-            delete(change.seq)?;
+            delete(connection, &[change.seq])?;
         }
     }
     Ok(())

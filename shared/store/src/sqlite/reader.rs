@@ -6,8 +6,11 @@ use std::thread::JoinHandle;
 use streamgate_core::ports::StoreError;
 use tokio::sync::{mpsc, oneshot};
 
-/// Queries waiting at a time: the inbox asks one after another, and each hook once.
+/// Queries waiting at a time: the inbox and the spool ask one after another, and each hook once.
 const MAX_WAITING: usize = 64;
+
+/// Bytes of bodies after which a read of events stops, so that a batch of large ones stays small.
+pub(super) const MAX_BYTES: usize = 4 << 20;
 
 type Query = Box<dyn FnOnce(&Connection) + Send>;
 

@@ -7,12 +7,13 @@ use super::queue::{self, Change};
 use super::{OpenError, Options, answers, millis, now_ms, schema, seen, unavailable};
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use streamgate_core::{
     envelope::Envelope,
-    ports::{Accepted, Settlement, StoreError},
+    ports::{Settlement, StoreError},
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
@@ -26,10 +27,10 @@ const MAX_SILENCE: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    max_bytes: u64,
-    seen_window_ms: i64,
-    remember_ms: i64,
-    max_waiting: usize,
+    pub(super) max_bytes: u64,
+    pub(super) seen_window_ms: i64,
+    pub(super) remember_ms: i64,
+    pub(super) max_waiting: usize,
 }
 
 impl Limits {
@@ -55,8 +56,11 @@ impl Limits {
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 enum Write {
-    Enqueue(Box<Envelope>, Answer<Accepted>),
+    /// Answered with the row's number, or none for a repeat.
+    Enqueue(Box<Envelope>, Answer<Option<i64>>),
     Settle(Change, Answer<()>),
+    /// Rows that are durable elsewhere.
+    Release(Vec<i64>, Answer<()>),
     /// The first answer to a hook.
     Remember([u8; 16], Bytes, Answer<()>),
     /// Looks after age and health.
@@ -66,21 +70,25 @@ enum Write {
 /// What a write did, until the commit says that it is so.
 #[derive(Clone, Copy)]
 enum Effect {
-    Accepted(Accepted),
+    Accepted(Option<i64>),
+    Released(usize),
     Settled,
 }
 
-/// How the last commit went, and when it ended.
+/// How the last commit went, when it ended, and how much of the file was in use.
 #[derive(Clone, Debug)]
 struct Health {
     told: Result<(), StoreError>,
     at: Instant,
+    used: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct Writer {
     writes: mpsc::Sender<Write>,
     health: Arc<Mutex<Health>>,
+    /// Events that came and were not released since the start.
+    came: Arc<AtomicI64>,
     news: Arc<Notify>,
     thread: JoinHandle<()>,
     ticker: AbortOnDropHandle<()>,
@@ -89,9 +97,11 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn start(connection: Connection, limits: Limits) -> Result<Writer, OpenError> {
         let (writes, waiting) = mpsc::channel(limits.max_waiting);
-        let health = Arc::new(Mutex::new(Health { told: Ok(()), at: Instant::now() }));
+        let health = Arc::new(Mutex::new(Health { told: Ok(()), at: Instant::now(), used: 0 }));
         let news = Arc::new(Notify::new());
-        let mut desk = Desk { connection, limits, health: Arc::clone(&health), news: Arc::clone(&news) };
+        let came = Arc::new(AtomicI64::new(0));
+        let (told, counted, notified) = (Arc::clone(&health), Arc::clone(&came), Arc::clone(&news));
+        let mut desk = Desk { connection, limits, health: told, came: counted, news: notified };
         let thread = std::thread::Builder::new().name("store-writer".into());
         let thread = thread.spawn(move || desk.run(waiting)).map_err(OpenError::Thread)?;
         let ticks = writes.clone();
@@ -105,7 +115,7 @@ impl Writer {
                 }
             }
         }));
-        Ok(Writer { writes, health, news, thread, ticker })
+        Ok(Writer { writes, health, came, news, thread, ticker })
     }
 
     /// Told of whenever rows came or their time changed.
@@ -122,12 +132,27 @@ impl Writer {
         health.told
     }
 
-    pub(super) async fn enqueue(&self, envelope: Envelope) -> Result<Accepted, StoreError> {
+    /// Bytes of the file that are in use, as of the last commit: of a second ago at most.
+    pub(super) fn used(&self) -> u64 {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).used
+    }
+
+    /// Events that came since the start, less those that were released: counted where they are committed, for callers may
+    /// have given up by then.
+    pub(super) fn came(&self) -> i64 {
+        self.came.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn enqueue(&self, envelope: Envelope) -> Result<Option<i64>, StoreError> {
         self.write(|answer| Write::Enqueue(Box::new(envelope), answer)).await
     }
 
     pub(super) async fn settle(&self, change: Change) -> Result<(), StoreError> {
         self.write(|answer| Write::Settle(change, answer)).await
+    }
+
+    pub(super) async fn release(&self, rows: Vec<i64>) -> Result<(), StoreError> {
+        self.write(|answer| Write::Release(rows, answer)).await
     }
 
     pub(super) async fn remember(&self, key: [u8; 16], answer: Bytes) -> Result<(), StoreError> {
@@ -185,6 +210,7 @@ struct Desk {
     connection: Connection,
     limits: Limits,
     health: Arc<Mutex<Health>>,
+    came: Arc<AtomicI64>,
     news: Arc<Notify>,
 }
 
@@ -216,8 +242,8 @@ impl Desk {
     fn commit(&mut self, batch: &[Write]) -> Result<Vec<Result<Effect, StoreError>>, Failed> {
         let result = self.transact(batch).map_err(Failed::of);
         let health = match &result {
-            Ok((_, false)) => Ok(()),
-            Ok((_, true)) => Err(self.limits.full()),
+            Ok((_, used)) if *used < self.limits.max_bytes => Ok(()),
+            Ok(_) => Err(self.limits.full()),
             Err(failed) => Err(failed.error.clone()),
         };
         let mut told = self.health.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,12 +252,13 @@ impl Desk {
             (Err(_), Ok(())) => tracing::info!("events can be stored again"),
             (Ok(()), Ok(())) | (Err(_), Err(_)) => {}
         }
-        *told = Health { told: health, at: Instant::now() };
+        let used = result.as_ref().map_or(told.used, |(_, used)| *used);
+        *told = Health { told: health, at: Instant::now(), used };
         result.map(|(effects, _)| effects)
     }
 
-    /// Returns what each write did, and whether the store is full.
-    fn transact(&mut self, batch: &[Write]) -> rusqlite::Result<(Vec<Result<Effect, StoreError>>, bool)> {
+    /// Returns what each write did, and how many bytes were in use before it.
+    fn transact(&mut self, batch: &[Write]) -> rusqlite::Result<(Vec<Result<Effect, StoreError>>, u64)> {
         let now = now_ms();
         let limits = self.limits;
         let since = now.saturating_sub(limits.remember_ms);
@@ -246,7 +273,7 @@ impl Desk {
                 Write::Enqueue(_, answer) if answer.is_closed() => Ok(Effect::Settled),
                 // A repeat of what is stored needs no room.
                 Write::Enqueue(envelope, _) if full => match seen::contains(&transaction, &envelope.key, since)? {
-                    true => Ok(Effect::Accepted(Accepted::Duplicate)),
+                    true => Ok(Effect::Accepted(None)),
                     false => Err(limits.full()),
                 },
                 Write::Enqueue(envelope, _) => {
@@ -262,6 +289,7 @@ impl Desk {
                     answers::insert(&transaction, *key, answer, now)?;
                     Ok(Effect::Settled)
                 }
+                Write::Release(rows, _) => Ok(Effect::Released(queue::delete(&transaction, rows)?)),
                 Write::Tick => {
                     // An empty transaction would succeed on a full disk.
                     if !healthy {
@@ -276,7 +304,7 @@ impl Desk {
         seen::purge(&transaction, now, keep_ms)?;
         answers::purge(&transaction, now)?;
         transaction.commit()?;
-        Ok((effects, full))
+        Ok((effects, used))
     }
 
     fn answer(&self, written: impl Iterator<Item = (Write, Result<Effect, StoreError>)>) {
@@ -284,9 +312,14 @@ impl Desk {
         for (write, effect) in written {
             // Whoever waited may be gone: a caller that gave up will repeat, and find a duplicate.
             match (write, effect) {
-                (Write::Enqueue(_, answer), Ok(Effect::Accepted(accepted))) => {
-                    news |= accepted == Accepted::Enqueued;
-                    drop(answer.send(Ok(accepted)));
+                (Write::Enqueue(_, answer), Ok(Effect::Accepted(row))) => {
+                    news |= row.is_some();
+                    self.came.fetch_add(row.is_some().into(), Ordering::Relaxed);
+                    drop(answer.send(Ok(row)));
+                }
+                (Write::Release(_, answer), Ok(Effect::Released(rows))) => {
+                    self.came.fetch_sub(i64::try_from(rows).unwrap_or(i64::MAX), Ordering::Relaxed);
+                    drop(answer.send(Ok(())));
                 }
                 (Write::Settle(change, answer), Ok(_)) => {
                     news |= matches!(change.settlement, Settlement::Retry { .. } | Settlement::Wait { .. });
@@ -294,7 +327,7 @@ impl Desk {
                 }
                 (Write::Remember(_, _, told), Ok(_)) => drop(told.send(Ok(()))),
                 (write, Err(error)) => write.refuse(&error),
-                (Write::Tick | Write::Enqueue(..), Ok(_)) => {}
+                (Write::Tick | Write::Enqueue(..) | Write::Release(..), Ok(_)) => {}
             }
         }
         if news {
@@ -307,7 +340,9 @@ impl Write {
     fn refuse(self, error: &StoreError) {
         match self {
             Write::Enqueue(_, answer) => drop(answer.send(Err(error.clone()))),
-            Write::Settle(_, answer) | Write::Remember(_, _, answer) => drop(answer.send(Err(error.clone()))),
+            Write::Release(_, answer) | Write::Settle(_, answer) | Write::Remember(_, _, answer) => {
+                drop(answer.send(Err(error.clone())))
+            }
             Write::Tick => {}
         }
     }

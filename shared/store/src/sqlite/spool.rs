@@ -1,0 +1,98 @@
+//! A gateway's spool: the events that RabbitMQ did not take, in the file in which `up` would have its queue.
+
+use super::directory::Owned;
+use super::reader::{MAX_BYTES, Reader};
+use super::writer::{Limits, Writer};
+use super::{OpenError, damage, millis, row, schema};
+use rusqlite::{Connection, params};
+use std::path::PathBuf;
+use std::time::Duration;
+use streamgate_core::envelope::Envelope;
+use streamgate_core::ports::{Spool, StoreError, Usage};
+
+#[derive(Clone, Debug)]
+pub struct SpoolOptions {
+    pub data_dir: PathBuf,
+    /// Bytes that the file may take before events are refused.
+    pub max_bytes: u64,
+    /// A repeat of an event that was spooled is recognised for this long.
+    pub seen_window: Duration,
+    /// Most writes that wait for a commit.
+    pub max_waiting: usize,
+}
+
+/// The spool of a process that owns its data directory.
+#[derive(Debug)]
+pub struct SpoolFile {
+    writer: Writer,
+    reader: Reader,
+    /// Events that were there at the start.
+    found: i64,
+    /// Last: the lock is let go after the threads that use the file have been told to end.
+    _owned: Owned,
+}
+
+impl SpoolFile {
+    /// Takes the data directory, sets a damaged file aside, and starts the threads. Call within a tokio runtime.
+    pub fn open(options: &SpoolOptions) -> Result<SpoolFile, OpenError> {
+        let owned = Owned::take(&options.data_dir)?;
+        let path = owned.database();
+        let writing = damage::open_owner(&path, options.max_bytes)?;
+        let found = writing.query_row("SELECT count(*) FROM events", [], |row| row.get(0));
+        let found = found.map_err(|error| OpenError::Database { path: path.clone(), error })?;
+        let reader = Reader::start(schema::open_reader(&path)?)?;
+        let window = millis(options.seen_window);
+        let limits = Limits {
+            max_bytes: options.max_bytes,
+            seen_window_ms: window,
+            remember_ms: window,
+            max_waiting: options.max_waiting,
+        };
+        Ok(SpoolFile { writer: Writer::start(writing, limits)?, reader, found, _owned: owned })
+    }
+
+    /// Ends the threads after what they were given is committed, and lets the directory go.
+    pub async fn close(self) {
+        let SpoolFile { writer, reader, found: _, _owned } = self;
+        reader.close().await;
+        writer.close().await;
+    }
+}
+
+impl Spool for SpoolFile {
+    async fn keep(&self, envelope: Envelope) -> Result<Option<i64>, StoreError> {
+        self.writer.enqueue(envelope).await
+    }
+
+    async fn read(&self, after: i64, most: usize) -> Result<Vec<(i64, Envelope)>, StoreError> {
+        self.reader.query(move |connection| read(connection, after, most)).await
+    }
+
+    async fn release(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
+        self.writer.release(numbers).await
+    }
+
+    fn ready(&self) -> Result<(), StoreError> {
+        self.writer.ready()
+    }
+
+    fn usage(&self) -> Usage {
+        let events = self.found.saturating_add(self.writer.came());
+        Usage { events: u64::try_from(events).unwrap_or(0), bytes: self.writer.used() }
+    }
+}
+
+/// Retries that an `up` left behind are owed as well, whenever they are due.
+fn read(connection: &Connection, after: i64, most: usize) -> rusqlite::Result<Vec<(i64, Envelope)>> {
+    let sql = format!("SELECT seq, {} FROM events WHERE seq > ?1 ORDER BY seq", row::COLUMNS);
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![after])?;
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while found.len() < most && bytes < MAX_BYTES {
+        let Some(row) = rows.next()? else { break };
+        let envelope = row::envelope(row, 1)?;
+        bytes += envelope.body.len();
+        found.push((row.get(0)?, envelope));
+    }
+    Ok(found)
+}

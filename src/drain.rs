@@ -1,0 +1,114 @@
+//! `streamgate drain`: hands the events of a stranded spool over to RabbitMQ, and ends.
+
+use crate::cli::Global;
+use crate::output;
+use crate::wiring::{self, Backends};
+use anyhow::bail;
+use clap::Args;
+use indicatif::ProgressBar;
+use serde::Serialize;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use streamgate_core::ports::{Enqueue, Spool};
+use streamgate_gateway::Spooled;
+use streamgate_service::metrics::Metrics;
+use streamgate_store::rabbitmq::Exchange;
+use streamgate_store::sqlite::{self, OpenError, SpoolFile};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long nothing may move before the command gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(250);
+
+#[derive(Debug, Args)]
+pub struct Drain {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    handed_over: u64,
+    left: u64,
+}
+
+pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> {
+    let loaded = global.load_without_secrets()?.for_services()?;
+    let Backends { endpoint, topology, .. } = Backends::of(&loaded)?;
+    let (config, metrics) = (loaded.config, Metrics::new());
+    // Not created by a typing mistake; an older one is migrated, as by any owner.
+    match sqlite::inspect(&config.store.data_dir) {
+        Ok(()) | Err(OpenError::Older { .. }) => {}
+        // A damaged file is set aside when it is opened, and named.
+        Err(OpenError::Database { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let spool = Arc::new(SpoolFile::open(&wiring::spool_options(&config))?);
+    let found = spool.usage().events;
+    let bar = output::bar(found, "events", args.json);
+    let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
+    let exchange = Arc::new(Exchange::start(endpoint, topology, config.gateway.max_in_flight, &on_return));
+    let spooled = wiring::spooled(&config, &exchange, &spool, &metrics);
+    let told = hand_over(&spooled, &exchange, &spool, &bar).await;
+    bar.finish_and_clear();
+    let left = spool.usage().events;
+    drop(spooled);
+    exchange.close().await;
+    if let Ok(spool) = Arc::try_unwrap(spool) {
+        spool.close().await;
+    }
+    let report = Report { handed_over: found.saturating_sub(left), left };
+    if args.json {
+        output::line(serde_json::to_string(&report)?)?;
+    } else {
+        output::line(format!("{} events handed over to RabbitMQ, {left} left", report.handed_over))?;
+    }
+    told.map(|()| ExitCode::SUCCESS)
+}
+
+/// Returns when nothing is left, or an error when nothing moves any more.
+async fn hand_over(
+    spooled: &Spooled<Exchange, SpoolFile>,
+    exchange: &Exchange,
+    spool: &SpoolFile,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    let found = spool.usage().events;
+    let show = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            bar.set_position(found.saturating_sub(spool.usage().events));
+        }
+    };
+    let move_all = async {
+        // Stopped from the start: each round ends when nothing more can be handed over.
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let (mut least, mut moved) = (found, Instant::now());
+        loop {
+            let left = match exchange.ready() {
+                Ok(()) => spooled.drain(&stop, Duration::MAX).await,
+                Err(_) => spool.usage().events,
+            };
+            if left == 0 {
+                return Ok(());
+            }
+            if left < least {
+                (least, moved) = (left, Instant::now());
+            }
+            if moved.elapsed() >= PATIENCE {
+                let why =
+                    exchange.ready().err().map_or_else(|| "it refuses them".to_owned(), |error| error.to_string());
+                bail!("RabbitMQ has taken no event for {PATIENCE:?}: {why}");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        told = move_all => told,
+        () = show => Ok(()),
+    }
+}
