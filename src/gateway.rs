@@ -82,10 +82,12 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     let hooked: Arc<dyn AnswerHook> = Arc::<Hooks<_, _>>::clone(&hooks);
     let (store, keys) = (Arc::clone(&spooled), Arc::clone(&seen));
     let intake = Arc::new(Intake::new(&config.gateway, apps, store, keys, hooked, Arc::clone(&metrics)));
-    let durable = Arc::downgrade(&spooled);
+    let (durable, broker) = (Arc::downgrade(&spooled), Arc::clone(&exchange));
     let readiness = ops::unless_draining(&shutdown, move || {
         let durable = durable.upgrade().ok_or("the spool is closed")?;
-        durable.ready().map_err(|error| error.to_string())
+        durable.ready().map_err(|error| error.to_string())?;
+        let broken = broker.ready().err();
+        Ok(broken.map(|why| format!("events go to the spool: {why}")))
     });
     let helpers = [
         tokio::spawn(ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone())),

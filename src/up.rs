@@ -134,6 +134,6 @@ fn readiness(store: &Arc<Embedded>, shutdown: &Shutdown) -> Readiness {
     ops::unless_draining(shutdown, move || {
         let store = store.upgrade().ok_or("the store is closed")?;
         let told = Enqueue::ready(&*store).and_then(|()| Deliveries::ready(&*store));
-        told.map_err(|error| error.to_string())
+        told.map(|()| None).map_err(|error| error.to_string())
     })
 }

@@ -15,6 +15,8 @@ mod receive;
 mod response;
 mod route;
 mod spool;
+#[cfg(test)]
+mod spool_model;
 mod tls;
 mod watched;
 

@@ -3,7 +3,7 @@
 use super::receiver::Receiver;
 use super::wire::{self, Webhook};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,13 +18,21 @@ const ATTEMPTS: u32 = 3;
 pub struct Ledger {
     accepted: Mutex<HashMap<String, Bytes>>,
     pub sent: AtomicU64,
+    /// Given up after all attempts.
     pub refused: AtomicU64,
+    /// Requests, each attempt its own, and those of them that were answered 2xx.
+    pub requests: AtomicU64,
+    pub taken: AtomicU64,
     pub repeated: AtomicU64,
 }
 
 impl Ledger {
     pub fn accept(&self, webhook: &Webhook) {
         self.accepted.lock().unwrap().insert(webhook.id().to_owned(), webhook.body.clone());
+    }
+
+    pub fn accepted_ids(&self) -> HashSet<String> {
+        self.accepted.lock().unwrap().keys().cloned().collect()
     }
 
     pub fn accepted(&self) -> usize {
@@ -56,6 +64,8 @@ impl Ledger {
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
+    /// Senders wait between events while it is set.
+    pub paused: Arc<AtomicBool>,
     senders: JoinSet<()>,
     pub ledger: Arc<Ledger>,
 }
@@ -68,13 +78,29 @@ impl Load {
 
     /// To several, each attempt to the next. With `repeats`, every such event is sent again after it was accepted.
     pub fn over(targets: Vec<SocketAddr>, senders: usize, repeats: Option<u64>) -> Load {
+        Load::paced(targets, senders, repeats, Duration::ZERO)
+    }
+
+    /// Each sender begins its next event this long after the one before, or when that has its answer.
+    pub fn paced(targets: Vec<SocketAddr>, senders: usize, repeats: Option<u64>, pace: Duration) -> Load {
         let (stop, ledger) = (Arc::new(AtomicBool::new(false)), Arc::new(Ledger::default()));
+        let paused = Arc::new(AtomicBool::new(false));
         let (mut tasks, targets) = (JoinSet::new(), Arc::new(targets));
         for sender in 0..senders {
             let (stop, ledger, targets) = (Arc::clone(&stop), Arc::clone(&ledger), Arc::clone(&targets));
+            let paused = Arc::clone(&paused);
             tasks.spawn(async move {
                 let mut number = 0_u64;
+                let mut ticks = tokio::time::interval(pace.max(Duration::from_nanos(1)));
+                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
                 while !stop.load(Ordering::Relaxed) {
+                    if !pace.is_zero() {
+                        ticks.tick().await;
+                    }
+                    if paused.load(Ordering::Relaxed) {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        continue;
+                    }
                     number += 1;
                     let text = "x".repeat(usize::try_from(number % 3000).unwrap());
                     let body =
@@ -89,7 +115,7 @@ impl Load {
                 }
             });
         }
-        Load { stop, senders: tasks, ledger }
+        Load { stop, paused, senders: tasks, ledger }
     }
 
     pub async fn stop(mut self) -> Arc<Ledger> {
@@ -107,8 +133,10 @@ async fn deliver(targets: &[SocketAddr], first: usize, webhook: &Webhook, ledger
     for attempt in 1..=ATTEMPTS {
         let webhook = webhook.clone().set("x-webhook-attempt", &attempt.to_string());
         let to = targets[(first + usize::try_from(attempt).unwrap()) % targets.len()];
+        ledger.requests.fetch_add(1, Ordering::Relaxed);
         match tokio::time::timeout(Duration::from_secs(6), wire::send(to, &webhook)).await {
             Ok(Ok(answer)) if answer.status.is_success() => {
+                ledger.taken.fetch_add(1, Ordering::Relaxed);
                 ledger.accept(&webhook);
                 return true;
             }

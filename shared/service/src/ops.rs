@@ -26,13 +26,13 @@ const METRICS_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; versio
 /// After an `accept` that failed for want of descriptors: others must give something back first.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-/// Says whether the process would accept work now, or why not.
-pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// Says whether the process would accept work now, or why not; and where it would, what is not as it should be all the same.
+pub type Readiness = Arc<dyn Fn() -> Result<Option<String>, String> + Send + Sync>;
 
 /// Ready while `ready` says so and nobody drains.
 pub fn unless_draining(
     shutdown: &Shutdown,
-    ready: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ready: impl Fn() -> Result<Option<String>, String> + Send + Sync + 'static,
 ) -> Readiness {
     let draining = shutdown.drain.clone();
     Arc::new(move || if draining.is_cancelled() { Err("draining".to_owned()) } else { ready() })
@@ -95,7 +95,8 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics, ready: &Readiness) -> 
         },
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match ready() {
-            Ok(()) => text(StatusCode::OK, "ready\n"),
+            Ok(None) => text(StatusCode::OK, "ready\n"),
+            Ok(Some(but)) => text(StatusCode::OK, format!("ready, but {but}\n")),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         },
         _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n"),
