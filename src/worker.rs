@@ -67,7 +67,8 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
     let worker = Worker::new(Arc::clone(&consumer), claims, router, policy, Arc::clone(&metrics), seed);
     let source = Arc::clone(&consumer);
-    let readiness = ops::unless_draining(&shutdown, move || source.ready().map(|()| None).map_err(|error| error.to_string()));
+    let readiness =
+        ops::unless_draining(&shutdown, move || source.ready().map(|()| None).map_err(|error| error.to_string()));
     let helpers = [
         tokio::spawn(ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone())),
         tokio::spawn({

@@ -20,9 +20,9 @@ pub struct Ledger {
     pub sent: AtomicU64,
     /// Given up after all attempts.
     pub refused: AtomicU64,
-    /// Requests, each attempt its own, and those of them that were answered 2xx.
+    /// Requests, each attempt its own, and those of them that were not answered 2xx.
     pub requests: AtomicU64,
-    pub taken: AtomicU64,
+    pub failed: AtomicU64,
     pub repeated: AtomicU64,
 }
 
@@ -136,17 +136,15 @@ async fn deliver(targets: &[SocketAddr], first: usize, webhook: &Webhook, ledger
         ledger.requests.fetch_add(1, Ordering::Relaxed);
         match tokio::time::timeout(Duration::from_secs(6), wire::send(to, &webhook)).await {
             Ok(Ok(answer)) if answer.status.is_success() => {
-                ledger.taken.fetch_add(1, Ordering::Relaxed);
                 ledger.accept(&webhook);
                 return true;
             }
-            Ok(Ok(answer)) => {
-                assert!(answer.status.is_server_error(), "refused for good: {answer:?}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            // Nobody listens while the process restarts: wait as Stream would, rather than spin.
-            Ok(Err(_)) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Ok(Ok(answer)) => assert!(answer.status.is_server_error(), "refused for good: {answer:?}"),
+            Ok(Err(_)) | Err(_) => {}
         }
+        ledger.failed.fetch_add(1, Ordering::Relaxed);
+        // Nobody listens while the process restarts: wait as Stream would, rather than spin.
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     ledger.refused.fetch_add(1, Ordering::Relaxed);
     false

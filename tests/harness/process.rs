@@ -204,8 +204,17 @@ impl Server {
 
     /// Bytes in memory, by the kernel.
     pub fn resident_bytes(&self) -> u64 {
+        self.bytes("VmRSS")
+    }
+
+    /// The most that there were.
+    pub fn peak_resident_bytes(&self) -> u64 {
+        self.bytes("VmHWM")
+    }
+
+    fn bytes(&self, which: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(which)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 }

@@ -13,6 +13,7 @@ mod connections;
 mod deploy;
 mod disk;
 mod documents;
+mod faults;
 mod forwarding;
 mod hook_faults;
 mod hooks;

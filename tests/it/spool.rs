@@ -12,7 +12,8 @@ use std::collections::HashSet;
 fn site(backends: &Backends, store: &str, rabbitmq: &str) -> (Site, String) {
     let site = Site::new();
     let tables = backends.tables(&site.name()).replace("[rabbitmq]\n", &format!("[rabbitmq]\n{rabbitmq}\n"));
-    site.configure(&Setup { store: store.into(), rest: tables, ..Setup::default() });
+    let gateway = "answer_deadline = \"5900ms\"".into();
+    site.configure(&Setup { gateway, store: store.into(), rest: tables, ..Setup::default() });
     let events = format!("{}.events", site.name());
     (site, events)
 }
@@ -116,7 +117,8 @@ async fn the_spool_of_a_killed_gateway_is_handed_over_by_the_next_or_by_drain() 
 async fn a_broker_that_hangs_makes_nobody_wait_and_its_late_confirms_repeat_nothing() {
     let (broker, redis) = tokio::join!(Broker::start(), RedisServer::start());
     let backends = Backends { broker, redis };
-    let (site, events) = site(&backends, "", "spool_after = \"100ms\"\nconfirm_timeout = \"3s\"");
+    // Long enough that a slow disk does not take it for the confirm's time.
+    let (site, events) = site(&backends, "", "spool_after = \"100ms\"\nconfirm_timeout = \"5s\"");
     let gateway = site.start_as("gateway").await.ready().await;
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
     backends.broker.signal(Signal::STOP);

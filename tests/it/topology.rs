@@ -23,7 +23,9 @@ async fn site(more: &str, worker: &str, routes: &str) -> (Site, String, &'static
 async fn says(server: &Server, words: &[&str]) {
     eventually(&format!("/readyz says {words:?}"), || async {
         let (status, told) = server.ops("/readyz").await;
-        status == 200 && told.starts_with("ready, but events go to the spool") && words.iter().all(|word| told.contains(word))
+        status == 200
+            && told.starts_with("ready, but events go to the spool")
+            && words.iter().all(|word| told.contains(word))
     })
     .await;
 }
