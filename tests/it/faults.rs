@@ -254,7 +254,7 @@ impl World {
         eventually(&format!("all is handled {when}"), || async { accepted.is_subset(&self.service.ids()) }).await;
     }
 
-    async fn peak_memory(&self) -> u64 {
+    fn peak_memory(&self) -> u64 {
         let servers = self.gateways.iter().filter_map(|(_, server)| server.as_ref());
         servers.map(Server::peak_resident_bytes).max().unwrap_or(0)
     }
@@ -290,7 +290,7 @@ impl World {
             "{name:<46} {requests:>8} {:>9.2} {repeats:>8} {:>9.1} {:>8}",
             100.0 - failed as f64 * 100.0 / requests as f64,
             recovered.as_secs_f64(),
-            self.peak_memory().await >> 20,
+            self.peak_memory() >> 20,
         )
     }
 }
