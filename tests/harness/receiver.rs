@@ -86,6 +86,12 @@ impl Receiver {
         self.received.lock().unwrap().clone()
     }
 
+    /// Deliveries beyond the first of each id, of one moment.
+    pub fn repeats(&self) -> usize {
+        let received = self.received();
+        received.len() - received.iter().map(|one| one.header("x-webhook-id")).collect::<HashSet<_>>().len()
+    }
+
     pub fn ids(&self) -> HashSet<String> {
         self.received.lock().unwrap().iter().map(|one| one.header("x-webhook-id").to_owned()).collect()
     }

@@ -264,7 +264,7 @@ impl World {
         let ledger = std::sync::Arc::clone(&self.load.ledger);
         let count = |of: &std::sync::atomic::AtomicU64| of.load(Ordering::Relaxed);
         let (requests, failed) = (count(&ledger.requests), count(&ledger.failed));
-        let repeats = self.service.received().len() - self.service.ids().len();
+        let repeats = self.service.repeats();
         for fault in faults {
             self.strike(*fault).await;
         }
@@ -284,7 +284,7 @@ impl World {
         eventually(&format!("the spools are handed over after {faults:?}"), spools_are_empty).await;
         let recovered = healed.elapsed();
         let (requests, failed) = (count(&ledger.requests) - requests, count(&ledger.failed) - failed);
-        let repeats = self.service.received().len() - self.service.ids().len() - repeats;
+        let repeats = self.service.repeats() - repeats;
         let name = faults.iter().map(|fault| format!("{fault:?}")).collect::<Vec<_>>().join(" + ");
         format!(
             "{name:<46} {requests:>8} {:>9.2} {repeats:>8} {:>9.1} {:>8}",
