@@ -66,7 +66,13 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     } else {
         output::line(format!("{} events handed over to RabbitMQ, {left} left", report.handed_over))?;
     }
-    told.map(|()| ExitCode::SUCCESS)
+    told?;
+    let aside = sqlite::set_aside_in(&config.store.data_dir)?;
+    if !aside.is_empty() {
+        let names = aside.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        bail!("events may be in what was set aside as damaged, and are not handed over: {names}; keep it");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Returns when nothing is left, or an error when nothing moves any more.

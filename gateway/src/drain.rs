@@ -89,6 +89,8 @@ async fn pass<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>) -> Step {
     loop {
         // Waiting rows are read on only for as long as all goes well.
         let wanted = batches.len() < BATCHES && !refused && (most == BATCH && desk.is_open() || after == 0);
+        // Looked up before the read and after it: a confirm that comes between the two removes the row and its mark.
+        let late = desk.late();
         let rows = if wanted { desk.spool.read(after, most).await } else { Ok(Vec::new()) };
         let rows = rows.unwrap_or_else(|error| {
             tracing::error!(%error, "cannot read the spool, trying again");
@@ -97,7 +99,8 @@ async fn pass<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>) -> Step {
         });
         if let Some((last, _)) = rows.last() {
             after = *last;
-            let rows: Vec<_> = rows.into_iter().filter(|(_, event)| !desk.is_late(&event.key)).collect();
+            let is_late = |key: &String| late.contains(key) || desk.is_late(key);
+            let rows: Vec<_> = rows.into_iter().filter(|(_, event)| !is_late(&event.key)).collect();
             batches.spawn(hand_over(Arc::clone(desk), rows));
             continue;
         }
@@ -112,7 +115,8 @@ async fn pass<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>) -> Step {
         }
     }
     match (moved, refused) {
-        (0, true) => Step::Refused,
+        // However many moved: those that were refused are not offered again at once.
+        (_, true) => Step::Refused,
         (0, false) => Step::Idle,
         _ => Step::Moved,
     }
@@ -127,10 +131,12 @@ async fn hand_over<Q: Enqueue, D: Spool>(desk: Arc<Desk<Q, D>>, rows: Vec<(i64, 
     let told = join_all(publishes).await;
     let all = told.len();
     let confirmed: Vec<_> = told.into_iter().filter_map(Result::ok).collect();
-    let count = confirmed.len();
-    if count > 0 {
-        desk.release(confirmed).await;
+    // A session that a returned message ended may have confirmed what came back: then the rows stay, at the price of repeats.
+    if confirmed.is_empty() || desk.queue.ready().is_err() {
+        return (0, all == 0);
     }
+    let count = confirmed.len();
+    desk.release(confirmed).await;
     (count, count == all)
 }
 

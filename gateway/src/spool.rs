@@ -1,7 +1,7 @@
 //! The order of trust: a confirmed publish, else a committed row on the gateway's own disk, else 503. What is on the disk goes
 //! on to the queue when that takes events again (`drain`).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,8 +40,9 @@ pub(crate) struct Desk<Q, D> {
     pub(crate) queue: Arc<Q>,
     pub(crate) spool: Arc<D>,
     gate: Mutex<Gate>,
-    /// Keys of events on the disk whose publish is still under way: not handed over while it may be confirmed.
-    late: Mutex<HashSet<String>>,
+    /// Keys of events on the disk whose publish is still under way, and how many publishes: not handed over while one may be
+    /// confirmed.
+    late: Mutex<HashMap<String, usize>>,
     confirm_timeout: Duration,
     /// Told of what changes for the drain: an event on the disk, an opened gate.
     pub(crate) news: Notify,
@@ -85,11 +86,13 @@ impl<Q: Enqueue, D: Spool> Enqueue for Spooled<Q, D> {
     }
 
     fn ready(&self) -> Result<(), StoreError> {
-        let (queue, spool) = (self.desk.queue.ready(), self.desk.spool.ready());
-        match (queue, spool) {
-            (Err(queue), Err(spool)) => Err(StoreError::Unavailable(format!("{queue}; and the spool: {spool}"))),
-            _ => Ok(()),
+        let Err(spool) = self.desk.spool.ready() else { return Ok(()) };
+        if self.desk.is_open() {
+            return Ok(());
         }
+        let queue = self.desk.queue.ready().err();
+        let queue = queue.map_or_else(|| "the queue refuses or does not confirm".to_owned(), |error| error.to_string());
+        Err(StoreError::Unavailable(format!("{queue}; and the spool: {spool}")))
     }
 }
 
@@ -105,8 +108,16 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
         self.queue.ready().is_ok() && self.gate().is_open(Instant::now().into_std())
     }
 
+    fn late_ones(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn late(&self) -> HashSet<String> {
+        self.late_ones().keys().cloned().collect()
+    }
+
     pub(crate) fn is_late(&self, key: &str) -> bool {
-        self.late.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+        self.late_ones().contains_key(key)
     }
 
     /// Publishes, and lets the gate know how that ends.
@@ -128,28 +139,45 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
 
     /// The queue is slow or refuses; it is still better than a disk that does neither.
     async fn keep_or_publish(self: &Arc<Self>, envelope: Envelope) -> Result<Accepted, StoreError> {
-        let Err(error) = self.spool.ready() else { return self.keep(envelope).await };
-        match self.keep(envelope.clone()).await {
-            Err(_) if self.queue.ready().is_ok() => {
+        let told = self.keep(envelope.clone()).await;
+        match told {
+            Err(error) if self.queue.ready().is_ok() => {
                 self.publish(envelope).await.map(|()| Accepted::Enqueued).map_err(|_| error)
             }
             told => told,
         }
     }
 
-    /// The confirm is overdue: the disk makes the event durable, and whichever comes later is undone.
-    async fn keep_late(self: &Arc<Self>, envelope: Envelope, publish: Publish) -> Result<Accepted, StoreError> {
+    /// The confirm is overdue: the disk makes the event durable, or the confirm that still comes, whichever is first; the row
+    /// of what is confirmed is let go.
+    async fn keep_late(self: &Arc<Self>, envelope: Envelope, mut publish: Publish) -> Result<Accepted, StoreError> {
         // Before it is on the disk: the drain must not see it there and publish it a second time.
         let late = Late::mark(self, envelope.key.clone());
-        let row = match self.spool.keep(envelope).await {
+        let (desk, spool) = (Arc::clone(self), Arc::clone(&self.spool));
+        let mut keep = Box::pin(async move { spool.keep(envelope).await });
+        let row = tokio::select! {
+            row = &mut keep => row,
+            told = &mut publish => {
+                // Not published after all: the disk alone can make it durable.
+                let Ok(()) = told else {
+                    return keep.await.map(|row| row.map_or(Accepted::Duplicate, |_| Accepted::Spooled));
+                };
+                self.tasks.spawn(async move {
+                    if let Ok(Some(row)) = keep.await {
+                        desk.release(vec![row]).await;
+                    }
+                    drop(late);
+                });
+                return Ok(Accepted::Enqueued);
+            }
+        };
+        let row = match row {
             Ok(row) => row,
             // The queue still may take it, for as long as the caller waits.
             Err(error) => return publish.await.map(|()| Accepted::Enqueued).map_err(|_| error),
         };
-        let desk = Arc::clone(self);
         self.tasks.spawn(async move {
-            let told = publish.await;
-            if let (Ok(()), Some(row)) = (told, row) {
+            if let (Ok(()), Some(row)) = (publish.await, row) {
                 desk.release(vec![row]).await;
             }
             drop(late);
@@ -192,20 +220,26 @@ impl<Q: Enqueue, D: Spool> Drop for Ticket<Q, D> {
 }
 
 /// A mark in `late`, taken away however the wait ends.
-struct Late<Q, D> {
+struct Late<Q: Enqueue, D: Spool> {
     desk: Arc<Desk<Q, D>>,
     key: String,
 }
 
-impl<Q, D> Late<Q, D> {
+impl<Q: Enqueue, D: Spool> Late<Q, D> {
     fn mark(desk: &Arc<Desk<Q, D>>, key: String) -> Late<Q, D> {
-        desk.late.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        *desk.late_ones().entry(key.clone()).or_default() += 1;
         Late { desk: Arc::clone(desk), key }
     }
 }
 
-impl<Q, D> Drop for Late<Q, D> {
+impl<Q: Enqueue, D: Spool> Drop for Late<Q, D> {
     fn drop(&mut self) {
-        self.desk.late.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        let mut late = self.desk.late_ones();
+        if let Some(count) = late.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                late.remove(&self.key);
+            }
+        }
     }
 }

@@ -51,12 +51,14 @@ enum Op {
     Crash(bool),
 }
 
+type Told = oneshot::Sender<Result<(), StoreError>>;
+
 /// RabbitMQ, as far as the port shows it.
 #[derive(Debug)]
 struct Queue {
     mode: Mutex<Broker>,
     messages: Mutex<Vec<String>>,
-    held: Mutex<Vec<(String, oneshot::Sender<Result<(), StoreError>>)>>,
+    held: Mutex<Vec<(String, Told)>>,
 }
 
 impl Queue {
@@ -131,7 +133,7 @@ struct File {
 
 #[derive(Clone, Debug)]
 enum Write {
-    Keep(Envelope),
+    Keep(Box<Envelope>),
     Release(Vec<i64>),
 }
 
@@ -143,7 +145,7 @@ impl Platter {
                     return None;
                 }
                 self.next += 1;
-                self.rows.insert(self.next, envelope);
+                self.rows.insert(self.next, *envelope);
                 Some(self.next)
             }
             Write::Release(rows) => {
@@ -188,7 +190,7 @@ impl File {
 
 impl Spool for File {
     async fn keep(&self, envelope: Envelope) -> Result<Option<i64>, StoreError> {
-        self.commit(Write::Keep(envelope)).await
+        self.commit(Write::Keep(Box::new(envelope))).await
     }
 
     async fn read(&self, after: i64, most: usize) -> Result<Vec<(i64, Envelope)>, StoreError> {
@@ -268,14 +270,14 @@ impl Process {
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Outcome {
     lost: Vec<String>,
     /// Events that are in the queue more than once.
     doubled: usize,
     left: usize,
 }
 
-fn run(ops: Vec<Op>) -> Told {
+fn run(ops: Vec<Op>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let (queue, ledger) = (Arc::new(Queue::new()), Arc::default());
@@ -317,7 +319,7 @@ fn run(ops: Vec<Op>) -> Told {
             *counts.entry(key.clone()).or_default() += 1;
         }
         let ledger = ledger.lock().unwrap();
-        Told {
+        Outcome {
             lost: ledger.iter().filter(|key| !counts.contains_key(*key)).cloned().collect(),
             doubled: counts.values().filter(|count| **count > 1).count(),
             left: process.file.usage().events as usize,

@@ -212,7 +212,7 @@ async fn a_full_spool_is_503_and_takes_events_again_when_it_has_room() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_spool_is_set_aside_loudly_and_the_gateway_starts() {
-    let backends = without_broker().await;
+    let mut backends = without_broker().await;
     let (site, _) = site(&backends, "", "");
     let gateway = site.start_as("gateway").await;
     spooled(&gateway, 1).await;
@@ -228,4 +228,10 @@ async fn a_damaged_spool_is_set_aside_loudly_and_the_gateway_starts() {
     assert!(std::fs::read(aside).unwrap() == damaged, "as it was");
     spooled(&gateway, 1).await;
     assert!(gateway.terminate().await.success());
+    // Nobody should take the directory for empty.
+    backends.broker.restart().await;
+    let drained = site.run(&["drain"]).await;
+    assert_eq!(String::from_utf8_lossy(&drained.stdout), "1 events handed over to RabbitMQ, 0 left\n");
+    assert_eq!(drained.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&drained.stderr).contains("set aside as damaged"), "{drained:?}");
 }

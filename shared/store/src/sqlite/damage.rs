@@ -8,6 +8,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use streamgate_core::envelope::rfc3339;
 
+/// In the name of a file that was set aside, before the time.
+const ASIDE: &str = ".damaged-";
+
 /// The owner's writing connection, to a new file where the old one is damaged.
 pub(super) fn open_owner(path: &Path, max_bytes: u64) -> Result<Connection, OpenError> {
     let failed = |error| OpenError::Database { path: path.to_owned(), error };
@@ -40,6 +43,18 @@ fn find(path: &Path) -> rusqlite::Result<Option<String>> {
     }
 }
 
+/// The files that were set aside in a data directory, without the logs beside them.
+pub fn set_aside_in(data_dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let marked = |path: &PathBuf| {
+        let name = path.to_string_lossy();
+        name.contains(ASIDE) && name.ends_with('Z')
+    };
+    let entries = data_dir.read_dir()?.map(|entry| entry.map(|entry| entry.path()));
+    let mut found: Vec<_> = entries.filter(|path| path.as_ref().map_or(true, marked)).collect::<Result<_, _>>()?;
+    found.sort();
+    Ok(found)
+}
+
 /// With the log beside it, in which its last commits may be.
 fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
     let with = |path: &Path, suffix: &str| {
@@ -47,7 +62,7 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
         name.push(suffix);
         PathBuf::from(name)
     };
-    let aside = with(path, &format!(".damaged-{}", rfc3339(now_ms())));
+    let aside = with(path, &format!("{ASIDE}{}", rfc3339(now_ms())));
     // The log first: a database without its log would be taken for a whole one.
     for suffix in ["-wal", "-shm", ""] {
         let (from, to) = (with(path, suffix), with(&aside, suffix));
@@ -65,12 +80,8 @@ mod tests {
     use super::*;
     use std::io::{Seek, SeekFrom, Write};
 
-    /// Without the logs beside them.
-    fn files(directory: &Path) -> Vec<String> {
-        let names = directory.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<_> = names.filter(|name| name.contains("damaged") && name.ends_with('Z')).collect();
-        names.sort();
-        names
+    fn files(directory: &Path) -> Vec<PathBuf> {
+        set_aside_in(directory).unwrap()
     }
 
     #[test]
@@ -98,7 +109,7 @@ mod tests {
         assert_eq!(rows(&open_owner(&path, 1 << 20).unwrap()), 0);
         let aside = files(directory.path());
         assert_eq!(aside.len(), 1, "{aside:?}");
-        assert!(std::fs::read(directory.path().join(&aside[0])).unwrap() == damaged, "as it was found");
+        assert!(std::fs::read(&aside[0]).unwrap() == damaged, "as it was found");
         // No database at all.
         std::fs::write(&path, vec![7; 10_000]).unwrap();
         drop(open_owner(&path, 1 << 20).unwrap());

@@ -20,6 +20,7 @@ mod seen;
 mod spool;
 mod writer;
 
+pub use damage::set_aside_in;
 pub use directory::{OpenError, SECRET, create_private};
 pub use letters::LetterBox;
 pub use schema::inspect;
