@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 #![expect(unreachable_pub, dead_code, reason = "the harness has more than is needed here")]
 
+mod bare;
 #[path = "../tests/harness/mod.rs"]
 mod harness;
 
@@ -17,10 +18,7 @@ use harness::process::{Server, Setup, Site};
 use harness::receiver::{Receiver, reply};
 use harness::servers::Backends;
 use harness::wire::Webhook;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
-};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use std::collections::HashMap;
@@ -101,7 +99,8 @@ async fn backlog(backends: &Backends, site: &Site, gateway: &Server, length: Dur
         idle.push(hooked(gateway.public, length).await);
     }
     let backlog = setting("BENCH_BACKLOG", 100_000);
-    fill(&backends.broker.url(), &site.name(), backlog).await;
+    let body = format!("{{\"type\":\"message.new\",\"message\":{}}}", message());
+    bare::publish(&backends.broker, &site.name(), body.as_bytes(), backlog, 1024).await;
     for _ in 0..setting("BENCH_ROUNDS", 3) {
         let waiting = backends.broker.ready(&events).await;
         let (_, figure) = tokio::join!(pushes(gateway.public, length), hooked(gateway.public, length));
@@ -320,30 +319,5 @@ struct Echo;
 impl HookHandler for Echo {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<bytes::Bytes, HandlerError>> {
         Box::pin(std::future::ready(Ok(hook.envelope().body.clone())))
-    }
-}
-
-/// Events that wait, published past the gateway.
-async fn fill(url: &str, prefix: &str, events: u64) {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
-    let channel = connection.create_channel().await.unwrap();
-    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-    let body = format!("{{\"type\":\"message.new\",\"message\":{}}}", message());
-    let mut confirms = futures_util::stream::FuturesUnordered::new();
-    for number in 0..events {
-        let properties = BasicProperties::default()
-            .with_delivery_mode(2)
-            .with_app_id("chat".into())
-            .with_type("message.new".into())
-            .with_message_id(format!("backlog-{number}").into());
-        let (exchange, key) = (prefix.into(), "chat.push.message.new".into());
-        let options = BasicPublishOptions::default();
-        confirms.push(channel.basic_publish(exchange, key, options, body.as_bytes(), properties).await.unwrap());
-        if confirms.len() >= 1024 {
-            confirms.next().await.unwrap().unwrap();
-        }
-    }
-    while let Some(confirm) = confirms.next().await {
-        confirm.unwrap();
     }
 }

@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 #![expect(unreachable_pub, dead_code, reason = "the harness has more than is needed here")]
 
+mod bare;
 #[path = "../tests/harness/mod.rs"]
 mod harness;
 
@@ -16,13 +17,11 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use harness::process::{Setup, Site};
 use harness::servers::Backends;
-use harness::wire::{Webhook, send};
-use lapin::BasicProperties;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueuePurgeOptions};
+use harness::wire::{Webhook, envelope, send};
+use lapin::options::QueuePurgeOptions;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use streamgate_core::envelope::Envelope;
-use streamgate_core::id::Kind;
 use streamgate_core::ports::Spool;
 use streamgate_store::sqlite::{SpoolFile, SpoolOptions};
 
@@ -121,7 +120,7 @@ fn body() -> Bytes {
 
 async fn hand_over(backends: &Backends) {
     let (site, events) = (Site::new(), setting("BENCH_EVENTS", 1_000_000));
-    let tables = backends.tables(&site.name()).replace("[rabbitmq]\n", "[rabbitmq]\nevents_max = \"64GiB\"\n");
+    let tables = backends.tables_with(&site.name(), "events_max = \"64GiB\"");
     site.configure(&Setup { store: "spool_max = \"64GiB\"".into(), rest: tables, ..Setup::default() });
     // Declares.
     assert!(site.start_as("gateway").await.ready().await.terminate().await.success());
@@ -136,7 +135,7 @@ async fn hand_over(backends: &Backends) {
     let status = loop {
         tokio::select! {
             status = drain.wait() => break status.unwrap(),
-            () = tokio::time::sleep(Duration::from_secs(1)) => memory.extend(resident_mib(pid)),
+            () = tokio::time::sleep(Duration::from_secs(1)) => memory.extend(harness::process::memory(pid, "VmRSS").map(|bytes| bytes >> 20)),
         }
     };
     let rate = events as f64 / began.elapsed().as_secs_f64();
@@ -149,12 +148,6 @@ async fn hand_over(backends: &Backends) {
     println!("drain / bare publisher: {:.2}", rate / one);
     let there = backends.broker.ready(&queue).await;
     println!("in the queue after it: {there}");
-}
-
-fn resident_mib(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? >> 10)
 }
 
 /// A spool as a gateway would leave it.
@@ -176,48 +169,12 @@ async fn fill(site: &Site, events: u64) {
 }
 
 fn event() -> Envelope {
-    let id = format!("spooled-{}", harness::unique());
-    Envelope {
-        app: "chat".into(),
-        kind: Kind::Push,
-        key: format!("chat:push:{id}:0123456789abcdef"),
-        id,
-        event_type: "message.new".into(),
-        webhook_attempt: 1,
-        api_key: harness::wire::API_KEY.into(),
-        signature: "0".repeat(64),
-        received_at_ms: 1_700_000_000_000,
-        attempt: 1,
-        cid: Some("messaging:x".into()),
-        route: None,
-        replay: None,
-        traceparent: None,
-        body: body(),
-    }
+    envelope(&format!("spooled-{}", harness::unique()), body())
 }
 
 /// Events a second of one channel with confirms and nothing around it.
 async fn bare(backends: &Backends, prefix: &str) -> f64 {
-    let (_connection, channel) = backends.broker.channel().await;
-    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-    let events = setting("BENCH_BARE", 200_000);
-    let (body, began) = (body(), Instant::now());
-    let mut confirms = futures_util::stream::FuturesUnordered::new();
-    for number in 0..events {
-        let properties = BasicProperties::default()
-            .with_delivery_mode(2)
-            .with_app_id("chat".into())
-            .with_type("message.new".into())
-            .with_message_id(format!("bare-{number}").into());
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let (exchange, key) = (prefix.into(), "chat.push.message.new".into());
-        confirms.push(channel.basic_publish(exchange, key, options, &body, properties).await.unwrap());
-        if confirms.len() >= IN_FLIGHT {
-            confirms.next().await.unwrap().unwrap();
-        }
-    }
-    while let Some(confirm) = confirms.next().await {
-        confirm.unwrap();
-    }
+    let (events, began) = (setting("BENCH_BARE", 200_000), Instant::now());
+    bare::publish(&backends.broker, prefix, &body(), events, IN_FLIGHT).await;
     events as f64 / began.elapsed().as_secs_f64()
 }

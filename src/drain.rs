@@ -39,11 +39,9 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     let loaded = global.load_without_secrets()?.for_services()?;
     let Backends { endpoint, topology, .. } = Backends::of(&loaded)?;
     let (config, metrics) = (loaded.config, Metrics::new());
-    // Not created by a typing mistake; an older one is migrated, as by any owner.
+    // Not created by a typing mistake. An older file is migrated and a damaged one set aside, as by any owner.
     match sqlite::inspect(&config.store.data_dir) {
-        Ok(()) | Err(OpenError::Older { .. }) => {}
-        // A damaged file is set aside when it is opened, and named.
-        Err(OpenError::Database { .. }) => {}
+        Ok(()) | Err(OpenError::Older { .. } | OpenError::Database { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let spool = Arc::new(SpoolFile::open(&wiring::spool_options(&config))?);
@@ -52,7 +50,7 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
     let exchange = Arc::new(Exchange::start(endpoint, topology, config.gateway.max_in_flight, &on_return));
     let spooled = wiring::spooled(&config, &exchange, &spool, &metrics);
-    let told = hand_over(&spooled, &exchange, &spool, &bar).await;
+    let told = hand_over(&spooled, &exchange, &spool, found, &bar).await;
     bar.finish_and_clear();
     let left = spool.usage().events;
     drop(spooled);
@@ -80,9 +78,9 @@ async fn hand_over(
     spooled: &Spooled<Exchange, SpoolFile>,
     exchange: &Exchange,
     spool: &SpoolFile,
+    found: u64,
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
-    let found = spool.usage().events;
     let show = async {
         loop {
             tokio::time::sleep(LOOK).await;

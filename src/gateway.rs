@@ -116,10 +116,10 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
         }),
     ]
     .map(AbortOnDropHandle::new);
-    let drain_timeout = config.gateway.drain_timeout;
+    let patience = config.gateway.drain_timeout;
     let gateway = Gateway::new(config.gateway, intake, tls);
     ready().context("cannot write to stdout")?;
-    let (answered, patience) = (CancellationToken::new(), drain_timeout);
+    let answered = CancellationToken::new();
     let receiving = async {
         gateway.run(listener, shutdown.clone()).await;
         answered.cancel();

@@ -89,20 +89,22 @@ async fn pass<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>) -> Step {
     loop {
         // Waiting rows are read on only for as long as all goes well.
         let wanted = batches.len() < BATCHES && !refused && (most == BATCH && desk.is_open() || after == 0);
-        // Looked up before the read and after it: a confirm that comes between the two removes the row and its mark.
-        let late = desk.late();
-        let rows = if wanted { desk.spool.read(after, most).await } else { Ok(Vec::new()) };
-        let rows = rows.unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot read the spool, trying again");
-            refused = true;
-            Vec::new()
-        });
-        if let Some((last, _)) = rows.last() {
-            after = *last;
-            let is_late = |key: &String| late.contains(key) || desk.is_late(key);
-            let rows: Vec<_> = rows.into_iter().filter(|(_, event)| !is_late(&event.key)).collect();
-            batches.spawn(hand_over(Arc::clone(desk), rows));
-            continue;
+        if wanted {
+            // Looked up before the read and after it: a confirm that comes between the two removes the row and its mark.
+            let late = desk.late();
+            match desk.spool.read(after, most).await {
+                Ok(mut rows) if !rows.is_empty() => {
+                    after = rows.last().map_or(after, |(last, _)| *last);
+                    rows.retain(|(_, event)| !late.contains(&event.key) && !desk.is_late(&event.key));
+                    batches.spawn(hand_over(Arc::clone(desk), rows));
+                    continue;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot read the spool, trying again");
+                    refused = true;
+                }
+            }
         }
         match batches.join_next().await {
             Some(Ok((confirmed, all))) => {
@@ -150,8 +152,9 @@ async fn show<Q: Enqueue, D: Spool>(desk: &Desk<Q, D>) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         desk.metrics.spool_events.set(gauge(usage.events));
         desk.metrics.spool_bytes.set(gauge(usage.bytes));
+        let oldest = if usage.events == 0 { Ok(Vec::new()) } else { desk.spool.read(0, 1).await };
         // A disk that cannot be read has told so elsewhere; the last known age grows no younger by it.
-        if let Ok(oldest) = desk.spool.read(0, 1).await {
+        if let Ok(oldest) = oldest {
             let now = jiff::Timestamp::now().as_millisecond();
             let age = oldest.first().map_or(0, |(_, event)| now.saturating_sub(event.received_at_ms).max(0) / 1000);
             desk.metrics.spool_oldest.set(age);

@@ -96,6 +96,11 @@ impl<Q: Enqueue, D: Spool> Enqueue for Spooled<Q, D> {
     }
 }
 
+/// What a committed row means to its caller.
+fn kept(row: Option<i64>) -> Accepted {
+    row.map_or(Accepted::Duplicate, |_| Accepted::Spooled)
+}
+
 type Publish = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
 impl<Q: Enqueue, D: Spool> Desk<Q, D> {
@@ -134,13 +139,12 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
     async fn keep(&self, envelope: Envelope) -> Result<Accepted, StoreError> {
         let row = self.spool.keep(envelope).await?;
         self.news.notify_one();
-        Ok(row.map_or(Accepted::Duplicate, |_| Accepted::Spooled))
+        Ok(kept(row))
     }
 
     /// The queue is slow or refuses; it is still better than a disk that does neither.
     async fn keep_or_publish(self: &Arc<Self>, envelope: Envelope) -> Result<Accepted, StoreError> {
-        let told = self.keep(envelope.clone()).await;
-        match told {
+        match self.keep(envelope.clone()).await {
             Err(error) if self.queue.ready().is_ok() => {
                 self.publish(envelope).await.map(|()| Accepted::Enqueued).map_err(|_| error)
             }
@@ -160,7 +164,7 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
             told = &mut publish => {
                 // Not published after all: the disk alone can make it durable.
                 let Ok(()) = told else {
-                    return keep.await.map(|row| row.map_or(Accepted::Duplicate, |_| Accepted::Spooled));
+                    return keep.await.map(kept);
                 };
                 self.tasks.spawn(async move {
                     if let Ok(Some(row)) = keep.await {
@@ -183,7 +187,7 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
             drop(late);
             desk.news.notify_one();
         });
-        Ok(row.map_or(Accepted::Duplicate, |_| Accepted::Spooled))
+        Ok(kept(row))
     }
 
     /// Lets rows go whose events are in the queue.

@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// Tries of one event after network errors and 5xx, as Stream makes them.
 const ATTEMPTS: u32 = 3;
@@ -65,7 +67,7 @@ impl Ledger {
 pub struct Load {
     stop: Arc<AtomicBool>,
     /// Senders wait between events while it is set.
-    pub paused: Arc<AtomicBool>,
+    pub paused: watch::Sender<bool>,
     senders: JoinSet<()>,
     pub ledger: Arc<Ledger>,
 }
@@ -84,23 +86,19 @@ impl Load {
     /// Each sender begins its next event this long after the one before, or when that has its answer.
     pub fn paced(targets: Vec<SocketAddr>, senders: usize, repeats: Option<u64>, pace: Duration) -> Load {
         let (stop, ledger) = (Arc::new(AtomicBool::new(false)), Arc::new(Ledger::default()));
-        let paused = Arc::new(AtomicBool::new(false));
+        let (paused, on_pause) = watch::channel(false);
         let (mut tasks, targets) = (JoinSet::new(), Arc::new(targets));
         for sender in 0..senders {
             let (stop, ledger, targets) = (Arc::clone(&stop), Arc::clone(&ledger), Arc::clone(&targets));
-            let paused = Arc::clone(&paused);
+            let mut paused = on_pause.clone();
             tasks.spawn(async move {
                 let mut number = 0_u64;
-                let mut ticks = tokio::time::interval(pace.max(Duration::from_nanos(1)));
-                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+                let mut due = Instant::now();
                 while !stop.load(Ordering::Relaxed) {
-                    if !pace.is_zero() {
-                        ticks.tick().await;
-                    }
-                    if paused.load(Ordering::Relaxed) {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                        continue;
-                    }
+                    tokio::time::sleep_until(due).await;
+                    due = (due + pace).max(Instant::now());
+                    // Dropped with its load, which ends this task too.
+                    drop(paused.wait_for(|paused| !paused).await);
                     number += 1;
                     let text = "x".repeat(usize::try_from(number % 3000).unwrap());
                     let body =
@@ -120,6 +118,7 @@ impl Load {
 
     pub async fn stop(mut self) -> Arc<Ledger> {
         self.stop.store(true, Ordering::Relaxed);
+        self.paused.send_replace(false);
         while let Some(ended) = self.senders.join_next().await {
             ended.unwrap();
         }

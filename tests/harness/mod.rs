@@ -1,5 +1,6 @@
 //! Real processes, real sockets, real files for the tests, and the ledger that proves that nothing was lost.
 
+pub mod fleet;
 pub mod ledger;
 pub mod process;
 pub mod proxy;

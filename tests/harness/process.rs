@@ -204,17 +204,18 @@ impl Server {
 
     /// Bytes in memory, by the kernel.
     pub fn resident_bytes(&self) -> u64 {
-        self.bytes("VmRSS")
+        memory(self.pid(), "VmRSS").unwrap()
     }
 
     /// The most that there were.
     pub fn peak_resident_bytes(&self) -> u64 {
-        self.bytes("VmHWM")
+        memory(self.pid(), "VmHWM").unwrap()
     }
+}
 
-    fn bytes(&self, which: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(which)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-    }
+/// Bytes of a process by the kernel's name for them; None where there is no such process any more.
+pub fn memory(pid: u32, which: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with(which))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

@@ -332,6 +332,11 @@ impl Backends {
         self.impatient_tables(prefix) + "timeout = \"2s\"\n"
     }
 
+    /// With further lines for RabbitMQ.
+    pub fn tables_with(&self, prefix: &str, rabbitmq: &str) -> String {
+        self.tables(prefix).replace("[rabbitmq]\n", &format!("[rabbitmq]\n{rabbitmq}\n"))
+    }
+
     /// With Redis's default patience, for tests in which it hangs.
     pub fn impatient_tables(&self, prefix: &str) -> String {
         format!(

@@ -10,6 +10,8 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use streamgate_core::envelope::Envelope;
+use streamgate_core::id::Kind;
 use streamgate_core::signature::SigningKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -29,6 +31,38 @@ pub fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(body).unwrap();
     encoder.finish().unwrap()
+}
+
+/// An event as a gateway hands it to its store.
+pub fn envelope(id: &str, body: Bytes) -> Envelope {
+    Envelope {
+        app: "chat".into(),
+        kind: Kind::Push,
+        key: format!("chat:push:{id}:0"),
+        id: id.into(),
+        event_type: "message.new".into(),
+        webhook_attempt: 1,
+        api_key: API_KEY.into(),
+        signature: "0".repeat(64),
+        received_at_ms: 1,
+        attempt: 1,
+        cid: None,
+        route: None,
+        replay: None,
+        traceparent: None,
+        body,
+    }
+}
+
+/// Sends webhooks of one kind until one is refused: how many were taken, and the refusal.
+pub async fn until_refused(to: SocketAddr, webhook: impl Fn(u32) -> Webhook) -> (u32, Answer) {
+    for taken in 0..40 {
+        let answer = send(to, &webhook(taken)).await.unwrap();
+        if answer.status != 200 {
+            return (taken, answer);
+        }
+    }
+    panic!("the limit holds");
 }
 
 /// A request that can be bent out of shape.

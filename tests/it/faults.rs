@@ -5,14 +5,14 @@
 //! with two at a time; the seed that it prints makes the same order again, as STREAMGATE_TEST_SEED.
 
 use crate::harness::eventually;
+use crate::harness::fleet::Fleet;
 use crate::harness::ledger::Load;
-use crate::harness::process::{Server, Setup, Site};
+use crate::harness::process::{Server, Site};
 use crate::harness::proxy::{Proxy, Random, Weather};
 use crate::harness::receiver::Receiver;
-use crate::harness::servers::{Broker, RedisServer};
+use crate::harness::servers::Backends;
 use rusqlite::Connection;
 use rustix::process::Signal;
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -49,53 +49,38 @@ enum Fault {
 
 use Fault::*;
 
-const ALL: [Fault; 18] = [
-    BrokerKilled,
-    BrokerHangs,
-    MemoryAlarm,
-    DiskAlarm,
-    EventsQueueDeleted,
-    AlternateExchangeDeleted,
-    CutBeforeTheConfirm,
-    CutAfterThePublish,
-    LosesPackets,
-    RedisKilled,
-    RedisHangs,
-    RedisFlushed,
-    RedisFull,
-    GatewayKilled,
-    WorkerKilled,
-    GatewayAndWorkerKilled,
-    SpoolHangs,
-    BrokerAndRedisKilled,
-];
-
 /// What a fault breaks: two that break one thing are not made together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Broker,
     Redis,
-    Processes,
-    Disk,
+    /// A gateway, its disk or a worker: a gateway does not start on a disk that hangs.
+    Process,
 }
 
-impl Fault {
-    fn part(self) -> Part {
-        match self {
-            BrokerKilled | BrokerHangs | MemoryAlarm | DiskAlarm | EventsQueueDeleted | AlternateExchangeDeleted => {
-                Part::Broker
-            }
-            CutBeforeTheConfirm | CutAfterThePublish | LosesPackets | BrokerAndRedisKilled => Part::Broker,
-            RedisKilled | RedisHangs | RedisFlushed | RedisFull => Part::Redis,
-            GatewayKilled | WorkerKilled | GatewayAndWorkerKilled => Part::Processes,
-            SpoolHangs => Part::Disk,
-        }
-    }
-}
+const ALL: [(Fault, &[Part]); 18] = [
+    (BrokerKilled, &[Part::Broker]),
+    (BrokerHangs, &[Part::Broker]),
+    (MemoryAlarm, &[Part::Broker]),
+    (DiskAlarm, &[Part::Broker]),
+    (EventsQueueDeleted, &[Part::Broker]),
+    (AlternateExchangeDeleted, &[Part::Broker]),
+    (CutBeforeTheConfirm, &[Part::Broker]),
+    (CutAfterThePublish, &[Part::Broker]),
+    (LosesPackets, &[Part::Broker]),
+    (RedisKilled, &[Part::Redis]),
+    (RedisHangs, &[Part::Redis]),
+    (RedisFlushed, &[Part::Redis]),
+    (RedisFull, &[Part::Redis]),
+    (GatewayKilled, &[Part::Process]),
+    (WorkerKilled, &[Part::Process]),
+    (GatewayAndWorkerKilled, &[Part::Process]),
+    (SpoolHangs, &[Part::Process]),
+    (BrokerAndRedisKilled, &[Part::Broker, Part::Redis]),
+];
 
 struct World {
-    broker: Broker,
-    redis: RedisServer,
+    backends: Backends,
     proxy: Proxy,
     service: Receiver,
     prefix: String,
@@ -108,37 +93,22 @@ struct World {
 
 impl World {
     async fn start(seed: u64) -> World {
-        let (broker, redis) = tokio::join!(Broker::start(), RedisServer::start());
-        let (proxy, service) = (Proxy::start(broker.port, seed).await, Receiver::willing().await);
-        let prefix = Site::new().name();
-        let url = broker.url().replace(&format!(":{}/", broker.port), &format!(":{}/", proxy.port));
-        let rest = format!(
-            "{}\n[rabbitmq]\nurl = \"{url}?heartbeat=1\"\nprefix = \"{prefix}\"\n[redis]\nurl = \"{}\"\nprefix = \"{prefix}\"\n",
-            service.route(),
-            redis.url()
-        );
+        let (backends, service) = (Backends::start().await, Receiver::willing().await);
+        let proxy = Proxy::start(backends.broker.port, seed).await;
+        let mut fleet = Fleet::new(&backends, &service);
+        let (direct, proxied) = (format!(":{}/%2f", backends.broker.port), format!(":{}/%2f?heartbeat=1", proxy.port));
+        fleet.tables = backends.impatient_tables(&fleet.prefix).replace(&direct, &proxied);
         // An unsettled event comes back once its holder's lease is over.
-        let worker = format!("handler_timeout = \"1s\"\nretry = [{}]", vec!["\"100ms\""; 60].join(", "));
-        let place = |listen: Option<SocketAddr>, site: &Site| {
-            let mut setup = Setup { worker: worker.clone(), rest: rest.clone(), ..Setup::default() };
-            setup.listen = listen.unwrap_or(setup.listen);
-            site.configure(&setup);
-        };
+        fleet.worker = format!("handler_timeout = \"1s\"\nretry = [{}]", vec!["\"100ms\""; 60].join(", "));
         let (mut gateways, mut workers, mut targets) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..2 {
-            let site = Site::new();
-            place(None, &site);
-            let server = site.start_as("gateway").await.ready().await;
-            place(Some(server.public), &site);
-            targets.push(server.public);
-            gateways.push((site, Some(server)));
-            let site = Site::new();
-            place(None, &site);
-            let server = site.start_as("worker").await.ready().await;
-            workers.push((site, Some(server)));
+            let ((place, gateway), (site, worker)) = (fleet.gateway().await, fleet.worker().await);
+            targets.push(gateway.public);
+            gateways.push((place, Some(gateway)));
+            workers.push((site, Some(worker)));
         }
         let load = Load::paced(targets, SENDERS, Some(20), PACE);
-        World { broker, redis, proxy, service, prefix, gateways, workers, load, lock: None }
+        World { backends, proxy, service, prefix: fleet.prefix, gateways, workers, load, lock: None }
     }
 
     async fn flows(&self, what: &str, events: usize) {
@@ -147,7 +117,7 @@ impl World {
             .await;
     }
 
-    /// Whether each gateway has its broker; None where it does not answer.
+    /// Whether each gateway that runs has its broker.
     async fn brokers(&self) -> Vec<bool> {
         let mut up = Vec::new();
         for (_, server) in &self.gateways {
@@ -160,33 +130,33 @@ impl World {
 
     async fn strike(&mut self, fault: Fault) {
         match fault {
-            BrokerKilled => self.broker.kill(),
+            BrokerKilled => self.backends.broker.kill(),
             BrokerHangs => {
-                self.broker.signal(Signal::STOP);
+                self.backends.broker.signal(Signal::STOP);
                 let given_up = || async { !self.brokers().await.contains(&true) };
                 eventually("the gateways give the broker up", given_up).await;
             }
-            MemoryAlarm => self.broker.control(&["set_vm_memory_high_watermark", "0.000001"]).await,
-            DiskAlarm => self.broker.control(&["set_disk_free_limit", "1000000000000000"]).await,
+            MemoryAlarm => self.backends.broker.control(&["set_vm_memory_high_watermark", "0.000001"]).await,
+            DiskAlarm => self.backends.broker.control(&["set_disk_free_limit", "1000000000000000"]).await,
             EventsQueueDeleted => {
                 // What is in the queue when it is deleted is gone with it, by its operator's own hand.
-                self.load.paused.store(true, Ordering::Relaxed);
+                self.load.paused.send_replace(true);
                 self.handled("before the queue is deleted").await;
                 let queue = format!("queues/%2f/{}.events", self.prefix);
-                self.broker.manage("DELETE", &queue, "").await;
-                self.load.paused.store(false, Ordering::Relaxed);
+                self.backends.broker.manage("DELETE", &queue, "").await;
+                self.load.paused.send_replace(false);
             }
             AlternateExchangeDeleted => {
                 let exchange = format!("exchanges/%2f/{}.unrouted", self.prefix);
-                self.broker.manage("DELETE", &exchange, "").await;
+                self.backends.broker.manage("DELETE", &exchange, "").await;
             }
             CutBeforeTheConfirm => self.proxy.turn(Weather::Stalled),
             CutAfterThePublish => self.proxy.turn(Weather::Deaf),
             LosesPackets => self.proxy.turn(Weather::Lossy),
-            RedisKilled => self.redis.kill(),
-            RedisHangs => self.redis.signal(Signal::STOP),
-            RedisFlushed => drop(self.redis.ask(&["FLUSHALL"]).await),
-            RedisFull => drop(self.redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await),
+            RedisKilled => self.backends.redis.kill(),
+            RedisHangs => self.backends.redis.signal(Signal::STOP),
+            RedisFlushed => drop(self.backends.redis.ask(&["FLUSHALL"]).await),
+            RedisFull => drop(self.backends.redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await),
             GatewayKilled => kill(&mut self.gateways[0]).await,
             WorkerKilled => kill(&mut self.workers[0]).await,
             GatewayAndWorkerKilled => {
@@ -201,23 +171,23 @@ impl World {
                 self.lock = Some(connection);
             }
             BrokerAndRedisKilled => {
-                self.broker.kill();
-                self.redis.kill();
+                self.backends.broker.kill();
+                self.backends.redis.kill();
             }
         }
     }
 
     async fn heal(&mut self, fault: Fault) {
         match fault {
-            BrokerKilled => self.broker.restart().await,
-            BrokerHangs => self.broker.signal(Signal::CONT),
-            MemoryAlarm => self.broker.control(&["set_vm_memory_high_watermark", "0.4"]).await,
-            DiskAlarm => self.broker.control(&["set_disk_free_limit", "50000000"]).await,
+            BrokerKilled => self.backends.broker.restart().await,
+            BrokerHangs => self.backends.broker.signal(Signal::CONT),
+            MemoryAlarm => self.backends.broker.control(&["set_vm_memory_high_watermark", "0.4"]).await,
+            DiskAlarm => self.backends.broker.control(&["set_disk_free_limit", "50000000"]).await,
             EventsQueueDeleted | AlternateExchangeDeleted => {
                 // Declared again by whoever met the gap; what the alternate exchange took meanwhile is put back.
                 eventually("the topology is whole", || async {
-                    let queue = self.broker.manage("GET", "queues?columns=name", "").await;
-                    let exchanges = self.broker.manage("GET", "exchanges?columns=name", "").await;
+                    let queue = self.backends.broker.manage("GET", "queues?columns=name", "").await;
+                    let exchanges = self.backends.broker.manage("GET", "exchanges?columns=name", "").await;
                     queue.contains(&format!("\"{}.events\"", self.prefix))
                         && exchanges.contains(&format!("\"{}.unrouted\"", self.prefix))
                 })
@@ -230,10 +200,10 @@ impl World {
                 self.proxy.turn(Weather::Fair);
             }
             LosesPackets => self.proxy.turn(Weather::Fair),
-            RedisKilled => self.redis.restart().await,
-            RedisHangs => self.redis.signal(Signal::CONT),
+            RedisKilled => self.backends.redis.restart().await,
+            RedisHangs => self.backends.redis.signal(Signal::CONT),
             RedisFlushed => {}
-            RedisFull => drop(self.redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await),
+            RedisFull => drop(self.backends.redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await),
             GatewayKilled => restart(&mut self.gateways[0], "gateway").await,
             WorkerKilled => restart(&mut self.workers[0], "worker").await,
             GatewayAndWorkerKilled => {
@@ -242,8 +212,8 @@ impl World {
             }
             SpoolHangs => self.lock = None,
             BrokerAndRedisKilled => {
-                self.broker.restart().await;
-                self.redis.restart().await;
+                self.backends.broker.restart().await;
+                self.backends.redis.restart().await;
             }
         }
     }
@@ -319,17 +289,17 @@ async fn whatever_breaks_nothing_acknowledged_is_lost() {
         "seed {seed}\n{:<46} {:>8} {:>9} {:>8} {:>9} {:>8}",
         "fault", "requests", "2xx %", "repeats", "recover s", "peak MiB"
     );
-    for fault in ALL {
+    for (fault, _) in ALL {
         println!("{}", world.suffer(&[fault]).await);
     }
     let mut random = Random(seed);
     while soak.is_some_and(|seconds| started.elapsed() < Duration::from_secs(seconds)) {
-        let [one, two] = [0; 2].map(|_| ALL[(random.next() % ALL.len() as u64) as usize]);
-        let together = if one.part() == two.part() { vec![one] } else { vec![one, two] };
+        let [(one, parts), (two, others)] = [0; 2].map(|_| ALL[(random.next() % ALL.len() as u64) as usize]);
+        let together = if parts.iter().any(|part| others.contains(part)) { vec![one] } else { vec![one, two] };
         println!("{}", world.suffer(&together).await);
     }
     let World { load, service, workers, .. } = &mut world;
-    load.paused.store(true, Ordering::Relaxed);
+    load.paused.send_replace(true);
     let repeats = load.ledger.prove(service).await;
     println!(
         "seed {seed}: {} events accepted, 0 lost, {} given up by their sender, {repeats} deliveries repeated",

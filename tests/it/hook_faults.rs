@@ -1,11 +1,11 @@
-//! Hooks by the real binary: services, rules and replies that answer, and what callers are told when a part is killed, hangs
-//! or loses an answer. Whatever happens, that is 200 and JSON.
+//! Hooks by the real binary: what callers are told when a part is killed, hangs or loses an answer. Whatever happens, that is
+//! 200 and JSON.
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
-use crate::harness::receiver::{Gate, Received, Receiver, reply};
+use crate::harness::receiver::{Gate, Receiver};
 use crate::harness::servers::Backends;
-use crate::harness::wire::{API_KEY, Answer, COMMANDS, Webhook, send, sign};
+use crate::harness::wire::{Answer, Webhook, send};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::Full;
@@ -20,171 +20,20 @@ use std::time::Duration;
 const HUNG: Duration = Duration::from_secs(20);
 
 /// The answer to a hook, which must come whatever happens.
-async fn ask(gateway: &Server, webhook: &Webhook) -> Answer {
+pub async fn ask(gateway: &Server, webhook: &Webhook) -> Answer {
     let answer = tokio::time::timeout(HUNG, send(gateway.public, webhook)).await.expect("an answer in time").unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap().is_object(), "{answer:?}");
     answer
 }
 
-fn json(status: u16, body: &'static str) -> Response<Full<Bytes>> {
+/// An answer of a service with this body.
+pub fn json(status: u16, body: &'static str) -> Response<Full<Bytes>> {
     Response::builder().status(status).body(Full::from(body)).unwrap()
 }
 
-async fn up(site: &Site, hooks: String) -> Server {
-    site.configure(&Setup { rest: hooks, ..Setup::default() });
-    site.start().await
-}
-
-/// A command whose URL names another.
-fn queried(query: &str, name: &str) -> Webhook {
-    Webhook { path: format!("{COMMANDS}?type={query}"), ..Webhook::command(name, "x", None) }
-}
-
-const SPACED: &str = "{ \"message\" : {\"text\":\"\\u003cby the service\\u003e\", \"n\":1.10} }\n";
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_services_answer_goes_back_as_it_is() {
-    let site = Site::new();
-    let service = Receiver::start(|_| json(200, SPACED)).await;
-    site.write("token", "Bearer of-the-service\n");
-    let to = |path: &str| {
-        let (address, token) = (service.address, site.path("token"));
-        format!("{{ url = \"http://{address}{path}\", headers = {{ Authorization = \"file:{}\" }} }}", token.display())
-    };
-    let hooks = format!(
-        "[hooks.before_message_send]\nforward = {}\n[hooks.custom_commands]\nforward = {}\n\
-         [hooks.custom_commands.commands.ticket]\nforward = {}\n",
-        to("/moderate?x=1"),
-        to("/commands/{type}"),
-        to("/tickets")
-    );
-    let server = up(&site, hooks).await;
-    let moderated = Webhook::moderation(r#"{"text":"\u003cb\u003e"}"#).set("x-webhook-attempt", "1");
-    for (webhook, path, kind) in [
-        (moderated.clone(), "/moderate?x=1", "before-message-send"),
-        (moderated.clone().set("x-webhook-id", "zipped").zipped(), "/moderate?x=1", "before-message-send"),
-        (Webhook::command("ticket", "x", None), "/tickets", "ticket"),
-        (Webhook::command("giphy", "x", None), "/commands/giphy", "giphy"),
-        // Nobody has signed the query.
-        (queried("another", "giphy"), "/commands/giphy", "giphy"),
-    ] {
-        let answer = ask(&server, &webhook).await;
-        assert_eq!((&answer.body[..], answer.outcome()), (SPACED.as_bytes(), "answered"));
-        let received: Received = service.received().pop().unwrap();
-        assert_eq!(received.path, path);
-        for (name, value) in [
-            ("x-webhook-id", webhook.id()),
-            ("x-api-key", API_KEY),
-            ("x-signature", &sign(&received.body)),
-            ("x-streamgate-type", kind),
-            ("authorization", "Bearer of-the-service"),
-            ("content-encoding", ""),
-        ] {
-            assert_eq!(received.header(name), value, "{name}");
-        }
-    }
-    assert_eq!(service.received()[1].body, moderated.body, "inflated, as it was signed");
-    assert!(server.terminate().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_service_without_a_proper_answer_is_a_failure() {
-    let (site, gate) = (Site::new(), Gate::default());
-    let closed = gate.clone();
-    let service = Receiver::start(move |received| match received.header("x-webhook-id") {
-        "refused" => json(403, "{}"),
-        "redirected" => reply(302, &[("location", "/elsewhere")]),
-        "empty" => json(200, ""),
-        "html" => json(200, "<html>"),
-        "array" => json(200, "[]"),
-        "silent" => {
-            closed.wait();
-            json(200, "{}")
-        }
-        _ => json(200, "{}"),
-    })
-    .await;
-    let away = "[hooks.custom_commands]\nforward = { url = \"http://127.0.0.1:9/\" }\n";
-    let forward = format!("forward = {{ url = \"{}\", timeout = \"200ms\" }}", service.url());
-    let server = up(&site, format!("[hooks.before_message_send]\n{forward}\n{away}")).await;
-    for id in ["refused", "redirected", "empty", "html", "array", "silent"] {
-        let answer = ask(&server, &Webhook::moderation(r#"{"text":"x"}"#).set("x-webhook-id", id)).await;
-        assert_eq!((&answer.body[..], answer.outcome()), (&br#"{"message":{"text":"x"}}"#[..], "hook_failed"), "{id}");
-    }
-    assert_eq!(ask(&server, &Webhook::command("ticket", "x", None)).await.outcome(), "hook_failed");
-    gate.open();
-    assert_eq!(ask(&server, &Webhook::moderation("{}")).await.outcome(), "answered");
-    let log = site.log();
-    for told in ["answered 403", "answered 302", "no JSON object", "did not answer within 200ms", "cannot connect"] {
-        assert!(log.contains(told), "{told}: {log}");
-    }
-    assert!(!log.contains("<html>"), "nothing of what services say is logged");
-    assert!(server.terminate().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rules_and_replies_need_no_code() {
-    let site = Site::new();
-    let hooks = r#"
-        [hooks.before_message_send]
-        max_length = 30
-        max_links = 1
-        rules = [
-            { pattern = "(?i)\\bspam\\b", action = "reject", text = "No spam." },
-            { pattern = '\d{4}', action = "mask" },
-        ]
-        [hooks.custom_commands.commands.ticket]
-        reply = "Ticket for {user}: {args}"
-        [hooks.custom_commands.commands.news]
-        reply = "{{{command}}}"
-        reply_type = "regular"
-    "#;
-    let server = up(&site, hooks.into()).await;
-    let moderated = async |text: &str| {
-        let answer = ask(&server, &Webhook::moderation(&format!(r#"{{"text":"{text}","x":1.10}}"#))).await;
-        assert_eq!(answer.outcome(), "answered");
-        String::from_utf8(answer.body.to_vec()).unwrap()
-    };
-    assert_eq!(moderated("hello").await, r#"{"message":{"text":"hello","x":1.10}}"#);
-    assert_eq!(moderated("card 1234").await, r#"{"message":{"text":"card ***","x":1.10}}"#);
-    assert_eq!(moderated("SPAM 1234").await, r#"{"message":{"type":"error","text":"No spam."}}"#);
-    assert!(moderated(&"x".repeat(31)).await.contains("too long"));
-    assert!(moderated("http://a http://b").await.contains("too many links"));
-    let commanded = async |name: &str| {
-        let answer = ask(&server, &Webhook::command(name, "a {user} b", None)).await;
-        serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap()["message"].clone()
-    };
-    let ticket = commanded("ticket").await;
-    assert_eq!((&ticket["type"], &ticket["text"]), (&"ephemeral".into(), &"Ticket for Ann: a {user} b".into()));
-    assert_eq!(commanded("news").await["text"], "{news}");
-    assert_eq!(ask(&server, &Webhook::command("other", "x", None)).await.outcome(), "unhandled");
-    assert!(server.terminate().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn send_prints_what_was_answered() {
-    let site = Site::new();
-    let hooks = "[hooks.before_message_send]\nmax_length = 5\n[hooks.custom_commands.commands.ticket]\nreply = \"Ticket: {args}\"\n";
-    let server = up(&site, hooks.into()).await;
-    let url = format!("http://{}", server.public);
-    let told = async |args: &[&str]| {
-        let output = site.run(&[&["send", "--url", &url], args].concat()).await;
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let moderated = told(&["--kind", "before-message-send"]).await;
-    assert!(moderated.contains("200 answered") && moderated.contains("\"type\": \"error\""), "{moderated}");
-    assert!(moderated.contains("rejected"), "{moderated}");
-    let ticket = told(&["--kind", "custom-command", "--type", "ticket"]).await;
-    assert!(ticket.contains("ephemeral") && ticket.contains("Ticket: "), "{ticket}");
-    let ticket: serde_json::Value = serde_json::from_str(&told(&["--kind", "custom-command", "--json"]).await).unwrap();
-    assert_eq!(
-        (&ticket["outcomes"]["answered"], &ticket["answer"]["message"]["type"]),
-        (&1.into(), &"ephemeral".into())
-    );
-    assert!(server.terminate().await.success());
-}
+/// JSON as no serializer would write it.
+pub const SPACED: &str = "{ \"message\" : {\"text\":\"\\u003cby the service\\u003e\", \"n\":1.10} }\n";
 
 /// Gateway and workers on backends of their own; each hook is answered by the service.
 struct Fleet {
@@ -374,52 +223,6 @@ async fn a_repeat_at_another_gateway_gets_the_first_answer() {
     let second = second.await.unwrap();
     assert_eq!((&second.body[..], second.outcome()), (SPACED.as_bytes(), "repeated"));
     assert_eq!(fleet.service.received().len(), 2, "asked once each");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn mistakes_in_hooks_are_told_with_their_keys() {
-    let site = Site::new();
-    let hooks = r#"
-        [hooks]
-        colour = "red"
-        [hooks.before_message_send]
-        deadline = "6s"
-        on_failure = "shrug"
-        forward = { url = "http://127.0.0.1:1/{type}" }
-        rules = [{ pattern = "(", action = "mask" }, { pattern = "x", action = "burn" }, { text = "x" }]
-        [hooks.custom_commands.commands.both]
-        reply = "x"
-        forward = { url = "http://127.0.0.1:1/" }
-        [hooks.custom_commands.commands.none]
-        reply_type = "ephemeral"
-        [hooks.custom_commands.commands.odd]
-        reply = "{who}"
-    "#;
-    site.configure(&Setup { rest: hooks.into(), ..Setup::default() });
-    let told = site.run(&["check", "--json"]).await;
-    assert_eq!(told.status.code(), Some(64));
-    let report: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
-    let mut keys: Vec<_> = report["checks"].as_array().unwrap().iter().map(|it| it["what"].as_str().unwrap()).collect();
-    keys.sort_unstable();
-    let expected = [
-        "hooks.before_message_send.deadline",
-        "hooks.before_message_send.forward.url",
-        "hooks.before_message_send.on_failure",
-        "hooks.before_message_send.rules[1].pattern",
-        "hooks.before_message_send.rules[2].action",
-        "hooks.before_message_send.rules[3].action",
-        "hooks.before_message_send.rules[3].pattern",
-        "hooks.colour",
-        "hooks.custom_commands.commands.both.forward",
-        "hooks.custom_commands.commands.none.forward",
-        "hooks.custom_commands.commands.none.reply_type",
-        "hooks.custom_commands.commands.odd.reply",
-    ];
-    assert_eq!(keys, expected, "{report:#}");
-    let mask = "[hooks.before_message_send]\nforward = { url = \"http://h/\" }\nrules = [{ pattern = \"x\", action = \"mask\" }]";
-    site.configure(&Setup { rest: mask.into(), ..Setup::default() });
-    let told = String::from_utf8(site.run(&["check"]).await.stderr).unwrap();
-    assert!(told.contains("hooks.before_message_send.rules") && told.contains("do not go together"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,6 +16,7 @@ mod documents;
 mod faults;
 mod forwarding;
 mod hook_faults;
+mod hook_services;
 mod hooks;
 mod interop;
 mod ledger;

@@ -3,6 +3,7 @@
 use crate::harness::eventually;
 use crate::harness::process::Site;
 use crate::harness::servers::{Backends, Broker};
+use crate::harness::wire::envelope;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions};
@@ -12,28 +13,11 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use streamgate_core::envelope::Envelope;
-use streamgate_core::id::Kind;
 use streamgate_core::ports::{Enqueue, StoreError};
 use streamgate_store::rabbitmq::{Endpoint, Exchange, Topology};
 
-fn event(id: String, bytes: usize) -> Envelope {
-    Envelope {
-        app: "chat".into(),
-        kind: Kind::Push,
-        key: format!("chat:push:{id}:0"),
-        id,
-        event_type: "message.new".into(),
-        webhook_attempt: 1,
-        api_key: "key".into(),
-        signature: "0".repeat(64),
-        received_at_ms: 1,
-        attempt: 1,
-        cid: None,
-        route: None,
-        replay: None,
-        traceparent: None,
-        body: Bytes::from(vec![b'x'; bytes]),
-    }
+fn event(id: &str, bytes: usize) -> Envelope {
+    envelope(id, Bytes::from(vec![b'x'; bytes]))
 }
 
 /// Bytes whose end can be seen.
@@ -82,7 +66,7 @@ async fn confirms_never_cross() {
         tokio::spawn(async move {
             for number in 0..250 {
                 let id = format!("{task}-{number}");
-                let result = exchange.enqueue(event(id.clone(), 1_000)).await;
+                let result = exchange.enqueue(event(&id, 1_000)).await;
                 let mut told = told.lock().unwrap();
                 match result {
                     Ok(_) => told.0.insert(id),
@@ -112,7 +96,7 @@ async fn waits_that_are_given_up_hold_no_memory() {
     for round in 0..30 {
         let given_up = (0..64).map(|n| {
             let body = Bytes::from_owner(Counted(vec![b'x'; 1 << 20], Arc::clone(&living)));
-            let event = Envelope { body, ..event(format!("{round}-{n}"), 0) };
+            let event = Envelope { body, ..event(&format!("{round}-{n}"), 0) };
             tokio::time::timeout(Duration::from_millis(20), exchange.enqueue(event))
         });
         let results = futures_util::future::join_all(given_up).await;
@@ -122,7 +106,7 @@ async fn waits_that_are_given_up_hold_no_memory() {
         assert!(held <= 2 * 64, "{held} MiB are held after round {round}");
     }
     broker.signal(Signal::CONT);
-    eventually("it goes on", || async { exchange.enqueue(event("after".into(), 10)).await.is_ok() }).await;
+    eventually("it goes on", || async { exchange.enqueue(event("after", 10)).await.is_ok() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,6 +117,6 @@ async fn a_broker_that_hangs_is_given_up_after_its_heartbeats_and_found_again() 
     broker.signal(Signal::STOP);
     eventually("it is given up", || async { exchange.ready().is_err() }).await;
     broker.signal(Signal::CONT);
-    eventually("it is found again", || async { exchange.enqueue(event("after".into(), 10)).await.is_ok() }).await;
+    eventually("it is found again", || async { exchange.enqueue(event("after", 10)).await.is_ok() }).await;
     exchange.close().await;
 }

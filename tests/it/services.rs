@@ -1,66 +1,14 @@
 //! Gateways and workers as processes of their own: nothing acknowledged is lost, whatever is killed.
 
 use crate::harness::eventually;
+use crate::harness::fleet::Fleet;
 use crate::harness::ledger::Load;
-use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::{Receiver, reply};
 use crate::harness::servers::Backends;
 use crate::harness::wire::{Webhook, send};
 use rustix::process::Signal;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Sites of processes that share backends, by one prefix.
-struct Fleet {
-    prefix: String,
-    tables: String,
-    rest: String,
-    worker: String,
-}
-
-impl Fleet {
-    fn new(backends: &Backends, service: &Receiver) -> Fleet {
-        let prefix = Site::new().name();
-        let tables = backends.tables(&prefix);
-        Fleet {
-            prefix,
-            tables,
-            rest: service.route(),
-            worker: "handler_timeout = \"1s\"\nretry = [\"100ms\", \"1s\"]".into(),
-        }
-    }
-
-    fn site(&self, listen: Option<SocketAddr>) -> Site {
-        let site = Site::new();
-        self.configure(&site, listen);
-        site
-    }
-
-    fn configure(&self, site: &Site, listen: Option<SocketAddr>) {
-        let mut setup = Setup::default();
-        setup.listen = listen.unwrap_or(setup.listen);
-        site.configure(&Setup {
-            worker: self.worker.clone(),
-            rest: format!("{}\n{}", self.rest, self.tables),
-            ..setup
-        });
-    }
-
-    async fn gateway(&self) -> (Site, Server) {
-        let site = self.site(None);
-        let server = site.start_as("gateway").await.ready().await;
-        // A restart comes back on the same port.
-        self.configure(&site, Some(server.public));
-        (site, server)
-    }
-
-    async fn worker(&self) -> (Site, Server) {
-        let site = self.site(None);
-        let server = site.start_as("worker").await.ready().await;
-        (site, server)
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_gateways_and_two_workers_handle_each_event_once() {

@@ -4,18 +4,27 @@ use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::Receiver;
 use crate::harness::servers::{Backends, Broker, RedisServer};
-use crate::harness::wire::{Webhook, send};
+use crate::harness::wire::{Webhook, send, until_refused};
 use rustix::process::Signal;
 use std::collections::HashSet;
 
 /// A site for gateways on these backends, and its queue of events.
 fn site(backends: &Backends, store: &str, rabbitmq: &str) -> (Site, String) {
     let site = Site::new();
-    let tables = backends.tables(&site.name()).replace("[rabbitmq]\n", &format!("[rabbitmq]\n{rabbitmq}\n"));
+    let tables = backends.tables_with(&site.name(), rabbitmq);
     let gateway = "answer_deadline = \"5900ms\"".into();
     site.configure(&Setup { gateway, store: store.into(), rest: tables, ..Setup::default() });
     let events = format!("{}.events", site.name());
     (site, events)
+}
+
+/// A worker on the queues of those gateways, and where it keeps its files.
+async fn worker(backends: &Backends, prefix: &str, rabbitmq: &str, service: &Receiver) -> (Site, Server) {
+    let site = Site::new();
+    let rest = format!("{}\n{}", service.route(), backends.tables_with(prefix, rabbitmq));
+    site.configure(&Setup { rest, ..Setup::default() });
+    let server = site.start_as("worker").await.ready().await;
+    (site, server)
 }
 
 /// Backends of which RabbitMQ is away.
@@ -58,10 +67,7 @@ async fn with_rabbitmq_and_redis_away_events_are_taken_and_all_arrive() {
     assert_eq!(gateway.metric("streamgate_spool_oldest_seconds").await, 0.0);
     assert_eq!(gateway.metric("streamgate_spool_released_total").await, 300.0);
     backends.redis.restart().await;
-    let worker_site = Site::new();
-    let rest = format!("{}\n{}", service.route(), backends.tables(&site.name()));
-    worker_site.configure(&Setup { rest, ..Setup::default() });
-    let worker = worker_site.start_as("worker").await.ready().await;
+    let (_worker_site, worker) = worker(&backends, &site.name(), "", &service).await;
     let sent: HashSet<_> = webhooks.iter().map(|webhook| webhook.id().to_owned()).collect();
     eventually("all arrive", || async { service.ids() == sent }).await;
     for received in service.received() {
@@ -172,11 +178,7 @@ async fn what_a_full_queue_refuses_waits_in_the_spool() {
     assert!(outcomes["enqueued"] >= 20 && outcomes["spooled"] >= 20, "{outcomes:?}");
     let in_queue = backends.broker.ready(&events).await;
     assert!(in_queue < 150);
-    let worker_site = Site::new();
-    let rest = format!("{}\n{}", service.route(), backends.tables(&site.name()));
-    let rest = rest.replace("[rabbitmq]\n", "[rabbitmq]\nevents_max = \"1MiB\"\n");
-    worker_site.configure(&Setup { rest, ..Setup::default() });
-    let worker = worker_site.start_as("worker").await.ready().await;
+    let (_worker_site, worker) = worker(&backends, &site.name(), "events_max = \"1MiB\"", &service).await;
     eventually("all arrive", || async { service.ids().len() == 150 }).await;
     assert_eq!(service.received().len(), 150, "each once");
     for server in [gateway, worker] {
@@ -190,15 +192,7 @@ async fn a_full_spool_is_503_and_takes_events_again_when_it_has_room() {
     let (site, events) = site(&backends, "spool_max = \"1MiB\"", "");
     let gateway = site.start_as("gateway").await;
     let wide = |n: u32| Webhook::push(&format!("wide-{n}"), format!("{n}{}", "x".repeat(100_000)));
-    let mut taken = 0;
-    let refused = loop {
-        let answer = send(gateway.public, &wide(taken)).await.unwrap();
-        if answer.status != 200 {
-            break answer;
-        }
-        taken += 1;
-        assert!(taken < 40, "the limit holds");
-    };
+    let (taken, refused) = until_refused(gateway.public, wide).await;
     assert_eq!((refused.status.as_u16(), refused.code().as_str()), (503, "store_full"));
     assert_eq!(refused.headers["retry-after"], "1");
     let (status, told) = gateway.ops("/readyz").await;

@@ -1,7 +1,7 @@
 //! Every row of the status table, over plain HTTP/1.1, and over TLS with HTTP/1.1 and HTTP/2.
 
 use crate::harness::process::{Server, Setup, Site};
-use crate::harness::wire::{Transport, Webhook, gzip};
+use crate::harness::wire::{Transport, Webhook, gzip, until_refused};
 use bytes::Bytes;
 use rcgen::generate_simple_self_signed;
 
@@ -129,16 +129,8 @@ async fn a_full_store_is_503_and_repeats_are_still_known() {
     let worker = "[[worker.routes]]\nevents = [\"*\"]\nforward = { url = \"http://127.0.0.1:9\" }".to_owned();
     site.configure(&Setup { store: "spool_max = \"1MiB\"".into(), rest: worker, ..Setup::default() });
     let server = site.start().await;
-    let wide = |number: u64| Webhook::push(&format!("wide-{number}"), format!("{number}{}", "x".repeat(100_000)));
-    let mut taken = 0;
-    let refused = loop {
-        let answer = Transport::Http1.send(server.public, &wide(taken)).await.unwrap();
-        if answer.status != 200 {
-            break answer;
-        }
-        taken += 1;
-        assert!(taken < 40, "the limit holds");
-    };
+    let wide = |number: u32| Webhook::push(&format!("wide-{number}"), format!("{number}{}", "x".repeat(100_000)));
+    let (taken, refused) = until_refused(server.public, wide).await;
     assert_eq!((refused.status.as_u16(), refused.code().as_str()), (503, "store_full"));
     assert!(taken > 5);
     let repeat = Transport::Http1.send(server.public, &wide(0)).await.unwrap();

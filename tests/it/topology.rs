@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 async fn site(more: &str, worker: &str, routes: &str) -> (Site, String, &'static Backends) {
     let (site, backends) = (Site::new(), Backends::shared().await);
     let prefix = site.name();
-    let tables = backends.tables(&prefix).replace("[rabbitmq]\n", &format!("[rabbitmq]\n{more}\n"));
+    let tables = backends.tables_with(&prefix, more);
     site.configure(&Setup { worker: worker.into(), rest: format!("{routes}\n{tables}"), ..Setup::default() });
     (site, prefix, backends)
 }
