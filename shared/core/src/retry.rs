@@ -37,7 +37,7 @@ impl Ladder {
 }
 
 /// Redeliveries from which on a delivery is handled alone: what else runs should not die with it.
-const ALONE_FROM: u32 = 5;
+pub const ALONE_FROM: u32 = 5;
 /// Redeliveries from which on a delivery is not handled any more.
 const POISON_FROM: u32 = 10;
 

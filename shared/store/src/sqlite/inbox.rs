@@ -4,13 +4,14 @@
 //! wait for a retry are read by their time. What was in hand when a process died is read again by the next one, whose
 //! cursor starts at the beginning.
 
-use super::{now_ms, reader::MAX_BYTES, reader::Reader, row, unavailable};
+use super::{now_ms, reader::MAX_BYTES, reader::Reader, row, unavailable, writer::Marker};
 use rusqlite::{Connection, params};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use streamgate_core::envelope::Envelope;
 use streamgate_core::ports::{Delivery, StoreError};
+use streamgate_core::retry::Precaution;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -82,16 +83,24 @@ impl Hands {
 }
 
 impl Inbox {
-    pub(super) fn start(reader: Reader, news: Arc<Notify>, prefetch: usize, in_hand_bytes: usize) -> Inbox {
+    /// With at most so many deliveries, and bytes of their bodies, in hand.
+    pub(super) fn start(
+        reader: Reader,
+        marker: Marker,
+        news: Arc<Notify>,
+        (prefetch, in_hand_bytes): (usize, usize),
+    ) -> Inbox {
         let (deliver, arrived) = mpsc::channel(prefetch);
         let units = u32::try_from(in_hand_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(1);
         let (reader, health) = (Arc::new(reader), Arc::new(Mutex::new(Ok(()))));
         let feeder = Feeder {
             reader: Arc::clone(&reader),
+            marker,
             deliver,
             hands: Arc::new(Hands { state: Mutex::default(), news: Arc::clone(&news) }),
             news,
             slots: Arc::new(Semaphore::new(prefetch)),
+            prefetch: u32::try_from(prefetch).unwrap_or(u32::MAX),
             memory: Arc::new(Semaphore::new(units as usize)),
             units,
             cursor: 0,
@@ -129,10 +138,12 @@ impl Inbox {
 
 struct Feeder {
     reader: Arc<Reader>,
+    marker: Marker,
     deliver: mpsc::Sender<Delivery<Handle>>,
     hands: Arc<Hands>,
     news: Arc<Notify>,
     slots: Arc<Semaphore>,
+    prefetch: u32,
     memory: Arc<Semaphore>,
     units: u32,
     /// Every fresh row up to here was read.
@@ -140,9 +151,21 @@ struct Feeder {
     health: Arc<Mutex<Result<(), StoreError>>>,
 }
 
+struct Row {
+    seq: i64,
+    envelope: Envelope,
+    deliveries: u32,
+}
+
+impl Row {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+        Ok(Row { seq: row.get(0)?, deliveries: row.get(1)?, envelope: row::envelope(row, 2)? })
+    }
+}
+
 /// What one read found.
 struct Found {
-    rows: Vec<(i64, Envelope)>,
+    rows: Vec<Row>,
     cursor: i64,
     /// When the next retry is due, if any waits.
     next_due: Option<i64>,
@@ -198,18 +221,26 @@ impl Feeder {
     }
 
     /// Whether the worker still listens.
-    async fn hand_on(&self, rows: Vec<(i64, Envelope)>) -> bool {
-        self.hands.lock().held.extend(rows.iter().map(|(seq, _)| *seq));
-        for (seq, envelope) in rows {
+    async fn hand_on(&self, rows: Vec<Row>) -> bool {
+        self.hands.lock().held.extend(rows.iter().map(|row| row.seq));
+        for Row { seq, envelope, deliveries } in rows {
             let units = u32::try_from(envelope.body.len() / UNIT + 1).unwrap_or(u32::MAX).min(self.units);
+            // One that may kill the process is alone in hand, so that no other is blamed for it.
+            let suspect = Precaution::of(deliveries) != Precaution::None;
+            let slots = if suspect { self.prefetch } else { 1 };
             let (Ok(slot), Ok(memory)) = (
-                Arc::clone(&self.slots).acquire_owned().await,
+                Arc::clone(&self.slots).acquire_many_owned(slots).await,
                 Arc::clone(&self.memory).acquire_many_owned(units).await,
             ) else {
                 return false;
             };
             let handle = Handle { seq, settled: false, hands: Arc::clone(&self.hands), _room: (slot, memory) };
-            if self.deliver.send(Delivery { envelope, redeliveries: 0, handle }).await.is_err() {
+            if suspect && let Err(error) = self.marker.alone(seq).await {
+                tracing::error!(%error, key = envelope.key, "cannot mark an event that may kill the process, trying again");
+                tokio::time::sleep(TICK).await;
+                continue;
+            }
+            if self.deliver.send(Delivery { envelope, redeliveries: deliveries, handle }).await.is_err() {
                 return false;
             }
         }
@@ -225,7 +256,7 @@ const FRESH: &str = "WHERE seq > ?1 AND due_at = 0 ORDER BY seq";
 const NEXT_DUE: &str = "SELECT min(due_at) FROM events WHERE due_at > 0 AND due_at > ?1";
 
 fn select(which: &str) -> String {
-    format!("SELECT seq, {} FROM events {which}", row::COLUMNS)
+    format!("SELECT seq, deliveries, {} FROM events {which}", row::COLUMNS)
 }
 
 fn read(connection: &Connection, cursor: i64, returned: &[i64], held: &HashSet<i64>) -> rusqlite::Result<Found> {
@@ -237,7 +268,7 @@ fn read(connection: &Connection, cursor: i64, returned: &[i64], held: &HashSet<i
         let mut rows = connection.prepare_cached(&sql)?;
         let mut rows = rows.query(params![seq])?;
         if let Some(row) = rows.next()? {
-            found.rows.push((*seq, row::envelope(row, 1)?));
+            found.rows.push(Row::read(row)?);
         }
     }
     let sql = select(DUE);
@@ -252,9 +283,9 @@ fn read(connection: &Connection, cursor: i64, returned: &[i64], held: &HashSet<i
             found.more = true;
             break;
         }
-        let envelope = row::envelope(row, 1)?;
-        bytes += envelope.body.len();
-        found.rows.push((seq, envelope));
+        let row = Row::read(row)?;
+        bytes += row.envelope.body.len();
+        found.rows.push(row);
     }
     drop(rows);
     let sql = select(FRESH);
@@ -267,9 +298,9 @@ fn read(connection: &Connection, cursor: i64, returned: &[i64], held: &HashSet<i
         if returned.contains(&seq) {
             continue;
         }
-        let envelope = row::envelope(row, 1)?;
-        bytes += envelope.body.len();
-        found.rows.push((seq, envelope));
+        let row = Row::read(row)?;
+        bytes += row.envelope.body.len();
+        found.rows.push(row);
     }
     found.more |= full(&found.rows, bytes);
     drop(rows);

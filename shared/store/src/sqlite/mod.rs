@@ -80,12 +80,14 @@ impl Embedded {
     /// Takes the data directory, migrates its file, and starts the threads. Call within a tokio runtime.
     pub fn open(options: &Options) -> Result<Embedded, OpenError> {
         let owned = Owned::take(&options.data_dir)?;
-        let writing = damage::open_owner(&owned.database(), options.max_bytes)?;
-        queue::bring_forward(&writing, options.longest_wait)
-            .map_err(|error| OpenError::Database { path: owned.database(), error })?;
+        let mut writing = damage::open_owner(&owned.database(), options.max_bytes)?;
+        let failed = |error| OpenError::Database { path: owned.database(), error };
+        queue::bring_forward(&writing, options.longest_wait).map_err(failed)?;
+        queue::begin(&mut writing, options.prefetch).map_err(failed)?;
         let reading = schema::open_reader(&owned.database())?;
         let writer = Writer::start(writing, writer::Limits::of(options))?;
-        let inbox = Inbox::start(Reader::start(reading)?, writer.news(), options.prefetch, options.in_hand_bytes);
+        let (reader, most) = (Reader::start(reading)?, (options.prefetch, options.in_hand_bytes));
+        let inbox = Inbox::start(reader, writer.marker(), writer.news(), most);
         Ok(Embedded { writer, inbox, leases: Leases::default(), _owned: owned })
     }
 
@@ -93,6 +95,9 @@ impl Embedded {
     pub async fn close(self) {
         let Embedded { writer, inbox, leases: _, _owned } = self;
         inbox.close().await;
+        if let Err(error) = writer.end().await {
+            tracing::warn!(%error, "cannot record that nothing is in hand: the next start takes this one for killed");
+        }
         writer.close().await;
     }
 }
@@ -184,6 +189,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use streamgate_core::id::Kind;
+    use streamgate_core::reason::Reason;
 
     fn options(data_dir: PathBuf) -> Options {
         Options {
@@ -248,6 +254,67 @@ mod tests {
         ids.retain(|id| id != "0");
         assert_eq!(ids, (1..10).map(|number: i32| number.to_string()).collect::<Vec<_>>());
         store.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_dies_with_its_process_is_counted_and_nothing_else_is_blamed() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = options(directory.path().join("data"));
+        let mut store = Embedded::open(&options).unwrap();
+        for id in ["one", "poison", "two"] {
+            store.enqueue(event(id)).await.unwrap();
+        }
+        let (mut counts, mut done) = (Vec::new(), Vec::new());
+        // A process that is killed gives nothing back, so what it had in hand must not free a place for the next event.
+        let mut never_given_back = Vec::new();
+        for _life in 0..40 {
+            let first = next(&store).await;
+            if first.redeliveries < 5 {
+                // Beside each other: all are in hand when the process dies.
+                let others = [next(&store).await, next(&store).await];
+                assert!(others.iter().all(|other| other.redeliveries == first.redeliveries));
+                never_given_back.extend(others.into_iter().chain([first]));
+            } else {
+                let mut delivery = first;
+                while delivery.envelope.id != "poison" {
+                    done.push(delivery.envelope.id.clone());
+                    settle(&store, delivery, Settlement::Done).await;
+                    delivery = next(&store).await;
+                }
+                counts.push(delivery.redeliveries);
+                if delivery.redeliveries >= 10 {
+                    settle(&store, delivery, Settlement::Dead { reason: Reason::Poison, error: None }).await;
+                    let last = next(&store).await;
+                    assert_eq!((last.envelope.id.as_str(), last.redeliveries), ("two", 5));
+                    settle(&store, last, Settlement::Done).await;
+                    store.close().await;
+                    break;
+                }
+                never_given_back.push(delivery);
+            }
+            // Without an end, as SIGKILL has it.
+            drop(store);
+            store = tokio::task::block_in_place(|| reopen(&options));
+        }
+        assert_eq!((counts, done), (vec![5, 6, 7, 8, 9, 10], vec!["one".to_owned()]));
+        // An end in order counts nothing.
+        let store = Embedded::open(&options).unwrap();
+        store.enqueue(event("three")).await.unwrap();
+        drop(next(&store).await);
+        store.close().await;
+        let store = Embedded::open(&options).unwrap();
+        assert_eq!(next(&store).await.redeliveries, 0);
+        store.close().await;
+    }
+
+    /// The threads of a store that was dropped let the directory go when they have ended.
+    fn reopen(options: &Options) -> Embedded {
+        loop {
+            match Embedded::open(options) {
+                Err(OpenError::Owned { .. }) => std::thread::yield_now(),
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,10 @@
 //! The queue's rows: how an event comes in, changes, and goes.
 
 use super::{millis, now_ms, row, seen};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::sync::Arc;
 use std::time::Duration;
-use streamgate_core::{envelope::Envelope, ports::Settlement};
+use streamgate_core::{envelope::Envelope, ports::Settlement, retry::ALONE_FROM};
 
 /// How a delivery's row changes.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
             delete(connection, &[change.seq])?;
         }
         Settlement::Retry { delay, attempt } => {
-            let sql = "UPDATE events SET due_at = ?2, attempt = ?3, route = ?4 WHERE seq = ?1";
+            let sql = "UPDATE events SET due_at = ?2, attempt = ?3, route = ?4, deliveries = 0 WHERE seq = ?1";
             let due = now.saturating_add(millis(*delay));
             connection.prepare_cached(sql)?.execute(params![change.seq, due, attempt, change.route.as_deref()])?;
         }
@@ -90,4 +90,40 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
 pub(super) fn bring_forward(connection: &Connection, longest_wait: Duration) -> rusqlite::Result<()> {
     let latest = now_ms().saturating_add(millis(longest_wait));
     connection.execute("UPDATE events SET due_at = ?1 WHERE due_at > ?1", params![latest]).map(drop)
+}
+
+/// A process begins to hand events out. Where the one before it died, whatever that may have had in hand is counted: the first
+/// `in_hand` of each order in which events are handed out. That counts innocent ones too, so it goes no further than to where
+/// an event is handed out alone; from there on it is known which one it was.
+pub(super) fn begin(connection: &mut Connection, in_hand: usize) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let died: Option<Option<i64>> =
+        transaction.query_row("SELECT alone FROM running", [], |row| row.get(0)).optional()?;
+    let now = now_ms();
+    if let Some(alone) = died {
+        let in_hand = i64::try_from(in_hand).unwrap_or(i64::MAX);
+        let sql = "UPDATE events SET deliveries = deliveries + 1 WHERE deliveries >= ?2 AND seq = ?1";
+        transaction.execute(sql, params![alone, ALONE_FROM])?;
+        let orders = ["due_at = 0 AND ?2 > 0 ORDER BY seq", "due_at > 0 AND due_at <= ?2 ORDER BY due_at"];
+        for order in orders {
+            let sql = format!(
+                "UPDATE events SET deliveries = deliveries + 1
+                 WHERE deliveries < ?3 AND seq IN (SELECT seq FROM events WHERE {order} LIMIT ?1)"
+            );
+            transaction.execute(&sql, params![in_hand, now, ALONE_FROM])?;
+        }
+    }
+    end(&transaction)?;
+    transaction.execute("INSERT INTO running (since) VALUES (?1)", params![now])?;
+    transaction.commit()
+}
+
+/// The process ends in order: nothing is in hand.
+pub(super) fn end(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute("DELETE FROM running", []).map(drop)
+}
+
+/// An event is handed out alone, for it may kill the process.
+pub(super) fn alone(connection: &Connection, seq: i64) -> rusqlite::Result<()> {
+    connection.prepare_cached("UPDATE running SET alone = ?1")?.execute(params![seq]).map(drop)
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Each step brings the file from `user_version` = its index to the next. Never change a step that was released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     -- What is owed. A row leaves when it is settled. due_at = 0: never failed; else ready from then on (ms, Unix).
     CREATE TABLE events (
@@ -53,6 +53,13 @@ const MIGRATIONS: [&str; 2] = [
         answer BLOB NOT NULL
     );
     CREATE INDEX answers_at ON answers (at);
+",
+    "
+    -- How often a process died that may have had the event in hand.
+    ALTER TABLE events ADD COLUMN deliveries INTEGER NOT NULL DEFAULT 0;
+    -- Holds a row while a process hands events out. One that is found at the start was left by a process that died; alone: the
+    -- event that it handed out last while nothing else was in hand.
+    CREATE TABLE running (since INTEGER NOT NULL, alone INTEGER);
 ",
 ];
 const VERSION: i64 = MIGRATIONS.len() as i64;

@@ -61,6 +61,10 @@ enum Write {
     Settle(Change, Answer<()>),
     /// Rows that are durable elsewhere.
     Release(Vec<i64>, Answer<()>),
+    /// A row that may kill the process is handed out alone.
+    Alone(i64, Answer<()>),
+    /// The process hands nothing out any more.
+    End(Answer<()>),
     /// The first answer to a hook.
     Remember([u8; 16], Bytes, Answer<()>),
     /// Looks after age and health.
@@ -155,14 +159,22 @@ impl Writer {
         self.write(|answer| Write::Release(rows, answer)).await
     }
 
+    /// What marks rows that are handed out alone.
+    pub(super) fn marker(&self) -> Marker {
+        Marker(self.writes.clone())
+    }
+
+    /// The process ends in order.
+    pub(super) async fn end(&self) -> Result<(), StoreError> {
+        self.write(Write::End).await
+    }
+
     pub(super) async fn remember(&self, key: [u8; 16], answer: Bytes) -> Result<(), StoreError> {
         self.write(|told| Write::Remember(key, answer, told)).await
     }
 
     async fn write<T>(&self, make: impl FnOnce(Answer<T>) -> Write) -> Result<T, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        self.writes.send(make(answer)).await.map_err(|_| unavailable("the writing thread has ended"))?;
-        answered.await.map_err(|_| unavailable("the writing thread has ended"))?
+        write(&self.writes, make).await
     }
 
     pub(super) async fn close(self) {
@@ -174,6 +186,23 @@ impl Writer {
             tracing::error!("the store's writing thread panicked");
         }
     }
+}
+
+/// Marks rows that are handed out alone, for as long as the writer lives.
+#[derive(Debug)]
+pub(super) struct Marker(mpsc::Sender<Write>);
+
+impl Marker {
+    /// Returns when it is committed.
+    pub(super) async fn alone(&self, row: i64) -> Result<(), StoreError> {
+        write(&self.0, |answer| Write::Alone(row, answer)).await
+    }
+}
+
+async fn write<T>(writes: &mpsc::Sender<Write>, make: impl FnOnce(Answer<T>) -> Write) -> Result<T, StoreError> {
+    let (answer, answered) = oneshot::channel();
+    writes.send(make(answer)).await.map_err(|_| unavailable("the writing thread has ended"))?;
+    answered.await.map_err(|_| unavailable("the writing thread has ended"))?
 }
 
 /// Why a batch was not committed.
@@ -289,6 +318,14 @@ impl Desk {
                     answers::insert(&transaction, *key, answer, now)?;
                     Ok(Effect::Settled)
                 }
+                Write::Alone(row, _) => {
+                    queue::alone(&transaction, *row)?;
+                    Ok(Effect::Settled)
+                }
+                Write::End(_) => {
+                    queue::end(&transaction)?;
+                    Ok(Effect::Settled)
+                }
                 Write::Release(rows, _) => Ok(Effect::Released(queue::delete(&transaction, rows)?)),
                 Write::Tick => {
                     // An empty transaction would succeed on a full disk.
@@ -325,7 +362,9 @@ impl Desk {
                     news |= matches!(change.settlement, Settlement::Retry { .. } | Settlement::Wait { .. });
                     drop(answer.send(Ok(())));
                 }
-                (Write::Remember(_, _, told), Ok(_)) => drop(told.send(Ok(()))),
+                (Write::Alone(_, told) | Write::End(told) | Write::Remember(_, _, told), Ok(_)) => {
+                    drop(told.send(Ok(())))
+                }
                 (write, Err(error)) => write.refuse(&error),
                 (Write::Tick | Write::Enqueue(..) | Write::Release(..), Ok(_)) => {}
             }
@@ -340,9 +379,11 @@ impl Write {
     fn refuse(self, error: &StoreError) {
         match self {
             Write::Enqueue(_, answer) => drop(answer.send(Err(error.clone()))),
-            Write::Release(_, answer) | Write::Settle(_, answer) | Write::Remember(_, _, answer) => {
-                drop(answer.send(Err(error.clone())))
-            }
+            Write::Release(_, answer)
+            | Write::Settle(_, answer)
+            | Write::Alone(_, answer)
+            | Write::End(answer)
+            | Write::Remember(_, _, answer) => drop(answer.send(Err(error.clone()))),
             Write::Tick => {}
         }
     }
