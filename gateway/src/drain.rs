@@ -1,23 +1,27 @@
 //! From the gateway's own disk to the queue: oldest first, in bounded batches, each row let go after its event is confirmed.
 
 use crate::spool::{Desk, Spooled};
+use crate::suspects::Suspects;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::envelope::Envelope;
-use streamgate_core::ports::{Enqueue, Spool};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use streamgate_core::gate::Ended;
+use streamgate_core::ports::{Enqueue, Spool, StoreError};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Events handed over together, and how many batches of them at a time: enough that the broker's confirms do not set the
 /// pace, and few beside live traffic.
 const BATCH: usize = 128;
 const BATCHES: usize = 4;
-/// Events that find out whether the queue takes any again.
-const PROBE: usize = 16;
-/// Between looks at a queue that cannot be reached, and after one that refused.
+/// Between looks at a queue that cannot be reached, and after the first refusal.
 const RETRY: Duration = Duration::from_millis(250);
+/// After many: each is a copy where the queue refuses by losing the connection, or where another queue takes it.
+const RETRY_MOST: Duration = Duration::from_secs(2);
 /// Between looks at the disk when nothing is told of it, and of its gauges.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a stop waits for confirms that are under way.
@@ -29,7 +33,9 @@ enum Step {
     Moved,
     /// There is nothing to hand over.
     Idle,
-    /// The queue takes nothing now.
+    /// The queue cannot be reached.
+    Away,
+    /// The queue did not take all.
     Refused,
 }
 
@@ -53,14 +59,51 @@ impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
     }
 }
 
+/// How the hand-over goes.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    /// Events that are offered together: one after a refusal, twice as many after each time that all were confirmed.
+    width: usize,
+    /// While the gate is shut: the last that was looked at, and whether any was offered since the first.
+    probed: i64,
+    offered: bool,
+    /// A suspect was refused: the others have their turn.
+    others_turn: bool,
+    suspects: Suspects,
+    pause: Duration,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress {
+            width: 1,
+            probed: 0,
+            offered: false,
+            others_turn: false,
+            suspects: Suspects::default(),
+            pause: RETRY,
+        }
+    }
+}
+
 /// Returns after `stop`, when nothing more can be handed over.
 async fn hand_over_all<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, stop: &CancellationToken) {
+    let mut progress = desk.progress.lock().await;
     loop {
-        let step = pass(desk).await;
+        let step = pass(desk, &mut progress).await;
+        desk.metrics.spool_held.set(i64::try_from(progress.suspects.held()).unwrap_or(i64::MAX));
         let pause = match step {
-            Step::Moved => continue,
+            Step::Moved => {
+                progress.pause = RETRY;
+                continue;
+            }
             Step::Idle => TICK,
-            Step::Refused => RETRY,
+            Step::Away => RETRY,
+            Step::Refused => {
+                let pause = progress.pause;
+                progress.pause = (pause * 2).min(RETRY_MOST);
+                pause
+            }
         };
         if stop.is_cancelled() {
             return;
@@ -73,61 +116,168 @@ async fn hand_over_all<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, stop: &Canc
     }
 }
 
-/// Once through the disk, oldest first. While the gate is shut, a probe of the oldest only.
-async fn pass<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>) -> Step {
+async fn pass<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, progress: &mut Progress) -> Step {
     if desk.queue.ready().is_err() {
-        return Step::Refused;
+        return Step::Away;
     }
     if desk.spool.usage().events == 0 {
+        *progress = Progress::default();
         // Nothing could be a probe: the next event that comes will be.
         desk.gate().open();
         return Step::Idle;
     }
-    let most = if desk.is_open() { BATCH } else { PROBE };
-    let mut batches = JoinSet::new();
-    let (mut after, mut moved, mut refused) = (0, 0, false);
+    let told = if desk.is_open() {
+        (progress.probed, progress.offered) = (0, false);
+        let others_turn = std::mem::take(&mut progress.others_turn);
+        match progress.suspects.next(Instant::now()) {
+            Some(row) if !others_turn => ask_again(desk, progress, row).await,
+            _ => through(desk, progress).await,
+        }
+    } else {
+        probe(desk, progress).await
+    };
+    told.unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot read the spool, trying again");
+        Step::Refused
+    })
+}
+
+/// While the queue takes nothing: one event after the other finds out whether it does again, lest one that it never takes is the
+/// one that asks.
+async fn probe<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, progress: &mut Progress) -> Result<Step, StoreError> {
+    progress.width = 1;
     loop {
-        // Waiting rows are read on only for as long as all goes well.
-        let wanted = batches.len() < BATCHES && !refused && (most == BATCH && desk.is_open() || after == 0);
-        if wanted {
-            // Looked up before the read and after it: a confirm that comes between the two removes the row and its mark.
-            let late = desk.late();
-            match desk.spool.read(after, most).await {
-                Ok(mut rows) if !rows.is_empty() => {
-                    after = rows.last().map_or(after, |(last, _)| *last);
-                    rows.retain(|(_, event)| !late.contains(&event.key) && !desk.is_late(&event.key));
-                    batches.spawn(hand_over(Arc::clone(desk), rows));
-                    continue;
+        let (mut rows, last) = read(desk, progress, progress.probed, 1).await?;
+        match (rows.pop(), last) {
+            (Some((row, event)), _) => {
+                (progress.probed, progress.offered) = (row, true);
+                if offer(Arc::clone(desk), vec![(row, event)], Ended::Failed).await {
+                    return Ok(Step::Moved);
                 }
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::error!(%error, "cannot read the spool, trying again");
-                    refused = true;
-                }
+                progress.suspects.doubt(row);
+                return Ok(Step::Refused);
+            }
+            (None, Some(last)) => progress.probed = last,
+            (None, None) if !progress.offered => {
+                progress.probed = 0;
+                // All are held, or their confirms awaited: the next event that comes is the probe.
+                desk.gate().open();
+                return Ok(Step::Idle);
+            }
+            (None, None) => {
+                (progress.probed, progress.offered) = (0, false);
+                progress.suspects.forget_doubts();
+                return Ok(Step::Refused);
             }
         }
-        match batches.join_next().await {
-            Some(Ok((confirmed, all))) => {
-                moved += confirmed;
-                refused |= !all;
-            }
-            // A panic in a batch: its rows are on the disk.
-            Some(Err(_)) => refused = true,
-            None => break,
-        }
-    }
-    match (moved, refused) {
-        // However many moved: those that were refused are not offered again at once.
-        (_, true) => Step::Refused,
-        (0, false) => Step::Idle,
-        _ => Step::Moved,
     }
 }
 
-/// Publishes all, and lets go of those that were confirmed: how many, and whether that is all.
-async fn hand_over<Q: Enqueue, D: Spool>(desk: Arc<Desk<Q, D>>, rows: Vec<(i64, Envelope)>) -> (usize, bool) {
+/// One that was refused alone, now that another was taken.
+async fn ask_again<Q: Enqueue, D: Spool>(
+    desk: &Arc<Desk<Q, D>>,
+    progress: &mut Progress,
+    row: i64,
+) -> Result<Step, StoreError> {
+    let found = desk
+        .spool
+        .read(row.saturating_sub(1), 1, BTreeSet::new())
+        .await?
+        .into_iter()
+        .find(|(number, _)| *number == row);
+    let Some((_, event)) = found.filter(|(_, event)| !desk.is_late(&event.key)) else {
+        progress.suspects.clear(row);
+        return Ok(Step::Moved);
+    };
+    let (key, bytes) = (event.key.clone(), event.body.len());
+    if offer(Arc::clone(desk), vec![(row, event)], Ended::GivenUp).await {
+        progress.suspects.clear(row);
+        return Ok(Step::Moved);
+    }
+    (progress.width, progress.others_turn) = (1, true);
+    if progress.suspects.hold(row, Instant::now()) {
+        tracing::error!(
+            key,
+            bytes,
+            "the queue takes other events and not this one: it stays in the spool, and is offered now and then. See the log of \
+             RabbitMQ: is it larger than max_message_size, or bound to a further queue that refuses it?"
+        );
+    }
+    Ok(Step::Refused)
+}
+
+/// Once through the disk, oldest first, for as long as all goes well.
+async fn through<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, progress: &mut Progress) -> Result<Step, StoreError> {
+    let mut offers = FuturesUnordered::new();
+    let (mut after, mut end, mut moved, mut refused) = (0, false, false, false);
+    let mut unread = None;
+    loop {
+        let size = progress.width.min(BATCH);
+        if !end && !refused && offers.len() < (progress.width / BATCH).max(1) && desk.is_open() {
+            match read(desk, progress, after, size).await {
+                Ok((rows, Some(last))) => {
+                    after = last;
+                    if rows.is_empty() {
+                        continue;
+                    }
+                    let alone = if let [(row, _)] = rows[..] { Some(row) } else { None };
+                    // On the desk's own tasks: a stop between the confirm and the release would repeat all of them.
+                    let offered = desk.tasks.spawn(offer(Arc::clone(desk), rows, Ended::Failed));
+                    offers.push(async move { (offered.await, alone) });
+                }
+                Ok((_, None)) => end = true,
+                Err(error) => {
+                    (refused, unread) = (true, Some(error));
+                }
+            }
+            continue;
+        }
+        match offers.next().await {
+            Some((Ok(true), _)) => {
+                moved = true;
+                progress.width = (progress.width * 2).min(BATCH * BATCHES);
+            }
+            // Of a panic its rows are on the disk.
+            Some((told, alone)) => {
+                refused = true;
+                progress.width = 1;
+                if let (Ok(_), Some(row)) = (told, alone) {
+                    progress.suspects.doubt(row);
+                }
+            }
+            None => break,
+        }
+    }
+    match (unread, moved, refused) {
+        (Some(error), ..) => Err(error),
+        // However many moved: those that were refused are not offered again at once.
+        (None, _, true) => Ok(Step::Refused),
+        (None, false, false) => Ok(Step::Idle),
+        (None, true, false) => Ok(Step::Moved),
+    }
+}
+
+type Rows = Vec<(i64, Envelope)>;
+
+/// Events that may be offered beside others, and the last number that was looked at, if any.
+async fn read<Q: Enqueue, D: Spool>(
+    desk: &Desk<Q, D>,
+    progress: &Progress,
+    after: i64,
+    most: usize,
+) -> Result<(Rows, Option<i64>), StoreError> {
+    // Looked up before the read and after it: a confirm that comes between the two removes the row and its mark.
+    let late = desk.late();
+    let mut rows = desk.spool.read(after, most, progress.suspects.numbers()).await?;
+    let last = rows.last().map(|(last, _)| *last);
+    rows.retain(|(_, event)| !late.contains(&event.key) && !desk.is_late(&event.key));
+    Ok((rows, last))
+}
+
+/// Publishes all, and lets go of those that were confirmed; whether that is all. `refused`: what a refusal says of the queue.
+async fn offer<Q: Enqueue, D: Spool>(desk: Arc<Desk<Q, D>>, rows: Rows, refused: Ended) -> bool {
     let publishes = rows.into_iter().map(|(row, event)| {
-        let publish = desk.publish(event);
+        let publish = desk.publish_as(event, refused);
         async move { publish.await.map(|()| row) }
     });
     let told = join_all(publishes).await;
@@ -135,11 +285,11 @@ async fn hand_over<Q: Enqueue, D: Spool>(desk: Arc<Desk<Q, D>>, rows: Vec<(i64, 
     let confirmed: Vec<_> = told.into_iter().filter_map(Result::ok).collect();
     // A session that a returned message ended may have confirmed what came back: then the rows stay, at the price of repeats.
     if confirmed.is_empty() || desk.queue.ready().is_err() {
-        return (0, all == 0);
+        return false;
     }
-    let count = confirmed.len();
+    let is_all = confirmed.len() == all;
     desk.release(confirmed).await;
-    (count, count == all)
+    is_all
 }
 
 /// Keeps the gauges true. Never returns.
@@ -152,7 +302,7 @@ async fn show<Q: Enqueue, D: Spool>(desk: &Desk<Q, D>) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         desk.metrics.spool_events.set(gauge(usage.events));
         desk.metrics.spool_bytes.set(gauge(usage.bytes));
-        let oldest = if usage.events == 0 { Ok(Vec::new()) } else { desk.spool.read(0, 1).await };
+        let oldest = if usage.events == 0 { Ok(Vec::new()) } else { desk.spool.read(0, 1, BTreeSet::new()).await };
         // A disk that cannot be read has told so elsewhere; the last known age grows no younger by it.
         if let Ok(oldest) = oldest {
             let now = jiff::Timestamp::now().as_millisecond();

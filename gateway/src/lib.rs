@@ -17,6 +17,7 @@ mod route;
 mod spool;
 #[cfg(test)]
 mod spool_model;
+mod suspects;
 mod tls;
 mod watched;
 

@@ -1,6 +1,7 @@
 //! The order of trust: a confirmed publish, else a committed row on the gateway's own disk, else 503. What is on the disk goes
 //! on to the queue when that takes events again (`drain`).
 
+use crate::drain::Progress;
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -44,9 +45,10 @@ pub(crate) struct Desk<Q, D> {
     /// confirmed.
     late: Mutex<HashMap<String, usize>>,
     confirm_timeout: Duration,
+    pub(crate) progress: tokio::sync::Mutex<Progress>,
     /// Told of what changes for the drain: an event on the disk, an opened gate.
     pub(crate) news: Notify,
-    /// Confirms that are awaited beyond their callers.
+    /// Confirms that are awaited beyond their callers, and what follows them.
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -60,6 +62,7 @@ impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
                 gate: Mutex::new(Gate::new(policy.spool_after)),
                 late: Mutex::default(),
                 confirm_timeout: policy.confirm_timeout,
+                progress: tokio::sync::Mutex::default(),
                 news: Notify::new(),
                 tasks: TaskTracker::new(),
                 metrics,
@@ -79,9 +82,12 @@ impl<Q: Enqueue, D: Spool> Enqueue for Spooled<Q, D> {
             Ok(Ok(())) => Ok(Accepted::Enqueued),
             Ok(Err(error)) => {
                 tracing::debug!(%error, key = envelope.key, "not published: to the spool");
-                desk.keep(envelope).await
+                desk.keep(envelope).await.map(kept)
             }
-            Err(_) => desk.keep_late(envelope, publish).await,
+            Err(_) => {
+                let late = Late::mark(desk, envelope.key.clone());
+                desk.either(late, desk.keep(envelope), publish).await
+            }
         }
     }
 
@@ -102,6 +108,7 @@ fn kept(row: Option<i64>) -> Accepted {
 }
 
 type Publish = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+type Keep = Pin<Box<dyn Future<Output = Result<Option<i64>, StoreError>> + Send>>;
 
 impl<Q: Enqueue, D: Spool> Desk<Q, D> {
     pub(crate) fn gate(&self) -> MutexGuard<'_, Gate> {
@@ -126,39 +133,56 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
     }
 
     /// Publishes, and lets the gate know how that ends.
-    pub(crate) fn publish(self: &Arc<Self>, envelope: Envelope) -> Publish {
+    fn publish(self: &Arc<Self>, envelope: Envelope) -> Publish {
+        self.publish_as(envelope, Ended::Failed)
+    }
+
+    /// `refused`: how it ends where it is not confirmed.
+    pub(crate) fn publish_as(self: &Arc<Self>, envelope: Envelope, refused: Ended) -> Publish {
         let ticket = self.gate().begin(Instant::now().into_std());
         let ticket = Ticket { desk: Arc::clone(self), ticket, ended: Ended::GivenUp };
         Box::pin(async move {
             let told = ticket.desk.queue.enqueue(envelope).await;
-            ticket.end(if told.is_ok() { Ended::Confirmed } else { Ended::Failed });
+            ticket.end(if told.is_ok() { Ended::Confirmed } else { refused });
             told.map(drop)
         })
     }
 
-    async fn keep(&self, envelope: Envelope) -> Result<Accepted, StoreError> {
-        let row = self.spool.keep(envelope).await?;
-        self.news.notify_one();
-        Ok(kept(row))
+    /// Makes an event durable on the disk, and lets the drain know.
+    fn keep(self: &Arc<Self>, envelope: Envelope) -> Keep {
+        let desk = Arc::clone(self);
+        Box::pin(async move {
+            let row = desk.spool.keep(envelope).await?;
+            desk.news.notify_one();
+            Ok(row)
+        })
     }
 
     /// The queue is slow or refuses; it is still better than a disk that does neither.
     async fn keep_or_publish(self: &Arc<Self>, envelope: Envelope) -> Result<Accepted, StoreError> {
-        match self.keep(envelope.clone()).await {
-            Err(error) if self.queue.ready().is_ok() => {
+        let mut keep = self.keep(envelope.clone());
+        match tokio::time::timeout(self.confirm_timeout, &mut keep).await {
+            Ok(Err(error)) if self.queue.ready().is_ok() => {
                 self.publish(envelope).await.map(|()| Accepted::Enqueued).map_err(|_| error)
             }
-            told => told,
+            Ok(told) => told.map(kept),
+            Err(_) if self.queue.ready().is_ok() => {
+                let late = Late::mark(self, envelope.key.clone());
+                self.either(late, keep, self.publish(envelope)).await
+            }
+            Err(_) => keep.await.map(kept),
         }
     }
 
-    /// The confirm is overdue: the disk makes the event durable, or the confirm that still comes, whichever is first; the row
-    /// of what is confirmed is let go.
-    async fn keep_late(self: &Arc<Self>, envelope: Envelope, mut publish: Publish) -> Result<Accepted, StoreError> {
-        // Before it is on the disk: the drain must not see it there and publish it a second time.
-        let late = Late::mark(self, envelope.key.clone());
-        let (desk, spool) = (Arc::clone(self), Arc::clone(&self.spool));
-        let mut keep = Box::pin(async move { spool.keep(envelope).await });
+    /// Either has taken long: the disk makes the event durable, or its confirm, whichever is first. The row of what is confirmed
+    /// is let go. `late`: from before the row, or the publish, could be seen, so that the drain does not publish it too.
+    async fn either(
+        self: &Arc<Self>,
+        late: Late<Q, D>,
+        mut keep: Keep,
+        mut publish: Publish,
+    ) -> Result<Accepted, StoreError> {
+        let desk = Arc::clone(self);
         let row = tokio::select! {
             row = &mut keep => row,
             told = &mut publish => {
@@ -166,12 +190,15 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
                 let Ok(()) = told else {
                     return keep.await.map(kept);
                 };
-                self.tasks.spawn(async move {
-                    if let Ok(Some(row)) = keep.await {
-                        desk.release(vec![row]).await;
-                    }
-                    drop(late);
-                });
+                // A disk that hangs need not have it, and would gather such tasks: a row that it has all the same is a repeat.
+                if self.spool.ready().is_ok() {
+                    self.tasks.spawn(async move {
+                        if let Ok(Some(row)) = keep.await {
+                            desk.release(vec![row]).await;
+                        }
+                        drop(late);
+                    });
+                }
                 return Ok(Accepted::Enqueued);
             }
         };

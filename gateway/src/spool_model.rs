@@ -1,43 +1,27 @@
 //! The spool held against a model: a queue and a disk that fail in every way that RabbitMQ and SQLite may, callers that give
 //! up, and crashes. Whatever was answered 2xx is in the queue in the end.
 
+mod disk;
+mod queue;
+
 use crate::spool::{SpoolPolicy, Spooled};
 use bytes::Bytes;
+use disk::{Disk, File, Platter, Write};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use queue::{Broker, Queue};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use streamgate_core::envelope::Envelope;
 use streamgate_core::id::Kind;
-use streamgate_core::ports::{Accepted, Enqueue, Spool, StoreError, Usage};
+use streamgate_core::ports::{Enqueue, Spool};
 use streamgate_service::metrics::Metrics;
-use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 const POLICY: SpoolPolicy =
     SpoolPolicy { spool_after: Duration::from_millis(250), confirm_timeout: Duration::from_secs(2) };
 const DEADLINE: Duration = Duration::from_millis(4500);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Broker {
-    Up,
-    /// Refuses, as a queue at its limit does.
-    Nacks,
-    /// Takes, and confirms nothing until it changes.
-    Silent,
-    /// No connection. What it had not confirmed is in the queue, or is not.
-    Down,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Disk {
-    Works,
-    /// No commit succeeds. After a crash one that failed may be there all the same.
-    Fails,
-    /// No commit ends until it changes.
-    Hangs,
-}
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -49,174 +33,6 @@ enum Op {
     Pass(u64),
     /// SIGKILL, and a new process on the same disk. The coin decides what the contracts leave open.
     Crash(bool),
-}
-
-type Told = oneshot::Sender<Result<(), StoreError>>;
-
-/// RabbitMQ, as far as the port shows it.
-#[derive(Debug)]
-struct Queue {
-    mode: Mutex<Broker>,
-    messages: Mutex<Vec<String>>,
-    held: Mutex<Vec<(String, Told)>>,
-}
-
-impl Queue {
-    fn new() -> Queue {
-        Queue { mode: Mutex::new(Broker::Up), messages: Mutex::default(), held: Mutex::default() }
-    }
-
-    fn turn(&self, mode: Broker) {
-        *self.mode.lock().unwrap() = mode;
-        let held = std::mem::take(&mut *self.held.lock().unwrap());
-        for (place, (key, told)) in held.into_iter().enumerate() {
-            match mode {
-                Broker::Silent => self.held.lock().unwrap().push((key, told)),
-                Broker::Up | Broker::Nacks => {
-                    self.messages.lock().unwrap().push(key);
-                    drop(told.send(Ok(())));
-                }
-                Broker::Down => {
-                    if place.is_multiple_of(2) {
-                        self.messages.lock().unwrap().push(key);
-                    }
-                    drop(told.send(Err(StoreError::Unavailable("cut".into()))));
-                }
-            }
-        }
-    }
-}
-
-impl Enqueue for Queue {
-    async fn enqueue(&self, envelope: Envelope) -> Result<Accepted, StoreError> {
-        tokio::task::yield_now().await;
-        let mode = *self.mode.lock().unwrap();
-        match mode {
-            Broker::Up => {
-                self.messages.lock().unwrap().push(envelope.key);
-                Ok(Accepted::Enqueued)
-            }
-            Broker::Nacks => Err(StoreError::Full("nack".into())),
-            Broker::Down => Err(StoreError::Unavailable("down".into())),
-            Broker::Silent => {
-                let (tell, told) = oneshot::channel();
-                self.held.lock().unwrap().push((envelope.key, tell));
-                told.await.unwrap().map(|()| Accepted::Enqueued)
-            }
-        }
-    }
-
-    fn ready(&self) -> Result<(), StoreError> {
-        match *self.mode.lock().unwrap() {
-            Broker::Down => Err(StoreError::Unavailable("down".into())),
-            Broker::Up | Broker::Nacks | Broker::Silent => Ok(()),
-        }
-    }
-}
-
-/// What outlives a process.
-#[derive(Clone, Debug, Default)]
-struct Platter {
-    rows: BTreeMap<i64, Envelope>,
-    seen: HashSet<String>,
-    next: i64,
-}
-
-/// SQLite, as its contract has it: a commit that returned is there, one that failed is not, until a crash decides anew.
-#[derive(Debug)]
-struct File {
-    mode: watch::Sender<Disk>,
-    platter: Mutex<Platter>,
-    /// Commits that failed: a crash may find them done.
-    open: Mutex<Vec<Write>>,
-}
-
-#[derive(Clone, Debug)]
-enum Write {
-    Keep(Box<Envelope>),
-    Release(Vec<i64>),
-}
-
-impl Platter {
-    fn write(&mut self, write: Write) -> Option<i64> {
-        match write {
-            Write::Keep(envelope) => {
-                if !self.seen.insert(envelope.key.clone()) {
-                    return None;
-                }
-                self.next += 1;
-                self.rows.insert(self.next, *envelope);
-                Some(self.next)
-            }
-            Write::Release(rows) => {
-                rows.iter().for_each(|row| drop(self.rows.remove(row)));
-                None
-            }
-        }
-    }
-}
-
-impl File {
-    fn new(platter: Platter) -> File {
-        File { mode: watch::channel(Disk::Works).0, platter: Mutex::new(platter), open: Mutex::default() }
-    }
-
-    /// A crash in the middle of whatever goes on.
-    fn crash(&self, coin: bool) -> Platter {
-        let mut platter = self.platter.lock().unwrap().clone();
-        if coin {
-            let open = std::mem::take(&mut *self.open.lock().unwrap());
-            for write in open {
-                platter.write(write);
-            }
-        }
-        platter
-    }
-
-    async fn commit(&self, write: Write) -> Result<Option<i64>, StoreError> {
-        tokio::task::yield_now().await;
-        let mut mode = self.mode.subscribe();
-        let place = self.open.lock().unwrap().len();
-        let now = *mode.wait_for(|mode| *mode != Disk::Hangs).await.unwrap();
-        match now {
-            Disk::Works => Ok(self.platter.lock().unwrap().write(write)),
-            Disk::Fails | Disk::Hangs => {
-                self.open.lock().unwrap().push(write);
-                Err(StoreError::Unavailable(format!("write {place} failed")))
-            }
-        }
-    }
-}
-
-impl Spool for File {
-    async fn keep(&self, envelope: Envelope) -> Result<Option<i64>, StoreError> {
-        self.commit(Write::Keep(Box::new(envelope))).await
-    }
-
-    async fn read(&self, after: i64, most: usize) -> Result<Vec<(i64, Envelope)>, StoreError> {
-        tokio::task::yield_now().await;
-        if *self.mode.borrow() == Disk::Fails {
-            return Err(StoreError::Unavailable("cannot be read".into()));
-        }
-        let platter = self.platter.lock().unwrap();
-        // Small pages, so that a pass has several.
-        Ok(platter.rows.range(after + 1..).take(most.min(3)).map(|(row, event)| (*row, event.clone())).collect())
-    }
-
-    async fn release(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
-        self.commit(Write::Release(numbers)).await.map(drop)
-    }
-
-    fn ready(&self) -> Result<(), StoreError> {
-        match *self.mode.borrow() {
-            Disk::Works => Ok(()),
-            Disk::Fails | Disk::Hangs => Err(StoreError::Unavailable("no disk".into())),
-        }
-    }
-
-    fn usage(&self) -> Usage {
-        Usage { events: self.platter.lock().unwrap().rows.len() as u64, bytes: 0 }
-    }
 }
 
 fn event(key: &str) -> Envelope {
@@ -360,4 +176,101 @@ proptest! {
         prop_assert!(told.lost.is_empty(), "lost: {told:?}");
         prop_assert_eq!((told.doubled, told.left), (0, 0));
     }
+}
+
+/// Events that the queue never takes among others on the disk, by their places: how many copies of the others that made.
+fn poisoned(events: usize, places: &HashSet<usize>) -> usize {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let queue = Arc::new(Queue::new());
+        let key = |place: usize| format!("event-{place}");
+        queue.poison.lock().unwrap().extend(places.iter().map(|place| key(*place)));
+        let mut platter = Platter::default();
+        for place in 0..events {
+            platter.write(Write::Keep(Box::new(event(&key(place)))));
+        }
+        let process = Process::start(&queue, platter);
+        let good = |key: &String| !queue.poison.lock().unwrap().contains(key);
+        let others: HashSet<_> = (0..events).map(key).filter(good).collect();
+        let all = async {
+            while process.file.usage().events > places.len() as u64 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let all = tokio::time::timeout(Duration::from_secs(25), all).await;
+        let messages = queue.messages.lock().unwrap();
+        let came: HashSet<_> = messages.iter().cloned().collect();
+        assert!(all.is_ok() && came == others, "{} of {}", came.len(), others.len());
+        // And live traffic goes to the queue.
+        assert!(process.spooled.desk.is_open() || queue.ready().is_err());
+        messages.len() - came.len()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_event_that_the_queue_never_takes_keeps_no_other_waiting(
+        (events, places) in (1..600usize).prop_flat_map(|events| {
+            (Just(events), proptest::collection::hash_set(0..events, 1..=3.min(events)))
+        }),
+    ) {
+        let copies = poisoned(events, &places);
+        prop_assert!(copies <= 512 * places.len(), "{copies} copies");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_keeps_no_event_from_a_queue_that_takes_it() {
+    let (queue, ledger) = (Arc::new(Queue::new()), Arc::default());
+    let mut process = Process::start(&queue, Platter::default());
+    let wait = |ms| tokio::time::sleep(Duration::from_millis(ms));
+    queue.turn(Broker::Nacks);
+    process.send("first".into(), &ledger);
+    wait(10).await;
+    assert!(!process.spooled.desk.is_open(), "refused: it is on the disk");
+    // The drain's next offer is confirmed, and cannot be let go.
+    process.file.mode.send_replace(Disk::Hangs);
+    queue.turn(Broker::Up);
+    wait(1000).await;
+    queue.turn(Broker::Nacks);
+    process.send("second".into(), &ledger);
+    wait(5000).await;
+    assert!(!process.spooled.desk.is_open() && !ledger.lock().unwrap().contains("second"), "nothing takes it");
+    queue.turn(Broker::Up);
+    for key in ["third", "fourth"] {
+        process.send(key.into(), &ledger);
+        wait(4500).await;
+        assert!(ledger.lock().unwrap().contains(key), "{key}");
+    }
+    process.file.mode.send_replace(Disk::Works);
+    wait(5000).await;
+    assert_eq!(process.file.usage().events, 0, "what was confirmed is let go");
+    assert_eq!(queue.messages.lock().unwrap().len(), 3, "and not repeated");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_was_held_goes_on_without_live_traffic() {
+    let queue = Arc::new(Queue::new());
+    queue.poison.lock().unwrap().insert("first".into());
+    let mut platter = Platter::default();
+    for key in ["first", "second"] {
+        platter.write(Write::Keep(Box::new(event(key))));
+    }
+    let mut process = Process::start(&queue, platter);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(process.file.usage().events, 1, "the other one has gone on");
+    // What shuts the gate does not reach the disk, and could not be a probe.
+    process.file.mode.send_replace(Disk::Fails);
+    queue.turn(Broker::Nacks);
+    process.send("third".into(), &Arc::default());
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert!(!process.spooled.desk.is_open());
+    process.file.mode.send_replace(Disk::Works);
+    queue.turn(Broker::Up);
+    queue.poison.lock().unwrap().clear();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(process.file.usage().events, 0);
+    assert!(process.spooled.desk.is_open(), "and the next live event goes to the queue");
 }

@@ -151,6 +151,7 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         holder: u64,
     ) {
         let age_ms = jiff::Timestamp::now().as_millisecond().saturating_sub(delivery.envelope.received_at_ms);
+        let _settling = Running::start(&self.metrics.worker_settling);
         let conclusion = conclusion(&settlement);
         let record = async {
             if let Some(conclusion) = conclusion
@@ -191,7 +192,7 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
     }
 }
 
-/// A handler that runs, counted, however it ends.
+/// What is under way, counted, however it ends.
 struct Running<'m>(&'m IntGauge);
 
 impl Running<'_> {

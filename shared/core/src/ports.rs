@@ -8,6 +8,7 @@ use crate::{
     reason::Reason,
 };
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,9 +46,14 @@ pub trait Spool: Send + Sync + 'static {
     /// Returns only when the event outlives the process and the machine's power: its number, which grows; none where the
     /// event was kept before.
     fn keep(&self, envelope: Envelope) -> impl Future<Output = Result<Option<i64>, StoreError>> + Send;
-    /// Up to `most` events with a number over `after`, oldest first; fewer where they are large, but at least one if there
-    /// is one.
-    fn read(&self, after: i64, most: usize) -> impl Future<Output = Result<Vec<(i64, Envelope)>, StoreError>> + Send;
+    /// Up to `most` events with a number over `after` that is not in `skip`, oldest first; fewer where they are large, but at
+    /// least one if there is one.
+    fn read(
+        &self,
+        after: i64,
+        most: usize,
+        skip: BTreeSet<i64>,
+    ) -> impl Future<Output = Result<Vec<(i64, Envelope)>, StoreError>> + Send;
     /// Lets events go that are durable elsewhere.
     fn release(&self, numbers: Vec<i64>) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Whether an event could be kept now; the error says why not.

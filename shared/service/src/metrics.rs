@@ -71,6 +71,8 @@ metrics! {
     spool_oldest: IntGauge = "spool_oldest_seconds" |name, help| IntGauge::new(name, help);
     /// Events that left the gateway's own disk because RabbitMQ had confirmed them.
     spool_released: IntCounter = "spool_released_total" |name, help| IntCounter::new(name, help);
+    /// Events on the gateway's own disk that the queue refuses though it takes others.
+    spool_held: IntGauge = "spool_held_events" |name, help| IntGauge::new(name, help);
     /// Deliveries settled, by route and outcome (done, retry, dead, superseded, wait, unmatched).
     worker_deliveries: IntCounterVec = "worker_deliveries_total" |name, help| counters(name, help, &["route", "outcome"]);
     /// Time in a handler, in seconds.
@@ -91,6 +93,8 @@ metrics! {
     worker_redis_up: IntGaugeVec = "worker_redis_up" |name, help| absent_gauge(name, help);
     /// Handlers running.
     worker_in_flight: IntGauge = "worker_in_flight" |name, help| IntGauge::new(name, help);
+    /// Deliveries that are handled and not yet settled: they hold their places while RabbitMQ takes no retries or dead letters.
+    worker_settling: IntGauge = "worker_settling" |name, help| IntGauge::new(name, help);
     /// Time to answer a synchronous hook once its body is read, in seconds, by kind and outcome (answered, repeated, or why it
     /// was answered by its policy).
     hook_call: HistogramVec = "hook_call_seconds" |name, help| histograms(name, help, &ANSWER_BUCKETS, &["kind", "outcome"]);

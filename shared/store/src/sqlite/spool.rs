@@ -5,6 +5,7 @@ use super::reader::{MAX_BYTES, Reader};
 use super::writer::{Limits, Writer};
 use super::{OpenError, damage, millis, row, schema};
 use rusqlite::{Connection, params};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 use streamgate_core::envelope::Envelope;
@@ -64,8 +65,8 @@ impl Spool for SpoolFile {
         self.writer.enqueue(envelope).await
     }
 
-    async fn read(&self, after: i64, most: usize) -> Result<Vec<(i64, Envelope)>, StoreError> {
-        self.reader.query(move |connection| read(connection, after, most)).await
+    async fn read(&self, after: i64, most: usize, skip: BTreeSet<i64>) -> Result<Vec<(i64, Envelope)>, StoreError> {
+        self.reader.query(move |connection| read(connection, after, most, &skip)).await
     }
 
     async fn release(&self, numbers: Vec<i64>) -> Result<(), StoreError> {
@@ -83,16 +84,26 @@ impl Spool for SpoolFile {
 }
 
 /// Retries that an `up` left behind are owed as well, whenever they are due.
-fn read(connection: &Connection, after: i64, most: usize) -> rusqlite::Result<Vec<(i64, Envelope)>> {
+fn read(
+    connection: &Connection,
+    after: i64,
+    most: usize,
+    skip: &BTreeSet<i64>,
+) -> rusqlite::Result<Vec<(i64, Envelope)>> {
     let sql = format!("SELECT seq, {} FROM events WHERE seq > ?1 ORDER BY seq", row::COLUMNS);
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params![after])?;
     let (mut found, mut bytes) = (Vec::new(), 0);
     while found.len() < most && bytes < MAX_BYTES {
         let Some(row) = rows.next()? else { break };
+        let number = row.get(0)?;
+        // Before its body is looked at, which SQLite reads only then.
+        if skip.contains(&number) {
+            continue;
+        }
         let envelope = row::envelope(row, 1)?;
         bytes += envelope.body.len();
-        found.push((row.get(0)?, envelope));
+        found.push((number, envelope));
     }
     Ok(found)
 }
