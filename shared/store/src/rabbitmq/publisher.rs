@@ -1,7 +1,7 @@
 //! Publishing with confirms. The library crosses confirms over when tasks share a channel, so each channel has one task
 //! that publishes, a lane; the confirms are awaited apart, and never dropped unresolved while their channel lives.
 
-use super::link::{Link, Session};
+use super::link::{Link, PATIENCE, Session};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::poll_fn;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use streamgate_core::ports::StoreError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 /// A confirm that is this late will not come: the channel is given up with all that wait on it.
@@ -111,6 +111,15 @@ struct Lane {
     on_return: OnReturn,
 }
 
+/// Why a lane goes on with another channel, or not at all.
+enum End {
+    /// Nobody publishes any more.
+    Jobs,
+    Session,
+    /// Its channel only refuses.
+    Channel,
+}
+
 impl Lane {
     async fn run(self, mut jobs: mpsc::Receiver<Job>) {
         loop {
@@ -124,24 +133,37 @@ impl Lane {
                     None => return,
                 },
             };
-            match self.open(&session).await {
-                Ok(channel) => {
-                    let (confirms, unconfirmed) = mpsc::channel(self.window);
-                    let (window, on_return) = (self.window, Arc::clone(&self.on_return));
-                    let collector = tokio::spawn(collect(unconfirmed, session.clone(), window, on_return));
-                    let places = Arc::new(Semaphore::new(self.window));
-                    let ended = publish_all(&channel, &mut jobs, &confirms, &places, &session).await;
-                    drop(confirms);
-                    drop(collector.await);
-                    if ended {
-                        return;
-                    }
-                    session.fail("nobody awaits its confirms any more");
-                }
+            match self.over(&session, &mut jobs).await {
+                Ok(End::Jobs) => return,
+                Ok(End::Channel) => continue,
+                Ok(End::Session) => session.fail("nobody awaits its confirms any more"),
                 Err(why) => session.fail(why),
             }
             session.ended().await;
         }
+    }
+
+    /// Publishes over one channel to its end.
+    async fn over(&self, session: &Session, jobs: &mut mpsc::Receiver<Job>) -> Result<End, String> {
+        let channel = self.open(session).await?;
+        let (confirms, unconfirmed) = mpsc::channel(self.window);
+        let refused = Arc::new(Notify::new());
+        let settle = Settle {
+            session: session.clone(),
+            window: self.window,
+            on_return: Arc::clone(&self.on_return),
+            refused: Arc::clone(&refused),
+        };
+        let collector = tokio::spawn(settle.collect(unconfirmed));
+        let places = Arc::new(Semaphore::new(self.window));
+        let end = publish_all(&channel, jobs, &confirms, (&places, self.window), session, &refused).await;
+        drop(confirms);
+        drop(collector.await);
+        if let End::Channel = end {
+            // Nothing is unconfirmed on it. Where RabbitMQ does not answer, under an alarm say, it ends with its session.
+            drop(tokio::time::timeout(PATIENCE, channel.close(200, "OK".into())).await);
+        }
+        Ok(end)
     }
 
     async fn open(&self, session: &Session) -> Result<Channel, String> {
@@ -151,27 +173,34 @@ impl Lane {
     }
 }
 
-/// Publishes one after the other until the session ends; whether the jobs have ended.
+/// Publishes one after the other.
 async fn publish_all(
     channel: &Channel,
     jobs: &mut mpsc::Receiver<Job>,
     confirms: &mpsc::Sender<Unconfirmed>,
-    places: &Arc<Semaphore>,
+    (places, window): (&Arc<Semaphore>, usize),
     session: &Session,
-) -> bool {
+    refused: &Notify,
+) -> End {
     loop {
         // First a place for the confirm, then the job: at the window's end jobs stay where their callers can take them back.
         let place = tokio::select! {
             place = Arc::clone(places).acquire_owned() => place,
-            () = session.ended() => return false,
+            () = session.ended() => return End::Session,
         };
-        let Ok(place) = place else { return false };
+        let Ok(place) = place else { return End::Session };
         let Job { message, done } = tokio::select! {
+            // A quorum queue that loses its leader just when a channel first publishes to it has that channel refuse for ever,
+            // on RabbitMQ 3.10 at least. A queue that is full refuses on every channel, and then another costs little.
+            () = refused.notified() => match places.available_permits() + 1 == window {
+                true => return End::Channel,
+                false => continue,
+            },
             job = jobs.recv() => match job {
                 Some(job) => job,
-                None => return true,
+                None => return End::Jobs,
             },
-            () = session.ended() => return false,
+            () = session.ended() => return End::Session,
         };
         // The caller has given up, and has told nobody that the event is durable.
         if done.is_closed() {
@@ -183,84 +212,101 @@ async fn publish_all(
         // Never given up while the session lives, however long a blocked broker takes: it would be sent all the same.
         let published = tokio::select! {
             published = channel.basic_publish(exchange, routing_key, options, &body, properties) => published,
-            () = session.ended() => return false,
+            () = session.ended() => return End::Session,
         };
         match published {
             Ok(confirm) => {
                 // Never full: there are no more confirms than places.
                 if confirms.send(Unconfirmed { confirm, id, done, place }).await.is_err() {
-                    return false;
+                    return End::Session;
                 }
             }
             Err(error) => {
                 session.fail(&error);
                 drop(done.send(Err(StoreError::Unavailable(error.to_string()))));
-                return false;
+                return End::Session;
             }
         }
     }
 }
 
 /// Awaits the confirms of one channel and tells who waits.
-async fn collect(mut unconfirmed: mpsc::Receiver<Unconfirmed>, session: Session, window: usize, on_return: OnReturn) {
-    let confirms = poll_fn(move |context| unconfirmed.poll_recv(context));
-    let settled = confirms
-        .map(|Unconfirmed { confirm, id, done, place }| async move {
-            (tokio::time::timeout(LOST, confirm).await, id, done, place)
-        })
-        .buffer_unordered(window)
-        .ready_chunks(TOGETHER);
-    let mut settled = std::pin::pin!(settled);
-    loop {
-        // Biased: after a return ended the session, what was confirmed meanwhile may be what came back.
-        let chunk = tokio::select! {
-            biased;
-            () = session.ended() => None,
-            chunk = settled.next() => chunk,
-        };
-        let Some(chunk) = chunk else { return };
-        let mut returned = HashSet::new();
-        let mut told = Vec::with_capacity(chunk.len());
-        for (confirm, id, done, place) in chunk {
-            let result = match confirm {
-                Ok(Ok(Confirmation::Ack(message))) => {
-                    returned.extend(message.and_then(returned_id));
-                    Ok(())
-                }
-                Ok(Ok(Confirmation::Nack(message))) => {
-                    returned.extend(message.and_then(returned_id));
-                    Err(StoreError::Full("RabbitMQ refuses the event: its queue is at its limit".to_owned()))
-                }
-                Ok(Ok(Confirmation::NotRequested)) => {
-                    Err(StoreError::Unavailable("the channel is not in confirm mode".to_owned()))
-                }
-                Ok(Err(error)) => {
-                    session.fail(&error);
-                    Err(StoreError::Unavailable(error.to_string()))
-                }
-                Err(_) => {
-                    let why = format!("no confirm within {LOST:?}");
-                    session.fail(&why);
-                    Err(StoreError::Unavailable(why))
-                }
+struct Settle {
+    session: Session,
+    window: usize,
+    on_return: OnReturn,
+    /// Told when the broker refuses, and confirms nothing meanwhile.
+    refused: Arc<Notify>,
+}
+
+impl Settle {
+    async fn collect(self, mut unconfirmed: mpsc::Receiver<Unconfirmed>) {
+        let Settle { session, window, on_return, refused } = self;
+        let confirms = poll_fn(move |context| unconfirmed.poll_recv(context));
+        let settled = confirms
+            .map(|Unconfirmed { confirm, id, done, place }| async move {
+                (tokio::time::timeout(LOST, confirm).await, id, done, place)
+            })
+            .buffer_unordered(window)
+            .ready_chunks(TOGETHER);
+        let mut settled = std::pin::pin!(settled);
+        loop {
+            // Biased: after a return ended the session, what was confirmed meanwhile may be what came back.
+            let chunk = tokio::select! {
+                biased;
+                () = session.ended() => None,
+                chunk = settled.next() => chunk,
             };
-            told.push((result, id, done, place));
-        }
-        for _ in &returned {
-            on_return();
-        }
-        if !returned.is_empty() {
-            // The alternate exchange takes whatever no queue is bound for: that something came back means that it is broken,
-            // and that plain confirms cannot be believed either. The topology is ensured before the next publish.
-            session.fail("a message came back: no queue took it, the alternate exchange neither");
-        }
-        // With a window of one its place is free only after its return, if any, was told.
-        for (result, id, done, _place) in told {
-            let came_back = id.is_some_and(|id| returned.contains(&id));
-            let result =
-                if came_back { Err(StoreError::Unavailable("no queue took the event".to_owned())) } else { result };
-            // Whoever has given up does not listen.
-            drop(done.send(result));
+            let Some(chunk) = chunk else { return };
+            let mut returned = HashSet::new();
+            let mut told = Vec::with_capacity(chunk.len());
+            let (mut acks, mut nacks) = (0, 0);
+            for (confirm, id, done, place) in chunk {
+                let result = match confirm {
+                    Ok(Ok(Confirmation::Ack(message))) => {
+                        acks += 1;
+                        returned.extend(message.and_then(returned_id));
+                        Ok(())
+                    }
+                    Ok(Ok(Confirmation::Nack(message))) => {
+                        nacks += 1;
+                        returned.extend(message.and_then(returned_id));
+                        Err(StoreError::Full("RabbitMQ refuses the event: its queue is at its limit".to_owned()))
+                    }
+                    Ok(Ok(Confirmation::NotRequested)) => {
+                        Err(StoreError::Unavailable("the channel is not in confirm mode".to_owned()))
+                    }
+                    Ok(Err(error)) => {
+                        session.fail(&error);
+                        Err(StoreError::Unavailable(error.to_string()))
+                    }
+                    Err(_) => {
+                        let why = format!("no confirm within {LOST:?}");
+                        session.fail(&why);
+                        Err(StoreError::Unavailable(why))
+                    }
+                };
+                told.push((result, id, done, place));
+            }
+            for _ in &returned {
+                on_return();
+            }
+            if !returned.is_empty() {
+                // The alternate exchange takes whatever no queue is bound for: that something came back means that it is broken,
+                // and that plain confirms cannot be believed either. The topology is ensured before the next publish.
+                session.fail("a message came back: no queue took it, the alternate exchange neither");
+            }
+            // With a window of one its place is free only after its return, if any, was told.
+            for (result, id, done, _place) in told {
+                let came_back = id.is_some_and(|id| returned.contains(&id));
+                let result =
+                    if came_back { Err(StoreError::Unavailable("no queue took the event".to_owned())) } else { result };
+                // Whoever has given up does not listen.
+                drop(done.send(result));
+            }
+            if nacks > 0 && acks == 0 {
+                refused.notify_one();
+            }
         }
     }
 }

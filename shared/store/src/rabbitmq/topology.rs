@@ -27,8 +27,8 @@ pub struct Topology {
     /// Milliseconds; empty for a gateway, which never retries, and for nobody else.
     steps: BTreeSet<u64>,
     declare: bool,
-    /// Whether the queue of calls must be there. Whoever declares declares it; but where operators do and have not yet, what only
-    /// hooks need must not keep events waiting.
+    /// Whether the queue of calls must be there. Whoever declares declares it; but where operators do and have not yet, or its
+    /// node is down, what only hooks need must not keep events waiting.
     calls: bool,
     /// Whether that the alternate exchange leads somewhere is tried by a message.
     probe: bool,
@@ -41,6 +41,8 @@ pub enum TopologyError {
     Mismatch(String),
     #[error("{what} does not exist; declare it, or set rabbitmq.declare = true")]
     Missing { what: String },
+    #[error("{0}; it is back when that node is, or delete it with rabbitmqctl to have it on another")]
+    NodeDown(String),
     #[error("{0}; grant it (rabbitmqctl set_permissions), or declare as an operator and set rabbitmq.declare = false")]
     NotPermitted(String),
     #[error(
@@ -190,10 +192,16 @@ impl Topology {
     pub(super) async fn ensure(&self, connection: &Connection) -> Result<(), Vec<TopologyError>> {
         let mut look = Look { connection, channel: None, errors: Vec::new() };
         for item in self.items() {
+            let before = look.errors.len();
             if self.declare {
                 look.at(&item.what(), |channel| declare(channel, &item, false)).await;
             } else {
                 look.verify(&item, Owner::Operator).await;
+            }
+            // Whoever needs it tells what is wrong with it. It stands on one node: without that, events go on.
+            let of_calls = matches!(&item, Item::Queue { name, .. } if *name == self.calls());
+            if of_calls && !self.calls && !look.errors.last().is_some_and(TopologyError::is_passing) {
+                look.errors.truncate(before);
             }
             // Without a connection the rest fails alike.
             if look.errors.last().is_some_and(TopologyError::is_passing) {
@@ -363,6 +371,7 @@ fn judge(what: &str, error: &lapin::Error) -> TopologyError {
     let text = told.get_message().to_string();
     match told.get_id() {
         PRECONDITION_FAILED => TopologyError::Mismatch(text),
+        NOT_FOUND if text.contains("down or inaccessible") => TopologyError::NodeDown(text),
         NOT_FOUND => TopologyError::Missing { what: what.to_owned() },
         ACCESS_REFUSED => TopologyError::NotPermitted(text),
         _ => failed(text),
