@@ -20,8 +20,9 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// How long a drain looks for connections that the kernel has made already.
 const BACKLOG: Duration = Duration::from_millis(10);
-/// And for how long at the most: under a steady load there is always another.
-const BACKLOG_MOST: Duration = Duration::from_millis(100);
+/// After this long without a new connection a balancer has seen that this gateway is not ready any more, or there is none. Half
+/// of the drain's time is waited for that at the most: without a balancer there is always another.
+const QUIET: Duration = Duration::from_millis(300);
 /// Errors of `accept` that tell of ourselves, by their numbers in Linux: ENOMEM, ENFILE, EMFILE, ENOBUFS. The others tell of
 /// a peer that has gone again.
 const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
@@ -47,6 +48,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         let connections = Connections::new(self.config.max_connections, Arc::clone(&self.intake.metrics));
         let tasks = TaskTracker::new();
         let ends = Shutdown { drain: shutdown.drain.clone(), abort: CancellationToken::new() };
+        let mut last = None;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -54,6 +56,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
             };
             match accepted {
                 Ok((stream, _)) => {
+                    last = Some(Instant::now());
                     let activity = connections.activity();
                     let place = tokio::select! {
                         place = connections.place(&activity) => place,
@@ -70,24 +73,32 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
                 Err(error) => tracing::debug!(%error, "a connection was gone before it was accepted"),
             }
         }
-        // Connections that were made before the stop have been promised an answer: the kernel took them for us.
-        // Unconstrained, or tokio would stop after its usual share of a turn.
-        let backlog = || tokio::task::unconstrained(tokio::time::timeout(BACKLOG, listener.accept()));
+        // Connections that were made before the stop have been promised an answer: the kernel took them for us. And a balancer
+        // sends others until it looks at /readyz again.
         let began = Instant::now();
-        while let Ok(Ok((stream, _))) = backlog().await {
+        while began.elapsed() < self.config.drain_timeout / 2 && !shutdown.abort.is_cancelled() {
+            let quiet = last.map_or(BACKLOG, |last| QUIET.saturating_sub(last.elapsed()).max(BACKLOG));
+            // Unconstrained, or tokio would stop after its usual share of a turn.
+            let accepted = tokio::task::unconstrained(tokio::time::timeout(quiet, listener.accept()));
+            let stream = match accepted.await {
+                Ok(Ok((stream, _))) => stream,
+                Ok(Err(_)) => {
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    continue;
+                }
+                Err(_) => break,
+            };
+            last = Some(Instant::now());
             let activity = connections.activity();
             let Some(place) = connections.place(&activity).now_or_never() else { break };
             tasks.spawn(self.connection(stream, activity, place, &ends, Arrival::InTime));
-            if began.elapsed() >= BACKLOG_MOST {
-                break;
-            }
         }
         tasks.close();
         let late = TaskTracker::new();
         tokio::select! {
             () = tasks.wait() => {}
             () = self.turn_away(&listener, &connections, &late, &ends) => {}
-            () = tokio::time::sleep(self.config.drain_timeout) => {
+            () = tokio::time::sleep(self.config.drain_timeout.saturating_sub(began.elapsed())) => {
                 tracing::warn!(connections = tasks.len(), "drain timeout: what is left is answered 503");
             }
             () = shutdown.abort.cancelled() => {}
@@ -102,7 +113,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         }
     }
 
-    /// Takes connections that come during the drain, to tell them to come back: a refused connection costs the sender an
+    /// Takes connections that still come, to tell them to come back: a refused connection costs the sender an
     /// attempt more than a 503.
     async fn turn_away(
         &self,
