@@ -140,10 +140,11 @@ async fn hand_over(backends: &Backends) {
     };
     let rate = events as f64 / began.elapsed().as_secs_f64();
     assert!(status.success());
-    let (least, most) = (memory.iter().skip(2).min(), memory.iter().max());
+    let later = || memory.iter().skip(2);
+    let (least, most) = (later().min().unwrap_or(&0), later().max().unwrap_or(&0));
     println!("bare publisher, {IN_FLIGHT} in flight: {one:.0} events/s");
     println!(
-        "streamgate drain, {events} events: {rate:.0} events/s; memory {least:?} to {most:?} MiB after the first two seconds"
+        "streamgate drain, {events} events: {rate:.0} events/s; memory {least} to {most} MiB after the first two seconds"
     );
     println!("drain / bare publisher: {:.2}", rate / one);
     let there = backends.broker.ready(&queue).await;

@@ -1,6 +1,6 @@
 //! A bare publisher: what the others are measured beside, and what fills their queues.
 
-use crate::harness::servers::Broker;
+use crate::harness::broker::Broker;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::BasicProperties;

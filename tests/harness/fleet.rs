@@ -3,7 +3,6 @@
 use super::process::{Server, Setup, Site};
 use super::receiver::Receiver;
 use super::servers::Backends;
-use std::net::SocketAddr;
 
 /// Sites of processes that share backends, by one prefix.
 #[derive(Debug)]
@@ -26,15 +25,18 @@ impl Fleet {
         }
     }
 
-    pub fn site(&self, listen: Option<SocketAddr>) -> Site {
+    pub fn site(&self) -> Site {
         let site = Site::new();
-        self.configure(&site, listen);
+        self.configure(&site, None);
         site
     }
 
-    pub fn configure(&self, site: &Site, listen: Option<SocketAddr>) {
+    /// `before`: whose ports it takes.
+    fn configure(&self, site: &Site, before: Option<&Server>) {
         let mut setup = Setup::default();
-        setup.listen = listen.unwrap_or(setup.listen);
+        if let Some(server) = before {
+            (setup.listen, setup.ops) = (server.public, server.ops);
+        }
         site.configure(&Setup {
             worker: self.worker.clone(),
             rest: format!("{}\n{}", self.rest, self.tables),
@@ -43,15 +45,20 @@ impl Fleet {
     }
 
     pub async fn gateway(&self) -> (Site, Server) {
-        let site = self.site(None);
-        let server = site.start_as("gateway").await.ready().await;
-        // A restart comes back on the same port.
-        self.configure(&site, Some(server.public));
+        let site = self.site();
+        let server = self.gateway_at(&site).await;
         (site, server)
     }
 
+    pub async fn gateway_at(&self, site: &Site) -> Server {
+        let server = site.start_as("gateway").await.ready().await;
+        // A restart comes back on the same ports.
+        self.configure(site, Some(&server));
+        server
+    }
+
     pub async fn worker(&self) -> (Site, Server) {
-        let site = self.site(None);
+        let site = self.site();
         let server = site.start_as("worker").await.ready().await;
         (site, server)
     }

@@ -1,5 +1,6 @@
 //! Real processes, real sockets, real files for the tests, and the ledger that proves that nothing was lost.
 
+pub mod broker;
 pub mod fleet;
 pub mod ledger;
 pub mod process;
@@ -7,6 +8,7 @@ pub mod proxy;
 pub mod receiver;
 pub mod servers;
 pub mod stack;
+pub mod volume;
 pub mod wire;
 
 use std::time::{Duration, Instant};
@@ -15,10 +17,15 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for a condition, and fails with what was waited for.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
+    within(PATIENCE, what, condition).await;
+}
+
+/// With another patience, for what the product itself looks at only now and then.
+pub async fn within<F: Future<Output = bool>>(patience: Duration, what: &str, mut condition: impl FnMut() -> F) {
     let started = Instant::now();
     while !condition().await {
-        assert!(started.elapsed() < PATIENCE, "still not after {PATIENCE:?}: {what}");
+        assert!(started.elapsed() < patience, "still not after {patience:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -1,6 +1,7 @@
 //! The real binary as a child process, to be asked, stopped and killed.
 
 use super::wire::{API_KEY, SECRET};
+use rusqlite::Connection;
 use rustix::process::{Pid, Signal};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,20 @@ impl Site {
 
     pub fn data_dir(&self) -> PathBuf {
         self.path("data")
+    }
+
+    /// A connection of the test's own to the store, or spool, that is there.
+    pub fn store(&self) -> Connection {
+        let connection = Connection::open(self.data_dir().join("streamgate.db")).unwrap();
+        connection.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        connection
+    }
+
+    /// A store whose disk does not answer: SQLite's write lock is held until this is dropped, so that no commit can go through.
+    pub fn hang_store(&self) -> Connection {
+        let connection = self.store();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        connection
     }
 
     pub fn config(&self) -> PathBuf {
@@ -87,6 +102,8 @@ pub fn bare_command(args: &[&str]) -> Command {
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub listen: SocketAddr,
+    /// Of a gateway, or of `up`.
+    pub ops: SocketAddr,
     pub gateway: String,
     pub store: String,
     pub worker: String,
@@ -96,8 +113,15 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Setup {
-        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        Setup { listen, gateway: String::new(), store: String::new(), worker: String::new(), rest: String::new() }
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Setup {
+            listen: any,
+            ops: any,
+            gateway: String::new(),
+            store: String::new(),
+            worker: String::new(),
+            rest: String::new(),
+        }
     }
 }
 
@@ -105,9 +129,10 @@ impl Setup {
     pub fn toml(&self, data_dir: &Path) -> String {
         format!(
             "[[apps]]\nname = \"chat\"\nkeys = [{{ api_key = \"{API_KEY}\", secrets = [\"{SECRET}\"] }}]\n\
-             [gateway]\nlisten = \"{}\"\nops_listen = \"127.0.0.1:0\"\n{}\n\
+             [gateway]\nlisten = \"{}\"\nops_listen = \"{}\"\n{}\n\
              [store]\ndata_dir = \"{}\"\n{}\n[worker]\nops_listen = \"127.0.0.1:0\"\n{}\n{}\n",
             self.listen,
+            self.ops,
             self.gateway,
             data_dir.display(),
             self.store,
@@ -195,11 +220,27 @@ impl Server {
         (status, told.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
 
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// The value of a metric, with its labels as Prometheus writes them; 0 where it does not stand yet.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.ops("/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Pushes that were answered so.
+    pub async fn pushes(&self, outcome: &str) -> f64 {
+        let labels = format!("app=\"chat\",kind=\"push\",outcome=\"{outcome}\"");
+        self.metric(&format!("streamgate_gateway_requests_total{{{labels}}}")).await
+    }
+
+    /// Of a gateway: whether it has its broker, and nothing in its spool.
+    pub async fn publishes(&self) -> bool {
+        self.metric("streamgate_gateway_broker_up").await == 1.0 && self.metric("streamgate_spool_events").await == 0.0
     }
 
     /// Bytes in memory, by the kernel.
@@ -218,4 +259,12 @@ pub fn memory(pid: u32, which: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with(which))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+/// Lets this process open so many files.
+pub fn raise_open_files(needed: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    assert!(limit.maximum.is_none_or(|most| most >= needed as u64), "this test needs `ulimit -Hn` of {needed}");
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
 }

@@ -37,6 +37,11 @@ enum Side {
 
 impl Proxy {
     pub async fn start(to: u16, seed: u64) -> Proxy {
+        Proxy::over(vec![to], seed).await
+    }
+
+    /// Each connection goes to the first of these ports that takes it.
+    pub async fn over(ports: Vec<u16>, seed: u64) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (weather, cuts) = (Arc::new(watch::channel(Weather::Fair).0), Arc::new(watch::channel(0).0));
@@ -45,7 +50,7 @@ impl Proxy {
             let mut random = Random(seed | 1);
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                let Ok(server) = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], to))).await else { continue };
+                let Some(server) = connect(&ports).await else { continue };
                 let mut cut = scissors.subscribe();
                 let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
                 let up = pass(from_client, to_server, sky.subscribe(), Side::Client, Random(random.next() | 1));
@@ -70,6 +75,15 @@ impl Proxy {
     pub fn cut(&self) {
         self.cuts.send_modify(|number| *number += 1);
     }
+}
+
+async fn connect(ports: &[u16]) -> Option<TcpStream> {
+    for port in ports {
+        if let Ok(server) = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], *port))).await {
+            return Some(server);
+        }
+    }
+    None
 }
 
 /// Returns when the connection is to end.

@@ -1,8 +1,10 @@
-//! Real backends for the tests: RabbitMQ and Redis on private ports of the loopback, one pair for a run, more for faults.
+//! Real backends for the tests: RabbitMQ (`broker`) and Redis on private ports of the loopback, one pair for a run, more for
+//! faults.
 //! A guard kills a server, and removes its files, when its owner drops it or when the test process ends in any way.
 
+use super::broker::Broker;
 use rustix::process::{Pid, Signal};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -27,13 +29,13 @@ pub fn free_port() -> u16 {
 
 /// A program in a process group of its own, which dies with this.
 #[derive(Debug)]
-struct Guard {
+pub(super) struct Guard {
     shell: Child,
 }
 
 impl Guard {
     /// The shell waits for its stdin to end, which nobody ever writes to, then kills the program's group.
-    fn start(command: &Command, files: &Path) -> Guard {
+    pub(super) fn start(command: &Command, files: &Path) -> Guard {
         let program: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
         let watch = r#"files=$1; shift; setsid "$@" </dev/null & cat; kill -s KILL -- -$!; wait; [ -e "$files/keep" ] || rm -rf "$files""#;
         let mut shell = Command::new("sh");
@@ -47,6 +49,15 @@ impl Guard {
         shell.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
         Guard { shell: shell.spawn().unwrap() }
     }
+
+    /// Runs a command when its owner drops it or when the test process ends, and removes the directory then.
+    pub(super) fn after(command: &Command, directory: &Path) -> Guard {
+        let program = std::iter::once(command.get_program()).chain(command.get_args());
+        let mut shell = Command::new("setsid");
+        shell.args(["sh", "-c", r#"cat; directory=$1; shift; "$@"; rmdir "$directory""#, "guard"]).arg(directory);
+        shell.args(program).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Guard { shell: shell.spawn().unwrap() }
+    }
 }
 
 impl Drop for Guard {
@@ -56,149 +67,14 @@ impl Drop for Guard {
     }
 }
 
-fn directory() -> PathBuf {
+/// Signals the server that keeps these files.
+pub(super) fn tell(files: &Path, signal: Signal) {
+    let pid = std::fs::read_to_string(files.join("pid")).unwrap();
+    rustix::process::kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), signal).unwrap();
+}
+
+pub(super) fn directory() -> PathBuf {
     tempfile::Builder::new().prefix("streamgate-test-").tempdir().unwrap().keep()
-}
-
-/// A RabbitMQ node.
-#[derive(Debug)]
-pub struct Broker {
-    pub port: u16,
-    management: u16,
-    files: PathBuf,
-    epmd: u16,
-    distribution: u16,
-    guard: Option<Guard>,
-}
-
-impl Broker {
-    pub async fn start() -> Broker {
-        Broker::with("").await
-    }
-
-    /// With further lines of configuration.
-    pub async fn with(more: &str) -> Broker {
-        let ports = [free_port(), free_port(), free_port(), free_port()];
-        let [port, management, epmd, distribution] = ports;
-        let mut broker = Broker { port, management, files: directory(), epmd, distribution, guard: None };
-        let files = &broker.files;
-        std::fs::write(files.join("plugins"), "[rabbitmq_management].").unwrap();
-        let config = format!(
-            "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\nlog.console = true\n\
-             log.console.level = warning\nlog.file = false\ndisk_free_limit.absolute = 50MB\n{more}\n"
-        );
-        std::fs::write(files.join("rabbitmq.conf"), config).unwrap();
-        broker.restart().await;
-        broker
-    }
-
-    /// The package's own scripts: the wrapper in PATH becomes a user who may not read these files.
-    fn script(&self, name: &str) -> Command {
-        let packages = Path::new("/usr/lib/rabbitmq/lib");
-        let found = std::fs::read_dir(packages).unwrap().map(|entry| entry.unwrap().path().join("sbin").join(name));
-        let script = found.into_iter().find(|path| path.exists()).expect("rabbitmq-server is installed");
-        let mut command = Command::new("sh");
-        // An epmd of our own in the foreground: the one that Erlang would start outlives everything.
-        command.args(["-c", r#"epmd -address 127.0.0.1 -port "$ERL_EPMD_PORT" & exec "$0""#]).arg(script);
-        self.environment(&mut command);
-        command
-    }
-
-    fn environment(&self, command: &mut Command) {
-        let file = |name: &str| self.files.join(name);
-        command
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("HOME", &self.files)
-            .env("RABBITMQ_NODENAME", format!("test{}@localhost", self.port))
-            .env("RABBITMQ_NODE_PORT", self.port.to_string())
-            .env("RABBITMQ_DIST_PORT", self.distribution.to_string())
-            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_MNESIA_BASE", file("mnesia"))
-            .env("RABBITMQ_LOG_BASE", file("log"))
-            .env("RABBITMQ_PID_FILE", file("pid"))
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", file("plugins"))
-            .env("RABBITMQ_CONFIG_FILE", file("rabbitmq"))
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
-            .env("ERL_EPMD_PORT", self.epmd.to_string())
-            .env("ERL_EPMD_ADDRESS", "127.0.0.1");
-    }
-
-    /// Starts the node on the files that it has, after a kill.
-    pub async fn restart(&mut self) {
-        assert!(self.guard.is_none(), "it runs");
-        std::fs::write(self.files.join("keep"), "").unwrap();
-        self.guard = Some(Guard::start(&self.script("rabbitmq-server"), &self.files));
-        let (port, output) = (self.port, self.files.join("output"));
-        let what = format!("RabbitMQ starts; its output is in {}", output.display());
-        super::eventually(&what, || async { speaks(port, b"AMQP\x00\x00\x09\x01", b"\x01").await }).await;
-    }
-
-    /// SIGKILL to all of it; its files stay.
-    pub fn kill(&mut self) {
-        self.guard = None;
-    }
-
-    /// SIGSTOP or SIGCONT to the node.
-    pub fn signal(&self, signal: Signal) {
-        let pid = std::fs::read_to_string(self.files.join("pid")).unwrap();
-        rustix::process::kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), signal).unwrap();
-    }
-
-    pub fn url(&self) -> String {
-        self.url_of("guest", "guest", "%2f")
-    }
-
-    /// A connection of the test's own, with a channel.
-    pub async fn channel(&self) -> (lapin::Connection, lapin::Channel) {
-        let connected = lapin::Connection::connect(&self.url(), lapin::ConnectionProperties::default()).await.unwrap();
-        let channel = connected.create_channel().await.unwrap();
-        (connected, channel)
-    }
-
-    /// Messages that are ready in a queue.
-    pub async fn ready(&self, queue: &str) -> u32 {
-        let (_connection, channel) = self.channel().await;
-        let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
-        channel.queue_declare(queue.into(), options, lapin::types::FieldTable::default()).await.unwrap().message_count()
-    }
-
-    pub fn url_of(&self, user: &str, password: &str, vhost: &str) -> String {
-        format!("amqp://{user}:{password}@127.0.0.1:{}/{vhost}", self.port)
-    }
-
-    /// Runs `rabbitmqctl`.
-    pub async fn control(&self, args: &[&str]) {
-        let found = self.script("rabbitmqctl");
-        let script = found.get_args().last().unwrap().to_owned();
-        let mut command = Command::new(script);
-        self.environment(&mut command);
-        let told = tokio::process::Command::from(command).args(args).output().await.unwrap();
-        assert!(told.status.success(), "{told:?}");
-    }
-
-    /// Calls the management API as guest; the answer's body.
-    pub async fn manage(&self, method: &str, path: &str, body: &str) -> String {
-        let request = format!(
-            "{method} /api/{path} HTTP/1.1\r\nhost: x\r\nauthorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\nconnection: close\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let address = SocketAddr::from(([127, 0, 0, 1], self.management));
-        super::eventually("the management API answers", || async { TcpStream::connect(address).is_ok() }).await;
-        let told = super::wire::read_to_end(super::wire::raw(address, request.as_bytes()).await).await;
-        let (head, body) = told.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 2"), "{method} {path}: {told}");
-        body.to_owned()
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        // The guard removes the files, or, where it is gone, nobody else would.
-        drop(std::fs::remove_file(self.files.join("keep")));
-        self.guard = None;
-        drop(std::fs::remove_dir_all(&self.files));
-    }
 }
 
 /// A Redis server that keeps nothing on disk.
@@ -265,8 +141,7 @@ impl RedisServer {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = std::fs::read_to_string(self.files.join("pid")).unwrap();
-        rustix::process::kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), signal).unwrap();
+        tell(&self.files, signal);
     }
 
     pub fn url(&self) -> String {
@@ -293,7 +168,7 @@ impl Drop for RedisServer {
 }
 
 /// Whether a server answers these bytes with bytes that begin so.
-async fn speaks(port: u16, say: &[u8], expect: &[u8]) -> bool {
+pub(super) async fn speaks(port: u16, say: &[u8], expect: &[u8]) -> bool {
     let talk = async {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
         stream.write_all(say).await.ok()?;

@@ -1,18 +1,9 @@
-//! A store whose disk does not answer: another connection holds SQLite's write lock, so that no commit can go through.
+//! A store whose disk does not answer.
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
 use crate::harness::receiver::Receiver;
 use crate::harness::wire::{Webhook, send};
-use rusqlite::Connection;
-
-/// Holds the write lock until it is dropped.
-fn hang(site: &Site) -> Connection {
-    let connection = Connection::open(site.data_dir().join("streamgate.db")).unwrap();
-    connection.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
-    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
-    connection
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_hangs_is_503_within_the_deadline() {
@@ -21,7 +12,7 @@ async fn a_store_that_hangs_is_503_within_the_deadline() {
     site.configure(&Setup { gateway, ..Setup::default() });
     let server = site.start().await;
     let webhook = Webhook::fresh();
-    let lock = hang(&site);
+    let lock = site.hang_store();
     let answer = send(server.public, &webhook).await.unwrap();
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "deadline_exceeded"));
     assert_eq!(answer.headers["retry-after"], "1");
@@ -46,7 +37,7 @@ async fn a_settlement_is_tried_until_it_stands() {
     let server = site.start().await;
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
     eventually("the handler runs", || async { server.metric("streamgate_worker_in_flight").await == 1.0 }).await;
-    let lock = hang(&site);
+    let lock = site.hang_store();
     gate.open();
     eventually("the settlement fails", || async { site.log().contains("cannot record a settlement") }).await;
     drop(lock);

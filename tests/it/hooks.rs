@@ -361,7 +361,10 @@ async fn unsigned_hooks_are_refused<S: Stack>() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hook_whose_body_comes_during_the_drain_is_answered() {
     let (site, (hooks, _)) = (Site::new(), counting());
-    let stack: stack::Embedded = start(&site, "", hooks).await;
+    let gateway = "drain_timeout = \"3s\"\nanswer_deadline = \"5900ms\"\nbody_timeout = \"10s\"".into();
+    let rest = "[hooks.before_message_send]\ndeadline = \"5s\"".into();
+    let setup = Setup { gateway, rest, ..Setup::default() };
+    let stack = stack::Embedded::with_hooks(&site, &setup, Script::willing().router, hooks).await;
     let raw = Webhook::moderation(r#"{"text":"x"}"#).raw();
     let (first, rest) = raw.split_at(raw.len() - 5);
     let mut stream = crate::harness::wire::raw(stack.public(), first).await;

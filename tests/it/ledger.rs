@@ -4,8 +4,12 @@
 use crate::harness::eventually;
 use crate::harness::ledger::Load;
 use crate::harness::process::{Setup, Site};
-use crate::harness::receiver::{Receiver, reply};
+use crate::harness::receiver::{Gate, Receiver, reply};
+use crate::harness::wire::{Webhook, send};
+use rustix::process::{Pid, Signal, kill_process};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Kills in a run; `tests/run --soak` sets more.
 fn kills() -> usize {
@@ -80,5 +84,58 @@ async fn a_drain_in_traffic_loses_nothing_and_refuses_nothing() {
     let ledger = load.stop().await;
     assert_eq!(ledger.prove(&service).await, 0, "a drain settles what it delivered");
     assert!(!site.log().contains("drain timeout"), "{}", site.log());
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_kills_the_process_ends_in_the_dead_letters_and_alone() {
+    let (site, gate) = (Site::new(), Gate::default());
+    let (tell, told) = std::sync::mpsc::channel::<u32>();
+    let (told, open, deaths) = (Mutex::new(told), gate.clone(), Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&deaths);
+    let service = Receiver::start(move |one| {
+        if one.header("x-webhook-id") == "poison" {
+            kill_process(Pid::from_raw(told.lock().unwrap().recv().unwrap() as i32).unwrap(), Signal::KILL).unwrap();
+            counted.fetch_add(1, Ordering::Relaxed);
+        } else {
+            // In hand when the process dies, until then.
+            open.wait();
+        }
+        reply(200, &[])
+    })
+    .await;
+    site.configure(&Setup { rest: service.route(), ..Setup::default() });
+    let mut server = site.start().await;
+    for id in ["before", "poison", "after"] {
+        assert_eq!(send(server.public, &Webhook::push(id, "{}")).await.unwrap().outcome(), "enqueued");
+    }
+    loop {
+        let lives = deaths.load(Ordering::Relaxed) + 1;
+        tell.send(server.pid()).unwrap();
+        let letters = async || {
+            let listed = site.run(&["dead", "list", "--json"]).await;
+            serde_json::from_slice::<serde_json::Value>(&listed.stdout).unwrap().as_array().unwrap().len()
+        };
+        let (mut given_up, began) = (false, Instant::now());
+        while !given_up && !server.has_ended() {
+            assert!(began.elapsed() < Duration::from_secs(60), "neither handed out again nor given up");
+            given_up = letters().await == 1;
+        }
+        if given_up {
+            break;
+        }
+        assert!(!server.wait().await.success());
+        assert!(lives < 20, "a crash loop");
+        if lives == 6 {
+            gate.open();
+        }
+        server = site.start().await;
+    }
+    eventually("the other one is handled", || async { service.ids().contains("after") }).await;
+    assert_eq!(deaths.load(Ordering::Relaxed), 10, "each time that it was handed out");
+    let listed = site.run(&["dead", "list", "--json"]).await;
+    let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(letters.as_array().unwrap().len(), 1, "{letters}");
+    assert_eq!((letters[0]["id"].as_str(), letters[0]["reason"].as_str()), (Some("poison"), Some("poison")));
     assert!(server.terminate().await.success());
 }

@@ -1,15 +1,22 @@
 //! Memory is bounded by configuration, whatever a peer does.
 
 use crate::harness::eventually;
-use crate::harness::process::{Setup, Site};
+use crate::harness::process::{Setup, Site, raise_open_files};
+use crate::harness::proxy::{Proxy, Weather};
 use crate::harness::receiver::Receiver;
+use crate::harness::servers::Backends;
 use crate::harness::wire::{Webhook, raw, send, status};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
 
 const MIB: usize = 1 << 20;
 /// What the process may hold beside `memory_budget`: code, stacks, connections, SQLite's caches, and the allocator's slack.
 const CONSTANT: u64 = 128 << 20;
+/// What an idle connection may cost beside that.
+const CONNECTION: u64 = 32 << 10;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bombs_and_maximal_bodies_stay_within_the_budget() {
@@ -43,6 +50,61 @@ async fn bombs_and_maximal_bodies_stay_within_the_budget() {
     assert!(statuses.contains(&503), "some found no room: {statuses:?}");
     drop(held);
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200, "it goes on");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_whose_broker_never_confirms_and_whose_disk_hangs_stays_within_the_budget() {
+    const CROWD: usize = 10_000;
+    raise_open_files(CROWD + 2_000);
+    let backends = Backends::shared().await;
+    let proxy = Proxy::start(backends.broker.port, 1).await;
+    let site = Site::new();
+    let (direct, proxied) = (format!(":{}/%2f", backends.broker.port), format!(":{}/%2f?heartbeat=0", proxy.port));
+    let gateway = format!("memory_budget = \"64MiB\"\nmax_body = \"4MiB\"\nmax_connections = {}", CROWD + 500);
+    let rest = backends.tables(&site.name()).replace(&direct, &proxied);
+    site.configure(&Setup { gateway, rest, ..Setup::default() });
+    let server = site.start_as("gateway").await.ready().await;
+    // RabbitMQ takes whatever comes, and none of its confirms arrives; nor does any commit end.
+    proxy.turn(Weather::Deaf);
+    let lock = site.hang_store();
+    let mut crowd = Vec::with_capacity(CROWD);
+    for _ in 0..CROWD {
+        crowd.push(TcpStream::connect(server.public).await.unwrap());
+    }
+    // Readers that ask on and on and never look at an answer: what they ask is small, and refused at once.
+    let many = Webhook::push("slow", "{}").without("x-api-key").raw().repeat(2_000);
+    let asking: Vec<_> = (0..100)
+        .map(|_| {
+            let (many, to) = (many.clone(), server.public);
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let mut stream = TcpStream::connect(to).await.unwrap();
+                drop(stream.write_all(&many).await);
+                std::future::pending::<()>().await;
+            }))
+        })
+        .collect();
+    let mut refused = 0;
+    for round in 0..4 {
+        let wide = |n| Webhook::push(&format!("wide-{round}-{n}"), Bytes::from(vec![b'x'; 4 * MIB]));
+        for answer in join_all((0..100).map(|n| async move { send(server.public, &wide(n)).await })).await {
+            // One that is refused before its body is read may be cut while it sends.
+            refused += u32::from(answer.is_ok_and(|answer| answer.status == 503));
+        }
+    }
+    assert!(refused > 50, "{refused}: nothing could be made durable");
+    let peak = server.peak_resident_bytes();
+    assert!(server.metric("streamgate_gateway_connections").await >= CROWD as f64);
+    let allowed = 64 * MIB as u64 + CONSTANT + CROWD as u64 * CONNECTION;
+    println!("{} MiB at the most, of {} allowed; {refused} answered 503", peak >> 20, allowed >> 20);
+    assert!(peak < allowed, "{} MiB", peak >> 20);
+    drop((asking, crowd, lock));
+    proxy.cut();
+    proxy.turn(Weather::Fair);
+    eventually("it goes on", || async {
+        send(server.public, &Webhook::fresh()).await.is_ok_and(|answer| answer.outcome() == "enqueued")
+    })
+    .await;
     assert!(server.terminate().await.success());
 }
 

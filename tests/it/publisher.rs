@@ -1,8 +1,9 @@
 //! The publisher against the library's defects: confirms that cross over, waits that are given up, brokers that hang.
 
+use crate::harness::broker::Broker;
 use crate::harness::eventually;
 use crate::harness::process::Site;
-use crate::harness::servers::{Backends, Broker};
+use crate::harness::servers::Backends;
 use crate::harness::wire::envelope;
 use bytes::Bytes;
 use futures_util::StreamExt;

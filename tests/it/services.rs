@@ -3,12 +3,16 @@
 use crate::harness::eventually;
 use crate::harness::fleet::Fleet;
 use crate::harness::ledger::Load;
-use crate::harness::receiver::{Receiver, reply};
-use crate::harness::servers::Backends;
-use crate::harness::wire::{Webhook, send};
+use crate::harness::process::{Server, Site};
+use crate::harness::receiver::{Received, Receiver, reply};
+use crate::harness::servers::{Backends, free_port};
+use crate::harness::wire::{Webhook, raw, send, status};
+use futures_util::future::join_all;
 use rustix::process::Signal;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_gateways_and_two_workers_handle_each_event_once() {
@@ -56,6 +60,73 @@ async fn a_rolling_restart_loses_nothing_refuses_nothing_and_repeats_nothing() {
     let ledger = load.stop().await;
     assert_eq!(ledger.prove(&service).await, 0, "handled twice");
     assert_eq!(ledger.refused.load(Ordering::Relaxed), 0);
+}
+
+/// HAProxy before these gateways, passing TCP on: it cannot repeat a request. Where it listens.
+async fn balancer(site: &Site, gateways: &[(Site, Server)]) -> (SocketAddr, tokio::process::Child) {
+    let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let mut config = format!(
+        "global\n  log stderr format raw local0\ndefaults\n  log global\n  mode tcp\n  timeout connect 2s\n  timeout client 60s\n  \
+         timeout server 60s\n  option redispatch\n  retries 3\nlisten gateways\n  bind {listen}\n  balance roundrobin\n  \
+         option httpchk GET /readyz\n  default-server check inter 200ms fall 1 rise 1\n"
+    );
+    for (number, (_, gateway)) in gateways.iter().enumerate() {
+        let (public, ops) = (gateway.public, gateway.ops.port());
+        config += &format!("  server gateway{number} {public} port {ops}\n");
+    }
+    let file = site.write("haproxy.cfg", config);
+    let log = std::fs::File::create(site.path("haproxy.log")).unwrap();
+    let mut command = tokio::process::Command::new("haproxy");
+    command.env("PATH", format!("/usr/sbin:{}", std::env::var("PATH").unwrap()));
+    command.args(["-db", "-f", file.to_str().unwrap()]).stderr(log).kill_on_drop(true);
+    let child = command.spawn().unwrap();
+    eventually("HAProxy passes events on", || async {
+        send(listen, &Webhook::fresh()).await.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+    (listen, child)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_tcp_balancer_no_request_fails_while_gateways_are_restarted_with_and_without_rabbitmq() {
+    let (mut backends, service) = (Backends::start().await, Receiver::willing().await);
+    let fleet = Fleet::new(&backends, &service);
+    let mut gateways = vec![fleet.gateway().await, fleet.gateway().await];
+    let _worker = fleet.worker().await;
+    let site = Site::new();
+    let (listen, _balancer) = balancer(&site, &gateways).await;
+    let load = Load::paced(vec![listen], 10, None, Duration::from_millis(40));
+    for round in 0..4 {
+        if round == 2 {
+            // From here on events wait in the spools, and so they do over a restart.
+            backends.broker.kill();
+        }
+        let before = load.ledger.accepted();
+        eventually("traffic flows", || async { load.ledger.accepted() >= before + 300 }).await;
+        // Kept alive, so that the drain takes its time, in which others come.
+        let kept = join_all((0..6).map(|_| async {
+            let mut stream = raw(listen, &Webhook::fresh().raw()).await;
+            assert_eq!(status(&mut stream).await, 200);
+            stream
+        }))
+        .await;
+        let (place, server) = gateways.remove(0);
+        assert!(server.terminate().await.success(), "{}", place.log());
+        drop(kept);
+        let server = place.start_as("gateway").await;
+        gateways.push((place, server));
+        let (_, server) = &gateways[1];
+        eventually("it takes part again", || async {
+            server.metric("streamgate_gateway_ack_seconds_count{kind=\"push\"}").await >= 20.0
+        })
+        .await;
+    }
+    backends.broker.restart().await;
+    let ledger = load.stop().await;
+    ledger.prove(&service).await;
+    let (requests, failed) = (ledger.requests.load(Ordering::Relaxed), ledger.failed.load(Ordering::Relaxed));
+    println!("{requests} requests by way of HAProxy, {failed} failed, {} events accepted", ledger.accepted());
+    assert_eq!(failed, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +195,7 @@ async fn a_gateway_without_backends_runs_says_so_and_recovers() {
     let fleet = Fleet::new(&backends, &service);
     backends.broker.kill();
     backends.redis.kill();
-    let (gateway_site, worker_site) = (fleet.site(None), fleet.site(None));
+    let (gateway_site, worker_site) = (fleet.site(), fleet.site());
     let gateway = gateway_site.start_as("gateway").await;
     let worker = worker_site.start_as("worker").await;
     eventually("the worker says why it is not ready", || async {
@@ -175,12 +246,20 @@ async fn a_repeat_at_another_gateway_is_known_there() {
     assert_eq!(service.received().len(), 1);
 }
 
+/// Fails at its first attempt.
+const STUBBORN: &str = "stubborn";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_go_on_while_a_memory_alarm_blocks_publishing() {
     let mut backends = Backends::start().await;
     let failing = Arc::new(AtomicBool::new(false));
     let still = Arc::clone(&failing);
-    let service = Receiver::start(move |_| reply(if still.load(Ordering::Relaxed) { 503 } else { 200 }, &[])).await;
+    let fails = move |received: &Received| {
+        let first = received.header("x-streamgate-attempt") == "1";
+        let fails = still.load(Ordering::Relaxed) || (first && received.header("x-webhook-id") == STUBBORN);
+        reply(if fails { 503 } else { 200 }, &[])
+    };
+    let service = Receiver::start(fails).await;
     let mut fleet = Fleet::new(&backends, &service);
     let (_site, gateway) = fleet.gateway().await;
     // Once everything is declared, a worker that may only verify: it must not publish where it consumes.
@@ -190,6 +269,8 @@ async fn deliveries_go_on_while_a_memory_alarm_blocks_publishing() {
     for webhook in &before {
         assert_eq!(send(gateway.public, webhook).await.unwrap().outcome(), "enqueued");
     }
+    let stubborn = send(gateway.public, &Webhook::push(STUBBORN, "{}")).await.unwrap();
+    assert_eq!(stubborn.outcome(), "enqueued");
     backends.broker.control(&["set_vm_memory_high_watermark", "0.000001"]).await;
     eventually("events go to the spool", || async {
         let answer = send(gateway.public, &Webhook::fresh()).await.unwrap();
@@ -199,8 +280,11 @@ async fn deliveries_go_on_while_a_memory_alarm_blocks_publishing() {
     .await;
     let (_worker_site, worker) = fleet.worker().await;
     eventually("they are handled", || async { before.iter().all(|one| service.ids().contains(one.id())) }).await;
+    let settling = || worker.metric("streamgate_worker_settling");
+    eventually("a retry is held", || async { settling().await == 1.0 }).await;
     failing.store(true, Ordering::Relaxed);
     backends.broker.control(&["set_vm_memory_high_watermark", "0.4"]).await;
+    eventually("and goes out", || async { settling().await == 0.0 }).await;
     let gateway = gateway.ready().await;
     let webhook = Webhook::fresh();
     assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
@@ -210,7 +294,7 @@ async fn deliveries_go_on_while_a_memory_alarm_blocks_publishing() {
     .await;
     failing.store(false, Ordering::Relaxed);
     eventually("and handled in the end", || async {
-        worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await >= 4.0
+        worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await >= 5.0
     })
     .await;
     backends.broker.kill();

@@ -1,9 +1,10 @@
 //! The spool: while RabbitMQ takes nothing, events are taken all the same, and go on to it when it does.
 
+use crate::harness::broker::Broker;
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::Receiver;
-use crate::harness::servers::{Backends, Broker, RedisServer};
+use crate::harness::servers::{Backends, RedisServer};
 use crate::harness::wire::{Webhook, send, until_refused};
 use rustix::process::Signal;
 use std::collections::HashSet;
@@ -156,8 +157,7 @@ async fn a_broker_that_hangs_makes_nobody_wait_and_its_late_confirms_repeat_noth
 
 /// How many wait, once the gauge has followed.
 async fn waits_settled(gateway: &Server) -> u32 {
-    let label = "streamgate_gateway_requests_total{app=\"chat\",kind=\"push\",outcome=\"spooled\"}";
-    let taken = gateway.metric(label).await as u32;
+    let taken = gateway.pushes("spooled").await as u32;
     eventually("the gauge follows", || async { waits(gateway).await == taken }).await;
     taken
 }
@@ -228,4 +228,35 @@ async fn a_damaged_spool_is_set_aside_loudly_and_the_gateway_starts() {
     assert_eq!(String::from_utf8_lossy(&drained.stdout), "1 events handed over to RabbitMQ, 0 left\n");
     assert_eq!(drained.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&drained.stderr).contains("set aside as damaged"), "{drained:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_rabbitmq_never_takes_keeps_no_other_waiting() {
+    let (mut broker, redis) = tokio::join!(Broker::with("max_message_size = 100000"), RedisServer::start());
+    broker.kill();
+    let mut backends = Backends { broker, redis };
+    let (site, events) = site(&backends, "", "");
+    let gateway = site.start_as("gateway").await;
+    // At the head and in the middle.
+    for part in 0..2 {
+        let wide = Webhook::push(&format!("wide-{part}"), "x".repeat(200_000));
+        assert_eq!(send(gateway.public, &wide).await.unwrap().outcome(), "spooled");
+        spooled(&gateway, 90).await;
+    }
+    backends.broker.restart().await;
+    eventually("the others are handed over", || async { waits(&gateway).await == 2 }).await;
+    assert!(backends.broker.ready(&events).await >= 180);
+    // That others are taken is the proof.
+    eventually("both are held", || async {
+        assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().status.as_u16(), 200);
+        gateway.metric("streamgate_spool_held_events").await == 2.0
+    })
+    .await;
+    assert!(site.log().contains("the queue takes other events and not this one"), "{}", site.log());
+    eventually("live events go to RabbitMQ", || async {
+        send(gateway.public, &Webhook::fresh()).await.unwrap().outcome() == "enqueued"
+    })
+    .await;
+    assert!(gateway.terminate().await.success());
+    assert!(site.log().contains("events are left in the spool"), "{}", site.log());
 }

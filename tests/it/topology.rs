@@ -1,9 +1,10 @@
 //! Exchanges and queues: what is wrong with them is told by name, and nothing is answered 200 on a broken one.
 
+use crate::harness::broker::Broker;
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::{Receiver, reply};
-use crate::harness::servers::{Backends, Broker, certificates, free_port};
+use crate::harness::servers::{Backends, certificates, free_port};
 use crate::harness::wire::{Webhook, send};
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
