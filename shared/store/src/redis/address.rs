@@ -3,10 +3,11 @@
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
+use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, Pipeline, RedisError, RedisFuture, RedisResult,
-    TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisError, RedisFuture,
+    RedisResult, TlsCertificates, TlsMode, Value,
 };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -84,10 +85,14 @@ impl Address {
         let target = match topology {
             "sentinel" => Target::Sentinel(tokio::sync::Mutex::new(sentinel(&parts, certificates)?)),
             "cluster" => Target::Cluster(cluster(&parts, certificates)?),
-            _ => Target::Single(match certificates {
-                Some(certificates) => Client::build_with_tls(url, certificates).map_err(malformed)?,
-                None => Client::open(url).map_err(malformed)?,
-            }),
+            _ => {
+                let server = url.into_connection_info().map_err(malformed)?.set_tcp_settings(at_once());
+                let client = match certificates {
+                    Some(certificates) => Client::build_with_tls(server, certificates),
+                    None => Client::open(server),
+                };
+                Target::Single(client.map_err(malformed)?)
+            }
         };
         Ok(Address { shown: hosts.to_owned(), target })
     }
@@ -106,6 +111,12 @@ impl Address {
             Target::Cluster(client) => client.get_async_connection().await.map(Connection::Cluster),
         }
     }
+}
+
+/// Every command goes out at once. Callers share a connection, and the library leaves it to the kernel to hold a small packet
+/// back until the one before it is acknowledged: until the answer to somebody else's command.
+fn at_once() -> TcpSettings {
+    TcpSettings::default().set_nodelay(true)
 }
 
 fn malformed(error: RedisError) -> AddressError {
@@ -142,7 +153,7 @@ fn sentinel(parts: &Parts<'_>, certificates: Option<TlsCertificates>) -> Result<
     let url = parts.url(&format!("master:{PORT}"), database);
     let known = Client::open(url.as_str()).map_err(malformed)?;
     let login = known.get_connection_info().redis_settings();
-    builder = builder.set_client_to_redis_db(login.db());
+    builder = builder.set_client_to_redis_db(login.db()).set_client_to_redis_tcp_settings(at_once());
     if let Some(user) = login.username() {
         builder = builder.set_client_to_redis_username(user);
     }
@@ -166,7 +177,7 @@ fn cluster(
 ) -> Result<redis::cluster::ClusterClient, AddressError> {
     let mut builder = ClusterClientBuilder::new(parts.hosts.iter().map(|host| parts.url(host, "")));
     // One repeat: to follow a slot that moved. Whatever takes longer goes on without.
-    builder = builder.retries(1);
+    builder = builder.retries(1).tcp_settings(at_once());
     if let Some(certificates) = certificates {
         builder = builder.certs(certificates);
     }
