@@ -6,7 +6,7 @@ use super::headers::{self, REPLY_TO};
 use super::link::{Link, PATIENCE, Session};
 use super::topology::Topology;
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
@@ -104,15 +104,19 @@ impl Ask for Caller {
         let (tell, told) = oneshot::channel();
         self.waiting.lock().insert(number, tell);
         let _place = Place { waiting: &self.waiting, number };
-        let asked = async {
-            let options = BasicPublishOptions::default();
-            let published =
-                channel.basic_publish("".into(), self.queue.as_str().into(), options, &call.body, properties);
-            published.await.map_err(|_| Reason::StoreUnavailable)?;
+        let options = BasicPublishOptions::default();
+        let published = channel.basic_publish("".into(), self.queue.as_str().into(), options, &call.body, properties);
+        // It is on its way with the first poll. To wait until it is written would wake this task once more while the answer is
+        // being made; whether it could be written shows in whether there is one.
+        if let Some(Err(_)) = published.now_or_never() {
+            return Err(Reason::StoreUnavailable);
+        }
+        match tokio::time::timeout(within, told).await {
+            Ok(Ok(told)) => told,
             // Dropped when the session ended.
-            told.await.map_err(|_| Reason::StoreUnavailable)?
-        };
-        tokio::time::timeout(within, asked).await.unwrap_or(Err(Reason::HookTimeout))
+            Ok(Err(_)) => Err(Reason::StoreUnavailable),
+            Err(_) => Err(Reason::HookTimeout),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use super::headers;
 use super::link::{Link, PATIENCE, Session};
 use super::topology::Topology;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::message::Delivery as Raw;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions};
@@ -98,8 +99,11 @@ impl CallQueue {
         let properties: BasicProperties = headers::answer(correlation, reason);
         let options = BasicPublishOptions::default();
         // A caller that is gone costs nothing: the broker drops what is for it.
-        let told = channel.basic_publish("".into(), reply_to, options, &body, properties).await;
-        told.map(drop).map_err(|error| StoreError::Unavailable(error.to_string()))
+        let published = channel.basic_publish("".into(), reply_to, options, &body, properties);
+        match published.now_or_never() {
+            Some(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+            Some(Ok(_)) | None => Ok(()),
+        }
     }
 
     /// The channel for answers of the open session. It is not in confirm mode, so tasks may share it.
