@@ -143,11 +143,20 @@ impl std::fmt::Display for Figure {
     }
 }
 
+/// Between two of a sender's calls.
+const BEAT: Duration = Duration::from_millis(1000 * SENDERS as u64 / RATE as u64);
+
 /// When each of a sender's calls is due.
 fn schedule(sender: u32, length: Duration) -> impl Iterator<Item = Instant> {
-    let (started, pace) = (Instant::now(), Duration::from_secs(1) * SENDERS / RATE);
-    let first = started + pace * sender / SENDERS;
-    (0..).map(move |number| first + pace * number).take_while(move |due| *due < started + length)
+    let started = Instant::now();
+    let first = started + BEAT * sender / SENDERS;
+    (0..).map(move |number| first + BEAT * number).take_while(move |due| *due < started + length)
+}
+
+/// Pushes keep the rate of the calls and not their beat: on the beat each would meet a call at the same point of its way, and a
+/// bare call, which skips the beginning of that way, at another.
+fn within_a_beat() -> Duration {
+    BEAT.mul_f64(getrandom::u32().unwrap() as f64 / u32::MAX as f64)
 }
 
 /// Hooks by the gateway; from the request's first byte to the answer's last.
@@ -177,8 +186,8 @@ async fn hooked(to: SocketAddr, length: Duration) -> Figure {
 async fn pushes(to: SocketAddr, length: Duration) {
     let send = |sender| async move {
         let mut stream = connected(to).await;
-        for due in schedule(sender, length) {
-            tokio::time::sleep_until(due.into()).await;
+        for beat in schedule(sender, length) {
+            tokio::time::sleep_until((beat + within_a_beat()).into()).await;
             let body = format!("{{\"type\":\"message.new\",\"message\":{}}}", message());
             let request = Webhook::push(&format!("push-{}", harness::unique()), body).raw();
             assert!(exchange(&mut stream, &request).await.starts_with("HTTP/1.1 200"));
