@@ -3,6 +3,7 @@
 use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
+use crate::pool::on_the_pool;
 use crate::wiring::{self, Backends, WorkerStores};
 use crate::{limits, output};
 use anyhow::Context;
@@ -52,7 +53,7 @@ pub async fn start(loaded: Loaded, code: Code) -> anyhow::Result<ExitCode> {
         .line("routes", router.names().join(", "))
         .into_text();
     let back = Back { loaded, router, hooks, ops_listener, metrics: Metrics::new() };
-    run(back, shutdown.clone(), || output::line(&greeting)).await?;
+    on_the_pool(run(back, shutdown.clone(), move || output::line(&greeting))).await?;
     Ok(shutdown.code())
 }
 
