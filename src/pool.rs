@@ -21,6 +21,7 @@ pub(crate) async fn on_the_pool<T: Send + 'static>(service: impl Future<Output =
 mod tests {
     use super::*;
     use std::thread;
+    use std::time::Duration;
     use tokio::sync::oneshot;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -38,7 +39,8 @@ mod tests {
         }));
         assert!(futures_util::poll!(&mut service).is_pending());
         drop(service);
-        assert!(ended.await.is_err());
+        let ended = tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it ends");
+        assert!(ended.is_err());
     }
 
     #[tokio::test(flavor = "multi_thread")]
