@@ -320,8 +320,7 @@ async fn work(config: &str) {
     let hooks = Hooks { before_message_send: Some(Arc::new(Echo)), ..Hooks::default() };
     let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let back = worker::Back { loaded, router, hooks, ops_listener, metrics: Metrics::new() };
-    // A task, as the commands run it.
-    tokio::spawn(worker::run(back, Shutdown::new(), || Ok(()))).await.unwrap().unwrap();
+    worker::run(back, Shutdown::new(), || Ok(())).await.unwrap();
 }
 
 struct Echo;

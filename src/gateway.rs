@@ -3,7 +3,6 @@
 use crate::cli::Global;
 use crate::exit::BadUsage;
 use crate::greeting::{self, Greeting};
-use crate::pool::on_the_pool;
 use crate::reload::Reload;
 use crate::wiring::{Backends, GatewayStores};
 use crate::{limits, output, wiring};
@@ -63,7 +62,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
         .try_it(&loaded, false, &base)?
         .into_text();
     let front = Front { loaded, listener, ops_listener, source, reload, metrics: Metrics::new() };
-    on_the_pool(run(front, shutdown.clone(), move || output::line(&greeting))).await?;
+    run(front, shutdown.clone(), || output::line(&greeting)).await?;
     Ok(shutdown.code())
 }
 

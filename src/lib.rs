@@ -14,7 +14,6 @@ pub mod gateway;
 pub mod greeting;
 pub mod limits;
 pub mod output;
-mod pool;
 pub mod reload;
 pub mod send;
 pub mod up;

@@ -3,7 +3,6 @@
 use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
-use crate::pool::on_the_pool;
 use crate::reload::Reload;
 use crate::{dev, limits, output, wiring};
 use anyhow::Context;
@@ -77,7 +76,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
     let hooks = wiring::hooks(&config, code.hooks)?;
     let metrics = Metrics::new();
     let up = Up { config, router, hooks, listener, ops_listener, source, reload, metrics };
-    on_the_pool(run(up, as_loaded, shutdown.clone(), move || output::line(&greeting))).await?;
+    run(up, as_loaded, shutdown.clone(), || output::line(&greeting)).await?;
     Ok(shutdown.code())
 }
 

@@ -3,7 +3,6 @@
 use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
-use crate::pool::on_the_pool;
 use crate::wiring::{self, Backends, WorkerStores};
 use crate::{limits, output};
 use anyhow::Context;
@@ -53,7 +52,7 @@ pub async fn start(loaded: Loaded, code: Code) -> anyhow::Result<ExitCode> {
         .line("routes", router.names().join(", "))
         .into_text();
     let back = Back { loaded, router, hooks, ops_listener, metrics: Metrics::new() };
-    on_the_pool(run(back, shutdown.clone(), move || output::line(&greeting))).await?;
+    run(back, shutdown.clone(), || output::line(&greeting)).await?;
     Ok(shutdown.code())
 }
 
