@@ -5,6 +5,7 @@
 use super::broker::Broker;
 use rustix::process::{Pid, Signal};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -47,6 +48,8 @@ impl Guard {
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(files.join("output")).unwrap();
         shell.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
+        // What ends all of the tests' group, as Ctrl-C does, must leave it to do its work.
+        shell.process_group(0);
         Guard { shell: shell.spawn().unwrap() }
     }
 
