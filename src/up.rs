@@ -99,7 +99,8 @@ pub async fn run(
     let intake = Arc::new(Intake::new(&config.gateway, apps, Arc::clone(&store), seen, hooked, Arc::clone(&metrics)));
     let answering = CallWorker::new(calls, hooks, wiring::call_policy(&config), Arc::clone(&metrics));
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
-    let worker = Worker::new(Arc::clone(&store), Arc::clone(&store), router, policy, Arc::clone(&metrics), seed);
+    let worker = Worker::new(Arc::clone(&store), Arc::clone(&store), router, policy, Arc::clone(&metrics), seed)
+        .context("cannot start the threads for handlers of events")?;
     let readiness = readiness(&store, &shutdown);
     let ops = ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone());
     let ops = AbortOnDropHandle::new(tokio::spawn(ops));

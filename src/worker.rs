@@ -65,7 +65,8 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io
     let WorkerStores { consumer, claims, calls, redis } =
         WorkerStores::start(&config, backends, !hooks.is_empty(), &metrics);
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
-    let worker = Worker::new(Arc::clone(&consumer), claims, router, policy, Arc::clone(&metrics), seed);
+    let worker = Worker::new(Arc::clone(&consumer), claims, router, policy, Arc::clone(&metrics), seed)
+        .context("cannot start the threads for handlers of events")?;
     let source = Arc::clone(&consumer);
     let readiness =
         ops::unless_draining(&shutdown, move || source.ready().map(|()| None).map_err(|error| error.to_string()));

@@ -2,6 +2,7 @@
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
+use crate::harness::receiver::Gate;
 use crate::harness::stack::{self, Act, Script, Stack};
 use crate::harness::wire::{Answer, COMMANDS, MODERATION, Webhook, send};
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ behaviours! {
     the_first_answer_survives_a_restart
     the_signed_command_decides
     a_backlog_of_events_does_not_stand_in_the_way
+    event_handlers_that_block_their_threads_delay_no_hook_and_no_drain
     a_drain_answers_the_hooks_in_hand
     unsigned_hooks_are_refused
 }
@@ -320,6 +322,31 @@ async fn a_backlog_of_events_does_not_stand_in_the_way<S: Stack>() {
     }
     told.add_permits(50);
     stack.drain().await;
+}
+
+async fn event_handlers_that_block_their_threads_delay_no_hook_and_no_drain<S: Stack>() {
+    let (site, gate, blocked) = (Site::new(), Gate::default(), Arc::new(AtomicUsize::new(0)));
+    let (closed, counted) = (gate.clone(), Arc::clone(&blocked));
+    let script = Script::new(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        closed.wait();
+        Act::Succeed
+    });
+    let (hooks, _) = counting();
+    let setup = Setup { worker: "drain_timeout = \"200ms\"".into(), ..Setup::default() };
+    let stack = S::with_hooks(&site, &setup, script.router.clone(), hooks).await;
+    let threads = std::thread::available_parallelism().unwrap().get();
+    for _ in 0..4 * threads {
+        assert_eq!(send(stack.public(), &Webhook::fresh()).await.unwrap().status, 200);
+    }
+    eventually("every thread is blocked", || async { blocked.load(Ordering::SeqCst) == threads }).await;
+    for _ in 0..20 {
+        assert_eq!(ask(&stack, &Webhook::moderation(r#"{"text":"x"}"#)).await.outcome(), "answered");
+    }
+    assert_eq!(send(stack.public(), &Webhook::fresh()).await.unwrap().status, 200);
+    stack.drain().await;
+    assert_eq!(blocked.load(Ordering::SeqCst), threads, "the drain waited for none of them");
+    gate.open();
 }
 
 async fn a_drain_answers_the_hooks_in_hand<S: Stack>() {

@@ -10,6 +10,7 @@ mod hooks;
 mod observe;
 mod router;
 mod run;
+mod threads;
 
 pub use delivery::Policy;
 pub use forward::Forward;

@@ -2,6 +2,8 @@
 
 use crate::delivery::{Desk, Policy};
 use crate::router::Router;
+use crate::threads::Threads;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,16 +15,19 @@ use tokio_util::task::TaskTracker;
 
 /// Between tries to get a delivery while the store fails.
 const STORE_BACKOFF: Duration = Duration::from_secs(1);
+/// How long the cut waits for what is in hand: a handler that blocks its thread does not notice it.
+const CUT: Duration = Duration::from_secs(1);
 
 /// Consumes deliveries until it is told to drain.
 #[derive(Debug)]
 pub struct Worker<D, C> {
     desk: Arc<Desk<D, C>>,
+    threads: Threads,
     next_holder: AtomicU64,
 }
 
 impl<D: Deliveries, C: Claims> Worker<D, C> {
-    /// `holder_seed`: random, so that holders of claims differ between workers.
+    /// Starts the threads for handlers. `holder_seed`: random, so that holders of claims differ between workers.
     pub fn new(
         deliveries: Arc<D>,
         claims: Arc<C>,
@@ -30,9 +35,9 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         policy: Policy,
         metrics: Arc<Metrics>,
         holder_seed: u64,
-    ) -> Worker<D, C> {
+    ) -> io::Result<Worker<D, C>> {
         let desk = Desk { deliveries, claims, router, policy, metrics };
-        Worker { desk: Arc::new(desk), next_holder: AtomicU64::new(holder_seed) }
+        Ok(Worker { desk: Arc::new(desk), threads: Threads::start()?, next_holder: AtomicU64::new(holder_seed) })
     }
 
     /// Runs until the drain, and until what was in hand is settled or the drain's time is over.
@@ -44,10 +49,11 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
             let desk = Arc::clone(&self.desk);
             let holder = self.next_holder.fetch_add(1, Ordering::Relaxed);
             let cut = cut.clone();
-            tasks.spawn(async move {
+            let work = async move {
                 desk.work(delivery, holder, &cut).await;
                 drop(permit);
-            });
+            };
+            tasks.spawn_on(work, self.threads.handle());
         }
         tasks.close();
         let in_hand = tasks.len();
@@ -58,7 +64,9 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
                 "drain timeout: what is left is delivered again after the next start"
             );
             cut.cancel();
-            tasks.wait().await;
+            if tokio::time::timeout(CUT, tasks.wait()).await.is_err() {
+                tracing::warn!(left = tasks.len(), "handlers that block their threads are left behind");
+            }
         }
     }
 
