@@ -2,6 +2,7 @@
 
 use crate::activity::{Activity, Phase};
 use crate::receive::{AnswerBody, Arrival, Intake};
+use crate::repoll::Repoll;
 use crate::response;
 use crate::watched::Watched;
 use hyper::body::Incoming;
@@ -150,13 +151,16 @@ where
 /// Drives a connection until it ends by itself or by one of its timeouts.
 async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> Stop {
     let mut timer = pin!(tokio::time::sleep(ends.keep_alive));
-    let mut leaving = Leaving::No;
+    let (mut leaving, repoll) = (Leaving::No, Repoll::new());
     loop {
         let (stays, evicted) = (matches!(leaving, Leaving::No), matches!(leaving, Leaving::Evicted(_)));
         let now = std::time::Instant::now;
         tokio::select! {
             biased;
-            stop = poll_fn(|cx| step(connection.as_mut(), timer.as_mut(), activity, ends, leaving, cx)) => match stop {
+            stop = poll_fn(|cx| match repoll.poll(cx, |cx| connection.as_mut().poll(cx)) {
+                Poll::Ready(_) => Poll::Ready(Stop::Ended),
+                Poll::Pending => clock::<C>(timer.as_mut(), activity, ends, leaving, cx),
+            }) => match stop {
                 Stop::Tell => leaving = Leaving::Told(now()),
                 Stop::Ended | Stop::HeadTimeout(_) | Stop::Now => return stop,
             },
@@ -170,18 +174,14 @@ async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends
     }
 }
 
-/// Polls the connection, then the clock: which timeout runs depends on what the connection has just done.
-fn step<C: Graceful>(
-    connection: Pin<&mut C>,
+/// Polled after the connection: which timeout runs depends on what that has just done.
+fn clock<C: Graceful>(
     mut timer: Pin<&mut Sleep>,
     activity: &Activity,
     ends: &Ends,
     leaving: Leaving,
     cx: &mut Context<'_>,
 ) -> Poll<Stop> {
-    if connection.poll(cx).is_ready() {
-        return Poll::Ready(Stop::Ended);
-    }
     let (stop, deadline) = match (activity.poll_phase(cx), leaving) {
         (Phase::Busy, Leaving::Grace(_)) => return Poll::Ready(Stop::Tell),
         // Requests have deadlines of their own.

@@ -12,6 +12,7 @@ mod drain;
 mod hooks;
 mod intake;
 mod receive;
+mod repoll;
 mod response;
 mod route;
 mod spool;

@@ -3,13 +3,15 @@
 
 use super::endpoint::Endpoint;
 use super::headers::{self, REPLY_TO};
+use super::incoming;
 use super::link::{Link, PATIENCE, Session};
 use super::topology::Topology;
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
+use lapin::Channel;
+use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,6 +50,12 @@ struct Waiting(Mutex<HashMap<u64, Told>>);
 impl Waiting {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Told>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives an answer to who waits for it, and says whether anybody does.
+    fn hand_out(&self, answer: Delivery) -> bool {
+        let Some((number, answer)) = headers::read_answer(&answer.properties, answer.data) else { return false };
+        self.lock().remove(&number).is_some_and(|waits| waits.send(answer).is_ok())
     }
 }
 
@@ -170,26 +178,17 @@ impl Desk {
             Ok(Err(error)) => return error.to_string(),
             Err(_) => return format!("no consumer of answers within {PATIENCE:?}"),
         };
+        let (waiting, on_late) = (Arc::clone(&self.waiting), Arc::clone(&self.on_late));
+        let ended = incoming::each(&answers, move |answer| {
+            if !waiting.hand_out(answer) {
+                on_late();
+            }
+            std::future::ready(())
+        });
         tokio::select! {
-            why = self.hand_out(answers) => why,
+            why = ended => why,
             why = self.look(&asking, &looking) => why,
         }
-    }
-
-    /// Gives each answer to who waits for it.
-    async fn hand_out(&self, mut answers: Consumer) -> String {
-        while let Some(answer) = answers.next().await {
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(error) => return error.to_string(),
-            };
-            let read = headers::read_answer(&answer.properties, answer.data);
-            let told = read.and_then(|(number, answer)| Some((self.waiting.lock().remove(&number)?, answer)));
-            if told.is_none_or(|(waits, answer)| waits.send(answer).is_err()) {
-                (self.on_late)();
-            }
-        }
-        "the broker ended the consumer of answers".to_owned()
     }
 
     /// Looks up again and again whether somebody consumes calls.

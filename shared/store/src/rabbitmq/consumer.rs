@@ -2,11 +2,11 @@
 //! publish, confirm, then acknowledge.
 
 use super::headers::{self, Beside, Death};
+use super::incoming;
 use super::link::{Link, PATIENCE, Session, State};
 use super::publisher::{Message, Publisher};
 use super::topology::Topology;
 use bytes::Bytes;
-use futures_util::StreamExt;
 use lapin::message::Delivery as Raw;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
@@ -19,6 +19,7 @@ use streamgate_core::{
     envelope::Envelope,
     ports::{Deliveries, Delivery, Settlement, StoreError},
 };
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -276,7 +277,7 @@ pub(super) async fn feed(
         };
         match consume(&session, &queue, prefetch, &deliver, &stop).await {
             Ok(channel) => return Some(channel),
-            // The library logs nothing of it, and its stream just ends: without a new session nothing would come any more.
+            // Without a new session nothing would come any more.
             Err(why) => session.fail(why),
         }
         session.ended().await;
@@ -295,25 +296,27 @@ async fn consume(
     let told = |error: lapin::Error| error.to_string();
     channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(told)?;
     let options = BasicConsumeOptions::default();
-    let mut consumer =
+    let consumer =
         channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.map_err(told)?;
-    loop {
-        let next = tokio::select! {
-            next = consumer.next() => next,
-            () = session.ended() => return Err("ended".to_owned()),
-            () = stop.cancelled() => break,
-        };
-        let delivery = match next {
-            Some(Ok(delivery)) => delivery,
-            Some(Err(error)) => return Err(error.to_string()),
-            None => return Err(format!("the broker ended the consumer of {queue}: was the queue deleted?")),
-        };
+    let over = CancellationToken::new();
+    let _until_here = over.clone().drop_guard();
+    let deliver = deliver.clone();
+    let ended = incoming::each(&consumer, move |delivery| {
         // Full only after a reconnect, of what the old connection brought and nobody has thrown away yet.
-        tokio::select! {
-            sent = deliver.send(delivery) => if sent.is_err() { break },
-            () = session.ended() => return Err("ended".to_owned()),
-            () = stop.cancelled() => break,
+        let late = match deliver.try_send(delivery) {
+            Err(TrySendError::Full(delivery)) => Some((deliver.clone(), delivery, over.clone())),
+            Ok(()) | Err(TrySendError::Closed(_)) => None,
+        };
+        async {
+            if let Some((deliver, delivery, over)) = late {
+                drop(over.run_until_cancelled(deliver.send(delivery)).await);
+            }
         }
+    });
+    tokio::select! {
+        why = ended => return Err(why),
+        () = session.ended() => return Err("ended".to_owned()),
+        () = stop.cancelled() => {}
     }
     let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
     drop(tokio::time::timeout(PATIENCE, cancel).await);

@@ -6,6 +6,7 @@ mod calls;
 mod consumer;
 mod endpoint;
 mod headers;
+mod incoming;
 mod letters;
 mod link;
 mod publisher;

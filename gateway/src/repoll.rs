@@ -1,0 +1,127 @@
+//! What wakes itself while it is polled is polled again at once. To the runtime such a wake is a yield: the task goes to the
+//! end of the queue, and another thread is woken to look for it. hyper does that with each request that has a body.
+
+use futures_util::task::AtomicWaker;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+/// Polls in a row; then other tasks have their turn.
+const TURNS: usize = 4;
+
+/// It is being polled: a wake needs nobody else.
+const POLLING: u8 = 1;
+/// It was woken since the last poll began.
+const RUNG: u8 = 2;
+
+#[derive(Debug, Default)]
+struct Bell {
+    state: AtomicU8,
+    task: AtomicWaker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Always written, even if it was set: the poll that reads it sees what came before any wake.
+        if self.state.fetch_or(RUNG, Ordering::AcqRel) & POLLING == 0 {
+            self.task.wake();
+        }
+    }
+}
+
+/// Stands between a future and its task.
+#[derive(Debug)]
+pub(crate) struct Repoll {
+    bell: Arc<Bell>,
+    waker: Waker,
+}
+
+impl Repoll {
+    pub(crate) fn new() -> Repoll {
+        let bell = Arc::new(Bell::default());
+        Repoll { waker: Waker::from(Arc::clone(&bell)), bell }
+    }
+
+    pub(crate) fn poll<T>(&self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        let state = &self.bell.state;
+        self.bell.task.register(cx.waker());
+        for _ in 0..TURNS {
+            state.swap(POLLING, Ordering::AcqRel);
+            let polled = poll(&mut Context::from_waker(&self.waker));
+            let woken = state.fetch_and(!POLLING, Ordering::AcqRel) & RUNG != 0;
+            if polled.is_ready() || !woken {
+                return polled;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::future::poll_fn;
+    use futures_util::task::{ArcWake, waker};
+    use std::sync::atomic::AtomicUsize;
+
+    /// Counts how often its task would be scheduled.
+    #[derive(Default)]
+    struct Scheduled(AtomicUsize);
+
+    impl ArcWake for Scheduled {
+        fn wake_by_ref(counted: &Arc<Scheduled>) {
+            counted.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn what_wakes_itself_is_polled_at_once_and_not_for_ever() {
+        let scheduled = Arc::new(Scheduled::default());
+        let task = waker(Arc::clone(&scheduled));
+        let (repoll, mut polls) = (Repoll::new(), 0);
+        let polled = repoll.poll(&mut Context::from_waker(&task), |cx| {
+            polls += 1;
+            cx.waker().wake_by_ref();
+            if polls == 2 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        assert_eq!((polled, polls, scheduled.0.load(Ordering::SeqCst)), (Poll::Ready(()), 2, 0));
+        let mut polls = 0;
+        let polled: Poll<()> = repoll.poll(&mut Context::from_waker(&task), |cx| {
+            polls += 1;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        assert_eq!((polled, polls, scheduled.0.load(Ordering::SeqCst)), (Poll::Pending, TURNS, 1));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_wake_from_elsewhere_is_lost() {
+        // Each number is told by another thread, at whatever point of the poll.
+        let (told, repoll) = (Arc::new((AtomicUsize::new(0), AtomicWaker::new())), Repoll::new());
+        let teller = Arc::clone(&told);
+        let (asks, asked) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            for number in asked {
+                teller.0.store(number, Ordering::Release);
+                teller.1.wake();
+            }
+        });
+        for number in 1..=20_000 {
+            asks.send(number).unwrap();
+            poll_fn(|cx| {
+                repoll.poll(cx, |cx| {
+                    told.1.register(cx.waker());
+                    if told.0.load(Ordering::Acquire) == number { Poll::Ready(()) } else { Poll::Pending }
+                })
+            })
+            .await;
+        }
+        drop(asks);
+        thread.join().unwrap();
+    }
+}
