@@ -75,6 +75,8 @@ impl Streamgate {
 
     /// Handles events whose type matches the glob. The first match wins; routes of the configuration come after these. The
     /// glob is the route's name in metrics and dead letters.
+    ///
+    /// A handler that blocks its thread, or computes for long, delays other events and nothing else.
     pub fn on<F, R>(mut self, events: &str, handler: F) -> Streamgate
     where
         F: Fn(Event, Context) -> R + Send + Sync + 'static,
@@ -92,6 +94,9 @@ impl Streamgate {
     }
 
     /// Answers before-message-send. Rules of the configuration that reject come before it.
+    ///
+    /// It must not block its thread: that is the one on which other hooks, and with [`up`](Streamgate::up) all webhooks, are
+    /// taken. For what blocks there is `tokio::task::spawn_blocking`.
     pub fn before_message_send<F, R>(mut self, handler: F) -> Streamgate
     where
         F: Fn(BeforeMessageSend) -> R + Send + Sync + 'static,
@@ -109,7 +114,7 @@ impl Streamgate {
         self
     }
 
-    /// Answers the custom command of that name, and the clicks on its buttons.
+    /// Answers the custom command of that name, and the clicks on its buttons. It must not block its thread either.
     pub fn command<F, R>(mut self, name: &str, handler: F) -> Streamgate
     where
         F: Fn(Command) -> R + Send + Sync + 'static,

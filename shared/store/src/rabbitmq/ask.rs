@@ -4,13 +4,12 @@
 use super::endpoint::Endpoint;
 use super::headers::{self, REPLY_TO};
 use super::incoming;
-use super::link::{Link, PATIENCE, Session};
+use super::link::{self, Link, PATIENCE, Session};
 use super::topology::Topology;
 use bytes::Bytes;
-use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use std::collections::HashMap;
 use std::future::Future;
@@ -112,13 +111,9 @@ impl Ask for Caller {
         let (tell, told) = oneshot::channel();
         self.waiting.lock().insert(number, tell);
         let _place = Place { waiting: &self.waiting, number };
-        let options = BasicPublishOptions::default();
-        let published = channel.basic_publish("".into(), self.queue.as_str().into(), options, &call.body, properties);
-        // It is on its way with the first poll. To wait until it is written would wake this task once more while the answer is
-        // being made; whether it could be written shows in whether there is one.
-        if let Some(Err(_)) = published.now_or_never() {
-            return Err(Reason::StoreUnavailable);
-        }
+        // Whether it could be written shows in whether there is an answer.
+        link::post(&channel, self.queue.as_str().into(), properties, &call.body)
+            .map_err(|_| Reason::StoreUnavailable)?;
         match tokio::time::timeout(within, told).await {
             Ok(Ok(told)) => told,
             // Dropped when the session ended.

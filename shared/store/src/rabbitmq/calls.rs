@@ -1,25 +1,20 @@
 //! The worker's side of calls: on a connection of its own, so that neither a backlog of events nor their retries delay an
 //! answer.
 
-use super::consumer::feed;
 use super::endpoint::Endpoint;
+use super::feed::Feed;
 use super::headers;
-use super::link::{Link, PATIENCE, Session};
+use super::link::{self, Link, Session};
 use super::topology::Topology;
 use bytes::Bytes;
-use futures_util::FutureExt;
-use lapin::Channel;
 use lapin::message::Delivery as Raw;
-use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions};
+use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::ShortString;
-use lapin::{Acker, BasicProperties};
-use std::sync::{Arc, PoisonError};
+use lapin::{Acker, Channel};
 use std::time::Duration;
 use streamgate_core::ports::{Call, Calls, StoreError};
 use streamgate_core::reason::Reason;
-use tokio::sync::{Mutex, mpsc};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::sync::Mutex;
 
 /// Stream never waits longer: for a stranger's call that says nothing of its time, or too much.
 const LONGEST: Duration = Duration::from_secs(5);
@@ -27,12 +22,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// Calls from RabbitMQ.
 #[derive(Debug)]
 pub struct CallQueue {
-    link: Arc<Link>,
-    arrived: Mutex<mpsc::Receiver<Raw>>,
-    stop: CancellationToken,
-    feed: std::sync::Mutex<Option<AbortOnDropHandle<Option<Channel>>>>,
-    /// After the stop: without its channel what is in hand could not be acknowledged.
-    stopped: std::sync::Mutex<Option<Channel>>,
+    feed: Feed,
     /// Where answers go out, and the session that it belongs to.
     answers: Mutex<Option<(Session, Channel)>>,
 }
@@ -49,40 +39,16 @@ impl CallQueue {
     /// Starts to connect and to consume, `concurrency` calls at a time. Call within a tokio runtime.
     pub fn start(endpoint: &Endpoint, topology: &Topology, concurrency: u16) -> CallQueue {
         let link = Link::start(endpoint.clone(), topology.clone().with_calls().without_probe(), "worker, calls");
-        let (deliver, arrived) = mpsc::channel(usize::from(concurrency));
-        let stop = CancellationToken::new();
-        let feed = feed(Arc::clone(&link), topology.calls(), concurrency, deliver, stop.clone());
-        CallQueue {
-            link,
-            arrived: Mutex::new(arrived),
-            stop,
-            feed: std::sync::Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(feed)))),
-            stopped: std::sync::Mutex::default(),
-            answers: Mutex::default(),
-        }
+        CallQueue { feed: Feed::start(link, topology.calls(), concurrency), answers: Mutex::default() }
     }
 
     /// Takes no more calls, and gives back those that nobody has in hand: their time runs.
     pub async fn stop(&self) {
-        self.stop.cancel();
-        let feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(feed) = feed
-            && let Ok(Ok(channel)) = tokio::time::timeout(PATIENCE, feed).await
-        {
-            *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = channel;
-        }
-        let give_back = async {
-            let mut arrived = self.arrived.lock().await;
-            while let Ok(call) = arrived.try_recv() {
-                drop(call.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
-            }
-        };
-        drop(tokio::time::timeout(PATIENCE, give_back).await);
+        self.feed.stop().await;
     }
 
     pub async fn close(&self) {
-        self.stop().await;
-        self.link.close().await;
+        self.feed.close().await;
     }
 
     async fn tell(
@@ -96,19 +62,13 @@ impl CallQueue {
             Ok(body) => (body, None),
             Err(reason) => (Bytes::new(), Some(reason)),
         };
-        let properties: BasicProperties = headers::answer(correlation, reason);
-        let options = BasicPublishOptions::default();
         // A caller that is gone costs nothing: the broker drops what is for it.
-        let published = channel.basic_publish("".into(), reply_to, options, &body, properties);
-        match published.now_or_never() {
-            Some(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
-            Some(Ok(_)) | None => Ok(()),
-        }
+        link::post(&channel, reply_to, headers::answer(correlation, reason), &body)
     }
 
     /// The channel for answers of the open session. It is not in confirm mode, so tasks may share it.
     async fn channel(&self) -> Result<Channel, StoreError> {
-        let session = self.link.session()?;
+        let session = self.feed.link().session()?;
         let mut answers = self.answers.lock().await;
         if let Some((of, channel)) = &*answers
             && of.is(&session)
@@ -126,14 +86,7 @@ impl Calls for CallQueue {
     type Handle = Handle;
 
     async fn next(&self) -> Result<Call<Handle>, StoreError> {
-        let mut arrived = self.arrived.lock().await;
-        loop {
-            let Some(raw) = arrived.recv().await else { return std::future::pending().await };
-            // Of a connection that is gone: the broker has it back.
-            if raw.usable() {
-                return Ok(call(raw));
-            }
-        }
+        Ok(call(self.feed.next().await))
     }
 
     async fn answer(&self, handle: Handle, answer: Result<Bytes, Reason>) -> Result<(), StoreError> {

@@ -1,16 +1,15 @@
 //! The worker's side: deliveries with a bounded prefetch on a connection that never publishes, and their settlement:
 //! publish, confirm, then acknowledge.
 
+use super::feed::Feed;
 use super::headers::{self, Beside, Death};
-use super::incoming;
-use super::link::{Link, PATIENCE, Session, State};
+use super::link::{Link, State};
 use super::publisher::{Message, Publisher};
 use super::topology::Topology;
 use bytes::Bytes;
+use lapin::Acker;
 use lapin::message::Delivery as Raw;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::FieldTable;
-use lapin::{Acker, Channel};
+use lapin::options::BasicAckOptions;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -19,10 +18,6 @@ use streamgate_core::{
     envelope::Envelope,
     ports::{Deliveries, Delivery, Settlement, StoreError},
 };
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Mutex, mpsc};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 /// Between tries to publish a retry or a dead letter. There is no last try while the delivery is ours.
 const SETTLE_BACKOFF: Duration = Duration::from_secs(1);
@@ -30,14 +25,9 @@ const SETTLE_BACKOFF: Duration = Duration::from_secs(1);
 /// Events from RabbitMQ.
 #[derive(Debug)]
 pub struct Consumer {
-    link: Arc<Link>,
+    feed: Feed,
     desk: Arc<Desk>,
-    arrived: Mutex<mpsc::Receiver<Raw>>,
-    stop: CancellationToken,
     last_death_us: AtomicI64,
-    feed: std::sync::Mutex<Option<AbortOnDropHandle<Option<Channel>>>>,
-    /// After the stop: without its channel what is in hand could not be acknowledged.
-    stopped: std::sync::Mutex<Option<Channel>>,
 }
 
 /// What publishes retries and dead letters.
@@ -56,45 +46,25 @@ pub struct Handle {
 
 impl Consumer {
     pub(super) fn start(topology: Topology, link: Arc<Link>, publisher: Publisher, prefetch: u16) -> Consumer {
-        let (deliver, arrived) = mpsc::channel(usize::from(prefetch));
-        let stop = CancellationToken::new();
-        let feed = feed(Arc::clone(&link), topology.events(), prefetch, deliver, stop.clone());
-        let feed = std::sync::Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(feed))));
-        let (arrived, last_death_us) = (Mutex::new(arrived), AtomicI64::new(0));
-        let stopped = std::sync::Mutex::default();
+        let feed = Feed::start(link, topology.events(), prefetch);
         let desk = Arc::new(Desk { topology, publisher });
-        Consumer { link, desk, arrived, stop, last_death_us, feed, stopped }
+        Consumer { feed, desk, last_death_us: AtomicI64::new(0) }
     }
 
     /// Takes no more events, and gives back those that nobody has in hand, for other workers to handle now.
     pub async fn stop(&self) {
-        self.stop.cancel();
-        let feed = self.feed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(feed) = feed
-            && let Ok(Ok(channel)) = tokio::time::timeout(PATIENCE, feed).await
-        {
-            *self.stopped.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = channel;
-        }
-        let give_back = async {
-            let mut arrived = self.arrived.lock().await;
-            while let Ok(delivery) = arrived.try_recv() {
-                drop(delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
-            }
-        };
-        // What cannot be given back goes back when the connection ends.
-        drop(tokio::time::timeout(PATIENCE, give_back).await);
+        self.feed.stop().await;
     }
 
     /// Closes both connections.
     pub async fn close(&self) {
-        self.stop().await;
-        self.link.close().await;
+        self.feed.close().await;
         self.desk.publisher.link().close().await;
     }
 
     /// Calls for each change of whether both connections are up, from now on.
     pub async fn watch_up(&self, tell: impl Fn(bool) + Send) {
-        let (mut consuming, mut publishing) = (self.link.watch(), self.desk.publisher.link().watch());
+        let (mut consuming, mut publishing) = (self.feed.link().watch(), self.desk.publisher.link().watch());
         loop {
             let up = |state: &State| matches!(state, State::Up(_));
             tell(up(&consuming.borrow_and_update()) && up(&publishing.borrow_and_update()));
@@ -153,18 +123,6 @@ impl Consumer {
             }
         }
     }
-
-    async fn received(&self) -> Result<Raw, StoreError> {
-        let mut arrived = self.arrived.lock().await;
-        loop {
-            match arrived.recv().await {
-                // Of a connection that is gone: the broker has it back.
-                Some(stale) if !stale.usable() => {}
-                Some(delivery) => return Ok(delivery),
-                None => return std::future::pending().await,
-            }
-        }
-    }
 }
 
 impl Desk {
@@ -216,7 +174,7 @@ impl Deliveries for Consumer {
 
     async fn next(&self) -> Result<Delivery<Handle>, StoreError> {
         loop {
-            let Raw { routing_key, properties, data, acker, .. } = self.received().await?;
+            let Raw { routing_key, properties, data, acker, .. } = self.feed.next().await;
             let (envelope, beside) = headers::read(&properties, routing_key.as_str(), Bytes::from(data));
             let handle = Handle { acker, redeliveries: beside.redeliveries };
             match beside.not_before_ms.filter(|until_ms| *until_ms > now_ms()) {
@@ -245,7 +203,7 @@ impl Deliveries for Consumer {
 
     fn ready(&self) -> Result<(), StoreError> {
         // A blocked connection is only ever the publishing one: deliveries go on, retries wait.
-        self.link.session().map(drop)
+        self.feed.link().session().map(drop)
     }
 }
 
@@ -260,65 +218,4 @@ async fn acknowledge(acker: &Acker) -> Result<(), StoreError> {
 
 fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
-}
-
-/// Consumes over each new session until it is told to stop; returns the channel of what is in hand then.
-pub(super) async fn feed(
-    link: Arc<Link>,
-    queue: String,
-    prefetch: u16,
-    deliver: mpsc::Sender<Raw>,
-    stop: CancellationToken,
-) -> Option<Channel> {
-    loop {
-        let session = tokio::select! {
-            session = link.up() => session,
-            () = stop.cancelled() => return None,
-        };
-        match consume(&session, &queue, prefetch, &deliver, &stop).await {
-            Ok(channel) => return Some(channel),
-            // Without a new session nothing would come any more.
-            Err(why) => session.fail(why),
-        }
-        session.ended().await;
-    }
-}
-
-/// Returns without an error when it was told to stop.
-async fn consume(
-    session: &Session,
-    queue: &str,
-    prefetch: u16,
-    deliver: &mpsc::Sender<Raw>,
-    stop: &CancellationToken,
-) -> Result<Channel, String> {
-    let channel = session.channel().await?;
-    let told = |error: lapin::Error| error.to_string();
-    channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(told)?;
-    let options = BasicConsumeOptions::default();
-    let consumer =
-        channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.map_err(told)?;
-    let over = CancellationToken::new();
-    let _until_here = over.clone().drop_guard();
-    let deliver = deliver.clone();
-    let ended = incoming::each(&consumer, move |delivery| {
-        // Full only after a reconnect, of what the old connection brought and nobody has thrown away yet.
-        let late = match deliver.try_send(delivery) {
-            Err(TrySendError::Full(delivery)) => Some((deliver.clone(), delivery, over.clone())),
-            Ok(()) | Err(TrySendError::Closed(_)) => None,
-        };
-        async {
-            if let Some((deliver, delivery, over)) = late {
-                drop(over.run_until_cancelled(deliver.send(delivery)).await);
-            }
-        }
-    });
-    tokio::select! {
-        why = ended => return Err(why),
-        () = session.ended() => return Err("ended".to_owned()),
-        () = stop.cancelled() => {}
-    }
-    let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-    drop(tokio::time::timeout(PATIENCE, cancel).await);
-    Ok(channel)
 }

@@ -4,8 +4,10 @@
 use super::endpoint::Endpoint;
 use super::topology::{self, Topology};
 use crate::backoff::Backoff;
-use futures_util::StreamExt;
-use lapin::{Channel, Connection, Event};
+use futures_util::{FutureExt, StreamExt};
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Connection, Event};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -72,6 +74,20 @@ impl Session {
     fn why(&self) -> String {
         let why = self.0.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
         why.unwrap_or_else(|| "closed".to_owned())
+    }
+}
+
+/// Publishes to a queue, and waits for nothing: with the first poll it is on its way. To wait until it is written would wake the
+/// task once more while the other side works.
+pub(super) fn post(
+    channel: &Channel,
+    queue: ShortString,
+    properties: BasicProperties,
+    body: &[u8],
+) -> Result<(), StoreError> {
+    match channel.basic_publish("".into(), queue, BasicPublishOptions::default(), body, properties).now_or_never() {
+        Some(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+        Some(Ok(_)) | None => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ mod ask;
 mod calls;
 mod consumer;
 mod endpoint;
+mod feed;
 mod headers;
 mod incoming;
 mod letters;
