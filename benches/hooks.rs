@@ -1,8 +1,8 @@
 //! What a synchronous hook costs: gateway and worker, with a handler that says back what it was asked, beside a bare request
 //! and reply over the same RabbitMQ; and the same beside a backlog of events.
 //!
-//! Run with `cargo bench --bench hooks`. What counts is the ratio within one run. Options, by environment: BENCH_SECONDS (10),
-//! BENCH_ROUNDS (3), BENCH_BACKLOG (100000).
+//! Run with `cargo bench --bench hooks`. What counts is the ratio within one run. Options, by environment: BENCH_SECONDS (3),
+//! BENCH_ROUNDS (9: a round has its luck with which thread runs on which core), BENCH_BACKLOG (100000).
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that cannot go on should say where")]
 #![expect(clippy::print_stdout, reason = "it prints a table")]
@@ -50,7 +50,7 @@ async fn main() {
         [_, "--work", config] => return work(config).await,
         _ => {}
     }
-    let length = Duration::from_secs(setting("BENCH_SECONDS", 10));
+    let length = Duration::from_secs(setting("BENCH_SECONDS", 3));
     let (backends, site) = (Backends::start().await, Site::new());
     let service = Receiver::start(|_| {
         std::thread::sleep(HANDLING);
@@ -74,7 +74,7 @@ async fn main() {
     println!("{RATE} calls/s, messages of {TEXT} bytes, {RATE} pushes/s beside, {length:?} a round");
     println!("{:<44} {:>8} {:>8} {:>8}", "", "p50 ms", "p99 ms", "max ms");
     let (mut alone, mut through) = (Vec::new(), Vec::new());
-    for round in 0..=setting("BENCH_ROUNDS", 3) {
+    for round in 0..=setting("BENCH_ROUNDS", 9) {
         let (_, one) = tokio::join!(pushes(gateway.public, length), asked(&bare, length));
         let (_, two) = tokio::join!(pushes(gateway.public, length), hooked(gateway.public, length));
         // The first round warms up.
@@ -95,13 +95,13 @@ async fn backlog(backends: &Backends, site: &Site, gateway: &Server, length: Dur
     let events = format!("{}.events", site.name());
     harness::eventually("nothing waits", || async { backends.broker.ready(&events).await == 0 }).await;
     let (mut idle, mut busy) = (Vec::new(), Vec::new());
-    for _ in 0..setting("BENCH_ROUNDS", 3) {
+    for _ in 0..setting("BENCH_ROUNDS", 9) {
         idle.push(hooked(gateway.public, length).await);
     }
     let backlog = setting("BENCH_BACKLOG", 100_000);
     let body = format!("{{\"type\":\"message.new\",\"message\":{}}}", message());
     bare::publish(&backends.broker, &site.name(), body.as_bytes(), backlog, 1024).await;
-    for _ in 0..setting("BENCH_ROUNDS", 3) {
+    for _ in 0..setting("BENCH_ROUNDS", 9) {
         let waiting = backends.broker.ready(&events).await;
         let (_, figure) = tokio::join!(pushes(gateway.public, length), hooked(gateway.public, length));
         println!("{:<44} {figure}", format!("{waiting} events waiting, {RATE} pushes/s"));
