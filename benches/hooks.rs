@@ -1,8 +1,8 @@
 //! What a synchronous hook costs: gateway and worker, with a handler that says back what it was asked, beside a bare request
 //! and reply over the same RabbitMQ; and the same beside a backlog of events.
 //!
-//! Run with `cargo bench --bench hooks`. What counts is the ratio within one run. Options, by environment: BENCH_SECONDS (3),
-//! BENCH_ROUNDS (9: a round has its luck with which thread runs on which core), BENCH_BACKLOG (100000).
+//! Run with `cargo bench --bench hooks`. What counts is the ratio within one run. Options, by environment: BENCH_SECONDS (1),
+//! BENCH_ROUNDS (40: each has its luck with which thread runs on which core), BENCH_BACKLOG (100000).
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that cannot go on should say where")]
 #![expect(clippy::print_stdout, reason = "it prints a table")]
@@ -50,7 +50,7 @@ async fn main() {
         [_, "--work", config] => return work(config).await,
         _ => {}
     }
-    let length = Duration::from_secs(setting("BENCH_SECONDS", 3));
+    let length = Duration::from_secs(setting("BENCH_SECONDS", 1));
     let (backends, site) = (Backends::start().await, Site::new());
     let service = Receiver::start(|_| {
         std::thread::sleep(HANDLING);
@@ -74,18 +74,17 @@ async fn main() {
     println!("{RATE} calls/s, messages of {TEXT} bytes, {RATE} pushes/s beside, {length:?} a round");
     println!("{:<44} {:>8} {:>8} {:>8}", "", "p50 ms", "p99 ms", "max ms");
     let (mut alone, mut through) = (Vec::new(), Vec::new());
-    for round in 0..=setting("BENCH_ROUNDS", 9) {
+    for round in 0..=setting("BENCH_ROUNDS", 40) {
         let (_, one) = tokio::join!(pushes(gateway.public, length), asked(&bare, length));
         let (_, two) = tokio::join!(pushes(gateway.public, length), hooked(gateway.public, length));
         // The first round warms up.
         if round > 0 {
-            println!("{:<44} {one}\n{:<44} {two}", "bare request and reply", "gateway and worker");
-            alone.push(one);
-            through.push(two);
+            alone.extend(one);
+            through.extend(two);
         }
     }
-    let (one, two) = (Figure::median(&alone), Figure::median(&through));
-    println!("medians\n{:<44} {one}\n{:<44} {two}", "bare request and reply", "gateway and worker");
+    let (one, two) = (Figure::of(alone), Figure::of(through));
+    println!("{:<44} {one}\n{:<44} {two}", "bare request and reply", "gateway and worker");
     println!("gateway and worker / bare: p50 {:.2}, p99 {:.2}", two.p50 / one.p50, two.p99 / one.p99);
     backlog(&backends, &site, &gateway, length).await;
 }
@@ -95,20 +94,21 @@ async fn backlog(backends: &Backends, site: &Site, gateway: &Server, length: Dur
     let events = format!("{}.events", site.name());
     harness::eventually("nothing waits", || async { backends.broker.ready(&events).await == 0 }).await;
     let (mut idle, mut busy) = (Vec::new(), Vec::new());
-    for _ in 0..setting("BENCH_ROUNDS", 9) {
-        idle.push(hooked(gateway.public, length).await);
+    for _ in 0..setting("BENCH_ROUNDS", 40) {
+        idle.extend(hooked(gateway.public, length).await);
     }
     let backlog = setting("BENCH_BACKLOG", 100_000);
     let body = format!("{{\"type\":\"message.new\",\"message\":{}}}", message());
     bare::publish(&backends.broker, &site.name(), body.as_bytes(), backlog, 1024).await;
-    for _ in 0..setting("BENCH_ROUNDS", 9) {
-        let waiting = backends.broker.ready(&events).await;
-        let (_, figure) = tokio::join!(pushes(gateway.public, length), hooked(gateway.public, length));
-        println!("{:<44} {figure}", format!("{waiting} events waiting, {RATE} pushes/s"));
-        busy.push(figure);
+    let before = backends.broker.ready(&events).await;
+    for _ in 0..setting("BENCH_ROUNDS", 40) {
+        let (_, latencies) = tokio::join!(pushes(gateway.public, length), hooked(gateway.public, length));
+        busy.extend(latencies);
     }
-    let (idle, busy) = (Figure::median(&idle), Figure::median(&busy));
-    println!("{:<44} {idle}\n{:<44} {busy}", "medians: idle", "medians: with the backlog");
+    let after = backends.broker.ready(&events).await;
+    let (idle, busy) = (Figure::of(idle), Figure::of(busy));
+    let waiting = format!("{before} to {after} events waiting, pushes beside");
+    println!("{:<44} {idle}\n{waiting:<44} {busy}", "idle");
     println!("with the backlog / idle: p50 {:.2}, p99 {:.2}", busy.p50 / idle.p50, busy.p99 / idle.p99);
 }
 
@@ -125,15 +125,6 @@ impl Figure {
         latencies.sort_unstable();
         let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
         Figure { p50: at(0.5), p99: at(0.99), max: at(1.0) }
-    }
-
-    fn median(figures: &[Figure]) -> Figure {
-        let of = |field: fn(&Figure) -> f64| {
-            let mut values: Vec<_> = figures.iter().map(field).collect();
-            values.sort_unstable_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
-        Figure { p50: of(|f| f.p50), p99: of(|f| f.p99), max: of(|f| f.max) }
     }
 }
 
@@ -160,7 +151,7 @@ fn within_a_beat() -> Duration {
 }
 
 /// Hooks by the gateway; from the request's first byte to the answer's last.
-async fn hooked(to: SocketAddr, length: Duration) -> Figure {
+async fn hooked(to: SocketAddr, length: Duration) -> Vec<Duration> {
     let send = |sender| async move {
         let mut stream = connected(to).await;
         let mut latencies = Vec::new();
@@ -174,13 +165,8 @@ async fn hooked(to: SocketAddr, length: Duration) -> Figure {
         }
         latencies
     };
-    Figure::of(
-        join_all((0..SENDERS).map(|sender| tokio::spawn(send(sender))))
-            .await
-            .into_iter()
-            .flat_map(Result::unwrap)
-            .collect(),
-    )
+    let sent = join_all((0..SENDERS).map(|sender| tokio::spawn(send(sender)))).await;
+    sent.into_iter().flat_map(Result::unwrap).collect()
 }
 
 async fn pushes(to: SocketAddr, length: Duration) {
@@ -268,7 +254,7 @@ impl Bare {
     }
 }
 
-async fn asked(bare: &Arc<Bare>, length: Duration) -> Figure {
+async fn asked(bare: &Arc<Bare>, length: Duration) -> Vec<Duration> {
     let send = |sender| {
         let bare = Arc::clone(bare);
         async move {
@@ -284,13 +270,8 @@ async fn asked(bare: &Arc<Bare>, length: Duration) -> Figure {
             latencies
         }
     };
-    Figure::of(
-        join_all((0..SENDERS).map(|sender| tokio::spawn(send(sender))))
-            .await
-            .into_iter()
-            .flat_map(Result::unwrap)
-            .collect(),
-    )
+    let sent = join_all((0..SENDERS).map(|sender| tokio::spawn(send(sender)))).await;
+    sent.into_iter().flat_map(Result::unwrap).collect()
 }
 
 /// The other side of it, in a process of its own: says back what it was told.
