@@ -76,7 +76,8 @@ impl Streamgate {
     /// Handles events whose type matches the glob. The first match wins; routes of the configuration come after these. The
     /// glob is the route's name in metrics and dead letters.
     ///
-    /// A handler that blocks its thread, or computes for long, delays other events and nothing else.
+    /// A handler that blocks its thread, or computes for long, delays other events, and neither hooks nor what comes in. But
+    /// nothing can stop it at its timeout then: for what blocks there is `tokio::task::spawn_blocking`.
     pub fn on<F, R>(mut self, events: &str, handler: F) -> Streamgate
     where
         F: Fn(Event, Context) -> R + Send + Sync + 'static,

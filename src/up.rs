@@ -123,7 +123,7 @@ pub async fn run(
     drop((gateway, worker, answering, asking));
     match Arc::try_unwrap(store) {
         Ok(store) => store.close().await,
-        // A connection outlived the drain; what it was promised is committed, and the kernel frees the lock.
+        // A connection or a handler outlived the drain; what it was promised is committed, and the kernel frees the lock.
         Err(_) => tracing::warn!("the store is still in use; leaving it to the kernel"),
     }
     tracing::info!("stopped");

@@ -65,7 +65,6 @@ impl Repoll {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::future::poll_fn;
     use futures_util::task::{ArcWake, waker};
     use std::sync::atomic::AtomicUsize;
 
@@ -99,29 +98,22 @@ mod tests {
         assert_eq!((polled, polls, scheduled.0.load(Ordering::SeqCst)), (Poll::Pending, TURNS, 1));
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn no_wake_from_elsewhere_is_lost() {
-        // Each number is told by another thread, at whatever point of the poll.
-        let (told, repoll) = (Arc::new((AtomicUsize::new(0), AtomicWaker::new())), Repoll::new());
-        let teller = Arc::clone(&told);
-        let (asks, asked) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            for number in asked {
-                teller.0.store(number, Ordering::Release);
-                teller.1.wake();
+    #[test]
+    fn a_wake_by_another_thread_is_taken_whenever_it_comes() {
+        let scheduled = Arc::new(Scheduled::default());
+        let task = waker(Arc::clone(&scheduled));
+        let (repoll, mut polls, mut kept) = (Repoll::new(), 0, None);
+        let wake = |waker: Waker| std::thread::spawn(move || waker.wake()).join().unwrap();
+        let polled: Poll<()> = repoll.poll(&mut Context::from_waker(&task), |cx| {
+            polls += 1;
+            if polls == 1 {
+                wake(cx.waker().clone());
             }
+            kept = Some(cx.waker().clone());
+            Poll::Pending
         });
-        for number in 1..=20_000 {
-            asks.send(number).unwrap();
-            poll_fn(|cx| {
-                repoll.poll(cx, |cx| {
-                    told.1.register(cx.waker());
-                    if told.0.load(Ordering::Acquire) == number { Poll::Ready(()) } else { Poll::Pending }
-                })
-            })
-            .await;
-        }
-        drop(asks);
-        thread.join().unwrap();
+        assert_eq!((polled, polls, scheduled.0.load(Ordering::SeqCst)), (Poll::Pending, 2, 0), "within the poll");
+        wake(kept.unwrap());
+        assert_eq!(scheduled.0.load(Ordering::SeqCst), 1, "between polls");
     }
 }

@@ -14,7 +14,7 @@ pub mod wire;
 use std::time::{Duration, Instant};
 
 /// Longer than any condition takes on a slow machine: reaching it is a failure, not a measurement.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for a condition, and fails with what was waited for.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {

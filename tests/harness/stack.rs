@@ -30,6 +30,8 @@ pub trait Stack: Sized {
     fn metrics(&self) -> &Metrics;
     /// As SIGTERM does; returns when everything has ended.
     fn drain(self) -> impl Future<Output = ()>;
+    /// As a second SIGTERM does.
+    fn abort(self) -> impl Future<Output = ()>;
     fn letters(site: &Site) -> impl Future<Output = Vec<Letter>>;
     fn replay(site: &Site, numbers: Vec<i64>) -> impl Future<Output = usize>;
 }
@@ -83,6 +85,11 @@ impl Stack for Embedded {
         self.task.await.unwrap();
     }
 
+    async fn abort(self) {
+        self.shutdown.abort.cancel();
+        self.drain().await;
+    }
+
     async fn letters(site: &Site) -> Vec<Letter> {
         LetterBox::open(&site.data_dir()).unwrap().page(0, 1000).await.unwrap()
     }
@@ -99,10 +106,17 @@ pub struct Services {
     public: SocketAddr,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
-    tasks: [JoinHandle<()>; 2],
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Services {
+    /// Lets go of the worker as a program may that goes on without it: nothing of it is told to stop.
+    pub async fn abandon_worker(&mut self) {
+        let worker = self.tasks.pop().unwrap();
+        worker.abort();
+        assert!(worker.await.unwrap_err().is_cancelled());
+    }
+
     async fn load(site: &Site, setup: &Setup) -> (config::Loaded, Source) {
         let backends = Backends::shared().await;
         site.configure(&Setup { rest: format!("{}{}", setup.rest, backends.tables(&site.name())), ..setup.clone() });
@@ -139,7 +153,7 @@ impl Stack for Services {
         let answers = !hooks.is_empty();
         let back = worker::Back { loaded, router, hooks, ops_listener: worker_ops, metrics: Arc::clone(&metrics) };
         let (front_stop, back_stop) = (shutdown.clone(), shutdown.clone());
-        let tasks = [
+        let tasks = vec![
             tokio::spawn(async move { gateway::run(front, front_stop, || Ok(())).await.unwrap() }),
             tokio::spawn(async move { worker::run(back, back_stop, || Ok(())).await.unwrap() }),
         ];
@@ -171,6 +185,11 @@ impl Stack for Services {
         for task in self.tasks {
             task.await.unwrap();
         }
+    }
+
+    async fn abort(self) {
+        self.shutdown.abort.cancel();
+        self.drain().await;
     }
 
     async fn letters(site: &Site) -> Vec<Letter> {

@@ -1,10 +1,10 @@
 //! Synchronous hooks over any store: each is answered 200 with JSON, by a handler or by the policy.
 
-use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
 use crate::harness::receiver::Gate;
 use crate::harness::stack::{self, Act, Script, Stack};
 use crate::harness::wire::{Answer, COMMANDS, MODERATION, Webhook, send};
+use crate::harness::{PATIENCE, eventually};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +23,7 @@ behaviours! {
     the_signed_command_decides
     a_backlog_of_events_does_not_stand_in_the_way
     event_handlers_that_block_their_threads_delay_no_hook_and_no_drain
+    an_abort_waits_for_no_handler
     a_drain_answers_the_hooks_in_hand
     unsigned_hooks_are_refused
 }
@@ -333,9 +334,9 @@ async fn event_handlers_that_block_their_threads_delay_no_hook_and_no_drain<S: S
         Act::Succeed
     });
     let (hooks, _) = counting();
-    let setup = Setup { worker: "drain_timeout = \"200ms\"".into(), ..Setup::default() };
-    let stack = S::with_hooks(&site, &setup, script.router.clone(), hooks).await;
     let threads = std::thread::available_parallelism().unwrap().get();
+    let worker = format!("concurrency = {0}\nprefetch = {0}\ndrain_timeout = \"200ms\"", 4 * threads);
+    let stack = S::with_hooks(&site, &Setup { worker, ..Setup::default() }, script.router.clone(), hooks).await;
     for _ in 0..4 * threads {
         assert_eq!(send(stack.public(), &Webhook::fresh()).await.unwrap().status, 200);
     }
@@ -347,6 +348,35 @@ async fn event_handlers_that_block_their_threads_delay_no_hook_and_no_drain<S: S
     stack.drain().await;
     assert_eq!(blocked.load(Ordering::SeqCst), threads, "the drain waited for none of them");
     gate.open();
+}
+
+async fn an_abort_waits_for_no_handler<S: Stack>() {
+    let (site, gate, blocked) = (Site::new(), Gate::default(), Arc::new(AtomicUsize::new(0)));
+    let (closed, counted) = (gate.clone(), Arc::clone(&blocked));
+    let script = Script::new(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        closed.wait();
+        Act::Succeed
+    });
+    let setup = Setup { worker: "drain_timeout = \"1h\"".into(), ..Setup::default() };
+    let stack = S::start(&site, &setup, script.router.clone()).await;
+    assert_eq!(send(stack.public(), &Webhook::fresh()).await.unwrap().status, 200);
+    eventually("it is in hand", || async { blocked.load(Ordering::SeqCst) == 1 }).await;
+    tokio::time::timeout(PATIENCE, stack.abort()).await.expect("it ends while the handler blocks");
+    gate.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_let_go_of_is_asked_no_more() {
+    let (site, (hooks, _)) = (Site::new(), counting());
+    let mut stack: stack::Services = start(&site, "", hooks).await;
+    assert_eq!(ask(&stack, &Webhook::moderation("{}")).await.outcome(), "answered");
+    stack.abandon_worker().await;
+    eventually("nobody is there", || async {
+        ask(&stack, &Webhook::moderation(r#"{"text":"x"}"#)).await.outcome() == "no_worker"
+    })
+    .await;
+    stack.drain().await;
 }
 
 async fn a_drain_answers_the_hooks_in_hand<S: Stack>() {

@@ -57,16 +57,21 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         }
         tasks.close();
         let in_hand = tasks.len();
-        if tokio::time::timeout(self.desk.policy.drain_timeout, tasks.wait()).await.is_err() {
-            tracing::warn!(
+        tokio::select! {
+            () = tasks.wait() => return,
+            () = tokio::time::sleep(self.desk.policy.drain_timeout) => tracing::warn!(
                 in_hand,
                 left = tasks.len(),
                 "drain timeout: what is left is delivered again after the next start"
+            ),
+            () = cut.cancelled() => {}
+        }
+        cut.cancel();
+        if tokio::time::timeout(CUT, tasks.wait()).await.is_err() {
+            tracing::warn!(
+                left = tasks.len(),
+                "left behind: handlers that block their threads, or a store that does not answer"
             );
-            cut.cancel();
-            if tokio::time::timeout(CUT, tasks.wait()).await.is_err() {
-                tracing::warn!(left = tasks.len(), "handlers that block their threads are left behind");
-            }
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::endpoint::Endpoint;
 use super::headers::{self, REPLY_TO};
-use super::incoming;
+use super::incoming::Incoming;
 use super::link::{self, Link, PATIENCE, Session};
 use super::topology::Topology;
 use bytes::Bytes;
@@ -54,7 +54,9 @@ impl Waiting {
     /// Gives an answer to who waits for it, and says whether anybody does.
     fn hand_out(&self, answer: Delivery) -> bool {
         let Some((number, answer)) = headers::read_answer(&answer.properties, answer.data) else { return false };
-        self.lock().remove(&number).is_some_and(|waits| waits.send(answer).is_ok())
+        // Not under the lock: whoever is woken takes it to give its place back.
+        let waits = self.lock().remove(&number);
+        waits.is_some_and(|waits| waits.send(answer).is_ok())
     }
 }
 
@@ -174,14 +176,14 @@ impl Desk {
             Err(_) => return format!("no consumer of answers within {PATIENCE:?}"),
         };
         let (waiting, on_late) = (Arc::clone(&self.waiting), Arc::clone(&self.on_late));
-        let ended = incoming::each(&answers, move |answer| {
+        let mut incoming = Incoming::each(&asking, answers, move |answer| {
             if !waiting.hand_out(answer) {
                 on_late();
             }
             std::future::ready(())
         });
         tokio::select! {
-            why = ended => why,
+            why = incoming.ended() => why,
             why = self.look(&asking, &looking) => why,
         }
     }

@@ -1,10 +1,10 @@
 //! Consumes a queue over one session after the other, with a bounded prefetch, until it is told to stop.
 
-use super::incoming;
+use super::incoming::{Incoming, give_back};
 use super::link::{Link, PATIENCE, Session};
 use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::mpsc::error::TrySendError;
@@ -59,14 +59,14 @@ impl Feed {
         {
             *lock(&self.stopped) = channel;
         }
-        let give_back = async {
+        let returning = async {
             let mut arrived = self.arrived.lock().await;
             while let Ok(delivery) = arrived.try_recv() {
-                drop(delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
+                give_back(&delivery).await;
             }
         };
         // What cannot be given back goes back when the connection ends.
-        drop(tokio::time::timeout(PATIENCE, give_back).await);
+        drop(tokio::time::timeout(PATIENCE, returning).await);
     }
 
     /// Stops, and closes the connection.
@@ -115,25 +115,26 @@ impl Source {
         let over = CancellationToken::new();
         let _until_here = over.clone().drop_guard();
         let deliver = self.deliver.clone();
-        let ended = incoming::each(&consumer, move |delivery| {
+        let mut incoming = Incoming::each(&channel, consumer, move |delivery| {
             // Full only after a reconnect, of what the old connection brought and nobody has thrown away yet.
             let late = match deliver.try_send(delivery) {
                 Err(TrySendError::Full(delivery)) => Some((deliver.clone(), delivery, over.clone())),
                 Ok(()) | Err(TrySendError::Closed(_)) => None,
             };
             async {
-                if let Some((deliver, delivery, over)) = late {
-                    drop(over.run_until_cancelled(deliver.send(delivery)).await);
+                let Some((deliver, delivery, over)) = late else { return };
+                match over.run_until_cancelled(deliver.reserve()).await {
+                    Some(Ok(place)) => place.send(delivery),
+                    Some(Err(_)) | None => give_back(&delivery).await,
                 }
             }
         });
         tokio::select! {
-            why = ended => return Err(why),
+            why = incoming.ended() => return Err(why),
             () = session.ended() => return Err("ended".to_owned()),
             () = self.stop.cancelled() => {}
         }
-        let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-        drop(tokio::time::timeout(PATIENCE, cancel).await);
+        incoming.stop().await;
         Ok(channel)
     }
 }

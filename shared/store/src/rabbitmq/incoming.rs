@@ -1,38 +1,99 @@
 //! Deliveries as they come in, taken on the library's own thread. Its stream of them would cost a task that reads it, and wakes
 //! that task while it holds the lock that the task takes next.
 
-use lapin::Consumer;
+use super::link::PATIENCE;
+use futures_util::{FutureExt, StreamExt};
 use lapin::message::{Delivery, DeliveryResult};
+use lapin::options::{BasicCancelOptions, BasicNackOptions};
+use lapin::{Channel, Consumer};
 use std::future::Future;
 use tokio::sync::mpsc;
 
-/// Calls `take` for each delivery from now on: it must not wait, what it returns may. Returns why, when there will be no more.
-pub(super) fn each<T, F>(consumer: &Consumer, take: T) -> impl Future<Output = String> + use<T, F>
-where
-    T: Fn(Delivery) -> F + Send + Sync + 'static,
-    F: Future<Output = ()> + Send + 'static,
-{
-    let queue = consumer.queue();
-    let (tell, mut told) = mpsc::unbounded_channel();
-    consumer.set_delegate(move |delivery: DeliveryResult| {
-        let taken = match delivery {
-            Ok(Some(delivery)) => Some(take(delivery)),
-            // The library logs nothing of it, and would just call no more.
-            Ok(None) => {
-                drop(tell.send(format!("the broker ended the consumer of {queue}: was the queue deleted?")));
-                None
+/// Takes deliveries for as long as it lives.
+pub(super) struct Incoming {
+    channel: Channel,
+    consumer: Consumer,
+    told: mpsc::Receiver<String>,
+    cancelled: bool,
+}
+
+impl Incoming {
+    /// Calls `take` for each delivery. The library holds its locks meanwhile: neither may it wait nor touch the channel. What
+    /// it returns may do both.
+    pub(super) fn each<F>(
+        channel: &Channel,
+        consumer: Consumer,
+        take: impl Fn(Delivery) -> F + Send + Sync + 'static,
+    ) -> Incoming
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        // The first reason is the one.
+        let (tell, told) = mpsc::channel(1);
+        let queue = consumer.queue();
+        consumer.set_delegate(move |delivery: DeliveryResult| {
+            let taken = match delivery {
+                Ok(Some(delivery)) => Some(take(delivery)),
+                Ok(None) => {
+                    drop(tell.try_send(deleted(queue.as_str())));
+                    None
+                }
+                Err(error) => {
+                    drop(tell.try_send(error.to_string()));
+                    None
+                }
+            };
+            async {
+                if let Some(taken) = taken {
+                    taken.await;
+                }
             }
-            Err(error) => {
-                drop(tell.send(error.to_string()));
-                None
-            }
-        };
-        async {
-            if let Some(taken) = taken {
-                taken.await;
+        });
+        Incoming { channel: channel.clone(), consumer, told, cancelled: false }
+    }
+
+    /// Waits until there will be no more, and says why. The library logs nothing of it.
+    pub(super) async fn ended(&mut self) -> String {
+        if let Some(why) = self.told.recv().await {
+            return why;
+        }
+        // A connection that begins to close lets go of the delegate first. Why it closes comes by the stream then.
+        loop {
+            match self.consumer.next().await {
+                Some(Ok(delivery)) => give_back(&delivery).await,
+                Some(Err(error)) => return error.to_string(),
+                None => return deleted(self.consumer.queue().as_str()),
             }
         }
-    });
-    // The library lets go of who was called when the consumer is cancelled.
-    async move { told.recv().await.unwrap_or_else(|| "the consumer was cancelled".to_owned()) }
+    }
+
+    /// Takes no more, and gives back what came before the broker knew.
+    pub(super) async fn stop(mut self) {
+        self.cancelled = true;
+        let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        drop(tokio::time::timeout(PATIENCE, cancel).await);
+        while let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never() {
+            give_back(&delivery).await;
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.cancelled {
+            // On its way with the first poll. The library cancels only consumers that nobody is called for; others keep it, their
+            // channel and the connection open.
+            let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+            drop(cancel.now_or_never());
+        }
+    }
+}
+
+fn deleted(queue: &str) -> String {
+    format!("the broker ended the consumer of {queue}, as it does when a queue is deleted")
+}
+
+/// For others to take. Of a connection that is gone the broker has it back.
+pub(super) async fn give_back(delivery: &Delivery) {
+    drop(delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
 }
