@@ -33,18 +33,13 @@ impl Incoming {
         let queue = consumer.queue();
         consumer.set_delegate(move |delivery: DeliveryResult| {
             let taken = match delivery {
-                Ok(Some(delivery)) => Some(take(delivery)),
-                Ok(None) => {
-                    drop(tell.try_send(deleted(queue.as_str())));
-                    None
-                }
-                Err(error) => {
-                    drop(tell.try_send(error.to_string()));
-                    None
-                }
+                Ok(Some(delivery)) => Ok(take(delivery)),
+                Ok(None) => Err(deleted(queue.as_str())),
+                Err(error) => Err(error.to_string()),
             };
+            let taken = taken.map_err(|why| drop(tell.try_send(why)));
             async {
-                if let Some(taken) = taken {
+                if let Ok(taken) = taken {
                     taken.await;
                 }
             }
