@@ -74,7 +74,8 @@ async fn main() {
     println!("{RATE} calls/s, messages of {TEXT} bytes, {RATE} pushes/s beside, {length:?} a round");
     println!("{:<44} {:>8} {:>8} {:>8}", "", "p50 ms", "p99 ms", "max ms");
     let (mut alone, mut through) = (Vec::new(), Vec::new());
-    for round in 0..=setting("BENCH_ROUNDS", 40) {
+    let rounds = setting("BENCH_ROUNDS", 40);
+    for round in 0..=rounds {
         let (_, one) = tokio::join!(pushes(gateway.public, length), asked(&bare, length));
         let (_, two) = tokio::join!(pushes(gateway.public, length), hooked(gateway.public, length));
         // The first round warms up.
@@ -86,22 +87,22 @@ async fn main() {
     let (one, two) = (Figure::of(alone), Figure::of(through));
     println!("{:<44} {one}\n{:<44} {two}", "bare request and reply", "gateway and worker");
     println!("gateway and worker / bare: p50 {:.2}, p99 {:.2}", two.p50 / one.p50, two.p99 / one.p99);
-    backlog(&backends, &site, &gateway, length).await;
+    backlog(&backends, &site, &gateway, rounds, length).await;
 }
 
 /// Hooks on an idle system, beside the same with a backlog and pushes.
-async fn backlog(backends: &Backends, site: &Site, gateway: &Server, length: Duration) {
+async fn backlog(backends: &Backends, site: &Site, gateway: &Server, rounds: u64, length: Duration) {
     let events = format!("{}.events", site.name());
     harness::eventually("nothing waits", || async { backends.broker.ready(&events).await == 0 }).await;
     let (mut idle, mut busy) = (Vec::new(), Vec::new());
-    for _ in 0..setting("BENCH_ROUNDS", 40) {
+    for _ in 0..rounds {
         idle.extend(hooked(gateway.public, length).await);
     }
     let backlog = setting("BENCH_BACKLOG", 100_000);
     let body = format!("{{\"type\":\"message.new\",\"message\":{}}}", message());
     bare::publish(&backends.broker, &site.name(), body.as_bytes(), backlog, 1024).await;
     let before = backends.broker.ready(&events).await;
-    for _ in 0..setting("BENCH_ROUNDS", 40) {
+    for _ in 0..rounds {
         let (_, latencies) = tokio::join!(pushes(gateway.public, length), hooked(gateway.public, length));
         busy.extend(latencies);
     }
@@ -150,6 +151,12 @@ fn within_a_beat() -> Duration {
     BEAT.mul_f64(getrandom::u32().unwrap() as f64 / u32::MAX as f64)
 }
 
+/// What all senders do at a time, each in a task of its own.
+async fn by_all<F: Future<Output: Send> + Send + 'static>(send: impl Fn(u32) -> F) -> Vec<F::Output> {
+    let sent = join_all((0..SENDERS).map(|sender| tokio::spawn(send(sender)))).await;
+    sent.into_iter().map(Result::unwrap).collect()
+}
+
 /// Hooks by the gateway; from the request's first byte to the answer's last.
 async fn hooked(to: SocketAddr, length: Duration) -> Vec<Duration> {
     let send = |sender| async move {
@@ -165,8 +172,7 @@ async fn hooked(to: SocketAddr, length: Duration) -> Vec<Duration> {
         }
         latencies
     };
-    let sent = join_all((0..SENDERS).map(|sender| tokio::spawn(send(sender)))).await;
-    sent.into_iter().flat_map(Result::unwrap).collect()
+    by_all(send).await.into_iter().flatten().collect()
 }
 
 async fn pushes(to: SocketAddr, length: Duration) {
@@ -179,9 +185,7 @@ async fn pushes(to: SocketAddr, length: Duration) {
             assert!(exchange(&mut stream, &request).await.starts_with("HTTP/1.1 200"));
         }
     };
-    for sent in join_all((0..SENDERS).map(|sender| tokio::spawn(send(sender)))).await {
-        sent.unwrap();
-    }
+    by_all(send).await;
 }
 
 fn message() -> String {
@@ -270,8 +274,7 @@ async fn asked(bare: &Arc<Bare>, length: Duration) -> Vec<Duration> {
             latencies
         }
     };
-    let sent = join_all((0..SENDERS).map(|sender| tokio::spawn(send(sender)))).await;
-    sent.into_iter().flat_map(Result::unwrap).collect()
+    by_all(send).await.into_iter().flatten().collect()
 }
 
 /// The other side of it, in a process of its own: says back what it was told.

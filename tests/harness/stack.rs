@@ -30,8 +30,12 @@ pub trait Stack: Sized {
     fn metrics(&self) -> &Metrics;
     /// As SIGTERM does; returns when everything has ended.
     fn drain(self) -> impl Future<Output = ()>;
+    fn shutdown(&self) -> &Shutdown;
     /// As a second SIGTERM does.
-    fn abort(self) -> impl Future<Output = ()>;
+    fn abort(self) -> impl Future<Output = ()> {
+        self.shutdown().abort.cancel();
+        self.drain()
+    }
     fn letters(site: &Site) -> impl Future<Output = Vec<Letter>>;
     fn replay(site: &Site, numbers: Vec<i64>) -> impl Future<Output = usize>;
 }
@@ -85,9 +89,8 @@ impl Stack for Embedded {
         self.task.await.unwrap();
     }
 
-    async fn abort(self) {
-        self.shutdown.abort.cancel();
-        self.drain().await;
+    fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
     }
 
     async fn letters(site: &Site) -> Vec<Letter> {
@@ -187,9 +190,8 @@ impl Stack for Services {
         }
     }
 
-    async fn abort(self) {
-        self.shutdown.abort.cancel();
-        self.drain().await;
+    fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
     }
 
     async fn letters(site: &Site) -> Vec<Letter> {

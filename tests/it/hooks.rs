@@ -1,10 +1,9 @@
 //! Synchronous hooks over any store: each is answered 200 with JSON, by a handler or by the policy.
 
+use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
-use crate::harness::receiver::Gate;
 use crate::harness::stack::{self, Act, Script, Stack};
 use crate::harness::wire::{Answer, COMMANDS, MODERATION, Webhook, send};
-use crate::harness::{PATIENCE, eventually};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,14 +21,12 @@ behaviours! {
     the_first_answer_survives_a_restart
     the_signed_command_decides
     a_backlog_of_events_does_not_stand_in_the_way
-    event_handlers_that_block_their_threads_delay_no_hook_and_no_drain
-    an_abort_waits_for_no_handler
     a_drain_answers_the_hooks_in_hand
     unsigned_hooks_are_refused
 }
 
 /// The answer to a hook that must have one.
-async fn ask(stack: &impl Stack, webhook: &Webhook) -> Answer {
+pub async fn ask(stack: &impl Stack, webhook: &Webhook) -> Answer {
     let answer = send(stack.public(), webhook).await.unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.headers["content-type"], "application/json");
@@ -60,7 +57,7 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 /// A moderation that answers how often it was asked.
-fn counting() -> (Hooks, Arc<AtomicUsize>) {
+pub fn counting() -> (Hooks, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&asked);
     let hooks = moderation(move |hook| {
@@ -323,47 +320,6 @@ async fn a_backlog_of_events_does_not_stand_in_the_way<S: Stack>() {
     }
     told.add_permits(50);
     stack.drain().await;
-}
-
-async fn event_handlers_that_block_their_threads_delay_no_hook_and_no_drain<S: Stack>() {
-    let (site, gate, blocked) = (Site::new(), Gate::default(), Arc::new(AtomicUsize::new(0)));
-    let (closed, counted) = (gate.clone(), Arc::clone(&blocked));
-    let script = Script::new(move |_| {
-        counted.fetch_add(1, Ordering::SeqCst);
-        closed.wait();
-        Act::Succeed
-    });
-    let (hooks, _) = counting();
-    let threads = std::thread::available_parallelism().unwrap().get();
-    let worker = format!("concurrency = {0}\nprefetch = {0}\ndrain_timeout = \"200ms\"", 4 * threads);
-    let stack = S::with_hooks(&site, &Setup { worker, ..Setup::default() }, script.router.clone(), hooks).await;
-    for _ in 0..4 * threads {
-        assert_eq!(send(stack.public(), &Webhook::fresh()).await.unwrap().status, 200);
-    }
-    eventually("every thread is blocked", || async { blocked.load(Ordering::SeqCst) == threads }).await;
-    for _ in 0..20 {
-        assert_eq!(ask(&stack, &Webhook::moderation(r#"{"text":"x"}"#)).await.outcome(), "answered");
-    }
-    assert_eq!(send(stack.public(), &Webhook::fresh()).await.unwrap().status, 200);
-    stack.drain().await;
-    assert_eq!(blocked.load(Ordering::SeqCst), threads, "the drain waited for none of them");
-    gate.open();
-}
-
-async fn an_abort_waits_for_no_handler<S: Stack>() {
-    let (site, gate, blocked) = (Site::new(), Gate::default(), Arc::new(AtomicUsize::new(0)));
-    let (closed, counted) = (gate.clone(), Arc::clone(&blocked));
-    let script = Script::new(move |_| {
-        counted.fetch_add(1, Ordering::SeqCst);
-        closed.wait();
-        Act::Succeed
-    });
-    let setup = Setup { worker: "drain_timeout = \"1h\"".into(), ..Setup::default() };
-    let stack = S::start(&site, &setup, script.router.clone()).await;
-    assert_eq!(send(stack.public(), &Webhook::fresh()).await.unwrap().status, 200);
-    eventually("it is in hand", || async { blocked.load(Ordering::SeqCst) == 1 }).await;
-    tokio::time::timeout(PATIENCE, stack.abort()).await.expect("it ends while the handler blocks");
-    gate.open();
 }
 
 #[tokio::test(flavor = "multi_thread")]

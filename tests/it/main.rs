@@ -8,6 +8,7 @@ mod harness;
 
 #[macro_use]
 mod behaviour;
+mod blocking;
 mod cluster;
 mod commands;
 mod connections;
