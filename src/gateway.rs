@@ -83,7 +83,11 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     let (store, keys) = (Arc::clone(&spooled), Arc::clone(&seen));
     let intake = Arc::new(Intake::new(&config.gateway, apps, store, keys, hooked, Arc::clone(&metrics)));
     let (durable, broker) = (Arc::downgrade(&spooled), Arc::clone(&exchange));
+    let patience = config.gateway.drain_timeout;
+    let gateway = Gateway::new(config.gateway.clone(), Arc::clone(&intake), tls.clone());
+    let accepting = gateway.accepting();
     let readiness = ops::unless_draining(&shutdown, move || {
+        accepting()?;
         let durable = durable.upgrade().ok_or("the spool is closed")?;
         durable.ready().map_err(|error| error.to_string())?;
         let broken = broker.ready().err();
@@ -116,8 +120,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
         }),
     ]
     .map(AbortOnDropHandle::new);
-    let patience = config.gateway.drain_timeout;
-    let gateway = Gateway::new(config.gateway, intake, tls);
+    drop((intake, tls));
     ready().context("cannot write to stdout")?;
     let answered = CancellationToken::new();
     let receiving = async {

@@ -101,12 +101,12 @@ pub async fn run(
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
     let worker = Worker::new(Arc::clone(&store), Arc::clone(&store), router, policy, Arc::clone(&metrics), seed)
         .context("cannot start the threads for handlers of events")?;
-    let readiness = readiness(&store, &shutdown);
+    let gateway = Gateway::new(config.gateway, Arc::clone(&intake), tls.clone());
+    let readiness = readiness(&store, gateway.accepting(), &shutdown);
     let ops = ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone());
     let ops = AbortOnDropHandle::new(tokio::spawn(ops));
-    let watch = source.map(|source| Reload { source, intake: Arc::clone(&intake), tls: tls.clone(), metrics });
+    let watch = source.map(|source| Reload { source, intake, tls, metrics });
     let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, reload))));
-    let gateway = Gateway::new(config.gateway, intake, tls);
     ready().context("cannot write to stdout")?;
     // Events that come in during the drain are durable, and delivered after the next start; hooks are answered to the end.
     let answered = Shutdown { drain: CancellationToken::new(), abort: shutdown.abort.clone() };
@@ -130,9 +130,14 @@ pub async fn run(
     Ok(())
 }
 
-fn readiness(store: &Arc<Embedded>, shutdown: &Shutdown) -> Readiness {
+fn readiness(
+    store: &Arc<Embedded>,
+    accepting: impl Fn() -> Result<(), &'static str> + Send + Sync + 'static,
+    shutdown: &Shutdown,
+) -> Readiness {
     let store = Arc::downgrade(store);
     ops::unless_draining(shutdown, move || {
+        accepting()?;
         let store = store.upgrade().ok_or("the store is closed")?;
         let told = Enqueue::ready(&*store).and_then(|()| Deliveries::ready(&*store));
         told.map(|()| None).map_err(|error| error.to_string())

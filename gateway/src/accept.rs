@@ -1,22 +1,22 @@
 //! The accept loop, and the drain.
 
 use crate::activity::Activity;
-use crate::connection::{self, Ends};
-use crate::connections::{Connections, Place};
+use crate::connection::{self, Ends, FAREWELL};
+use crate::connections::{Connections, Place, Stuck};
 use crate::receive::{Arrival, Intake};
 use crate::tls::Tls;
-use futures_util::FutureExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_service::{config::GatewayConfig, shutdown::Shutdown};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::future::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// After an `accept` that failed for want of descriptors or memory: others must give something back first.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// After this long without such a failure connections are taken again, whether or not one came.
+const RELIEVED: Duration = Duration::from_secs(1);
 
 /// How long a drain looks for connections that the kernel has made already.
 const BACKLOG: Duration = Duration::from_millis(10);
@@ -35,75 +35,92 @@ pub struct Gateway<E, S> {
     config: GatewayConfig,
     intake: Arc<Intake<E, S>>,
     tls: Option<Tls>,
+    connections: Arc<Connections>,
+}
+
+/// How far the port is on its way to being closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// The drain began, and connections that still come are served: those that the kernel has made already have been promised
+    /// an answer, and a balancer sends others until it looks at /readyz again.
+    Quieting,
+    /// Connections that still come are told to come back: a refused connection costs the sender an attempt more than a 503.
+    TurningAway,
+}
+
+/// What the loop waits for.
+enum Event {
+    Arrived(std::io::Result<(TcpStream, Place)>),
+    Drain,
+    /// The stage's time is over.
+    Over,
+    /// For a while nobody was refused for want of descriptors.
+    Relieved,
+    /// All connections that came in time have ended.
+    Ended,
+    Abort,
 }
 
 impl<E: Enqueue, S: Seen> Gateway<E, S> {
     /// `tls`: absent for plain HTTP.
     pub fn new(config: GatewayConfig, intake: Arc<Intake<E, S>>, tls: Option<Tls>) -> Gateway<E, S> {
-        Gateway { config, intake, tls }
+        let connections = Connections::new(config.max_connections, Arc::clone(&intake.metrics));
+        Gateway { config, intake, tls, connections }
+    }
+
+    /// Says whether a new connection could be taken now, or why not.
+    pub fn accepting(&self) -> impl Fn() -> Result<(), &'static str> + Send + Sync + 'static {
+        let connections = Arc::clone(&self.connections);
+        move || connections.ready()
     }
 
     /// Serves until the drain, then until what is in hand is answered or the drain's time is over.
     pub async fn run(&self, listener: TcpListener, shutdown: Shutdown) {
-        let connections = Connections::new(self.config.max_connections, Arc::clone(&self.intake.metrics));
-        let tasks = TaskTracker::new();
+        let (tasks, late) = (TaskTracker::new(), TaskTracker::new());
         let ends = Shutdown { drain: shutdown.drain.clone(), abort: CancellationToken::new() };
-        let mut last = None;
+        // Accepted, and without a place yet.
+        let mut newcomer = None;
+        let (mut stage, mut began, mut last) = (Stage::Open, Instant::now(), None);
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = shutdown.drain.cancelled() => break,
+            let over = self.over(stage, began, last);
+            let event = tokio::select! {
+                biased;
+                () = shutdown.abort.cancelled() => Event::Abort,
+                () = shutdown.drain.cancelled(), if stage == Stage::Open => Event::Drain,
+                () = tasks.wait(), if stage == Stage::TurningAway => Event::Ended,
+                // Unconstrained, or tokio would stop after its usual share of a turn and leave the rest unseen.
+                arrived = tokio::task::unconstrained(arrive(&listener, &self.connections, &mut newcomer)) => {
+                    Event::Arrived(arrived)
+                }
+                () = tokio::time::sleep_until(over.into()), if stage != Stage::Open => Event::Over,
+                () = tokio::time::sleep(RELIEVED), if self.connections.lacks_descriptors() => Event::Relieved,
             };
-            match accepted {
-                Ok((stream, _)) => {
+            match event {
+                Event::Arrived(Ok((stream, place))) => {
                     last = Some(Instant::now());
-                    let activity = connections.activity();
-                    let place = tokio::select! {
-                        place = connections.place(&activity) => place,
-                        () = shutdown.abort.cancelled() => return,
+                    let (tasks, arrival) = match stage {
+                        Stage::Open | Stage::Quieting => (&tasks, Arrival::InTime),
+                        Stage::TurningAway => (&late, Arrival::Late),
                     };
-                    tasks.spawn(self.connection(stream, activity, place, &ends, Arrival::InTime));
+                    tasks.spawn(self.connection(stream, place, &ends, arrival));
                 }
-                Err(error) if error.raw_os_error().is_some_and(|number| EXHAUSTED.contains(&number)) => {
-                    tracing::error!(%error, "cannot accept a connection; raise the limit of open files");
-                    // The longest idle connection gives a descriptor back.
-                    connections.evict();
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                Event::Arrived(Err(error)) => self.refused(&error).await,
+                Event::Relieved => self.connections.moves_on(),
+                Event::Drain => (stage, began) = (Stage::Quieting, Instant::now()),
+                Event::Over if stage == Stage::Quieting => {
+                    stage = Stage::TurningAway;
+                    tasks.close();
                 }
-                Err(error) => tracing::debug!(%error, "a connection was gone before it was accepted"),
+                Event::Over => {
+                    tracing::warn!(connections = tasks.len(), "drain timeout: what is left is answered 503");
+                    break;
+                }
+                Event::Ended | Event::Abort => break,
             }
         }
-        // Connections that were made before the stop have been promised an answer: the kernel took them for us. And a balancer
-        // sends others until it looks at /readyz again.
-        let began = Instant::now();
-        while began.elapsed() < self.config.drain_timeout / 2 && !shutdown.abort.is_cancelled() {
-            let quiet = last.map_or(BACKLOG, |last| QUIET.saturating_sub(last.elapsed()).max(BACKLOG));
-            // Unconstrained, or tokio would stop after its usual share of a turn.
-            let accepted = tokio::task::unconstrained(tokio::time::timeout(quiet, listener.accept()));
-            let stream = match accepted.await {
-                Ok(Ok((stream, _))) => stream,
-                Ok(Err(_)) => {
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
-                    continue;
-                }
-                Err(_) => break,
-            };
-            last = Some(Instant::now());
-            let activity = connections.activity();
-            let Some(place) = connections.place(&activity).now_or_never() else { break };
-            tasks.spawn(self.connection(stream, activity, place, &ends, Arrival::InTime));
-        }
+        drop((listener, newcomer));
         tasks.close();
-        let late = TaskTracker::new();
-        tokio::select! {
-            () = tasks.wait() => {}
-            () = self.turn_away(&listener, &connections, &late, &ends) => {}
-            () = tokio::time::sleep(self.config.drain_timeout.saturating_sub(began.elapsed())) => {
-                tracing::warn!(connections = tasks.len(), "drain timeout: what is left is answered 503");
-            }
-            () = shutdown.abort.cancelled() => {}
-        }
-        drop(listener);
         late.close();
         self.intake.give_up();
         let all = || async { tokio::join!(tasks.wait(), late.wait()) };
@@ -113,25 +130,28 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         }
     }
 
-    /// Takes connections that still come, to tell them to come back: a refused connection costs the sender an
-    /// attempt more than a 503.
-    async fn turn_away(
-        &self,
-        listener: &TcpListener,
-        connections: &Arc<Connections>,
-        late: &TaskTracker,
-        ends: &Shutdown,
-    ) {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let activity = connections.activity();
-                    if let Some(place) = connections.place(&activity).now_or_never() {
-                        late.spawn(self.connection(stream, activity, place, ends, Arrival::Late));
-                    }
-                }
-                Err(_) => tokio::time::sleep(ACCEPT_BACKOFF).await,
+    /// When a stage ends by itself. `last`: when the last connection came.
+    fn over(&self, stage: Stage, began: Instant, last: Option<Instant>) -> Instant {
+        match stage {
+            Stage::Open | Stage::TurningAway => began + self.config.drain_timeout,
+            Stage::Quieting => {
+                let looked = Instant::now() + BACKLOG;
+                let quiet = last.map_or(looked, |last| (last + QUIET).max(looked));
+                quiet.min(began + self.config.drain_timeout / 2)
             }
+        }
+    }
+
+    /// An `accept` that failed.
+    async fn refused(&self, error: &std::io::Error) {
+        if error.raw_os_error().is_some_and(|number| EXHAUSTED.contains(&number)) {
+            tracing::error!(%error, "cannot accept a connection; raise the limit of open files");
+            self.connections.is_stuck(Stuck::Descriptors);
+            // Another connection gives a descriptor back.
+            self.connections.evict();
+            tokio::time::sleep(ACCEPT_BACKOFF).await;
+        } else {
+            tracing::debug!(%error, "a connection was gone before it was accepted");
         }
     }
 
@@ -139,14 +159,13 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
     fn connection(
         &self,
         stream: TcpStream,
-        activity: Arc<Activity>,
         place: Place,
         ends: &Shutdown,
         arrival: Arrival,
-    ) -> impl Future<Output = Option<()>> + Send + use<E, S> {
+    ) -> impl Future<Output = ()> + Send + use<E, S> {
         let cut = ends.abort.clone();
-        let ends = Ends::new(&self.config, ends.drain.clone(), place.evicted.clone(), arrival);
-        let (intake, tls) = (Arc::clone(&self.intake), self.tls.clone());
+        let ends = Ends::new(&self.config, ends.drain.clone(), arrival);
+        let (intake, tls, activity) = (Arc::clone(&self.intake), self.tls.clone(), Arc::clone(&place.activity));
         let serve = async move {
             // An answer is one small write: it should not wait for another.
             if stream.set_nodelay(true).is_err() {
@@ -156,10 +175,40 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
                 None => connection::serve_http1(stream, intake, activity, ends).await,
                 Some(tls) => secure(stream, &tls, intake, activity, ends).await,
             }
-            drop(place);
         };
-        serve.with_cancellation_token_owned(cut)
+        async move {
+            // Whatever it does by then.
+            let farewell = async {
+                place.activity.evicted.cancelled().await;
+                tokio::time::sleep(FAREWELL).await;
+            };
+            tokio::select! {
+                () = serve => {}
+                () = farewell => {}
+                () = cut.cancelled() => {}
+            }
+            // Last, when the socket is closed: until then it takes a place.
+            drop(place);
+        }
     }
+}
+
+/// The next connection and its place. May be dropped and called again: what was accepted stays with `newcomer`.
+async fn arrive(
+    listener: &TcpListener,
+    connections: &Arc<Connections>,
+    newcomer: &mut Option<TcpStream>,
+) -> std::io::Result<(TcpStream, Place)> {
+    let waiting = match newcomer {
+        Some(_) => newcomer,
+        None => {
+            let (stream, _) = listener.accept().await?;
+            newcomer.replace(stream);
+            newcomer
+        }
+    };
+    let place = connections.place(None).await;
+    waiting.take().map(|stream| (stream, place)).ok_or_else(|| std::io::ErrorKind::NotConnected.into())
 }
 
 /// The handshake is bounded like a head: a peer that never ends it holds a place, and is the first to lose it.
@@ -173,7 +222,7 @@ async fn secure<E: Enqueue, S: Seen>(
     let handshake = tokio::time::timeout(ends.header_timeout, tls.acceptor().accept(stream));
     let shaken = tokio::select! {
         shaken = handshake => shaken,
-        () = ends.evicted.cancelled() => return,
+        () = activity.evicted.cancelled() => return,
     };
     // A peer that does not speak TLS, or too slowly, is no news of ours.
     let Ok(Ok(stream)) = shaken else { return };

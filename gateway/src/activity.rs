@@ -1,50 +1,107 @@
-//! What a connection is doing, as seen by its timeouts: idle, sending a head, or busy with requests.
+//! What a connection is doing, as seen by its timeouts and by whoever needs its place.
 
+use crate::connections::Connections;
 use futures_util::task::AtomicWaker;
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Context;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
-/// No byte of a next request has come.
-const IDLE: u64 = 0;
+/// In place of a time: it is not so.
+const NEVER: u64 = 0;
+/// Wrong signatures after which an HTTP/2 connection ends. More than one: a balancer may carry others' requests on it.
+const STRIKES: usize = 4;
 
 /// Shared by a connection's IO, its requests and its timeouts. Times are microseconds since the connection opened, plus 1.
 #[derive(Debug)]
 pub(crate) struct Activity {
+    /// Its number among the connections.
+    pub(crate) number: u64,
+    /// The client's address, where it is known which one that is: else everybody behind a balancer would be one client.
+    pub(crate) client: Option<IpAddr>,
+    /// Cancelled when its place is given to another.
+    pub(crate) evicted: CancellationToken,
     opened: Instant,
-    busy: AtomicUsize,
+    /// Requests whose head is whole, until they are answered; and those of them whose signature has matched.
+    in_hand: AtomicUsize,
+    signed: AtomicUsize,
+    /// Refused bodies that are read on, so that the refusal arrives.
+    lingering: AtomicUsize,
+    /// Answers that the peer has not taken yet: their numbers and since when they wait, oldest first.
+    answers: Mutex<VecDeque<(u64, u64)>>,
+    unwritten: AtomicUsize,
     /// Since when nothing was in hand.
     idle_since: AtomicU64,
-    /// When the first byte of the next head came, or [`IDLE`].
+    /// When the first byte of the next head came.
     head_since: AtomicU64,
+    /// When the last byte of a body came.
+    body_byte: AtomicU64,
+    /// Since when the socket takes nothing more.
+    blocked_since: AtomicU64,
     /// Whether bytes between requests are a head.
     heads: AtomicBool,
+    /// Whether it ever carried a signed request.
+    is_verified: AtomicBool,
+    strikes: AtomicUsize,
+    /// Whether it stands in the line of those whose place can be given away.
+    in_line: AtomicBool,
     /// The connection's task: an answer of HTTP/2 ends in a task of its own, and then the clock runs again.
     connection: AtomicWaker,
-    /// Told when the connection becomes idle: somebody may wait for its place.
-    idle: Arc<Notify>,
+    connections: Arc<Connections>,
 }
 
 /// What the timeouts want to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
+    /// Nothing is in hand.
     Idle(Instant),
+    /// Only refused bodies are read on.
+    Lingering(Instant),
+    /// A head is on its way since then.
     Head(Instant),
+    /// It waits for bodies; the last byte of one came then.
+    Reading(Instant),
+    /// It waits for its peer to take answers, the oldest since then.
+    Writing(Instant),
+    /// A signed request is in hand.
     Busy,
 }
 
+/// Who has to go first; within a rank, whoever has waited longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rank {
+    /// Was refused, and is only read on.
+    Refused,
+    /// Never carried a signed request.
+    Unverified,
+    Verified,
+}
+
 impl Activity {
-    pub(crate) fn new(idle: Arc<Notify>) -> Arc<Activity> {
+    pub(crate) fn new(number: u64, client: Option<IpAddr>, connections: Arc<Connections>) -> Arc<Activity> {
         Arc::new(Activity {
+            number,
+            client,
+            evicted: CancellationToken::new(),
             opened: Instant::now(),
-            busy: AtomicUsize::new(0),
+            in_hand: AtomicUsize::new(0),
+            signed: AtomicUsize::new(0),
+            lingering: AtomicUsize::new(0),
+            answers: Mutex::default(),
+            unwritten: AtomicUsize::new(0),
             idle_since: AtomicU64::new(1),
-            head_since: AtomicU64::new(IDLE),
+            head_since: AtomicU64::new(NEVER),
+            body_byte: AtomicU64::new(1),
+            blocked_since: AtomicU64::new(NEVER),
             heads: AtomicBool::new(false),
+            is_verified: AtomicBool::new(false),
+            strikes: AtomicUsize::new(0),
+            in_line: AtomicBool::new(true),
             connection: AtomicWaker::new(),
-            idle,
+            connections,
         })
     }
 
@@ -61,22 +118,55 @@ impl Activity {
         self.opened + Duration::from_micros(at.saturating_sub(1))
     }
 
+    fn answers(&self) -> MutexGuard<'_, VecDeque<(u64, u64)>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn bytes_arrived(&self) {
         if self.heads.load(Ordering::Relaxed)
-            && self.busy.load(Ordering::Relaxed) == 0
-            && self.head_since.load(Ordering::Relaxed) == IDLE
+            && self.in_hand.load(Ordering::Relaxed) == 0
+            && self.unwritten.load(Ordering::Relaxed) == 0
+            && self.lingering.load(Ordering::Relaxed) == 0
+            && self.head_since.load(Ordering::Relaxed) == NEVER
         {
             self.head_since.store(self.now(), Ordering::Relaxed);
         }
     }
 
+    /// A piece of a body came.
+    pub(crate) fn body_arrived(&self) {
+        self.body_byte.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Whether the socket took what was to be written.
+    pub(crate) fn wrote(&self, is_taken: bool) {
+        let is_blocked = self.blocked_since.load(Ordering::Relaxed) != NEVER;
+        if is_taken == is_blocked {
+            self.blocked_since.store(if is_taken { NEVER } else { self.now() }, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         let head_since = self.head_since.load(Ordering::SeqCst);
-        if self.busy.load(Ordering::SeqCst) > 0 {
+        if self.signed.load(Ordering::SeqCst) > 0 {
             return Phase::Busy;
         }
+        if self.in_hand.load(Ordering::SeqCst) > 0 {
+            return Phase::Reading(self.instant(self.body_byte.load(Ordering::SeqCst)));
+        }
+        if self.unwritten.load(Ordering::SeqCst) > 0
+            && let Some((_, since)) = self.answers().front()
+        {
+            return Phase::Writing(self.instant(*since));
+        }
+        match self.blocked_since.load(Ordering::SeqCst) {
+            NEVER => {}
+            since => return Phase::Writing(self.instant(since)),
+        }
+        let idle_since = || self.instant(self.idle_since.load(Ordering::SeqCst));
         match head_since {
-            IDLE => Phase::Idle(self.instant(self.idle_since.load(Ordering::SeqCst))),
+            NEVER if self.lingering.load(Ordering::SeqCst) > 0 => Phase::Lingering(idle_since()),
+            NEVER => Phase::Idle(idle_since()),
             at => Phase::Head(self.instant(at)),
         }
     }
@@ -87,49 +177,181 @@ impl Activity {
         self.phase()
     }
 
+    /// Its place among those that can be closed for others; none while a signed request is in hand.
+    pub(crate) fn standing(&self) -> Option<(Rank, Instant)> {
+        let since = match self.phase() {
+            Phase::Busy => return None,
+            Phase::Idle(since)
+            | Phase::Lingering(since)
+            | Phase::Head(since)
+            | Phase::Reading(since)
+            | Phase::Writing(since) => since,
+        };
+        let rank = match (self.is_verified(), self.lingering.load(Ordering::SeqCst)) {
+            (true, _) => Rank::Verified,
+            (false, 0) => Rank::Unverified,
+            (false, _) => Rank::Refused,
+        };
+        Some((rank, since))
+    }
+
+    pub(crate) fn is_verified(&self) -> bool {
+        self.is_verified.load(Ordering::SeqCst)
+    }
+
+    /// Whether too many of its requests were not signed by their app.
+    pub(crate) fn is_struck_out(&self) -> bool {
+        self.strikes.load(Ordering::Relaxed) >= STRIKES
+    }
+
+    pub(crate) fn set_in_line(&self, is_in_line: bool) {
+        self.in_line.store(is_in_line, Ordering::SeqCst);
+    }
+
+    /// Closes the connection that can best go, this one perhaps.
+    pub(crate) fn evict_another(&self) {
+        self.connections.evict();
+    }
+
+    /// Something ended: the clock runs again, and the connection can be closed for another.
+    fn settled(&self) {
+        if !self.in_line.load(Ordering::SeqCst) {
+            self.connections.line_up(self);
+        }
+        if !self.heads.load(Ordering::Relaxed) {
+            self.connection.wake();
+        }
+    }
+
     /// A request's head is whole. Returns when its first byte came, and what keeps the connection busy.
     pub(crate) fn begin(self: &Arc<Self>) -> (Instant, InHand) {
+        self.body_arrived();
         // In this order no moment shows an idle connection.
-        self.busy.fetch_add(1, Ordering::SeqCst);
-        let first_byte = match self.head_since.swap(IDLE, Ordering::SeqCst) {
-            IDLE => Instant::now(),
+        self.in_hand.fetch_add(1, Ordering::SeqCst);
+        let first_byte = match self.head_since.swap(NEVER, Ordering::SeqCst) {
+            NEVER => Instant::now(),
             at => self.instant(at),
         };
-        (first_byte, InHand(Arc::clone(self)))
+        (first_byte, InHand { activity: Arc::clone(self), is_signed: AtomicBool::new(false) })
     }
 }
 
-/// A request in hand.
+/// A request in hand, until it is answered.
 #[derive(Debug)]
-pub(crate) struct InHand(Arc<Activity>);
+pub(crate) struct InHand {
+    activity: Arc<Activity>,
+    is_signed: AtomicBool,
+}
 
 impl InHand {
-    /// For work that goes on beside the request.
-    pub(crate) fn another(&self) -> InHand {
-        self.0.busy.fetch_add(1, Ordering::SeqCst);
-        InHand(Arc::clone(&self.0))
+    pub(crate) fn connection(&self) -> &Arc<Activity> {
+        &self.activity
+    }
+
+    /// Its signature has matched.
+    pub(crate) fn signed(&self) {
+        self.activity.signed.fetch_add(1, Ordering::SeqCst);
+        self.activity.is_verified.store(true, Ordering::SeqCst);
+        self.is_signed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_signed(&self) -> bool {
+        self.is_signed.load(Ordering::SeqCst)
+    }
+
+    /// Its signature is wrong.
+    pub(crate) fn strike(&self) {
+        self.activity.strikes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// While its refused body is read on.
+    pub(crate) fn linger(&self) -> Lingering {
+        let activity = Arc::clone(&self.activity);
+        activity.lingering.fetch_add(1, Ordering::SeqCst);
+        // It goes first from now on, so its place in the line is another.
+        activity.connections.line_up(&activity);
+        Lingering(activity)
+    }
+
+    /// There is an answer, for the peer to take.
+    pub(crate) fn answered(self) -> Unwritten {
+        let activity = Arc::clone(&self.activity);
+        let number = {
+            let mut answers = activity.answers();
+            let number = answers.back().map_or(0, |(last, _)| last + 1);
+            answers.push_back((number, activity.now()));
+            number
+        };
+        activity.unwritten.fetch_add(1, Ordering::SeqCst);
+        Unwritten { activity, number }
     }
 }
 
 impl Drop for InHand {
     fn drop(&mut self) {
+        let activity = &self.activity;
+        activity.idle_since.store(activity.now(), Ordering::SeqCst);
+        activity.in_hand.fetch_sub(1, Ordering::SeqCst);
+        if self.is_signed() {
+            activity.signed.fetch_sub(1, Ordering::SeqCst);
+        }
+        activity.settled();
+    }
+}
+
+/// An answer that the peer has not taken yet.
+#[derive(Debug)]
+pub(crate) struct Unwritten {
+    activity: Arc<Activity>,
+    number: u64,
+}
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        let activity = &self.activity;
+        {
+            let mut answers = activity.answers();
+            if let Some(place) = answers.iter().position(|(number, _)| *number == self.number) {
+                answers.remove(place);
+            }
+        }
+        activity.idle_since.store(activity.now(), Ordering::SeqCst);
+        activity.unwritten.fetch_sub(1, Ordering::SeqCst);
+        activity.settled();
+    }
+}
+
+/// A refused body that is read on.
+#[derive(Debug)]
+pub(crate) struct Lingering(Arc<Activity>);
+
+impl Lingering {
+    pub(crate) fn connection(&self) -> &Activity {
+        &self.0
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
         self.0.idle_since.store(self.0.now(), Ordering::SeqCst);
-        if self.0.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.idle.notify_waiters();
-        }
-        if !self.0.heads.load(Ordering::Relaxed) {
-            self.0.connection.wake();
-        }
+        self.0.lingering.fetch_sub(1, Ordering::SeqCst);
+        self.0.settled();
+        self.0.connection.wake();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use streamgate_service::metrics::Metrics;
+
+    fn activity() -> Arc<Activity> {
+        Activity::new(0, None, Connections::new(1, Metrics::new()))
+    }
 
     #[test]
     fn phases_follow_the_requests() {
-        let activity = Activity::new(Arc::default());
+        let activity = activity();
         activity.expect_heads();
         assert!(matches!(activity.phase(), Phase::Idle(_)));
         activity.bytes_arrived();
@@ -137,18 +359,53 @@ mod tests {
         let (first_byte, one) = activity.begin();
         assert_eq!(first_byte, since);
         activity.bytes_arrived();
-        assert_eq!(activity.phase(), Phase::Busy);
+        assert!(matches!(activity.phase(), Phase::Reading(_)));
         let (_, two) = activity.begin();
-        drop(one);
-        assert_eq!(activity.phase(), Phase::Busy);
+        one.signed();
+        assert_eq!((activity.phase(), activity.standing()), (Phase::Busy, None));
+        let written = one.answered();
+        assert!(matches!(activity.phase(), Phase::Reading(_)), "of the other one");
+        let lingering = two.linger();
         drop(two);
+        let Phase::Writing(oldest) = activity.phase() else { panic!("{activity:?}") };
+        assert!(oldest >= since);
+        drop(written);
+        assert!(matches!(activity.phase(), Phase::Lingering(_)));
+        drop(lingering);
         let Phase::Idle(idle) = activity.phase() else { panic!("{activity:?}") };
         assert!(idle >= since);
     }
 
     #[test]
+    fn a_socket_that_takes_nothing_is_written_to_since_the_first_time() {
+        let activity = activity();
+        activity.wrote(false);
+        let Phase::Writing(since) = activity.phase() else { panic!("{activity:?}") };
+        activity.wrote(false);
+        assert_eq!(activity.phase(), Phase::Writing(since));
+        activity.wrote(true);
+        assert!(matches!(activity.phase(), Phase::Idle(_)));
+    }
+
+    #[test]
+    fn ranks_follow_what_a_connection_has_shown() {
+        let activity = activity();
+        let rank = || activity.standing().map(|(rank, _)| rank);
+        assert_eq!(rank(), Some(Rank::Unverified));
+        let (_, refused) = activity.begin();
+        let lingering = refused.linger();
+        assert_eq!(rank(), Some(Rank::Refused));
+        drop((lingering, refused));
+        assert_eq!(rank(), Some(Rank::Unverified));
+        let (_, signed) = activity.begin();
+        signed.signed();
+        drop(signed);
+        assert_eq!(rank(), Some(Rank::Verified), "ever since");
+    }
+
+    #[test]
     fn http2_has_no_heads() {
-        let activity = Activity::new(Arc::default());
+        let activity = activity();
         activity.bytes_arrived();
         assert!(matches!(activity.phase(), Phase::Idle(_)));
     }

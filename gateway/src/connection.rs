@@ -1,10 +1,12 @@
 //! One connection: handshake, protocol by ALPN, timeouts, and a graceful end.
 
-use crate::activity::{Activity, Phase};
+use crate::activity::Activity;
+use crate::clock::{self, Leaving, Stop, Times};
 use crate::receive::{AnswerBody, Arrival, Intake};
 use crate::repoll::Repoll;
 use crate::response;
 use crate::watched::Watched;
+use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
@@ -31,51 +33,39 @@ const CONNECTION_WINDOW: u32 = 128 << 10;
 /// Longer than a request is on its way to us, and far shorter than a drain.
 const DRAIN_GRACE: Duration = Duration::from_millis(250);
 /// How long the last words of a connection may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What ends a connection from outside.
 #[derive(Clone, Debug)]
 pub(crate) struct Ends {
-    pub(crate) drain: CancellationToken,
-    pub(crate) evicted: CancellationToken,
+    drain: CancellationToken,
     pub(crate) header_timeout: Duration,
-    pub(crate) keep_alive: Duration,
-    pub(crate) arrival: Arrival,
+    keep_alive: Duration,
+    write_timeout: Duration,
+    arrival: Arrival,
 }
 
 impl Ends {
-    pub(crate) fn new(
-        config: &GatewayConfig,
-        drain: CancellationToken,
-        evicted: CancellationToken,
-        arrival: Arrival,
-    ) -> Ends {
-        Ends { drain, evicted, header_timeout: config.header_timeout, keep_alive: config.keep_alive, arrival }
+    pub(crate) fn new(config: &GatewayConfig, drain: CancellationToken, arrival: Arrival) -> Ends {
+        Ends {
+            drain,
+            header_timeout: config.header_timeout,
+            keep_alive: config.keep_alive,
+            // As long as it may take to make the answer: nobody waits longer for one.
+            write_timeout: config.answer_deadline,
+            arrival,
+        }
     }
-}
 
-/// What the clock, or somebody outside, wants of a connection.
-enum Stop {
-    /// The peer or the protocol has ended it.
-    Ended,
-    /// A head did not come whole in time.
-    HeadTimeout(std::time::Instant),
-    /// To be told that it ends, gracefully.
-    Tell,
-    /// To be dropped: it was told, and is idle.
-    Now,
-}
-
-/// How far a connection is on its way out.
-#[derive(Clone, Copy)]
-enum Leaving {
-    No,
-    /// The drain began then. What the peer sent before it could know is still taken.
-    Grace(std::time::Instant),
-    /// Told then; the answers in hand are the last.
-    Told(std::time::Instant),
-    /// Its place is given away: a head that is on its way is not waited for.
-    Evicted(std::time::Instant),
+    fn times<C: Graceful>(&self) -> Times {
+        Times {
+            header_timeout: self.header_timeout,
+            keep_alive: self.keep_alive,
+            write_timeout: self.write_timeout,
+            grace: C::GRACE,
+            goodbye: C::GOODBYE,
+        }
+    }
 }
 
 /// A hyper connection, of either version.
@@ -118,7 +108,7 @@ where
         .half_close(true)
         .max_buf_size(MAX_HEAD)
         .serve_connection(io, service);
-    if let Stop::HeadTimeout(first_byte) = run(Pin::new(&mut connection), &activity, &ends).await {
+    if let Some(first_byte) = run(Pin::new(&mut connection), &activity, &ends).await {
         intake.told_header_timeout(first_byte);
         let mut stream = connection.into_parts().io.into_inner();
         let farewell = async {
@@ -137,6 +127,8 @@ where
     S: Seen,
 {
     let service = answering(intake, Arc::clone(&activity), ends.arrival);
+    // Boxed: hyper keeps the place of this future until its answer is taken, and a peer may take none of 128.
+    let service = service_fn(move |request| service.call(request).boxed());
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -148,23 +140,25 @@ where
     run(pin!(connection), &activity, &ends).await;
 }
 
-/// Drives a connection until it ends by itself or by one of its timeouts.
-async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> Stop {
+/// Drives a connection until it ends by itself, or by the clock. Returns when the first byte of a head came that did not come
+/// whole in time.
+async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> Option<std::time::Instant> {
     let mut timer = pin!(tokio::time::sleep(ends.keep_alive));
-    let (mut leaving, repoll) = (Leaving::No, Repoll::new());
+    let (times, repoll, mut leaving) = (ends.times::<C>(), Repoll::new(), Leaving::No);
     loop {
-        let (stays, evicted) = (matches!(leaving, Leaving::No), matches!(leaving, Leaving::Evicted(_)));
+        let (stays, has_place) = (matches!(leaving, Leaving::No), !matches!(leaving, Leaving::Evicted(_)));
         let now = std::time::Instant::now;
         tokio::select! {
             biased;
             stop = poll_fn(|cx| match repoll.poll(cx, |cx| connection.as_mut().poll(cx)) {
-                Poll::Ready(_) => Poll::Ready(Stop::Ended),
-                Poll::Pending => clock::<C>(timer.as_mut(), activity, ends, leaving, cx),
+                Poll::Ready(_) => Poll::Ready(Stop::Now),
+                Poll::Pending => clock(timer.as_mut(), activity, leaving, &times, cx),
             }) => match stop {
                 Stop::Tell => leaving = Leaving::Told(now()),
-                Stop::Ended | Stop::HeadTimeout(_) | Stop::Now => return stop,
+                Stop::HeadTimeout(first_byte) => return Some(first_byte),
+                Stop::Now => return None,
             },
-            () = ends.evicted.cancelled(), if !evicted => leaving = Leaving::Evicted(now()),
+            () = activity.evicted.cancelled(), if has_place => leaving = Leaving::Evicted(now()),
             () = ends.drain.cancelled(), if stays => {
                 leaving = Leaving::Grace(now());
                 continue;
@@ -175,28 +169,21 @@ async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends
 }
 
 /// Polled after the connection: which timeout runs depends on what that has just done.
-fn clock<C: Graceful>(
+fn clock(
     mut timer: Pin<&mut Sleep>,
     activity: &Activity,
-    ends: &Ends,
     leaving: Leaving,
+    times: &Times,
     cx: &mut Context<'_>,
 ) -> Poll<Stop> {
-    let (stop, deadline) = match (activity.poll_phase(cx), leaving) {
-        (Phase::Busy, Leaving::Grace(_)) => return Poll::Ready(Stop::Tell),
-        // Requests have deadlines of their own.
-        (Phase::Busy, Leaving::No | Leaving::Told(_) | Leaving::Evicted(_)) => return Poll::Pending,
-        (Phase::Head(_), Leaving::Evicted(_)) => return Poll::Ready(Stop::Now),
-        (Phase::Head(since), Leaving::No | Leaving::Grace(_) | Leaving::Told(_)) => {
-            (Stop::HeadTimeout(since), since + ends.header_timeout)
-        }
-        (Phase::Idle(since), Leaving::No) => (Stop::Tell, since + ends.keep_alive),
-        (Phase::Idle(since), Leaving::Grace(began)) => (Stop::Tell, since.max(began) + C::GRACE),
-        (Phase::Idle(since), Leaving::Told(at) | Leaving::Evicted(at)) => (Stop::Now, since.max(at) + C::GOODBYE),
-    };
-    let deadline = Instant::from_std(deadline);
-    if timer.deadline() != deadline {
-        timer.as_mut().reset(deadline);
+    let phase = activity.poll_phase(cx);
+    if activity.is_struck_out() && matches!(leaving, Leaving::No | Leaving::Grace(_)) {
+        return Poll::Ready(Stop::Tell);
+    }
+    let Some((at, stop)) = clock::next(phase, leaving, activity.is_verified(), times) else { return Poll::Pending };
+    let at = Instant::from_std(at);
+    if timer.deadline() != at {
+        timer.as_mut().reset(at);
     }
     timer.poll(cx).map(|()| stop)
 }

@@ -1,45 +1,50 @@
-//! The open connections: counted, and the longest idle one closed when a new one needs its place.
+//! The open connections: counted by their sockets, and one closed when a new one needs its place.
 
-use crate::activity::{Activity, Phase};
-use std::collections::HashMap;
+use crate::activity::{Activity, Rank};
+use crate::line::Line;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use streamgate_service::metrics::Metrics;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+
+/// After this long without a free place another connection is asked to go: the first may take its time to say goodbye.
+const NEXT: Duration = Duration::from_millis(10);
+/// After this long without a free place a gateway is not ready: under load each place is waited for for a moment.
+const STUCK: Duration = Duration::from_secs(1);
+
+type Members = Line<Arc<Activity>, (Rank, Instant)>;
 
 #[derive(Debug)]
 pub(crate) struct Connections {
     limit: usize,
-    open: Mutex<Open>,
-    /// Told when a place is free, or a connection has become idle.
-    freed: Arc<Notify>,
+    open: Mutex<Members>,
+    /// Notified when a place is free, or a connection has become one that can go.
+    freed: Notify,
+    /// Why no connection can be taken, and since when.
+    stuck: Mutex<Option<(Instant, Stuck)>>,
     metrics: Arc<Metrics>,
 }
 
-#[derive(Debug, Default)]
-struct Open {
-    next: u64,
-    entries: HashMap<u64, Entry>,
+/// Why no connection can be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stuck {
+    /// All are open, and none can go.
+    Places,
+    /// The process or the system has no descriptor or memory for one.
+    Descriptors,
 }
 
-#[derive(Debug)]
-struct Entry {
-    activity: Arc<Activity>,
-    evicted: CancellationToken,
-}
-
-/// An open connection's place.
+/// An open connection's place, until its socket is closed.
 #[derive(Debug)]
 pub(crate) struct Place {
     connections: Arc<Connections>,
-    number: u64,
-    /// Told when the place is given to another.
-    pub(crate) evicted: CancellationToken,
+    pub(crate) activity: Arc<Activity>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.connections.lock().entries.remove(&self.number);
+        self.connections.open().remove(self.activity.number);
         self.connections.metrics.gateway_connections.dec();
         self.connections.freed.notify_waiters();
     }
@@ -47,54 +52,168 @@ impl Drop for Place {
 
 impl Connections {
     pub(crate) fn new(limit: usize, metrics: Arc<Metrics>) -> Arc<Connections> {
-        Arc::new(Connections { limit, open: Mutex::default(), freed: Arc::default(), metrics })
+        Arc::new(Connections {
+            limit,
+            open: Mutex::default(),
+            freed: Notify::new(),
+            stuck: Mutex::default(),
+            metrics,
+        })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> MutexGuard<'_, Members> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a new connection does.
-    pub(crate) fn activity(&self) -> Arc<Activity> {
-        Activity::new(Arc::clone(&self.freed))
+    fn stuck(&self) -> MutexGuard<'_, Option<(Instant, Stuck)>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is a place, closing the longest idle connection at the limit. Where none is idle, it waits for the
-    /// first that becomes so.
-    pub(crate) async fn place(self: &Arc<Self>, activity: &Arc<Activity>) -> Place {
+    /// Waits until there is a place, closing other connections at the limit. Where none can go, it waits for the first that
+    /// can. May be dropped while it waits. `client`: its address, where that tells clients apart.
+    pub(crate) async fn place(self: &Arc<Self>, client: Option<IpAddr>) -> Place {
         loop {
-            // Made before the look: whatever is told after that is heard.
+            // Made before the look, so that it hears whatever is notified after that.
             let freed = self.freed.notified();
-            if self.lock().entries.len() < self.limit || self.evict() {
-                return self.take(activity);
+            if let Some(place) = self.take(client) {
+                self.moves_on();
+                return place;
             }
-            freed.await;
+            self.is_stuck(Stuck::Places);
+            self.evict();
+            drop(tokio::time::timeout(NEXT, freed).await);
         }
     }
 
-    fn take(self: &Arc<Self>, activity: &Arc<Activity>) -> Place {
-        let evicted = CancellationToken::new();
-        let mut open = self.lock();
-        open.next += 1;
-        let number = open.next;
-        open.entries.insert(number, Entry { activity: Arc::clone(activity), evicted: evicted.clone() });
+    fn take(self: &Arc<Self>, client: Option<IpAddr>) -> Option<Place> {
+        let mut open = self.open();
+        if open.len() >= self.limit {
+            return None;
+        }
+        let activity = Activity::new(open.next(), client, Arc::clone(self));
+        open.add(Arc::clone(&activity), (Rank::Unverified, Instant::now()));
         self.metrics.gateway_connections.inc();
-        Place { connections: Arc::clone(self), number, evicted }
+        Some(Place { connections: Arc::clone(self), activity })
     }
 
-    /// Gives away the place of the longest idle connection; a head that is on its way counts as idle since it began. Returns
-    /// whether there was one.
-    pub(crate) fn evict(&self) -> bool {
-        let mut open = self.lock();
-        let idle = open.entries.iter().filter_map(|(number, entry)| match entry.activity.phase() {
-            Phase::Idle(since) | Phase::Head(since) => Some((since, *number)),
-            Phase::Busy => None,
-        });
-        let Some((_, longest)) = idle.min() else { return false };
-        if let Some(entry) = open.entries.remove(&longest) {
-            entry.evicted.cancel();
+    /// Closes the connection that can best go: one that was refused before one that never carried a signed request, and that
+    /// before the others; among equals the one that has waited longest. Its place is free when its socket is closed.
+    pub(crate) fn evict(&self) {
+        let mut open = self.open();
+        let standing = |activity: &Arc<Activity>| {
+            // In this order: what becomes idle after the look finds that it is not in line, and lines up.
+            activity.set_in_line(false);
+            let standing = activity.standing();
+            activity.set_in_line(standing.is_some());
+            standing
+        };
+        if let Some(activity) = open.take_longest(standing) {
+            activity.evicted.cancel();
             self.metrics.gateway_evictions.inc();
         }
-        true
+    }
+
+    /// Gives a connection its place in the line of those that can go.
+    pub(crate) fn line_up(&self, activity: &Activity) {
+        let mut open = self.open();
+        if let Some(standing) = activity.standing().filter(|_| !activity.evicted.is_cancelled()) {
+            activity.set_in_line(true);
+            open.line_up(activity.number, standing);
+            drop(open);
+            self.freed.notify_waiters();
+        }
+    }
+
+    /// No connection can be taken now.
+    pub(crate) fn is_stuck(&self, why: Stuck) {
+        let mut stuck = self.stuck();
+        if stuck.is_none_or(|(_, before)| before != why) {
+            *stuck = Some((Instant::now(), why));
+        }
+    }
+
+    pub(crate) fn lacks_descriptors(&self) -> bool {
+        matches!(*self.stuck(), Some((_, Stuck::Descriptors)))
+    }
+
+    /// Connections are taken.
+    pub(crate) fn moves_on(&self) {
+        *self.stuck() = None;
+    }
+
+    /// Whether a new connection could be taken now; the error says why not.
+    pub(crate) fn ready(&self) -> Result<(), &'static str> {
+        match *self.stuck() {
+            Some((_, Stuck::Descriptors)) => {
+                Err("no connection can be taken: the limit of open files is reached; raise it (ulimit -n, LimitNOFILE=)")
+            }
+            Some((since, Stuck::Places)) if since.elapsed() >= STUCK => {
+                Err("no connection can be taken: gateway.max_connections are open and busy")
+            }
+            Some((_, Stuck::Places)) | None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    fn evicted(places: &[&Place]) -> Vec<bool> {
+        places.iter().map(|place| place.activity.evicted.is_cancelled()).collect()
+    }
+
+    #[tokio::test]
+    async fn whoever_can_best_go_goes_and_its_place_is_free_when_its_socket_is_closed() {
+        let connections = Connections::new(4, Metrics::new());
+        let mut places = Vec::new();
+        for _ in 0..4 {
+            places.push(connections.place(None).now_or_never().unwrap());
+        }
+        let [verified, refused, unverified, busy] = &places[..] else { panic!() };
+        let (_, signed) = verified.activity.begin();
+        signed.signed();
+        drop(signed);
+        let (_, in_hand) = busy.activity.begin();
+        in_hand.signed();
+        let (_, bad) = refused.activity.begin();
+        let lingering = bad.linger();
+        drop(bad);
+        assert!(connections.place(None).now_or_never().is_none());
+        let all = [verified, refused, unverified, busy];
+        assert_eq!(evicted(&all), [false, true, false, false]);
+        assert!(connections.place(None).now_or_never().is_none(), "the socket is still open");
+        assert_eq!(evicted(&all), [false, true, true, false]);
+        connections.evict();
+        assert_eq!(evicted(&all), [true, true, true, false]);
+        connections.evict();
+        assert_eq!(evicted(&all), [true, true, true, false], "a signed request is in hand");
+        drop(in_hand);
+        connections.evict();
+        assert_eq!(evicted(&all), [true, true, true, true], "and now it is not");
+        drop(lingering);
+        places.pop();
+        assert!(connections.place(None).now_or_never().is_some());
+        assert_eq!(connections.ready(), Ok(()));
+    }
+
+    #[test]
+    fn what_was_active_meanwhile_is_not_the_longest_idle() {
+        let connections = Connections::new(2, Metrics::new());
+        let one = connections.take(None).unwrap();
+        let two = connections.take(None).unwrap();
+        drop(one.activity.begin());
+        connections.evict();
+        assert_eq!(evicted(&[&one, &two]), [false, true]);
+    }
+
+    #[test]
+    fn want_of_descriptors_is_told_until_a_connection_is_taken() {
+        let connections = Connections::new(1, Metrics::new());
+        connections.is_stuck(Stuck::Descriptors);
+        assert!(connections.ready().is_err());
+        connections.moves_on();
+        assert_eq!(connections.ready(), Ok(()));
     }
 }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use streamgate_core::{
     envelope::Envelope,
-    hook,
+    hook::{self, OnFailure},
     id::Kind,
     ports::{Answers, Ask, Turn},
     reason::Reason,
@@ -91,6 +91,11 @@ pub trait AnswerHook: Send + Sync + 'static {
     /// From headers read to answer written, by kind; no limit of its own for pushes.
     fn deadline(&self, kind: Kind) -> Duration;
     fn answer(self: Arc<Self>, asked: Asked) -> Answering;
+    /// The answer of the policy to a signed hook that nobody is asked about. `body`: empty where it is not at hand.
+    fn by_policy(&self, kind: Kind, body: &[u8], reason: Reason) -> Answered;
+    /// The answer to a hook that is refused for a passing reason. None where a refusal says as much: an unsigned one that the
+    /// policy allows, which Stream takes a refusal for.
+    fn refused(&self, kind: Kind, reason: Reason, is_signed: bool) -> Option<Answered>;
 }
 
 impl std::fmt::Debug for dyn AnswerHook {
@@ -143,12 +148,6 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
 
     fn in_work(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Option<Answered>>>> {
         self.in_work.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn by_policy(&self, kind: Kind, body: &[u8], reason: Reason) -> Answered {
-        let policy = self.policy(kind);
-        let body = hook::fallback(policy.on_failure, &policy.failure_text, body).into();
-        Answered { body, source: Source::Policy(reason) }
     }
 
     /// Asks, and decides where there is no answer.
@@ -235,6 +234,17 @@ impl<C: Ask, A: Answers> AnswerHook for Hooks<C, A> {
             Kind::Push => Duration::MAX,
             Kind::BeforeMessageSend | Kind::CustomCommand => self.policy(kind).deadline,
         }
+    }
+
+    fn by_policy(&self, kind: Kind, body: &[u8], reason: Reason) -> Answered {
+        let policy = self.policy(kind);
+        let body = hook::fallback(policy.on_failure, &policy.failure_text, body).into();
+        Answered { body, source: Source::Policy(reason) }
+    }
+
+    fn refused(&self, kind: Kind, reason: Reason, is_signed: bool) -> Option<Answered> {
+        let answers = is_signed || self.policy(kind).on_failure == OnFailure::Reject;
+        answers.then(|| self.by_policy(kind, b"", reason))
     }
 
     fn answer(self: Arc<Self>, mut asked: Asked) -> Answering {

@@ -1,66 +1,52 @@
 //! From a signed body to a durable event: seen before, or enqueue and mark.
 
-use crate::route::Target;
+use crate::head::Head;
 use bytes::Bytes;
 use std::time::Instant;
 use streamgate_core::{
-    envelope::{Envelope, safe_cid, safe_traceparent, safe_type},
+    envelope::{Envelope, safe_cid, safe_type},
     hook,
-    id::{Kind, idempotency_key, webhook_id},
+    id::{Kind, body_id, idempotency_key},
     peek::peek,
     ports::{Accepted, Enqueue, Seen, StoreError},
     reason::Reason,
-    signature::Signature,
 };
 use streamgate_service::metrics::Metrics;
 
-/// What came beside the body.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Beside<'a> {
-    pub(crate) target: Target,
-    pub(crate) app: &'a str,
-    pub(crate) api_key: &'a str,
-    pub(crate) signature: Signature,
-    pub(crate) webhook_id: Option<&'a [u8]>,
-    pub(crate) webhook_attempt: Option<&'a [u8]>,
-    pub(crate) traceparent: Option<&'a [u8]>,
-    /// The command's name as the URL has it.
-    pub(crate) query_type: Option<&'a str>,
-}
-
-pub(crate) fn envelope(beside: &Beside<'_>, body: Bytes, received_at_ms: i64) -> Envelope {
-    let id = webhook_id(beside.webhook_id, &body);
-    let signature = beside.signature.to_hex();
+/// The event, or the call, that a signed body is.
+pub(crate) fn envelope(head: Head, body: Bytes, received_at_ms: i64) -> Envelope {
+    let Head { target, app, api_key, signature, id, attempt, traceparent, query_type } = head;
+    let id = id.unwrap_or_else(|| body_id(&body));
+    let signature = signature.to_hex();
     let bytes = body.clone();
     let peek = peek(&bytes);
     let command;
-    let event_type = match beside.target.kind {
-        Kind::Push => beside.target.event_type.or(peek.event_type.as_deref()),
+    let event_type = match target.kind {
+        Kind::Push => target.event_type.or(peek.event_type.as_deref()),
         // Its body has no type.
-        Kind::BeforeMessageSend => Some(beside.target.kind.as_str()),
+        Kind::BeforeMessageSend => Some(target.kind.as_str()),
         Kind::CustomCommand => {
             command = hook::command(&bytes);
-            command.as_deref().or(beside.query_type)
+            command.as_deref().or(query_type.as_deref())
         }
     };
     // Two callbacks may carry one body under one id; the path tells them apart.
-    let id_of_key = beside.target.event_type.map_or_else(|| id.clone(), |path| format!("{path}/{id}"));
-    let attempt = beside.webhook_attempt.and_then(|text| std::str::from_utf8(text).ok()?.trim().parse().ok());
+    let id_of_key = target.event_type.map_or_else(|| id.clone(), |path| format!("{path}/{id}"));
     Envelope {
-        app: beside.app.to_owned(),
-        kind: beside.target.kind,
+        key: idempotency_key(&app, target.kind, &id_of_key, &signature),
+        app: app.as_ref().to_owned(),
+        kind: target.kind,
         event_type: safe_type(event_type).to_owned(),
-        key: idempotency_key(beside.app, beside.target.kind, &id_of_key, &signature),
         id,
-        webhook_attempt: attempt.unwrap_or(1),
-        api_key: beside.api_key.to_owned(),
+        webhook_attempt: attempt,
+        api_key,
         signature,
         received_at_ms,
         attempt: 1,
         cid: safe_cid(peek.cid.as_deref()).map(str::to_owned),
         route: None,
         replay: None,
-        traceparent: safe_traceparent(beside.traceparent).map(str::to_owned),
+        traceparent,
         body,
     }
 }

@@ -6,11 +6,16 @@
 mod accept;
 mod activity;
 mod budget;
+mod clock;
 mod connection;
 mod connections;
 mod drain;
+mod head;
 mod hooks;
 mod intake;
+mod line;
+mod linger;
+mod read;
 mod receive;
 mod repoll;
 mod response;
@@ -20,6 +25,7 @@ mod spool;
 mod spool_model;
 mod suspects;
 mod tls;
+mod waiting;
 mod watched;
 
 pub use accept::Gateway;

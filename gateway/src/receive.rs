@@ -1,17 +1,19 @@
 //! One request: admit it, read its body, make it durable or have it answered, answer. Every path ends within
 //! `answer_deadline`.
 
-use crate::activity::InHand;
-use crate::budget::{HeldBody, MemoryBudget, Share};
+use crate::activity::{InHand, Unwritten};
+use crate::budget::Share;
+use crate::head::{self, Head, Manner};
 use crate::hooks::{AnswerHook, Asked};
-use crate::intake::{self, Beside};
+use crate::intake;
+use crate::linger::linger;
+use crate::read::Reader;
 use crate::response::{self, Outcome, Taken};
-use crate::route;
+use crate::route::{self, Target};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap};
 use hyper::{Request, Response};
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -20,11 +22,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use streamgate_core::{
-    admission::{self, Facts, Limits, Single},
+    admission::Limits,
     apps::Apps,
-    envelope::header,
     id::Kind,
-    inflate::{BodyReader, SignedBody},
     ports::{Enqueue, Seen},
     reason::Reason,
     signature::Verifier,
@@ -32,9 +32,6 @@ use streamgate_core::{
 use streamgate_service::{config::GatewayConfig, metrics::Metrics};
 use tokio_util::sync::CancellationToken;
 
-/// How much of a refused body is read and thrown away, in bodies of the largest size: closing on a client that still sends
-/// resets the connection, and the client never reads why.
-const LINGER_BODIES: usize = 4;
 /// What stands in labels where no app or kind is known.
 const NONE: &str = "none";
 
@@ -57,8 +54,10 @@ pub struct Intake<E, S> {
     limits: Limits,
     body_timeout: Duration,
     answer_deadline: Duration,
-    in_flight: AtomicUsize,
-    budget: Arc<MemoryBudget>,
+    reader: Reader,
+    /// Signed requests in flight, and the most that there may be.
+    signed: AtomicUsize,
+    max_in_flight: usize,
     /// The drain's time is over: whoever still waits is told to come back.
     given_up: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
@@ -73,16 +72,20 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         hooks: Arc<dyn AnswerHook>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let GatewayConfig { max_body, body_timeout, memory_budget, max_in_flight, .. } = *config;
+        // Half as many again: what is not verified takes no place of what is.
+        let places = max_in_flight.div_ceil(2);
         Intake {
             apps: ArcSwap::from_pointee(apps),
             enqueue,
             seen,
             hooks,
-            limits: Limits { max_body: config.max_body, max_in_flight: config.max_in_flight },
-            body_timeout: config.body_timeout,
+            limits: Limits { max_body },
+            body_timeout,
             answer_deadline: config.answer_deadline,
-            in_flight: AtomicUsize::new(0),
-            budget: MemoryBudget::new(config.memory_budget, Arc::clone(&metrics)),
+            reader: Reader::new(max_body, body_timeout, memory_budget, places, Arc::clone(&metrics)),
+            signed: AtomicUsize::new(0),
+            max_in_flight,
             given_up: CancellationToken::new(),
             metrics,
         }
@@ -98,115 +101,125 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         self.apps.store(Arc::new(apps));
     }
 
-    /// Answers one request of a connection.
-    pub(crate) async fn answer(
+    /// Answers one request of a connection. Its head is judged and dropped before this returns, so that heads never wait in
+    /// memory for the tasks of HTTP/2 to run.
+    pub(crate) fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
         first_byte: Instant,
         in_hand: InHand,
         arrival: Arrival,
-    ) -> Response<AnswerBody> {
-        let flight = Flight::start(&*self);
+    ) -> impl Future<Output = Response<AnswerBody>> + Send + use<E, S> {
         let head_read = tokio::time::Instant::now();
         let (parts, body) = request.into_parts();
-        let apps = self.apps.load_full();
+        let manner = Manner::of(&parts);
         let target = route::target(&parts.method, parts.uri.path());
-        let admitted =
-            target.and_then(|_| admission::admit(&facts(&parts.headers, flight.number), &apps, &self.limits));
-        let admitted = admitted.and_then(|admitted| match arrival {
-            Arrival::InTime => Ok(admitted),
-            Arrival::Late => Err(Reason::Draining),
-        });
-        let kind = target.map_or(NONE, |target| target.kind.as_str());
-        let app = admitted.as_ref().map_or(NONE, |admitted| &*admitted.key.app);
-        let outcome = match (target, &admitted) {
-            (Err(reason), _) | (Ok(_), &Err(reason)) => {
-                // A client that asked first has not sent anything yet.
-                if !parts.headers.contains_key(EXPECT) {
-                    self.linger(body, &in_hand);
+        let admitted = target.and_then(|target| head::admit(target, &parts, &self.apps.load(), &self.limits));
+        drop(parts);
+        async move {
+            let flight = Flight::start(&self.metrics);
+            let app = admitted.as_ref().ok().map(|(head, _)| Arc::clone(&head.app));
+            let mut cost = None;
+            let outcome = match admitted {
+                Ok((head, verifier)) if arrival == Arrival::InTime => {
+                    let deadline = head_read + self.answer_deadline.min(self.hooks.deadline(head.target.kind));
+                    let take = self.take(body, verifier, head, &in_hand, &mut cost, deadline);
+                    tokio::select! {
+                        biased;
+                        taken = take => taken,
+                        () = tokio::time::sleep_until(deadline) => Err(Reason::DeadlineExceeded),
+                        () = self.given_up.cancelled() => Err(Reason::Draining),
+                    }
                 }
-                Err(reason)
-            }
-            (Ok(target), Ok(admitted)) => {
-                let query_type = route::query_type(parts.uri.query());
-                let beside = Beside {
-                    target,
-                    app,
-                    api_key: admitted.api_key,
-                    signature: admitted.signature,
-                    webhook_id: first(&parts.headers, header::WEBHOOK_ID),
-                    webhook_attempt: first(&parts.headers, header::WEBHOOK_ATTEMPT),
-                    traceparent: first(&parts.headers, header::TRACEPARENT),
-                    query_type: query_type.as_deref(),
-                };
-                let verifier = Verifier::new(&admitted.key.secrets, admitted.signature);
-                let deadline = head_read + self.answer_deadline.min(self.hooks.deadline(target.kind));
-                let take = self.take(body, verifier, &beside, &in_hand, deadline);
-                tokio::select! {
-                    biased;
-                    taken = take => taken,
-                    () = tokio::time::sleep_until(deadline) => Err(Reason::DeadlineExceeded),
-                    () = self.given_up.cancelled() => Err(Reason::Draining),
+                late_or_refused => {
+                    // A client that asked first has not sent anything yet.
+                    if !manner.expects {
+                        self.linger(body, &in_hand);
+                    }
+                    Err(late_or_refused.err().unwrap_or(Reason::Draining))
                 }
+            };
+            let outcome = self.or_by_policy(outcome, target.ok(), &in_hand);
+            if matches!(outcome, Err(Reason::WrongSignature | Reason::UnknownKey)) {
+                in_hand.strike();
             }
-        };
-        self.told(app, kind, &outcome, first_byte);
-        response::response(outcome).map(|bytes| AnswerBody { bytes, _in_hand: in_hand })
+            let kind = target.map_or(NONE, |target| target.kind.as_str());
+            self.told(app.as_deref().unwrap_or(NONE), kind, &outcome, first_byte);
+            drop(flight);
+            let response = response::response(outcome, manner.is_http1);
+            response.map(|bytes| AnswerBody { bytes, _unwritten: in_hand.answered(), _cost: cost })
+        }
     }
 
-    /// Reads an admitted request, and stores its event or has its hook answered.
+    /// Reads an admitted request, and stores its event or has its hook answered. `cost`: gets what it costs beside its body, until
+    /// its answer is taken.
     async fn take(
         &self,
         mut body: Incoming,
         verifier: Verifier,
-        beside: &Beside<'_>,
+        head: Head,
         in_hand: &InHand,
+        cost: &mut Option<Share>,
         deadline: tokio::time::Instant,
     ) -> Outcome {
-        let reader = BodyReader::new(verifier, self.limits.max_body, self.budget.share());
-        let read = tokio::time::timeout(self.body_timeout, read(&mut body, reader)).await;
-        let signed = match read.unwrap_or(Err(Reason::BodyTimeout)) {
-            Ok(signed) => signed,
-            Err(reason @ (Reason::BodyTimeout | Reason::BodyIncomplete)) => return Err(reason),
+        let read = match self.reader.begin().await {
+            Ok(share) => {
+                let share = cost.insert(share).split(0);
+                self.reader.read(&mut body, verifier, share, in_hand).await
+            }
+            Err(reason) => {
+                // Its answer is not paid for, and a peer may leave it unread: somebody has to go.
+                in_hand.connection().evict_another();
+                Err(reason)
+            }
+        };
+        let held = match read {
+            Ok(held) => held,
+            Err(reason @ (Reason::BodyTimeout | Reason::BodyIncomplete | Reason::Displaced)) => return Err(reason),
             Err(reason) => {
                 self.linger(body, in_hand);
                 return Err(reason);
             }
         };
-        let bytes = Bytes::from_owner(HeldBody(signed));
-        let call = intake::envelope(beside, bytes, jiff::Timestamp::now().as_millisecond());
-        match beside.target.kind {
+        drop(body);
+        if let Some(cost) = cost {
+            cost.signed();
+        }
+        let (kind, repeatable) = (head.target.kind, head.id.is_some());
+        let Some(_place) = Signed::start(&self.signed, self.max_in_flight) else {
+            let reason = Reason::InFlightLimit;
+            return match kind {
+                Kind::Push => Err(reason),
+                Kind::BeforeMessageSend | Kind::CustomCommand => {
+                    Ok(Taken::Hook(self.hooks.by_policy(kind, &held.bytes, reason)))
+                }
+            };
+        };
+        let call = intake::envelope(head, Bytes::from_owner(held), jiff::Timestamp::now().as_millisecond());
+        match kind {
             Kind::Push => intake::store(&*self.enqueue, &*self.seen, &self.metrics, call).await.map(Taken::Event),
             Kind::BeforeMessageSend | Kind::CustomCommand => {
                 // An id of the body's own would make two equal messages one.
-                let repeatable = beside.webhook_id.is_some_and(|id| !id.is_empty());
                 let asked = Asked { call, repeatable, deadline, given_up: self.given_up.clone() };
                 Ok(Taken::Hook(Arc::clone(&self.hooks).answer(asked).await))
             }
         }
     }
 
-    /// Goes on reading a refused body for a while, beside the answer, so that the answer arrives.
-    fn linger(&self, mut body: Incoming, in_hand: &InHand) {
-        if body.is_end_stream() {
-            return;
+    /// Stream repeats no hook: one that is refused for a passing reason is answered by its policy.
+    fn or_by_policy(&self, outcome: Outcome, target: Option<Target>, in_hand: &InHand) -> Outcome {
+        match (outcome, target) {
+            (Err(reason), Some(Target { kind: kind @ (Kind::BeforeMessageSend | Kind::CustomCommand), .. }))
+                if response::is_passing(reason) =>
+            {
+                self.hooks.refused(kind, reason, in_hand.is_signed()).map(Taken::Hook).ok_or(reason)
+            }
+            (outcome, _) => outcome,
         }
-        let in_hand = in_hand.another();
-        let mut left = self.limits.max_body.saturating_mul(LINGER_BODIES);
-        let patience = self.body_timeout;
-        tokio::spawn(async move {
-            let discard = async {
-                while let Some(Ok(frame)) = body.frame().await {
-                    let length = frame.data_ref().map_or(0, Bytes::len);
-                    match left.checked_sub(length) {
-                        Some(rest) => left = rest,
-                        None => return,
-                    }
-                }
-            };
-            drop(tokio::time::timeout(patience, discard).await);
-            drop(in_hand);
-        });
+    }
+
+    fn linger(&self, body: Incoming, in_hand: &InHand) {
+        linger(body, in_hand, self.limits.max_body, self.body_timeout);
     }
 
     /// Counter and histogram of one answer, in one place.
@@ -221,11 +234,12 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
     }
 }
 
-/// An answer's body. The request is in hand until hyper has taken it over.
+/// An answer's body, until the peer has taken it.
 #[derive(Debug)]
 pub(crate) struct AnswerBody {
     bytes: Full<Bytes>,
-    _in_hand: InHand,
+    _unwritten: Unwritten,
+    _cost: Option<Share>,
 }
 
 impl Body for AnswerBody {
@@ -245,59 +259,34 @@ impl Body for AnswerBody {
     }
 }
 
-async fn read(body: &mut Incoming, mut reader: BodyReader<Share>) -> Result<SignedBody<Share>, Reason> {
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Reason::BodyIncomplete)?;
-        // Trailers are none of ours.
-        if let Some(data) = frame.data_ref() {
-            reader.push(data)?;
-        }
-    }
-    reader.finish()
-}
-
 /// A request in flight, counted.
-struct Flight<'a> {
-    in_flight: &'a AtomicUsize,
-    metrics: &'a Metrics,
-    /// Requests in flight when it came, itself included.
-    number: usize,
-}
+struct Flight<'a>(&'a Metrics);
 
 impl<'a> Flight<'a> {
-    fn start<E, S>(intake: &'a Intake<E, S>) -> Flight<'a> {
-        let number = intake.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
-        intake.metrics.gateway_in_flight.inc();
-        Flight { in_flight: &intake.in_flight, metrics: &intake.metrics, number }
+    fn start(metrics: &'a Metrics) -> Flight<'a> {
+        metrics.gateway_in_flight.inc();
+        Flight(metrics)
     }
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.metrics.gateway_in_flight.dec();
+        self.0.gateway_in_flight.dec();
     }
 }
 
-fn facts(headers: &HeaderMap, in_flight: usize) -> Facts<'_> {
-    Facts {
-        api_key: single(headers, header::API_KEY),
-        signature: single(headers, header::SIGNATURE),
-        content_encoding: headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()),
-        content_length: headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()),
-        in_flight,
+/// A place among the signed requests in flight.
+struct Signed<'a>(&'a AtomicUsize);
+
+impl<'a> Signed<'a> {
+    fn start(signed: &'a AtomicUsize, most: usize) -> Option<Signed<'a>> {
+        let place = Signed(signed);
+        (signed.fetch_add(1, Ordering::Relaxed) < most).then_some(place)
     }
 }
 
-fn single<'a>(headers: &'a HeaderMap, name: &str) -> Single<'a> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Single::Absent,
-        (Some(value), None) => Single::One(value.as_bytes()),
-        (Some(_), Some(_)) => Single::Repeated,
+impl Drop for Signed<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-fn first<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    headers.get(name).map(|value| value.as_bytes())
 }

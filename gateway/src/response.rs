@@ -3,7 +3,7 @@
 use crate::hooks::Answered;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use streamgate_core::{ports::Accepted, reason::Reason};
 
@@ -44,7 +44,7 @@ fn status(reason: Reason) -> StatusCode {
         Reason::UnknownKey | Reason::WrongSignature => StatusCode::UNAUTHORIZED,
         Reason::NotFound => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-        Reason::HeaderTimeout | Reason::BodyTimeout | Reason::BodyIncomplete => StatusCode::REQUEST_TIMEOUT,
+        Reason::HeaderTimeout | Reason::BodyTimeout | Reason::BodyIncomplete | Reason::Displaced => StatusCode::REQUEST_TIMEOUT,
         Reason::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Reason::InFlightLimit
@@ -65,6 +65,11 @@ fn status(reason: Reason) -> StatusCode {
     }
 }
 
+/// Whether a refusal passes: the same request may be taken later.
+pub(crate) fn is_passing(reason: Reason) -> bool {
+    matches!(status(reason), StatusCode::REQUEST_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE)
+}
+
 /// What the caller can do about it.
 fn advice(reason: Reason) -> &'static str {
     match reason {
@@ -83,6 +88,7 @@ fn advice(reason: Reason) -> &'static str {
         Reason::HeaderTimeout => "the headers did not arrive in time",
         Reason::BodyTimeout => "the body did not arrive in time",
         Reason::BodyIncomplete => "the body broke off",
+        Reason::Displaced => "too many requests at this moment, and this one had waited longest for its body; try again",
         Reason::TooLarge => "the body is over the limit, on the wire or inflated",
         Reason::UnsupportedEncoding => "send the body as it is, or with Content-Encoding: gzip",
         Reason::InFlightLimit => "too many requests at this moment; try again",
@@ -98,7 +104,8 @@ fn advice(reason: Reason) -> &'static str {
     }
 }
 
-pub(crate) fn response(outcome: Outcome) -> Response<Full<Bytes>> {
+/// `is_http1`: the protocol has a header that closes the connection.
+pub(crate) fn response(outcome: Outcome, is_http1: bool) -> Response<Full<Bytes>> {
     let told = HeaderValue::from_static(word(&outcome));
     let reason = match outcome {
         Ok(taken) => {
@@ -122,6 +129,10 @@ pub(crate) fn response(outcome: Outcome) -> Response<Full<Bytes>> {
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    if status == StatusCode::UNAUTHORIZED && is_http1 {
+        // Whoever guesses pays for a connection each time. Not refused by address: behind a balancer that would be Stream's.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -151,7 +162,7 @@ mod tests {
             "unknown_key" | "wrong_signature" => 401,
             "not_found" => 404,
             "method_not_allowed" => 405,
-            "header_timeout" | "body_timeout" | "body_incomplete" => 408,
+            "header_timeout" | "body_timeout" | "body_incomplete" | "displaced" => 408,
             "too_large" => 413,
             "unsupported_encoding" => 415,
             "rejected" | "retries_exhausted" | "unmatched" | "poison" => 500,
@@ -159,7 +170,10 @@ mod tests {
             _ => 503,
         };
         for reason in Reason::ALL {
-            let answer = response(Err(reason));
+            let answer = response(Err(reason), true);
+            assert_eq!(answer.headers().contains_key(CONNECTION), answer.status() == 401, "{reason}");
+            assert_eq!(is_passing(reason), matches!(answer.status().as_u16(), 408 | 503), "{reason}");
+            assert!(!response(Err(reason), false).headers().contains_key(CONNECTION), "{reason}");
             assert_eq!(answer.status().as_u16(), expected(reason.as_str()), "{reason}");
             assert_eq!(answer.headers().contains_key(RETRY_AFTER), answer.status() == 503, "{reason}");
             assert_eq!(answer.headers().contains_key(ALLOW), answer.status() == 405, "{reason}");

@@ -1,4 +1,4 @@
-//! A stream that tells the connection's [`Activity`] when bytes arrive.
+//! A stream that notifies the connection's [`Activity`] when bytes arrive, and when its socket takes none.
 
 use crate::activity::Activity;
 use std::io;
@@ -17,6 +17,11 @@ impl<S> Watched<S> {
     pub(crate) fn new(stream: S, activity: Arc<Activity>) -> Watched<S> {
         Watched { stream, activity }
     }
+
+    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+        self.activity.wrote(polled.is_ready());
+        polled
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -32,11 +37,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buffer)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buffer);
+        self.wrote(polled)
     }
 
+    /// TLS buffers what is written: whether the socket took it shows here.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.wrote(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -48,7 +56,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
+        self.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -91,9 +91,19 @@ impl Site {
     }
 }
 
+/// Another build that is measured beside this one.
+pub fn other_binary() -> Option<String> {
+    std::env::var("STREAMGATE_TEST_BINARY").ok()
+}
+
+/// The binary under test.
+pub fn binary() -> String {
+    other_binary().unwrap_or_else(|| env!("CARGO_BIN_EXE_streamgate").to_owned())
+}
+
 /// The binary with these arguments and an environment that is only ours.
 pub fn bare_command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamgate"));
+    let mut command = Command::new(binary());
     command.args(args).env_clear().kill_on_drop(true).stdin(Stdio::null());
     command
 }

@@ -186,21 +186,43 @@ async fn ten_thousand_idle_connections_leave_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_connection_waits_only_for_the_first_that_becomes_idle() {
+async fn a_new_connection_gets_the_place_of_whoever_has_waited_longest_for_a_byte() {
+    let site = Site::new();
+    let gateway = "max_connections = 2\nkeep_alive = \"1h\"\nbody_timeout = \"1h\"".into();
+    site.configure(&Setup { gateway, ..Setup::default() });
+    let server = site.start().await;
+    let raw = Webhook::fresh().raw();
+    let mut longest = wire::raw(server.public, &raw[..raw.len() - 1]).await;
+    eventually("it is read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
+    let other = Webhook::fresh().raw();
+    let mut other_stream = wire::raw(server.public, &other[..other.len() - 1]).await;
+    eventually("both are read", || async { server.metric("streamgate_gateway_in_flight").await == 2.0 }).await;
+    let mut third = wire::raw(server.public, &Webhook::fresh().raw()).await;
+    assert_eq!(wire::status(&mut third).await, 200);
+    let mut told = String::new();
+    longest.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("displaced"), "{told:?}");
+    other_stream.write_all(&other[other.len() - 1..]).await.unwrap();
+    assert_eq!(wire::status(&mut other_stream).await, 200);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_connection_waits_while_only_signed_requests_are_in_hand() {
     let site = Site::new();
     site.configure(&Setup { gateway: "max_connections = 2\nkeep_alive = \"1h\"".into(), ..Setup::default() });
     let server = site.start().await;
-    let webhook = Webhook::fresh();
-    let raw = webhook.raw();
-    let mut busy = wire::raw(server.public, &raw[..raw.len() - 1]).await;
-    let other = wire::raw(server.public, &Webhook::fresh().raw()[..raw.len() - 1]).await;
+    let lock = site.hang_store();
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        busy.push(wire::raw(server.public, &Webhook::fresh().raw()).await);
+    }
     eventually("both are busy", || async { server.metric("streamgate_gateway_in_flight").await == 2.0 }).await;
     let mut third = wire::raw(server.public, &Webhook::fresh().raw()).await;
-    busy.write_all(&raw[raw.len() - 1..]).await.unwrap();
-    assert_eq!(wire::status(&mut busy).await, 200);
-    assert_eq!(wire::status(&mut third).await, 200);
-    assert_eq!(server.metric("streamgate_gateway_in_flight").await, 1.0, "the other one is still busy");
-    drop(other);
+    drop(lock);
+    for stream in busy.iter_mut().chain([&mut third]) {
+        assert_eq!(wire::status(stream).await, 200);
+    }
     assert!(server.terminate().await.success());
 }
 

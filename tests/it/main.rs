@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod attack;
 #[macro_use]
 mod behaviour;
 mod blocking;

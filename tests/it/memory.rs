@@ -29,7 +29,7 @@ async fn bombs_and_maximal_bodies_stay_within_the_budget() {
     assert!(bomb.body.len() * 1000 < 65 * MIB, "about 1:1000");
     for _ in 0..4 {
         for answer in join_all((0..32).map(|_| send(server.public, &bomb))).await {
-            assert!(matches!(answer.unwrap().status.as_u16(), 413 | 503));
+            assert!(matches!(answer.unwrap().status.as_u16(), 408 | 413 | 503));
         }
     }
     // Bodies that are almost whole, on more connections than the budget has room for.
@@ -47,7 +47,7 @@ async fn bombs_and_maximal_bodies_stay_within_the_budget() {
     let resident = server.resident_bytes();
     assert!(resident < 80 * MIB as u64 + CONSTANT, "{} MiB resident", resident >> 20);
     let statuses = join_all(held.iter_mut().map(status)).await;
-    assert!(statuses.contains(&503), "some found no room: {statuses:?}");
+    assert!(statuses.iter().all(|status| matches!(status, 408 | 503)), "{statuses:?}");
     drop(held);
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200, "it goes on");
     assert!(server.terminate().await.success());

@@ -1,7 +1,8 @@
 //! Every row of the status table, over plain HTTP/1.1, and over TLS with HTTP/1.1 and HTTP/2.
 
+use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
-use crate::harness::wire::{Transport, Webhook, gzip, until_refused};
+use crate::harness::wire::{Transport, Webhook, gzip, raw, status, until_refused};
 use bytes::Bytes;
 use rcgen::generate_simple_self_signed;
 
@@ -102,23 +103,48 @@ async fn every_status_over_tls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn over_a_limit_is_503_with_retry_after() {
+    // Bodies that are signed and not durable yet hold all the memory, or all the places.
+    for (limit, code) in [("memory_budget = \"160KiB\"", "memory_budget"), ("max_in_flight = 2", "in_flight_limit")] {
+        let site = Site::new();
+        site.configure(&Setup { gateway: format!("max_body = \"64KiB\"\n{limit}"), ..Setup::default() });
+        let server = site.start().await;
+        let lock = site.hang_store();
+        let wide = |id: &str| Webhook::push(id, vec![id.as_bytes()[0]; MAX_BODY]);
+        let mut held = Vec::new();
+        for id in ["a", "b"] {
+            held.push(raw(server.public, &wide(id).raw()).await);
+        }
+        eventually("both wait for their commit", || async {
+            let memory = server.metric("streamgate_gateway_memory_bytes").await;
+            memory >= 2.0 * MAX_BODY as f64 && server.metric("streamgate_gateway_in_flight").await == 2.0
+        })
+        .await;
+        let answer = Transport::Http1.send(server.public, &wide("c")).await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, code));
+        assert_eq!(answer.headers["retry-after"], "1");
+        drop(lock);
+        for stream in &mut held {
+            assert_eq!(status(stream).await, 200, "{code}");
+        }
+        assert!(server.terminate().await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_stops_short_gives_its_memory_to_the_next() {
     let site = Site::new();
-    let body = Bytes::from(vec![b'x'; 9000]);
-    let setup = Setup { gateway: "max_body = \"8KiB\"\nmemory_budget = \"8KiB\"".into(), ..Setup::default() };
-    site.configure(&setup);
+    let gateway = "max_body = \"64KiB\"\nmemory_budget = \"80KiB\"\nbody_timeout = \"1h\"".into();
+    site.configure(&Setup { gateway, ..Setup::default() });
     let server = site.start().await;
-    // One body takes the whole budget and stays; the other finds none left.
-    let first = Webhook::push("first", body.slice(..8000));
-    let mut held = crate::harness::wire::raw(server.public, &first.raw()[..first.raw().len() - 1]).await;
-    crate::harness::eventually("the first body holds its memory", || async {
-        server.metric("streamgate_gateway_memory_bytes").await >= 7999.0
+    let short = Webhook::push("short", vec![b'x'; MAX_BODY]).raw();
+    let mut short = raw(server.public, &short[..short.len() - 1]).await;
+    eventually("it holds its memory", || async {
+        server.metric("streamgate_gateway_memory_bytes").await >= MAX_BODY as f64
     })
     .await;
-    let answer = Transport::Http1.send(server.public, &Webhook::push("second", body.slice(..8000))).await.unwrap();
-    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "memory_budget"));
-    assert_eq!(answer.headers["retry-after"], "1");
-    tokio::io::AsyncWriteExt::write_all(&mut held, b"x").await.unwrap();
-    assert_eq!(crate::harness::wire::status(&mut held).await, 200);
+    let whole = Webhook::push("whole", vec![b'y'; MAX_BODY]);
+    assert_eq!(Transport::Http1.send(server.public, &whole).await.unwrap().status, 200);
+    assert_eq!(status(&mut short).await, 408);
     assert!(server.terminate().await.success());
 }
 

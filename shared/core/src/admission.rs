@@ -1,4 +1,4 @@
-//! What is judged before the body is read: the form of the headers, the key, and the limits.
+//! What is judged before the body is read: the form of the headers, the key, and the announced length.
 
 use crate::{
     apps::{AppKey, Apps},
@@ -25,15 +25,12 @@ pub struct Facts<'a> {
     pub content_encoding: Option<&'a [u8]>,
     /// Bytes announced, where they were.
     pub content_length: Option<u64>,
-    /// Requests in flight, this one included.
-    pub in_flight: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes, on the wire and after inflation.
     pub max_body: usize,
-    pub max_in_flight: usize,
 }
 
 /// A request whose body is worth reading.
@@ -44,8 +41,7 @@ pub struct Admitted<'a> {
     pub signature: Signature,
 }
 
-/// Final refusals come before passing ones: a stranger learns nothing of the load, and Stream is not told to repeat what can
-/// never be taken.
+/// Only final refusals: a stranger learns nothing of the load, and Stream is not asked to repeat what can never be taken.
 pub fn admit<'a>(facts: &Facts<'a>, apps: &'a Apps, limits: &Limits) -> Result<Admitted<'a>, Reason> {
     let api_key = match facts.api_key {
         Single::Absent => return Err(Reason::MissingApiKey),
@@ -63,9 +59,6 @@ pub fn admit<'a>(facts: &Facts<'a>, apps: &'a Apps, limits: &Limits) -> Result<A
     }
     if facts.content_length.is_some_and(|length| length > limits.max_body as u64) {
         return Err(Reason::TooLarge);
-    }
-    if facts.in_flight > limits.max_in_flight {
-        return Err(Reason::InFlightLimit);
     }
     Ok(Admitted { api_key, key, signature })
 }
@@ -92,20 +85,19 @@ mod tests {
     fn a_table_of_heads() {
         let mut apps = Apps::default();
         apps.insert("key".to_owned(), AppKey { app: "chat".into(), secrets: vec![SigningKey::new(b"secret")] });
-        let limits = Limits { max_body: 100, max_in_flight: 2 };
+        let limits = Limits { max_body: 100 };
         let good = Facts {
             api_key: Single::One(b"key"),
             signature: Single::One(SIGNATURE),
             content_encoding: None,
             content_length: None,
-            in_flight: 1,
         };
         let long = [b'k'; 129];
         let cases = [
             (good, None),
             (Facts { content_encoding: Some(b"GZIP"), ..good }, None),
             (Facts { content_encoding: Some(b"identity"), ..good }, None),
-            (Facts { content_length: Some(100), in_flight: 2, ..good }, None),
+            (Facts { content_length: Some(100), ..good }, None),
             (Facts { api_key: Single::Absent, ..good }, Some(Reason::MissingApiKey)),
             (Facts { api_key: Single::Repeated, ..good }, Some(Reason::MalformedApiKey)),
             (Facts { api_key: Single::One(b""), ..good }, Some(Reason::MalformedApiKey)),
@@ -118,8 +110,6 @@ mod tests {
             (Facts { content_encoding: Some(b"br"), ..good }, Some(Reason::UnsupportedEncoding)),
             (Facts { content_encoding: Some(b"gzip, gzip"), ..good }, Some(Reason::UnsupportedEncoding)),
             (Facts { content_length: Some(101), ..good }, Some(Reason::TooLarge)),
-            (Facts { in_flight: 3, ..good }, Some(Reason::InFlightLimit)),
-            (Facts { in_flight: 3, api_key: Single::One(b"other"), ..good }, Some(Reason::UnknownKey)),
         ];
         for (facts, expected) in cases {
             assert_eq!(admit(&facts, &apps, &limits).err(), expected, "{facts:?}");

@@ -27,17 +27,17 @@ impl Kind {
     }
 }
 
-/// The webhook id: the X-Webhook-Id header, or `sha256:` and the hex digest of the body where it is absent. A header that
-/// is over [`MAX_ID`] bytes or outside printable ASCII is replaced by its own digest, so that an id is always safe to log,
-/// to store and to send in a header.
-pub fn webhook_id(header: Option<&[u8]>, body: &[u8]) -> String {
-    match header.filter(|id| !id.is_empty()) {
-        None => digest(body),
-        Some(id) if id.len() <= MAX_ID && id.iter().all(|byte| matches!(byte, 0x20..=0x7e)) => {
-            id.iter().map(|byte| char::from(*byte)).collect()
-        }
-        Some(id) => digest(id),
-    }
+/// The X-Webhook-Id header as a webhook id; none where it is absent or empty. One that is over [`MAX_ID`] bytes or outside
+/// printable ASCII is replaced by its own digest, so that an id is always safe to log, to store and to send in a header.
+pub fn header_id(header: Option<&[u8]>) -> Option<String> {
+    let id = header.filter(|id| !id.is_empty())?;
+    let is_safe = id.len() <= MAX_ID && id.iter().all(|byte| matches!(byte, 0x20..=0x7e));
+    Some(if is_safe { id.iter().map(|byte| char::from(*byte)).collect() } else { digest(id) })
+}
+
+/// The webhook id of a body that came without one: `sha256:` and its hex digest.
+pub fn body_id(body: &[u8]) -> String {
+    digest(body)
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -65,17 +65,19 @@ mod tests {
     #[test]
     fn ids() {
         let long = vec![b'a'; 129];
-        let cases: [(Option<&[u8]>, &str); 6] = [
-            (Some(b"0190-abc"), "0190-abc"),
-            (Some(b"with space"), "with space"),
-            (None, "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"),
-            (Some(b""), "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"),
-            (Some(b"tab\t"), &digest(b"tab\t")),
-            (Some(&long), &digest(&long)),
+        let cases: [(Option<&[u8]>, Option<&str>); 6] = [
+            (Some(b"0190-abc"), Some("0190-abc")),
+            (Some(b"with space"), Some("with space")),
+            (None, None),
+            (Some(b""), None),
+            (Some(b"tab\t"), Some(&digest(b"tab\t"))),
+            (Some(&long), Some(&digest(&long))),
         ];
         for (header, id) in cases {
-            assert_eq!(webhook_id(header, b"{}"), id);
+            assert_eq!(header_id(header).as_deref(), id);
         }
+        let of_body = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+        assert_eq!(body_id(b"{}"), of_body);
     }
 
     #[test]

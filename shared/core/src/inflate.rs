@@ -1,174 +1,227 @@
-//! Reads a body as it arrives: recognises gzip by its magic bytes, inflates within the limit, feeds the signature check.
+//! Reads a body as it arrives, and inflates one that is gzip by its magic bytes, whatever Content-Encoding says.
 //!
-//! Stream signs the uncompressed bytes, so a receiver must inflate before it can authenticate. Two bounds make that safe:
-//! the limit holds on the wire and after inflation, and every growth of the buffer is asked of the memory budget first.
+//! Stream signs the uncompressed bytes, so a receiver must inflate before it can authenticate. What a stranger can make it
+//! spend is bounded: until the signature has matched only the bytes that arrived are kept. A gzip body is inflated twice, once
+//! through the signature check keeping nothing, and again into memory of a length that is known by then.
 
 use crate::{reason::Reason, signature::Verifier};
-use flate2::write::MultiGzDecoder;
-use std::io::{self, Write};
+use flate2::bufread::GzDecoder;
+use std::io::Read as _;
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// The first allocation, in bytes: most events fit, and a stranger's connection costs no more than this.
 const FIRST_ALLOCATION: usize = 4096;
+/// Bytes that any body may inflate to. Chosen: the largest events of the protocol's samples are a tenth of it.
+const FREE: usize = 256 << 10;
+/// Beyond [`FREE`], bytes for each byte on the wire. Chosen: chat text of one repeated letter is 56:1, a bomb 1000:1.
+const RATIO: usize = 200;
+/// Members of one gzip body, and bytes of each optional field in a member's header (RFC 1952, 2.3). Stream sends one member
+/// without such fields; each member costs a decoder.
+const MAX_MEMBERS: usize = 16;
+const MAX_HEADER_FIELD: usize = 1 << 10;
+/// Bytes that one step inflates: about 0.1 ms, after which other requests have their turn.
+const STEP: usize = 64 << 10;
+const BUFFER: usize = 16 << 10;
 
-/// Grants memory before it is taken. `reserve` says no rather than to wait: a refused webhook is retried by Stream.
-pub trait Budget {
-    /// Whether `bytes` more may be held by this body.
-    fn reserve(&mut self, bytes: usize) -> bool;
-}
+/// Bytes that an inflation holds beside its input and output: the decoder's window and tables (48 KiB), and a buffer.
+pub const INFLATION: usize = (48 << 10) + BUFFER;
 
-/// A body that was read to its end, inflated, and found to be signed by the app.
+/// Collects the bytes of one request body. Errors are final: drop it.
 #[derive(Debug)]
-pub struct SignedBody<B> {
-    pub bytes: Vec<u8>,
-    /// The budget, still holding what it granted for `bytes`.
-    pub budget: B,
-}
-
-/// Collects one request body. Errors are final: drop the reader.
-#[derive(Debug)]
-pub struct BodyReader<B: Budget> {
-    stage: Stage<B>,
-    wire_bytes: usize,
+pub struct WireBody {
+    bytes: Vec<u8>,
+    verifier: Verifier,
     limit: usize,
+    /// Unknown until two bytes have come.
+    is_gzip: Option<bool>,
 }
 
+/// A body that came whole.
 #[derive(Debug)]
-enum Stage<B: Budget> {
-    /// Fewer than two bytes have come: not known yet whether this is gzip.
-    Sniffing {
-        sink: Sink<B>,
-        held: Option<u8>,
-    },
-    Plain(Sink<B>),
-    Gzip(Box<MultiGzDecoder<Sink<B>>>),
-    Failed,
+pub enum Whole {
+    /// Found to be signed by the app.
+    Signed(Vec<u8>),
+    /// Not known yet: the signature is over what it inflates to.
+    Gzip(Gzip),
 }
 
-impl<B: Budget> BodyReader<B> {
-    /// `limit`: the most bytes on the wire and after inflation, each.
-    pub fn new(verifier: Verifier, limit: usize, budget: B) -> BodyReader<B> {
-        let sink = Sink { bytes: Vec::new(), verifier, limit, budget, refused: None };
-        BodyReader { stage: Stage::Sniffing { sink, held: None }, wire_bytes: 0, limit }
+impl WireBody {
+    /// `limit`: the most bytes on the wire.
+    pub fn new(verifier: Verifier, limit: usize) -> WireBody {
+        WireBody { bytes: Vec::new(), verifier, limit, is_gzip: None }
+    }
+
+    /// By how many bytes the buffer has to grow for a piece of this length: by doubling, and never beyond the limit. The caller
+    /// pays for them from its budget before it pushes the piece.
+    pub fn growth(&self, piece: usize) -> Result<usize, Reason> {
+        let length = self.bytes.len().saturating_add(piece);
+        if length > self.limit {
+            return Err(Reason::TooLarge);
+        }
+        let capacity = self.bytes.capacity();
+        if length <= capacity {
+            return Ok(0);
+        }
+        Ok(length.max(capacity.saturating_mul(2)).max(FIRST_ALLOCATION).min(self.limit) - capacity)
     }
 
     /// Takes the next piece from the wire.
     pub fn push(&mut self, piece: &[u8]) -> Result<(), Reason> {
-        self.wire_bytes = self.wire_bytes.saturating_add(piece.len());
-        if self.wire_bytes > self.limit {
-            return Err(Reason::TooLarge);
-        }
-        match std::mem::replace(&mut self.stage, Stage::Failed) {
-            undecided @ Stage::Sniffing { .. } if piece.is_empty() => {
-                self.stage = undecided;
-                Ok(())
-            }
-            Stage::Sniffing { sink, held: None } if piece.len() < GZIP_MAGIC.len() => {
-                self.stage = Stage::Sniffing { sink, held: piece.first().copied() };
-                Ok(())
-            }
-            Stage::Sniffing { sink, held: None } => self.feed(Stage::after_sniffing(sink, piece), piece),
-            Stage::Sniffing { sink, held: Some(first) } => {
-                let joined = [&[first], piece].concat();
-                self.feed(Stage::after_sniffing(sink, &joined), &joined)
-            }
-            decided @ (Stage::Plain(_) | Stage::Gzip(_) | Stage::Failed) => self.feed(decided, piece),
-        }
-    }
-
-    fn feed(&mut self, mut stage: Stage<B>, piece: &[u8]) -> Result<(), Reason> {
-        match &mut stage {
-            Stage::Plain(sink) | Stage::Sniffing { sink, .. } => sink.take(piece)?,
-            Stage::Gzip(decoder) => {
-                decoder.write_all(piece).map_err(|_| decoder.get_ref().refused.unwrap_or(Reason::BadGzip))?;
-            }
-            Stage::Failed => return Err(Reason::BadGzip),
-        }
-        self.stage = stage;
-        Ok(())
-    }
-
-    /// The end of the body: checks that gzip was whole, and the signature.
-    pub fn finish(self) -> Result<SignedBody<B>, Reason> {
-        let sink = match self.stage {
-            Stage::Sniffing { mut sink, held } => {
-                sink.take(held.as_slice())?;
-                sink
-            }
-            Stage::Plain(sink) => sink,
-            Stage::Gzip(mut decoder) => {
-                decoder.try_finish().map_err(|_| decoder.get_ref().refused.unwrap_or(Reason::BadGzip))?;
-                decoder.finish().map_err(|_| Reason::BadGzip)?
-            }
-            Stage::Failed => return Err(Reason::BadGzip),
-        };
-        if sink.verifier.verify() {
-            Ok(SignedBody { bytes: sink.bytes, budget: sink.budget })
-        } else {
-            Err(Reason::WrongSignature)
-        }
-    }
-}
-
-impl<B: Budget> Stage<B> {
-    fn after_sniffing(sink: Sink<B>, start: &[u8]) -> Stage<B> {
-        if start.starts_with(&GZIP_MAGIC) {
-            Stage::Gzip(Box::new(MultiGzDecoder::new(sink)))
-        } else {
-            Stage::Plain(sink)
-        }
-    }
-}
-
-/// Where uncompressed bytes end: the buffer and the signature check, under the limit and the budget.
-#[derive(Debug)]
-struct Sink<B> {
-    bytes: Vec<u8>,
-    verifier: Verifier,
-    limit: usize,
-    budget: B,
-    /// What stopped the decoder, where it was us: an `io::Error` cannot carry it without a guess.
-    refused: Option<Reason>,
-}
-
-impl<B: Budget> Sink<B> {
-    fn take(&mut self, piece: &[u8]) -> Result<(), Reason> {
-        let length = self.bytes.len().saturating_add(piece.len());
-        if length > self.limit {
-            return Err(Reason::TooLarge);
-        }
-        self.grow_to(length)?;
-        self.bytes.extend_from_slice(piece);
-        self.verifier.update(piece);
-        Ok(())
-    }
-
-    /// Grows by doubling, as `Vec` would, but asks first and never beyond the limit.
-    fn grow_to(&mut self, length: usize) -> Result<(), Reason> {
-        let capacity = self.bytes.capacity();
-        if length <= capacity {
-            return Ok(());
-        }
-        let grown = length.max(capacity.saturating_mul(2)).max(FIRST_ALLOCATION).min(self.limit);
-        if !self.budget.reserve(grown - capacity) {
-            return Err(Reason::MemoryBudget);
-        }
+        let grown = self.bytes.capacity() + self.growth(piece.len())?;
         self.bytes.reserve_exact(grown - self.bytes.len());
+        self.bytes.extend_from_slice(piece);
+        match self.is_gzip {
+            Some(true) => {}
+            Some(false) => self.verifier.update(piece),
+            None if self.bytes.len() < GZIP_MAGIC.len() => {}
+            None => {
+                let is_gzip = self.bytes.starts_with(&GZIP_MAGIC);
+                self.is_gzip = Some(is_gzip);
+                if !is_gzip {
+                    self.verifier.update(&self.bytes);
+                }
+            }
+        }
         Ok(())
+    }
+
+    /// The end of the body. A plain one is checked here.
+    pub fn finish(mut self) -> Result<Whole, Reason> {
+        if self.is_gzip == Some(true) {
+            return Ok(Whole::Gzip(Gzip { wire: self.bytes, verifier: self.verifier }));
+        }
+        if self.is_gzip.is_none() {
+            self.verifier.update(&self.bytes);
+        }
+        if self.verifier.verify() { Ok(Whole::Signed(self.bytes)) } else { Err(Reason::WrongSignature) }
     }
 }
 
-impl<B: Budget> Write for Sink<B> {
-    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        self.take(piece).map_err(|reason| {
-            self.refused = Some(reason);
-            io::Error::other(reason.as_str())
-        })?;
-        Ok(piece.len())
+/// A gzip body that came whole and was not inflated yet.
+#[derive(Debug)]
+pub struct Gzip {
+    wire: Vec<u8>,
+    verifier: Verifier,
+}
+
+impl Gzip {
+    /// Begins the first pass. `limit`: the most bytes that it may inflate to.
+    pub fn check(&self, limit: usize) -> Result<Check<'_>, Reason> {
+        let most = limit.min(FREE.saturating_add(self.wire.len().saturating_mul(RATIO)));
+        let members = Members::new(&self.wire)?;
+        Ok(Check { members, verifier: self.verifier.clone(), most, length: 0, buffer: vec![0; BUFFER] })
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    /// Begins the second pass. `length`: what the first one found.
+    pub fn inflate(&self, length: usize) -> Result<Inflate<'_>, Reason> {
+        Ok(Inflate { members: Members::new(&self.wire)?, bytes: vec![0; length], filled: 0 })
+    }
+}
+
+/// The first pass: who signed it, and how long it is.
+#[derive(Debug)]
+pub struct Check<'w> {
+    members: Members<'w>,
+    verifier: Verifier,
+    most: usize,
+    length: usize,
+    buffer: Vec<u8>,
+}
+
+impl Check<'_> {
+    /// Goes on for a while. Returns the length of the inflated body once all of it was found to be signed by the app.
+    pub fn step(&mut self) -> Result<Option<usize>, Reason> {
+        let mut inflated = 0;
+        while inflated < STEP {
+            let read = self.members.read(&mut self.buffer)?;
+            if read == 0 {
+                let signed = self.verifier.clone().verify();
+                return if signed { Ok(Some(self.length)) } else { Err(Reason::WrongSignature) };
+            }
+            inflated += read;
+            self.length += read;
+            if self.length > self.most {
+                return Err(Reason::TooLarge);
+            }
+            self.verifier.update(self.buffer.get(..read).unwrap_or_default());
+        }
+        Ok(None)
+    }
+}
+
+/// The second pass: into memory.
+#[derive(Debug)]
+pub struct Inflate<'w> {
+    members: Members<'w>,
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl Inflate<'_> {
+    /// Goes on for a while. Returns the body once it is whole.
+    pub fn step(&mut self) -> Result<Option<Vec<u8>>, Reason> {
+        let until = self.filled.saturating_add(STEP).min(self.bytes.len());
+        while let Some(rest) = self.bytes.get_mut(self.filled..until).filter(|rest| !rest.is_empty()) {
+            match self.members.read(rest)? {
+                // Shorter than a moment ago: that cannot be.
+                0 => return Err(Reason::BadGzip),
+                read => self.filled += read,
+            }
+        }
+        let is_whole = self.filled == self.bytes.len();
+        Ok(is_whole.then(|| std::mem::take(&mut self.bytes)))
+    }
+}
+
+/// The members of a gzip body, one after the other (RFC 1952, 2.2).
+struct Members<'w> {
+    /// None after the last one.
+    decoder: Option<GzDecoder<&'w [u8]>>,
+    begun: usize,
+}
+
+impl std::fmt::Debug for Members<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Members").field("begun", &self.begun).finish_non_exhaustive()
+    }
+}
+
+impl<'w> Members<'w> {
+    fn new(wire: &'w [u8]) -> Result<Members<'w>, Reason> {
+        let mut members = Members { decoder: None, begun: 0 };
+        members.begin(wire)?;
+        Ok(members)
+    }
+
+    fn begin(&mut self, wire: &'w [u8]) -> Result<(), Reason> {
+        self.begun += 1;
+        let decoder = GzDecoder::new(wire);
+        // A header that breaks off, or is none, shows at the first read.
+        let too_long = decoder.header().is_some_and(|header| {
+            let fields = [header.extra(), header.filename(), header.comment()];
+            fields.into_iter().flatten().any(|field| field.len() > MAX_HEADER_FIELD)
+        });
+        if too_long || self.begun > MAX_MEMBERS {
+            return Err(Reason::BadGzip);
+        }
+        self.decoder = Some(decoder);
         Ok(())
+    }
+
+    /// Fills some of the buffer; 0 at the end of the last member, whose checksum and length are right then.
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, Reason> {
+        while let Some(decoder) = &mut self.decoder {
+            let read = decoder.read(into).map_err(|_| Reason::BadGzip)?;
+            if read > 0 {
+                return Ok(read);
+            }
+            let rest: &'w [u8] = decoder.get_ref();
+            self.decoder = None;
+            if !rest.is_empty() {
+                self.begin(rest)?;
+            }
+        }
+        Ok(0)
     }
 }
 
@@ -176,37 +229,43 @@ impl<B: Budget> Write for Sink<B> {
 mod tests {
     use super::*;
     use crate::signature::SigningKey;
-    use flate2::{Compression, write::GzEncoder};
+    use flate2::{Compression, GzBuilder, write::GzEncoder};
     use proptest::prelude::*;
-
-    /// Grants up to a total, and remembers the most that was granted.
-    #[derive(Debug)]
-    struct Purse(usize);
-
-    impl Budget for Purse {
-        fn reserve(&mut self, bytes: usize) -> bool {
-            let granted = bytes <= self.0;
-            if granted {
-                self.0 -= bytes;
-            }
-            granted
-        }
-    }
+    use std::io::Write;
 
     fn gzip(body: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(body).unwrap();
         encoder.finish().unwrap()
     }
 
-    fn read(wire: &[u8], piece: usize, signed: &[u8], limit: usize, purse: usize) -> Result<Vec<u8>, Reason> {
+    fn read(wire: &[u8], piece: usize, signed: &[u8], limit: usize) -> Result<Vec<u8>, Reason> {
         let key = SigningKey::new(b"secret");
         let verifier = Verifier::new(std::slice::from_ref(&key), key.sign(signed));
-        let mut reader = BodyReader::new(verifier, limit, Purse(purse));
+        let mut body = WireBody::new(verifier, limit);
         for piece in wire.chunks(piece) {
-            reader.push(piece)?;
+            let grown = body.bytes.capacity() + body.growth(piece.len())?;
+            body.push(piece)?;
+            assert_eq!(body.bytes.capacity(), grown, "all that it holds was announced");
+            assert!(grown <= limit);
         }
-        reader.finish().map(|body| body.bytes)
+        let zipped = match body.finish()? {
+            Whole::Signed(bytes) => return Ok(bytes),
+            Whole::Gzip(zipped) => zipped,
+        };
+        let length = finished(|mut check: Check<'_>| (check.step(), check), zipped.check(limit)?)?;
+        finished(|mut inflate: Inflate<'_>| (inflate.step(), inflate), zipped.inflate(length)?)
+    }
+
+    /// Steps until there is a result.
+    fn finished<P, T>(step: impl Fn(P) -> (Result<Option<T>, Reason>, P), mut pass: P) -> Result<T, Reason> {
+        loop {
+            let (stepped, next) = step(pass);
+            pass = next;
+            if let Some(result) = stepped? {
+                return Ok(result);
+            }
+        }
     }
 
     const MIB: usize = 1 << 20;
@@ -222,47 +281,77 @@ mod tests {
         };
         let two_members = [gzip(&body[..50]), gzip(&body[50..])].concat();
         for piece in [1, 2, 3, 4096] {
-            assert_eq!(read(&body, piece, &body, MIB, MIB), Ok(body.clone()));
-            assert_eq!(read(&zipped, piece, &body, MIB, MIB), Ok(body.clone()));
-            assert_eq!(read(&two_members, piece, &body, MIB, MIB), Ok(body.clone()));
-            assert_eq!(read(b"", piece, b"", MIB, MIB), Ok(vec![]));
-            assert_eq!(read(b"{", piece, b"{", MIB, MIB), Ok(b"{".to_vec()));
-            assert_eq!(
-                read(&zipped, piece, &zipped, MIB, MIB),
-                Err(Reason::WrongSignature),
-                "signed over the gzip bytes"
-            );
-            assert_eq!(read(&zipped[..zipped.len() - 1], piece, &body, MIB, MIB), Err(Reason::BadGzip), "truncated");
-            assert_eq!(read(&zipped[..5], piece, &body, MIB, MIB), Err(Reason::BadGzip), "truncated in its header");
-            assert_eq!(read(&flipped, piece, &body, MIB, MIB), Err(Reason::BadGzip), "wrong length field");
-            assert_eq!(read(&body, piece, &body, body.len(), MIB), Ok(body.clone()), "exactly the limit");
-            assert_eq!(read(&body, piece, &body, body.len() - 1, MIB), Err(Reason::TooLarge));
-            assert_eq!(read(&zipped, piece, &body, body.len() - 1, MIB), Err(Reason::TooLarge));
-            assert_eq!(read(&body, piece, &body, MIB, 100), Err(Reason::MemoryBudget));
-            assert_eq!(read(&zipped, piece, &body, MIB, 100), Err(Reason::MemoryBudget));
+            assert_eq!(read(&body, piece, &body, MIB), Ok(body.clone()));
+            assert_eq!(read(&zipped, piece, &body, MIB), Ok(body.clone()));
+            assert_eq!(read(&two_members, piece, &body, MIB), Ok(body.clone()));
+            assert_eq!(read(&gzip(b""), piece, b"", MIB), Ok(vec![]));
+            assert_eq!(read(b"", piece, b"", MIB), Ok(vec![]));
+            assert_eq!(read(b"{", piece, b"{", MIB), Ok(b"{".to_vec()));
+            assert_eq!(read(&zipped, piece, &zipped, MIB), Err(Reason::WrongSignature), "signed over the gzip bytes");
+            assert_eq!(read(&zipped[..zipped.len() - 1], piece, &body, MIB), Err(Reason::BadGzip), "truncated");
+            assert_eq!(read(&zipped[..5], piece, &body, MIB), Err(Reason::BadGzip), "truncated in its header");
+            assert_eq!(read(&flipped, piece, &body, MIB), Err(Reason::BadGzip), "wrong length field");
+            assert_eq!(read(&body, piece, &body, body.len()), Ok(body.clone()), "exactly the limit");
+            assert_eq!(read(&body, piece, &body, body.len() - 1), Err(Reason::TooLarge));
+            assert_eq!(read(&zipped, piece, &body, body.len() - 1), Err(Reason::TooLarge));
         }
     }
 
     #[test]
-    fn a_gzip_bomb_stops_at_the_limit() {
-        let bomb = gzip(&vec![0; 64 * MIB]);
-        assert!(bomb.len() < MIB / 8);
-        // The purse is just the limit: had the buffer grown past it, the budget would have said so first.
-        assert_eq!(read(&bomb, 4096, b"", MIB, MIB), Err(Reason::TooLarge));
+    fn bombs_stop_early_and_repetitive_chat_does_not() {
+        let equal = |length: usize| vec![b'a'; length];
+        // 56:1 and authentic, and the most that is free.
+        for length in [5_000, FREE] {
+            assert_eq!(read(&gzip(&equal(length)), 4096, &equal(length), 4 * MIB), Ok(equal(length)));
+        }
+        let bomb = equal(4 * MIB);
+        assert_eq!(read(&gzip(&bomb), 4096, &bomb, 4 * MIB), Err(Reason::TooLarge), "1000:1");
+        assert_eq!(read(&gzip(&bomb), 4096, &bomb, MIB), Err(Reason::TooLarge), "over the limit");
+        let zipped = gzip(&bomb);
+        let key = SigningKey::new(b"secret");
+        let gzip = Gzip { wire: zipped, verifier: Verifier::new(&[], key.sign(b"")) };
+        let mut check = gzip.check(4 * MIB).unwrap();
+        while check.step() == Ok(None) {}
+        assert!(check.length < FREE + RATIO * gzip.wire.len() + BUFFER, "{} bytes were inflated", check.length);
+    }
+
+    #[test]
+    fn members_and_their_headers_are_bounded() {
+        let members = |count: usize| [gzip(b"{}").as_slice(), &gzip(b"").repeat(count - 1)].concat();
+        assert_eq!(read(&members(MAX_MEMBERS), 4096, b"{}", MIB), Ok(b"{}".to_vec()));
+        assert_eq!(read(&members(MAX_MEMBERS + 1), 4096, b"{}", MIB), Err(Reason::BadGzip));
+        assert_eq!(read(&gzip(b"").repeat(50_000), 4096, b"", 4 * MIB), Err(Reason::BadGzip));
+        let with = |builder: GzBuilder| {
+            let mut encoder = builder.write(Vec::new(), Compression::default());
+            encoder.write_all(b"{}").unwrap();
+            encoder.finish().unwrap()
+        };
+        for (length, expected) in [(MAX_HEADER_FIELD, Ok(b"{}".to_vec())), (MAX_HEADER_FIELD + 1, Err(Reason::BadGzip))] {
+            let field = vec![b'x'; length];
+            let headers = [
+                GzBuilder::new().extra(field.clone()),
+                GzBuilder::new().filename(field.clone()),
+                GzBuilder::new().comment(field.clone()),
+            ];
+            for header in headers {
+                assert_eq!(read(&with(header), 4096, b"{}", MIB), expected);
+            }
+        }
+        assert_eq!(read(&[gzip(b"{}").as_slice(), b"garbage"].concat(), 4096, b"{}", MIB), Err(Reason::BadGzip));
     }
 
     proptest! {
         #[test]
         fn no_authentic_body_is_refused(body in proptest::collection::vec(any::<u8>(), 0..3000), piece in 1usize..600) {
             prop_assume!(!body.starts_with(&GZIP_MAGIC));
-            prop_assert_eq!(read(&body, piece, &body, MIB, MIB), Ok(body.clone()));
-            prop_assert_eq!(read(&gzip(&body), piece, &body, MIB, MIB), Ok(body.clone()));
+            prop_assert_eq!(read(&body, piece, &body, MIB), Ok(body.clone()));
+            prop_assert_eq!(read(&gzip(&body), piece, &body, MIB), Ok(body.clone()));
         }
 
         #[test]
         fn nothing_panics_and_nothing_unsigned_passes(tail in proptest::collection::vec(any::<u8>(), 0..300), piece in 1usize..90) {
             let wire = [&GZIP_MAGIC[..], &[8], &tail].concat();
-            prop_assert!(read(&wire, piece, b"something else", MIB, MIB).is_err());
+            prop_assert!(read(&wire, piece, b"something else", MIB).is_err());
         }
     }
 }

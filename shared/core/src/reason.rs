@@ -20,6 +20,8 @@ pub enum Reason {
     HeaderTimeout,
     BodyTimeout,
     BodyIncomplete,
+    /// It had waited longest for its body, and another request needed its place.
+    Displaced,
     InFlightLimit,
     MemoryBudget,
     Draining,
@@ -45,7 +47,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 28] = [
+    pub const ALL: [Reason; 29] = [
         Reason::NotFound,
         Reason::MethodNotAllowed,
         Reason::MissingApiKey,
@@ -60,6 +62,7 @@ impl Reason {
         Reason::HeaderTimeout,
         Reason::BodyTimeout,
         Reason::BodyIncomplete,
+        Reason::Displaced,
         Reason::InFlightLimit,
         Reason::MemoryBudget,
         Reason::Draining,
@@ -93,6 +96,7 @@ impl Reason {
             Reason::HeaderTimeout => "header_timeout",
             Reason::BodyTimeout => "body_timeout",
             Reason::BodyIncomplete => "body_incomplete",
+            Reason::Displaced => "displaced",
             Reason::InFlightLimit => "in_flight_limit",
             Reason::MemoryBudget => "memory_budget",
             Reason::Draining => "draining",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use streamgate_core::{
     envelope::{Envelope, Properties, UNKNOWN_TYPE, VERSION, header, safe_type},
     hook::is_answer,
-    id::{Kind, fingerprint, webhook_id},
+    id::{Kind, body_id, fingerprint},
     letter::Letter,
     reason::Reason,
 };
@@ -145,7 +145,7 @@ pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes)
     let known = Properties {
         app: app.unwrap_or(UNKNOWN_TYPE).to_owned(),
         kind: key.and_then(|key| Kind::parse(key.split(':').nth(1)?)).unwrap_or(Kind::Push),
-        id: id.unwrap_or_else(|| webhook_id(None, &body)),
+        id: id.unwrap_or_else(|| body_id(&body)),
         event_type: safe_type(properties.kind().as_ref().map(ShortString::as_str)).to_owned(),
     };
     let count = u32::try_from(number(DELIVERY_COUNT).unwrap_or_default()).unwrap_or(u32::MAX);

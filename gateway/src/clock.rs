@@ -1,0 +1,125 @@
+//! When a connection has to end: a table over what it does and how far it is on its way out.
+
+use crate::activity::Phase;
+use std::time::{Duration, Instant};
+
+/// How far a connection is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    No,
+    /// The drain began then. What the peer sent before it could know is still taken.
+    Grace(Instant),
+    /// The peer was told then; the answers in hand are the last.
+    Told(Instant),
+    /// Its place was given away then: nothing but answers in hand is waited for.
+    Evicted(Instant),
+}
+
+/// What the clock wants of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// A head did not come whole in time; its first byte came then.
+    HeadTimeout(Instant),
+    /// To tell the peer that it ends.
+    Tell,
+    /// To be dropped.
+    Now,
+}
+
+/// How long each phase may last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) header_timeout: Duration,
+    pub(crate) keep_alive: Duration,
+    /// For the peer to take an answer.
+    pub(crate) write_timeout: Duration,
+    /// How long an idle connection is kept when a drain begins, for what is under way.
+    pub(crate) grace: Duration,
+    /// How long an idle connection may take for its goodbye.
+    pub(crate) goodbye: Duration,
+}
+
+/// What happens next if the connection goes on doing what it does, and when; none where something else has a clock for it.
+/// `is_verified`: whether it ever carried a signed request.
+pub(crate) fn next(phase: Phase, leaving: Leaving, is_verified: bool, times: &Times) -> Option<(Instant, Stop)> {
+    let next = match (phase, leaving) {
+        (Phase::Busy | Phase::Reading(_) | Phase::Lingering(_) | Phase::Writing(_), Leaving::Grace(began)) => {
+            (began, Stop::Tell)
+        }
+        // Requests have deadlines of their own, and so has what is read on.
+        (Phase::Busy | Phase::Reading(_), Leaving::No | Leaving::Told(_) | Leaving::Evicted(_))
+        | (Phase::Lingering(_), Leaving::No | Leaving::Told(_)) => return None,
+        (Phase::Writing(since), Leaving::No | Leaving::Told(_)) => (since + times.write_timeout, Stop::Now),
+        (Phase::Lingering(_) | Phase::Writing(_) | Phase::Head(_), Leaving::Evicted(at)) => (at, Stop::Now),
+        (Phase::Head(since), Leaving::No | Leaving::Grace(_) | Leaving::Told(_)) => {
+            (since + times.header_timeout, Stop::HeadTimeout(since))
+        }
+        (Phase::Idle(since), Leaving::No) => (since + times.keep_alive, Stop::Tell),
+        (Phase::Idle(since), Leaving::Grace(began)) => (since.max(began) + times.grace, Stop::Tell),
+        (Phase::Idle(_), Leaving::Evicted(at)) if !is_verified => (at, Stop::Now),
+        (Phase::Idle(since), Leaving::Told(at) | Leaving::Evicted(at)) => (since.max(at) + times.goodbye, Stop::Now),
+    };
+    Some(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_phases() {
+        let second = Duration::from_secs(1);
+        let times = Times {
+            header_timeout: 5 * second,
+            keep_alive: 75 * second,
+            write_timeout: 4 * second,
+            grace: second / 4,
+            goodbye: second / 2,
+        };
+        let then = Instant::now();
+        let (early, late) = (then + second, then + 9 * second);
+        let (idle, lingering, head) = (Phase::Idle(early), Phase::Lingering(early), Phase::Head(early));
+        let (reading, writing, busy) = (Phase::Reading(early), Phase::Writing(early), Phase::Busy);
+        let (no, grace, told, evicted) =
+            (Leaving::No, Leaving::Grace(late), Leaving::Told(late), Leaving::Evicted(late));
+        let head_timeout = Some((early + 5 * second, Stop::HeadTimeout(early)));
+        let unwritten = Some((early + 4 * second, Stop::Now));
+        let tell = Some((late, Stop::Tell));
+        let cut = Some((late, Stop::Now));
+        let goodbye = Some((late + second / 2, Stop::Now));
+        let cases = [
+            (idle, no, Some((early + 75 * second, Stop::Tell))),
+            (idle, grace, Some((late + second / 4, Stop::Tell))),
+            (idle, told, goodbye),
+            (idle, evicted, goodbye),
+            (lingering, no, None),
+            (lingering, grace, tell),
+            (lingering, told, None),
+            (lingering, evicted, cut),
+            (head, no, head_timeout),
+            (head, grace, head_timeout),
+            (head, told, head_timeout),
+            (head, evicted, cut),
+            (reading, no, None),
+            (reading, grace, tell),
+            (reading, told, None),
+            (reading, evicted, None),
+            (writing, no, unwritten),
+            (writing, grace, tell),
+            (writing, told, unwritten),
+            (writing, evicted, cut),
+            (busy, no, None),
+            (busy, grace, tell),
+            (busy, told, None),
+            (busy, evicted, None),
+        ];
+        for (phase, leaving, expected) in cases {
+            assert_eq!(next(phase, leaving, true, &times), expected, "{phase:?} {leaving:?}");
+            let expected = if (phase, leaving) == (idle, evicted) { cut } else { expected };
+            assert_eq!(next(phase, leaving, false, &times), expected, "unverified: {phase:?} {leaving:?}");
+        }
+        // What became idle after it was told has as long from then on.
+        let after = Phase::Idle(late + second);
+        assert_eq!(next(after, told, true, &times), Some((late + second + second / 2, Stop::Now)));
+    }
+}

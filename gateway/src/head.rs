@@ -1,0 +1,88 @@
+//! What is kept of a request's head. The rest is dropped before the body is read: in memory a head takes several times the bytes
+//! that it had on the wire, and a stranger may send the longest.
+
+use crate::route::{self, Target};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap};
+use hyper::{Version, http::request::Parts};
+use std::sync::Arc;
+use streamgate_core::{
+    admission::{self, Facts, Limits, Single},
+    apps::Apps,
+    envelope::{header, safe_traceparent},
+    id::header_id,
+    reason::Reason,
+    signature::{Signature, Verifier},
+};
+
+/// A request whose body is worth reading.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) target: Target,
+    pub(crate) app: Arc<str>,
+    pub(crate) api_key: String,
+    pub(crate) signature: Signature,
+    /// The X-Webhook-Id, in a form that is safe to keep.
+    pub(crate) id: Option<String>,
+    /// The X-Webhook-Attempt, from 1.
+    pub(crate) attempt: u32,
+    pub(crate) traceparent: Option<String>,
+    /// The command's name as the URL has it.
+    pub(crate) query_type: Option<String>,
+}
+
+/// What an answer needs to know of every request, refused or not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// HTTP/1, where a header closes the connection.
+    pub(crate) is_http1: bool,
+    /// It asked before it sends its body: if it is refused there is nothing to read on.
+    pub(crate) expects: bool,
+}
+
+impl Manner {
+    pub(crate) fn of(parts: &Parts) -> Manner {
+        Manner { is_http1: parts.version <= Version::HTTP_11, expects: parts.headers.contains_key(EXPECT) }
+    }
+}
+
+/// Judges a head, and keeps what is needed of it together with what will judge the body.
+pub(crate) fn admit(
+    target: Target,
+    parts: &Parts,
+    apps: &Apps,
+    limits: &Limits,
+) -> Result<(Head, Verifier), Reason> {
+    let headers = &parts.headers;
+    let admitted = admission::admit(&facts(headers), apps, limits)?;
+    let text = |name| headers.get(name).map(|value| value.as_bytes());
+    let attempt = text(header::WEBHOOK_ATTEMPT).and_then(|text| std::str::from_utf8(text).ok()?.trim().parse().ok());
+    let head = Head {
+        target,
+        app: Arc::clone(&admitted.key.app),
+        api_key: admitted.api_key.to_owned(),
+        signature: admitted.signature,
+        id: header_id(text(header::WEBHOOK_ID)),
+        attempt: attempt.unwrap_or(1),
+        traceparent: safe_traceparent(text(header::TRACEPARENT)).map(str::to_owned),
+        query_type: route::query_type(parts.uri.query()).map(String::from),
+    };
+    Ok((head, Verifier::new(&admitted.key.secrets, admitted.signature)))
+}
+
+fn facts(headers: &HeaderMap) -> Facts<'_> {
+    Facts {
+        api_key: single(headers, header::API_KEY),
+        signature: single(headers, header::SIGNATURE),
+        content_encoding: headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()),
+        content_length: headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()),
+    }
+}
+
+fn single<'a>(headers: &'a HeaderMap, name: &str) -> Single<'a> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Single::Absent,
+        (Some(value), None) => Single::One(value.as_bytes()),
+        (Some(_), Some(_)) => Single::Repeated,
+    }
+}

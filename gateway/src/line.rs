@@ -1,0 +1,119 @@
+//! Who has waited longest, of many that mostly do not wait: nothing is written while they work, and finding one costs
+//! O(log n) whatever their number.
+//!
+//! A member's place is looked at again only when it comes up: one that was active meanwhile goes back to where it belongs, one
+//! that works leaves the line until it waits again.
+
+use std::collections::{BTreeSet, HashMap};
+
+/// `K`: smaller for those that have waited longer. A member's key only grows while it stands in line.
+#[derive(Debug)]
+pub(crate) struct Line<T, K> {
+    next: u64,
+    members: HashMap<u64, (T, Option<K>)>,
+    order: BTreeSet<(K, u64)>,
+}
+
+impl<T, K> Default for Line<T, K> {
+    fn default() -> Line<T, K> {
+        Line { next: 0, members: HashMap::new(), order: BTreeSet::new() }
+    }
+}
+
+impl<T, K: Ord + Copy> Line<T, K> {
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The number that the next member gets.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    pub(crate) fn add(&mut self, member: T, key: K) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.members.insert(number, (member, Some(key)));
+        self.order.insert((key, number));
+        number
+    }
+
+    pub(crate) fn remove(&mut self, number: u64) {
+        if let Some((_, Some(key))) = self.members.remove(&number) {
+            self.order.remove(&(key, number));
+        }
+    }
+
+    /// Puts a member where this key belongs, wherever it stood before.
+    pub(crate) fn line_up(&mut self, number: u64, key: K) {
+        if let Some((_, place)) = self.members.get_mut(&number) {
+            if let Some(old) = place.replace(key) {
+                self.order.remove(&(old, number));
+            }
+            self.order.insert((key, number));
+        }
+    }
+
+    /// Takes the member that has waited longest out of the line; it stays a member. `key`: the present one; none for a member
+    /// that does not wait, which is taken out of the line as well.
+    pub(crate) fn take_longest(&mut self, key: impl Fn(&T) -> Option<K>) -> Option<&T> {
+        while let Some((recorded, number)) = self.order.pop_first() {
+            let Some((member, place)) = self.members.get_mut(&number) else { continue };
+            *place = None;
+            match key(member) {
+                None => {}
+                Some(now) if now > recorded => {
+                    *place = Some(now);
+                    self.order.insert((now, number));
+                }
+                Some(_) => return self.members.get(&number).map(|(member, _)| member),
+            }
+        }
+        None
+    }
+
+    pub(crate) fn members(&self) -> impl Iterator<Item = &T> {
+        self.members.values().map(|(member, _)| member)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn those_that_work_leave_the_line_and_come_back() {
+        let mut line = Line::default();
+        let (busy, waits) = (line.add("busy", 1), line.add("waits", 2));
+        let key = |member: &&str| if *member == "busy" { None } else { Some(2) };
+        assert_eq!(line.take_longest(key), Some(&"waits"));
+        assert_eq!(line.take_longest(key), None);
+        assert_eq!(line.len(), 2, "both are still there");
+        line.line_up(busy, 5);
+        line.line_up(waits, 4);
+        line.remove(waits);
+        assert_eq!(line.take_longest(|_| Some(5)), Some(&"busy"));
+    }
+
+    proptest! {
+        /// Whatever was active in whatever order, the one that has waited longest is found.
+        #[test]
+        fn the_longest_is_found(active in proptest::collection::vec((0usize..8, any::<bool>()), 0..60)) {
+            let last: Vec<Cell<u64>> = (0..8).map(Cell::new).collect();
+            let mut line: Line<usize, u64> = Line::default();
+            let numbers: Vec<_> = (0..8).map(|member| line.add(member, last[member].get())).collect();
+            for (now, (member, asks)) in active.into_iter().enumerate() {
+                last[member].set(100 + now as u64);
+                if asks {
+                    let expected = (0..8).min_by_key(|member| last[*member].get());
+                    let found = line.take_longest(|member| Some(last[*member].get())).copied();
+                    prop_assert_eq!(found, expected);
+                    let found = found.unwrap();
+                    line.line_up(numbers[found], last[found].get());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Goes on reading a refused body for a while, so that the refusal arrives: closing on a client that still sends resets the
+//! connection, and the client never reads why. Whoever needs the place ends that at once.
+
+use crate::activity::InHand;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use std::time::Duration;
+
+/// Bodies of the largest size that are read on at the most.
+const BODIES: usize = 4;
+
+/// `patience`: the longest that the rest of the body is waited for.
+pub(crate) fn linger(mut body: Incoming, in_hand: &InHand, max_body: usize, patience: Duration) {
+    if body.is_end_stream() {
+        return;
+    }
+    let lingering = in_hand.linger();
+    let mut left = max_body.saturating_mul(BODIES);
+    tokio::spawn(async move {
+        let discard = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                match left.checked_sub(length) {
+                    Some(rest) => left = rest,
+                    None => return,
+                }
+            }
+        };
+        tokio::select! {
+            () = discard => {}
+            () = tokio::time::sleep(patience) => {}
+            () = lingering.connection().evicted.cancelled() => {}
+        }
+        drop(lingering);
+    });
+}

@@ -1,0 +1,169 @@
+//! Attacks on what is not verified yet: requests in flight, memory and CPU.
+
+use super::frames::Peer;
+use super::{CONNECTION, CONSTANT, MAX_BODY, Scene, attack_time, attackers};
+use crate::harness::process::other_binary;
+use crate::harness::wire::{self, Webhook, gzip};
+use flate2::{Compression, write::GzEncoder};
+use rustls_pki_types::CertificateDer;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use streamgate_core::signature::SigningKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Between two requests of one attacker.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Signed with another secret: what a stranger can make.
+fn forged(body: Vec<u8>) -> Webhook {
+    let signature = SigningKey::new(b"not the secret").sign(&body).to_hex();
+    Webhook::push("forged", body).set("x-signature", &signature)
+}
+
+/// 1000:1, and as large as a body may be.
+fn bomb() -> Vec<u8> {
+    gzip(&vec![b'a'; MAX_BODY])
+}
+
+/// Sends a request over and over, each on a TLS connection of its own, without its last bytes; then waits for the answer.
+async fn send_without_the_last(to: SocketAddr, root: CertificateDer<'static>, raw: Arc<Vec<u8>>, kept: usize) {
+    loop {
+        if let Ok(stream) = TcpStream::connect(to).await
+            && let Ok(mut stream) = wire::tls(stream, &root, b"http/1.1").await
+            && stream.write_all(&raw[..raw.len() - kept]).await.is_ok()
+        {
+            drop(stream.read(&mut [0; 4096]).await);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_never_come_take_no_place_of_signed_ones() {
+    let scene = Scene::start().await;
+    let (to, root, raw) = (scene.server.public, scene.root.clone(), Arc::new(forged(b"{}".to_vec()).raw()));
+    let mut all = attackers(100, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 1));
+    // And as many streams as the server lets a few connections have.
+    all.extend(attackers(4, |_| {
+        let root = root.clone();
+        async move {
+            loop {
+                tokio::time::sleep(PAUSE).await;
+                let Some(mut peer) = Peer::open(to, &root, &[]).await else { continue };
+                for _ in 0..100 {
+                    peer.begin(&forged(b"{}".to_vec()), false).await;
+                }
+                drop(tokio::time::timeout(Duration::from_secs(1), peer.closed()).await);
+            }
+        }
+    }));
+    let row = scene.under(all).await;
+    scene.hold("bodies that never come", row).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bombs_that_hold_back_their_end_pin_no_memory() {
+    let scene = Scene::start().await;
+    let (to, root) = (scene.server.public, scene.root.clone());
+    let raw = Arc::new(forged(bomb()).on_the_wire(bomb()).raw());
+    // More than inflated would fill the budget.
+    let all = attackers(100, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 8));
+    let row = scene.under(all).await;
+    scene.hold("gzip bombs that hold back their trailer", row).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_bombs_leave_time_for_signed_ones() {
+    let scene = Scene::start().await;
+    let (to, root) = (scene.server.public, scene.root.clone());
+    let raw = Arc::new(forged(vec![]).on_the_wire(bomb()).raw());
+    let all = attackers(8, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 0));
+    let row = scene.under(all).await;
+    scene.hold("gzip bombs under a wrong signature", row).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_and_fields_of_gzip_cost_next_to_nothing() {
+    let scene = Scene::start().await;
+    let (to, root) = (scene.server.public, scene.root.clone());
+    let empty = gzip(b"");
+    let members = forged(vec![]).on_the_wire(empty.repeat(MAX_BODY / empty.len()));
+    let field = flate2::GzBuilder::new().comment(vec![b'x'; 60_000]);
+    let mut long: GzEncoder<Vec<u8>> = field.write(Vec::new(), Compression::default());
+    long.write_all(b"{}").unwrap();
+    let fields = forged(vec![]).on_the_wire(long.finish().unwrap());
+    let raws = [Arc::new(members.raw()), Arc::new(fields.raw())];
+    let all = attackers(8, |number| send_without_the_last(to, root.clone(), Arc::clone(&raws[number % 2]), 0));
+    let row = scene.under(all).await;
+    scene.hold("gzip of empty members and long fields", row).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_bodies_that_stop_short_fill_no_memory() {
+    let scene = Scene::start().await;
+    let (to, root) = (scene.server.public, scene.root.clone());
+    let raw = Arc::new(forged(vec![b'x'; MAX_BODY]).raw());
+    // Three times what the budget takes.
+    let all = attackers(190, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 1));
+    let row = scene.under(all).await;
+    scene.hold("large bodies that stop short", row).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_heads_stay_within_the_promised_memory() {
+    // The defaults: the promise is theirs.
+    let scene = Scene::with("").await;
+    let (to, root) = (scene.server.public, scene.root.clone());
+    // Short fields cost most: in memory a field takes about 100 bytes beside its own.
+    let mut long = forged(b"{}".to_vec());
+    for number in 0..360 {
+        long = long.add(&format!("x{number}"), "y");
+    }
+    let open = attackers(32, |_| {
+        let (root, long) = (root.clone(), long.clone());
+        async move {
+            let mut peer = Peer::open(to, &root, &[]).await.unwrap();
+            for _ in 0..120 {
+                peer.begin(&long, false).await;
+            }
+            peer.closed().await;
+        }
+    });
+    let began = Instant::now();
+    while began.elapsed() < attack_time() && scene.server.metric("streamgate_gateway_in_flight").await < 1900.0 {
+        tokio::time::sleep(PAUSE).await;
+    }
+    let held = scene.server.metric("streamgate_gateway_memory_bytes").await;
+    let (peak, allowed) = (scene.server.peak_resident_bytes(), (256 << 20) + CONSTANT + 32 * CONNECTION);
+    // The budget is not used up by any of this, so what is resident beside it is what counts.
+    let beside = peak.saturating_sub(held as u64);
+    println!("| long heads over 32 HTTP/2 connections: beside the budget | | {} of {} MiB | |", beside >> 20, (allowed >> 20) - 256);
+    drop(open);
+    if other_binary().is_none() {
+        assert!(held > 1e6, "what is kept of the heads is paid for: {held}");
+        assert!(beside < CONSTANT + 32 * CONNECTION, "{} MiB", beside >> 20);
+        assert!(scene.server.terminate().await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_signature_closes_its_connection() {
+    let scene = Scene::start().await;
+    let to = scene.server.public;
+    let stream = TcpStream::connect(to).await.unwrap();
+    let mut stream = wire::tls(stream, &scene.root, b"http/1.1").await.unwrap();
+    stream.write_all(&forged(b"{}".to_vec()).raw()).await.unwrap();
+    let told = wire::read_to_end(stream).await.to_lowercase();
+    assert!(told.starts_with("http/1.1 401 ") && told.contains("connection: close"), "{told:?}");
+    // Over HTTP/2 others may share the connection: it ends after a few.
+    let mut peer = Peer::open(to, &scene.root, &[]).await.unwrap();
+    for _ in 0..4 {
+        let stream = peer.begin(&forged(b"{}".to_vec()), false).await.unwrap();
+        peer.data(stream, b"{}", true).await.unwrap();
+    }
+    tokio::time::timeout(crate::harness::PATIENCE, peer.closed()).await.expect("closed by the server");
+    assert!(scene.server.terminate().await.success());
+}

@@ -1,0 +1,151 @@
+//! What a stranger does who knows the address and the API key, which every chat client carries, and no secret. Beside each
+//! attack signed webhooks go on being sent; what is asserted is how many of them are answered in time.
+//!
+//! `STREAMGATE_TEST_BINARY` names another build to be attacked alike: then the figures are printed and nothing is asserted.
+//! `STREAMGATE_TEST_ATTACK_SECONDS`: how long each attack lasts; 4 by default.
+
+mod bodies;
+mod frames;
+mod held;
+mod places;
+
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site, other_binary, raise_open_files};
+use crate::harness::wire::{Transport, Webhook};
+use crate::statuses::secure;
+use rustls_pki_types::CertificateDer;
+use std::time::{Duration, Instant};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The defaults, scaled down alike: a fiftieth of the connections, a sixteenth of the memory, of the bodies, and of the requests.
+const MAX_CONNECTIONS: usize = 200;
+const LIMITS: &str = "max_connections = 200\nmax_in_flight = 256\nmemory_budget = \"16MiB\"\nmax_body = \"256KiB\"";
+const MEMORY_BUDGET: u64 = 16 << 20;
+const MAX_BODY: usize = 256 << 10;
+/// What the process may hold beside its budget, and for each connection: the bounds of ARCHITECTURE.md.
+const CONSTANT: u64 = 128 << 20;
+const CONNECTION: u64 = 32 << 10;
+
+/// Between two signed webhooks, each on a connection of its own.
+const BEAT: Duration = Duration::from_millis(20);
+/// Stream waits so long for a push, and for a hook by default.
+const PUSH_PATIENCE: Duration = Duration::from_secs(6);
+const HOOK_PATIENCE: Duration = Duration::from_millis(1500);
+
+fn attack_time() -> Duration {
+    let seconds = std::env::var("STREAMGATE_TEST_ATTACK_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(4))
+}
+
+/// A server under attack.
+struct Scene {
+    site: Site,
+    server: Server,
+    root: CertificateDer<'static>,
+    tls: Transport,
+}
+
+/// What became of the signed webhooks, and of the server.
+#[derive(Debug)]
+struct Row {
+    sent: usize,
+    good: usize,
+    peak_connections: f64,
+    peak_resident: u64,
+    was_ready: bool,
+}
+
+impl Scene {
+    async fn start() -> Scene {
+        Scene::with(LIMITS).await
+    }
+
+    async fn with(gateway: &str) -> Scene {
+        raise_open_files(4_000);
+        let site = Site::new();
+        // Rules answer each hook without a service that could be slow.
+        let rest = "[hooks.before_message_send]\nrules = [{ pattern = 'casino', action = 'reject' }]\n".into();
+        let (server, [tls, _]) = secure(&site, Setup { gateway: gateway.into(), rest, ..Setup::default() }).await;
+        let Transport::Tls { root, .. } = &tls else { panic!() };
+        let root = root.clone();
+        eventually("it is ready", || async { server.ops("/readyz").await.0 == 200 }).await;
+        Scene { site, server, root, tls }
+    }
+
+    /// Sends signed webhooks, of which every second is a hook, while the attackers do what they do.
+    async fn under(&self, attackers: Vec<AbortOnDropHandle<()>>) -> Row {
+        let began = Instant::now();
+        let mut row = Row { sent: 0, good: 0, peak_connections: 0.0, peak_resident: 0, was_ready: true };
+        let mut sent = tokio::task::JoinSet::new();
+        let mut beat = tokio::time::interval(BEAT);
+        while began.elapsed() < attack_time() {
+            beat.tick().await;
+            let (tls, to, is_hook) = (self.tls.clone(), self.server.public, row.sent % 2 == 1);
+            sent.spawn(async move { is_good(&tls, to, is_hook).await });
+            row.sent += 1;
+            if row.sent % 25 == 0 {
+                let open = self.server.metric("streamgate_gateway_connections").await;
+                row.peak_connections = row.peak_connections.max(sockets(&self.server)).max(open);
+                row.was_ready &= self.server.ops("/readyz").await.0 == 200;
+            }
+        }
+        while let Some(good) = sent.join_next().await {
+            row.good += usize::from(good.unwrap());
+        }
+        row.peak_resident = self.server.peak_resident_bytes();
+        drop(attackers);
+        row
+    }
+
+    /// Prints the figures; asserts them for the build under test.
+    async fn hold(self, attack: &str, row: Row) {
+        let share = 100.0 * row.good as f64 / row.sent as f64;
+        let allowed = MEMORY_BUDGET + CONSTANT + MAX_CONNECTIONS as u64 * CONNECTION;
+        println!(
+            "| {attack} | {share:.0} % of {} | {} of {} MiB | {} of {MAX_CONNECTIONS} |",
+            row.sent,
+            row.peak_resident >> 20,
+            allowed >> 20,
+            row.peak_connections
+        );
+        if other_binary().is_some() {
+            return;
+        }
+        assert!(row.good * 10 >= row.sent * 9, "{attack}: {row:?}");
+        assert!(row.peak_resident <= allowed, "{attack}: {row:?}");
+        // One more waits for its place, and the kernel's table is read while connections come and go.
+        assert!(row.peak_connections <= MAX_CONNECTIONS as f64 * 1.05, "{attack}: {row:?}");
+        assert!(row.was_ready, "{attack}: {row:?}");
+        assert!(self.server.terminate().await.success(), "{attack}: {}", self.site.log());
+    }
+}
+
+/// Sockets of the public port that the process has accepted and not closed yet, by the kernel.
+fn sockets(server: &Server) -> f64 {
+    let port = format!(":{:04X}", server.public.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let open = table.lines().filter(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        // 01: established; 08: closed by the peer only. The inode is 0 where nobody has the socket: not accepted, or closed.
+        columns.len() > 9 && columns[1].ends_with(&port) && matches!(columns[3], "01" | "08") && columns[9] != "0"
+    });
+    open.count() as f64
+}
+
+async fn is_good(tls: &Transport, to: std::net::SocketAddr, is_hook: bool) -> bool {
+    let (webhook, patience, outcome) = if is_hook {
+        (Webhook::moderation(r#"{"text":"hello"}"#), HOOK_PATIENCE, "answered")
+    } else {
+        (Webhook::fresh(), PUSH_PATIENCE, "enqueued")
+    };
+    let answer = tokio::time::timeout(patience, tls.send(to, &webhook)).await;
+    answer.is_ok_and(|sent| sent.is_ok_and(|answer| answer.status == 200 && answer.outcome() == outcome))
+}
+
+/// So many attackers, each doing this over and over.
+fn attackers<F: Future<Output = ()> + Send + 'static>(
+    count: usize,
+    mut attack: impl FnMut(usize) -> F,
+) -> Vec<AbortOnDropHandle<()>> {
+    (0..count).map(|number| AbortOnDropHandle::new(tokio::spawn(attack(number)))).collect()
+}
