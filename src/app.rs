@@ -151,7 +151,7 @@ impl Streamgate {
                 let loaded = config::load(&source).map_err(|error| Error(error.into()))?;
                 Ok((loaded, Some(source), self.code))
             }
-            Origin::Config(config) => Ok((Loaded { config: *config, path: None }, None, self.code)),
+            Origin::Config(config) => Ok((Loaded { config: *config, path: None, doubts: Vec::new() }, None, self.code)),
         }
     }
 }

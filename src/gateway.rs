@@ -78,10 +78,11 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     let GatewayStores { exchange, spool, seen, calls, answers, redis } = stores;
     let spooled = Arc::new(wiring::spooled(&config, &exchange, &spool, &metrics));
     let apps = AppConfig::table(&config.apps);
-    let hooks = Hooks::new(&config.hooks, Arc::clone(&calls), answers, Arc::clone(&metrics));
+    let hooks =
+        Hooks::new(&config.hooks, wiring::command_names(&config), Arc::clone(&calls), answers, Arc::clone(&metrics));
     let hooked: Arc<dyn AnswerHook> = Arc::<Hooks<_, _>>::clone(&hooks);
     let (store, keys) = (Arc::clone(&spooled), Arc::clone(&seen));
-    let intake = Arc::new(Intake::new(&config.gateway, apps, store, keys, hooked, Arc::clone(&metrics)));
+    let intake = Arc::new(Intake::new(&config.gateway, &config.dedup, apps, store, keys, hooked, Arc::clone(&metrics)));
     let (durable, broker) = (Arc::downgrade(&spooled), Arc::clone(&exchange));
     let patience = config.gateway.drain_timeout;
     let gateway = Gateway::new(config.gateway.clone(), Arc::clone(&intake), tls.clone());

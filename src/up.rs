@@ -94,9 +94,19 @@ pub async fn run(
     let apps = AppConfig::table(&config.apps);
     let seen = Arc::new(SeenWithinEnqueue);
     let calls = Arc::new(InProcess::new(config.gateway.max_in_flight, !hooks.is_empty()));
-    let asking = gateway::Hooks::new(&config.hooks, Arc::clone(&calls), Arc::clone(&store), Arc::clone(&metrics));
+    let names = wiring::command_names(&config).into_iter().chain(hooks.commands.keys().cloned()).collect();
+    let asking =
+        gateway::Hooks::new(&config.hooks, names, Arc::clone(&calls), Arc::clone(&store), Arc::clone(&metrics));
     let hooked: Arc<dyn AnswerHook> = Arc::<gateway::Hooks<_, _>>::clone(&asking);
-    let intake = Arc::new(Intake::new(&config.gateway, apps, Arc::clone(&store), seen, hooked, Arc::clone(&metrics)));
+    let intake = Arc::new(Intake::new(
+        &config.gateway,
+        &config.dedup,
+        apps,
+        Arc::clone(&store),
+        seen,
+        hooked,
+        Arc::clone(&metrics),
+    ));
     let answering = CallWorker::new(calls, hooks, wiring::call_policy(&config), Arc::clone(&metrics));
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
     let worker = Worker::new(Arc::clone(&store), Arc::clone(&store), router, policy, Arc::clone(&metrics), seed)

@@ -1,6 +1,7 @@
 //! Where configuration becomes adapters: the one place that knows both services and the stores.
 
 use anyhow::{Context, bail};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -196,6 +197,12 @@ fn one<T>(code: Option<T>, configured: Option<T>, key: &str) -> anyhow::Result<O
         bail!("hooks.{key} is configured, and the code has a handler for it too: remove one of them");
     }
     Ok(code.or(configured))
+}
+
+/// Commands that a URL may name where the signed message has none.
+pub fn command_names(config: &Config) -> HashSet<String> {
+    let commands = &config.hooks.custom_commands;
+    commands.commands.keys().chain(&commands.by_url).cloned().collect()
 }
 
 pub fn call_policy(config: &Config) -> CallPolicy {

@@ -52,13 +52,7 @@ impl Drop for Place {
 
 impl Connections {
     pub(crate) fn new(limit: usize, metrics: Arc<Metrics>) -> Arc<Connections> {
-        Arc::new(Connections {
-            limit,
-            open: Mutex::default(),
-            freed: Notify::new(),
-            stuck: Mutex::default(),
-            metrics,
-        })
+        Arc::new(Connections { limit, open: Mutex::default(), freed: Notify::new(), stuck: Mutex::default(), metrics })
     }
 
     fn open(&self) -> MutexGuard<'_, Members> {
@@ -144,9 +138,9 @@ impl Connections {
     /// Whether a new connection could be taken now; the error says why not.
     pub(crate) fn ready(&self) -> Result<(), &'static str> {
         match *self.stuck() {
-            Some((_, Stuck::Descriptors)) => {
-                Err("no connection can be taken: the limit of open files is reached; raise it (ulimit -n, LimitNOFILE=)")
-            }
+            Some((_, Stuck::Descriptors)) => Err(
+                "no connection can be taken: the limit of open files is reached; raise it (ulimit -n, LimitNOFILE=)",
+            ),
             Some((since, Stuck::Places)) if since.elapsed() >= STUCK => {
                 Err("no connection can be taken: gateway.max_connections are open and busy")
             }

@@ -46,12 +46,7 @@ impl Manner {
 }
 
 /// Judges a head, and keeps what is needed of it together with what will judge the body.
-pub(crate) fn admit(
-    target: Target,
-    parts: &Parts,
-    apps: &Apps,
-    limits: &Limits,
-) -> Result<(Head, Verifier), Reason> {
+pub(crate) fn admit(target: Target, parts: &Parts, apps: &Apps, limits: &Limits) -> Result<(Head, Verifier), Reason> {
     let headers = &parts.headers;
     let admitted = admission::admit(&facts(headers), apps, limits)?;
     let text = |name| headers.get(name).map(|value| value.as_bytes());

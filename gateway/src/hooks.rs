@@ -2,8 +2,8 @@
 //! gets the first answer again, and waits for it while it is being made.
 
 use bytes::Bytes;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +28,8 @@ use tokio_util::task::TaskTracker;
 const LOOK: Duration = Duration::from_millis(20);
 /// For looking up an earlier answer, but never more than a quarter of what is left: most hooks have none.
 const LOOKING: Duration = Duration::from_millis(200);
+/// How long the answer to an id is remembered. Stream asks once; who repeats is a proxy on the way.
+const REPEATS: Duration = Duration::from_secs(120);
 /// Answers that are being remembered at a time, and for how long each: a store that hangs must not make them pile up.
 const REMEMBERING: usize = 256;
 const REMEMBER: Duration = Duration::from_secs(1);
@@ -68,7 +70,7 @@ impl Answered {
 #[derive(Debug)]
 pub struct Asked {
     pub(crate) call: Envelope,
-    /// Whether it came with an id: a repeat of it gets its answer.
+    /// Whether its key tells it from others: a repeat of it gets its answer.
     pub(crate) repeatable: bool,
     pub(crate) deadline: Instant,
     /// The drain's time is over.
@@ -90,6 +92,10 @@ type Answering = Pin<Box<dyn Future<Output = Answered> + Send>>;
 pub trait AnswerHook: Send + Sync + 'static {
     /// From headers read to answer written, by kind; no limit of its own for pushes.
     fn deadline(&self, kind: Kind) -> Duration;
+    /// Whether a hook of this kind gets the first answer to the same signed body, whatever id it comes under.
+    fn is_by_body(&self, kind: Kind) -> bool;
+    /// Whether somebody is configured to answer the command of this name.
+    fn knows_command(&self, name: &str) -> bool;
     fn answer(self: Arc<Self>, asked: Asked) -> Answering;
     /// The answer of the policy to a signed hook that nobody is asked about. `body`: empty where it is not at hand.
     fn by_policy(&self, kind: Kind, body: &[u8], reason: Reason) -> Answered;
@@ -111,6 +117,8 @@ pub struct Hooks<C, A> {
     answers: Arc<A>,
     before_message_send: HookPolicy,
     custom_commands: HookPolicy,
+    /// Names of commands that have an answer of their own.
+    commands: HashSet<String>,
     metrics: Arc<Metrics>,
     /// Hooks that are being answered here, by key, until their answer is remembered.
     in_work: Mutex<HashMap<String, watch::Receiver<Option<Answered>>>>,
@@ -120,8 +128,16 @@ pub struct Hooks<C, A> {
 }
 
 impl<C: Ask, A: Answers> Hooks<C, A> {
-    pub fn new(config: &HooksConfig, calls: Arc<C>, answers: Arc<A>, metrics: Arc<Metrics>) -> Arc<Hooks<C, A>> {
+    /// `commands`: names of commands that have an answer of their own; they alone may be asked for by a URL.
+    pub fn new(
+        config: &HooksConfig,
+        commands: HashSet<String>,
+        calls: Arc<C>,
+        answers: Arc<A>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Hooks<C, A>> {
         Arc::new(Hooks {
+            commands,
             calls,
             answers,
             before_message_send: config.before_message_send.policy.clone(),
@@ -183,7 +199,8 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
             }
         };
         if let Some(tell) = first {
-            let place = InWork { hooks: Arc::clone(&self), key };
+            let window = self.policy(asked.call.kind).replay_window.unwrap_or(REPEATS);
+            let place = InWork { hooks: Arc::clone(&self), key, window };
             let tasks = self.tasks.clone();
             return Detached { work: Some(Box::pin(place.first(asked, tell))), tasks }.await;
         }
@@ -236,6 +253,14 @@ impl<C: Ask, A: Answers> AnswerHook for Hooks<C, A> {
         }
     }
 
+    fn is_by_body(&self, kind: Kind) -> bool {
+        self.policy(kind).replay_window.is_some()
+    }
+
+    fn knows_command(&self, name: &str) -> bool {
+        self.commands.contains(name)
+    }
+
     fn by_policy(&self, kind: Kind, body: &[u8], reason: Reason) -> Answered {
         let policy = self.policy(kind);
         let body = hook::fallback(policy.on_failure, &policy.failure_text, body).into();
@@ -268,6 +293,8 @@ impl<C: Ask, A: Answers> AnswerHook for Hooks<C, A> {
 struct InWork<C: Ask, A: Answers> {
     hooks: Arc<Hooks<C, A>>,
     key: String,
+    /// How long its answer is remembered.
+    window: Duration,
 }
 
 impl<C: Ask, A: Answers> InWork<C, A> {
@@ -301,7 +328,8 @@ impl<C: Ask, A: Answers> InWork<C, A> {
     }
 
     async fn remember(self, answer: Bytes, permit: OwnedSemaphorePermit) {
-        let remembered = tokio::time::timeout(REMEMBER, self.hooks.answers.remember(&self.key, answer)).await;
+        let remembering = self.hooks.answers.remember(&self.key, answer, self.window);
+        let remembered = tokio::time::timeout(REMEMBER, remembering).await;
         let error = match remembered {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),

@@ -1,42 +1,102 @@
 //! From a signed body to a durable event: seen before, or enqueue and mark.
 
 use crate::head::Head;
+use crate::hooks::AnswerHook;
+use crate::route::Target;
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::time::Instant;
 use streamgate_core::{
-    envelope::{Envelope, safe_cid, safe_type},
-    hook,
-    id::{Kind, body_id, idempotency_key},
+    envelope::{Envelope, rfc3339, safe_cid, safe_type},
+    hook::{self, SignedCommand},
+    id::{By, DedupBy, Kind, PushFacts, body_id, idempotency_key},
     peek::peek,
     ports::{Accepted, Enqueue, Seen, StoreError},
     reason::Reason,
 };
+use streamgate_service::config::DedupConfig;
 use streamgate_service::metrics::Metrics;
 
-/// The event, or the call, that a signed body is.
-pub(crate) fn envelope(head: Head, body: Bytes, received_at_ms: i64) -> Envelope {
+/// What the configuration says of identity.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) by: DedupBy,
+    /// Milliseconds.
+    pub(crate) max_age_ms: Option<i64>,
+}
+
+impl Identity {
+    pub(crate) fn new(config: &DedupConfig) -> Identity {
+        let max_age_ms = config.max_age.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+        Identity { by: config.by, max_age_ms }
+    }
+}
+
+/// The event, or the call, that a signed body is. `hooks` knows which commands there are.
+pub(crate) fn envelope(
+    head: Head,
+    body: Bytes,
+    received_at_ms: i64,
+    identity: Identity,
+    hooks: &dyn AnswerHook,
+) -> Result<Envelope, Reason> {
     let Head { target, app, api_key, signature, id, attempt, traceparent, query_type } = head;
+    let Target { kind, event_type: path_type } = target;
     let id = id.unwrap_or_else(|| body_id(&body));
     let signature = signature.to_hex();
     let bytes = body.clone();
     let peek = peek(&bytes);
-    let command;
-    let event_type = match target.kind {
-        Kind::Push => target.event_type.or(peek.event_type.as_deref()),
+    // A type with a dot is an event's. Nothing else is judged here: a field that Stream adds later must not close a hook.
+    let is_elsewhere = kind != Kind::Push || path_type.is_some();
+    if is_elsewhere && let Some(event_type) = peek.event_type.as_deref().filter(|name| name.contains('.')) {
+        tracing::error!(
+            app = &*app,
+            kind = kind.as_str(),
+            id,
+            event_type = safe_type(Some(event_type)),
+            "refused for good: an event was sent to the URL of another kind of webhook; check the URLs in Stream's settings. \
+             Or somebody replays what was signed for another path"
+        );
+        return Err(Reason::WrongKind);
+    }
+    if let (Kind::Push, Some(max_age), Some(created_at)) = (kind, identity.max_age_ms, peek.created_at_ms)
+        && created_at < received_at_ms.saturating_sub(max_age)
+    {
+        tracing::warn!(app = &*app, id, created_at = rfc3339(created_at), "refused for good: older than dedup.max_age");
+        return Err(Reason::TooOld);
+    }
+    let event_type = match kind {
+        Kind::Push => path_type.or(peek.event_type.as_deref()).map(Cow::from),
         // Its body has no type.
-        Kind::BeforeMessageSend => Some(target.kind.as_str()),
-        Kind::CustomCommand => {
-            command = hook::command(&bytes);
-            command.as_deref().or(query_type.as_deref())
-        }
+        Kind::BeforeMessageSend => Some(Cow::from(kind.as_str())),
+        Kind::CustomCommand => match hook::command(&bytes) {
+            SignedCommand::Name(name) => Some(name),
+            SignedCommand::Absent => query_type.filter(|name| hooks.knows_command(name)).map(Cow::from),
+            SignedCommand::Malformed => None,
+        },
     };
-    // Two callbacks may carry one body under one id; the path tells them apart.
-    let id_of_key = target.event_type.map_or_else(|| id.clone(), |path| format!("{path}/{id}"));
-    Envelope {
-        key: idempotency_key(&app, target.kind, &id_of_key, &signature),
+    if kind == Kind::CustomCommand && event_type.is_none() {
+        tracing::warn!(
+            app = &*app,
+            id,
+            "a command without a name that can be used: it is [A-Za-z0-9_-]{{1,64}} in the signed message, or where that has \
+             none the `type` of the URL if [hooks.custom_commands.commands] has it"
+        );
+        return Err(Reason::Unhandled);
+    }
+    let by = match kind {
+        Kind::Push => {
+            let is_dated = peek.created_at_ms.is_some();
+            identity.by.of_push(&PushFacts { id: &id, path_type, is_dated })
+        }
+        Kind::BeforeMessageSend | Kind::CustomCommand if hooks.is_by_body(kind) => By::Body,
+        Kind::BeforeMessageSend | Kind::CustomCommand => By::Id(&id),
+    };
+    Ok(Envelope {
+        key: idempotency_key(&app, kind, path_type, by, &signature),
         app: app.as_ref().to_owned(),
-        kind: target.kind,
-        event_type: safe_type(event_type).to_owned(),
+        kind,
+        event_type: safe_type(event_type.as_deref()).to_owned(),
         id,
         webhook_attempt: attempt,
         api_key,
@@ -48,7 +108,7 @@ pub(crate) fn envelope(head: Head, body: Bytes, received_at_ms: i64) -> Envelope
         replay: None,
         traceparent,
         body,
-    }
+    })
 }
 
 /// Marks an event as seen only after it is durable: a memory that is lost or ahead costs duplicates, never events.

@@ -5,7 +5,7 @@ use crate::activity::{InHand, Unwritten};
 use crate::budget::Share;
 use crate::head::{self, Head, Manner};
 use crate::hooks::{AnswerHook, Asked};
-use crate::intake;
+use crate::intake::{self, Identity};
 use crate::linger::linger;
 use crate::read::Reader;
 use crate::response::{self, Outcome, Taken};
@@ -29,7 +29,8 @@ use streamgate_core::{
     reason::Reason,
     signature::Verifier,
 };
-use streamgate_service::{config::GatewayConfig, metrics::Metrics};
+use streamgate_service::config::{DedupConfig, GatewayConfig};
+use streamgate_service::metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
 /// What stands in labels where no app or kind is known.
@@ -55,6 +56,7 @@ pub struct Intake<E, S> {
     body_timeout: Duration,
     answer_deadline: Duration,
     reader: Reader,
+    identity: Identity,
     /// Signed requests in flight, and the most that there may be.
     signed: AtomicUsize,
     max_in_flight: usize,
@@ -66,6 +68,7 @@ pub struct Intake<E, S> {
 impl<E: Enqueue, S: Seen> Intake<E, S> {
     pub fn new(
         config: &GatewayConfig,
+        dedup: &DedupConfig,
         apps: Apps,
         enqueue: Arc<E>,
         seen: Arc<S>,
@@ -84,6 +87,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             body_timeout,
             answer_deadline: config.answer_deadline,
             reader: Reader::new(max_body, body_timeout, memory_budget, places, Arc::clone(&metrics)),
+            identity: Identity::new(dedup),
             signed: AtomicUsize::new(0),
             max_in_flight,
             given_up: CancellationToken::new(),
@@ -185,7 +189,8 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         if let Some(cost) = cost {
             cost.signed();
         }
-        let (kind, repeatable) = (head.target.kind, head.id.is_some());
+        // An id of the body's own would make two equal messages one.
+        let (kind, has_id) = (head.target.kind, head.id.is_some());
         let Some(_place) = Signed::start(&self.signed, self.max_in_flight) else {
             let reason = Reason::InFlightLimit;
             return match kind {
@@ -195,11 +200,17 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
                 }
             };
         };
-        let call = intake::envelope(head, Bytes::from_owner(held), jiff::Timestamp::now().as_millisecond());
+        let (body, now) = (Bytes::from_owner(held), jiff::Timestamp::now().as_millisecond());
+        let call = match intake::envelope(head, body.clone(), now, self.identity, &*self.hooks) {
+            // Signed, so it is answered; but nobody is asked.
+            Err(reason @ Reason::Unhandled) => return Ok(Taken::Hook(self.hooks.by_policy(kind, &body, reason))),
+            call => call?,
+        };
+        drop(body);
         match kind {
             Kind::Push => intake::store(&*self.enqueue, &*self.seen, &self.metrics, call).await.map(Taken::Event),
             Kind::BeforeMessageSend | Kind::CustomCommand => {
-                // An id of the body's own would make two equal messages one.
+                let repeatable = has_id || self.hooks.is_by_body(kind);
                 let asked = Asked { call, repeatable, deadline, given_up: self.given_up.clone() };
                 Ok(Taken::Hook(Arc::clone(&self.hooks).answer(asked).await))
             }

@@ -40,11 +40,15 @@ fn status(reason: Reason) -> StatusCode {
         | Reason::MalformedApiKey
         | Reason::MissingSignature
         | Reason::MalformedSignature
-        | Reason::BadGzip => StatusCode::BAD_REQUEST,
+        | Reason::BadGzip
+        | Reason::WrongKind
+        | Reason::TooOld => StatusCode::BAD_REQUEST,
         Reason::UnknownKey | Reason::WrongSignature => StatusCode::UNAUTHORIZED,
         Reason::NotFound => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-        Reason::HeaderTimeout | Reason::BodyTimeout | Reason::BodyIncomplete | Reason::Displaced => StatusCode::REQUEST_TIMEOUT,
+        Reason::HeaderTimeout | Reason::BodyTimeout | Reason::BodyIncomplete | Reason::Displaced => {
+            StatusCode::REQUEST_TIMEOUT
+        }
         Reason::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Reason::InFlightLimit
@@ -78,6 +82,10 @@ fn advice(reason: Reason) -> &'static str {
         Reason::MissingSignature => "the X-Signature header is missing",
         Reason::MalformedSignature => "the X-Signature header must stand once, with 64 hex digits",
         Reason::BadGzip => "the body starts like gzip but does not inflate",
+        Reason::WrongKind => {
+            "the body is an event's; events are sent to /webhooks/stream/push: check the URLs in Stream's settings"
+        }
+        Reason::TooOld => "the event is older than dedup.max_age",
         Reason::UnknownKey | Reason::WrongSignature => {
             "no secret of a known API key signed this body; check the app's key and secret, and that no proxy changes the body"
         }
@@ -88,7 +96,9 @@ fn advice(reason: Reason) -> &'static str {
         Reason::HeaderTimeout => "the headers did not arrive in time",
         Reason::BodyTimeout => "the body did not arrive in time",
         Reason::BodyIncomplete => "the body broke off",
-        Reason::Displaced => "too many requests at this moment, and this one had waited longest for its body; try again",
+        Reason::Displaced => {
+            "too many requests at this moment, and this one had waited longest for its body; try again"
+        }
         Reason::TooLarge => "the body is over the limit, on the wire or inflated",
         Reason::UnsupportedEncoding => "send the body as it is, or with Content-Encoding: gzip",
         Reason::InFlightLimit => "too many requests at this moment; try again",
@@ -158,7 +168,13 @@ mod tests {
     #[test]
     fn a_table_of_statuses() {
         let expected = |reason| match reason {
-            "missing_api_key" | "malformed_api_key" | "missing_signature" | "malformed_signature" | "bad_gzip" => 400,
+            "missing_api_key"
+            | "malformed_api_key"
+            | "missing_signature"
+            | "malformed_signature"
+            | "bad_gzip"
+            | "wrong_kind"
+            | "too_old" => 400,
             "unknown_key" | "wrong_signature" => 401,
             "not_found" => 404,
             "method_not_allowed" => 405,

@@ -36,7 +36,7 @@ pub struct Send {
     /// The event's type, or the command's name, in a body made for it [default: message.new, ticket]
     #[arg(long = "type", value_name = "TYPE", conflicts_with = "file")]
     event_type: Option<String>,
-    /// Send this body, byte for byte; - reads it from stdin
+    /// Send this body, byte for byte; - reads it from stdin. With --count each event gets a created_at of its own
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// How many webhooks to send

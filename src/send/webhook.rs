@@ -9,7 +9,8 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue}
 use hyper::{Request, Uri};
 use serde_json::json;
 use std::io::{Read, Write};
-use streamgate_core::{envelope::header, signature::SigningKey};
+use std::sync::atomic::{AtomicI64, Ordering};
+use streamgate_core::{envelope::header, fields::Fields, peek::peek, signature::SigningKey};
 use streamgate_service::config::KeyConfig;
 
 /// Everything but the id is the same for all webhooks of a run.
@@ -28,6 +29,8 @@ pub(super) struct Webhooks {
 enum Body {
     /// Sent as it is.
     Given(Bytes),
+    /// An event to be sent many times: each has a date of its own, or all but the first would be repeats of it.
+    Dated { event: Fields, began: jiff::Timestamp, sent: AtomicI64 },
     /// Made for each webhook: its id is in the message, so that no two have the same signature.
     Made { kind: KindArg, event_type: Option<String> },
 }
@@ -40,7 +43,7 @@ impl Webhooks {
         let secret = key.secrets.first().context("the app has no secret")?;
         let body = match &args.file {
             None => Body::Made { kind: args.kind, event_type: args.event_type.clone() },
-            Some(path) => Body::Given(read(path)?),
+            Some(path) => Body::of_file(args, read(path)?),
         };
         Ok(Webhooks {
             url,
@@ -58,6 +61,12 @@ impl Webhooks {
         let unique = unique_id()?;
         let body = match &self.body {
             Body::Given(body) => body.clone(),
+            Body::Dated { event, began, sent } => {
+                let mut event = event.clone();
+                let at = *began + jiff::SignedDuration::from_nanos(sent.fetch_add(1, Ordering::Relaxed));
+                event.set("created_at", &at.to_string().into());
+                event.to_json().into()
+            }
             // Under a given id the same body each time, or a repeat would be another event.
             Body::Made { kind, event_type } => {
                 let (id, now) = match &self.id {
@@ -85,6 +94,23 @@ impl Webhooks {
         let request = request.header(CONTENT_LENGTH, body.len());
         let request = request.body(Full::new(body)).context("a header cannot carry this --id or API key")?;
         Ok((id, request))
+    }
+}
+
+impl Body {
+    /// Sent byte for byte where it is sent once; says so where all are the same event.
+    fn of_file(args: &Send, body: Bytes) -> Body {
+        let is_dated = peek(&body).created_at_ms.is_some();
+        if args.count == 1 || args.kind != KindArg::Push || !is_dated {
+            return Body::Given(body);
+        }
+        match Fields::parse(&body).filter(|_| args.id.is_none()) {
+            Some(event) => Body::Dated { event, began: jiff::Timestamp::now(), sent: AtomicI64::new(0) },
+            None => {
+                tracing::warn!("the same event is sent each time: all but the first are repeats of it");
+                Body::Given(body)
+            }
+        }
     }
 }
 

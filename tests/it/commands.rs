@@ -97,6 +97,12 @@ async fn send_reports_what_came_back() {
     let same = ["send", "--url", &url, "--file", file.to_str().unwrap(), "--id", "same", "--attempt", "2", "--json"];
     assert_eq!(json(&site.run(&same).await)["outcomes"]["enqueued"], 1);
     assert_eq!(json(&site.run(&same).await)["outcomes"]["duplicate"], 1);
+    let dated = site.write("dated.json", r#"{"type":"a.b","n":1.10,"created_at":"2026-01-01T00:00:00Z"}"#);
+    let dated = ["send", "--url", &url, "--file", dated.to_str().unwrap(), "--count", "20", "--json"];
+    assert_eq!(json(&site.run(&dated).await)["outcomes"]["enqueued"], 20, "each has a date of its own");
+    let repeats = site.run(&[&dated[..], &["--id", "one"]].concat()).await;
+    assert_eq!(json(&repeats)["outcomes"]["duplicate"], 19);
+    assert!(String::from_utf8_lossy(&repeats.stderr).contains("repeats"), "{repeats:?}");
     let mut piped = site
         .command(&["send", "--url", &url, "--file", "-"])
         .stdin(Stdio::piped())

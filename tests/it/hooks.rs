@@ -290,7 +290,7 @@ async fn the_signed_command_decides<S: Stack>() {
     };
     let commands = [("ticket".to_owned(), named("ticket")), ("mml".to_owned(), named("mml"))].into();
     let hooks = Hooks { commands, any_command: Some(named("any")), ..Hooks::default() };
-    let stack: S = start(&site, "", hooks).await;
+    let stack: S = start(&site, "[hooks.custom_commands]\nby_url = [\"mml\"]\n", hooks).await;
     let told = async |webhook: Webhook| {
         let answer = ask(&stack, &webhook).await;
         serde_json::from_slice::<Value>(&answer.body).unwrap()["message"]["text"].as_str().unwrap().to_owned()

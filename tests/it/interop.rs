@@ -88,7 +88,9 @@ async fn verifies_what_we_send(mut sdk: Sdk) {
 
 async fn verifies_what_we_forward(mut sdk: Sdk) {
     let site = Site::new();
-    let route = format!("[[worker.routes]]\nevents = [\"*\"]\nforward = {{ url = \"{}/hook\" }}", sdk.url());
+    // Each body comes twice, and is two events by its ids.
+    let by_id = "[dedup]\nby = \"id\"\n";
+    let route = format!("{by_id}[[worker.routes]]\nevents = [\"*\"]\nforward = {{ url = \"{}/hook\" }}", sdk.url());
     site.configure(&Setup { rest: route, ..Setup::default() });
     let server = site.start().await;
     for (place, body) in odd_bodies().into_iter().enumerate() {

@@ -5,7 +5,11 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
-use streamgate_core::{envelope::Envelope, peek, retry::Failure};
+use streamgate_core::{
+    envelope::{Envelope, PENDING, UNKNOWN_TYPE},
+    peek,
+    retry::Failure,
+};
 
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -50,12 +54,14 @@ impl Event {
     }
 }
 
-/// The type as the body has it. The envelope's is enough, unless it had to be replaced.
+/// The type as the signed body has it; nothing that came beside it stands above that. Only a callback of a pending message has
+/// its type from its path.
 pub(crate) fn raw_type(envelope: &Envelope) -> Option<Cow<'_, str>> {
-    if envelope.event_type != streamgate_core::envelope::UNKNOWN_TYPE {
-        return Some(Cow::from(&envelope.event_type));
+    let beside = Some(&envelope.event_type).filter(|name| *name != UNKNOWN_TYPE).map(Cow::from);
+    match beside {
+        Some(name) if name.starts_with(PENDING) => Some(name),
+        beside => peek::peek(&envelope.body).event_type.or(beside),
     }
-    peek::peek(&envelope.body).event_type
 }
 
 /// What a handler may want to know beside the event.

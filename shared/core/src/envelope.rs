@@ -3,7 +3,7 @@
 //! Readers ignore headers that they do not know and have a default for each that is missing, so old and new processes can
 //! share a queue during a rolling upgrade.
 
-use crate::id::{Kind, idempotency_key};
+use crate::id::{By, Kind, idempotency_key};
 use bytes::Bytes;
 use std::borrow::Cow;
 
@@ -11,6 +11,8 @@ use std::borrow::Cow;
 pub const VERSION: u32 = 1;
 /// What stands for a type that is absent or cannot be a routing key; the raw one stays in the body.
 pub const UNKNOWN_TYPE: &str = "unknown";
+/// How the types of callbacks of pending messages begin: their paths give them, their bodies have none.
+pub const PENDING: &str = "pending_message.";
 const MAX_TYPE: usize = 128;
 const MAX_CID: usize = 256;
 
@@ -40,7 +42,7 @@ pub struct Envelope {
     pub id: String,
     /// Safe for routing keys: at most 128 bytes of `[A-Za-z0-9_.-]`, else [`UNKNOWN_TYPE`].
     pub event_type: String,
-    /// Idempotency key, `app:kind:id:sig16`.
+    /// The idempotency key, see [`idempotency_key`].
     pub key: String,
     /// X-Webhook-Attempt: which try of Stream's this was, from 1.
     pub webhook_attempt: u32,
@@ -105,7 +107,7 @@ impl Envelope {
         let Properties { app, kind, id, event_type } = properties;
         let signature = text(header::SIGNATURE).unwrap_or_default();
         Envelope {
-            key: text(header::KEY).unwrap_or_else(|| idempotency_key(&app, kind, &id, &signature)),
+            key: text(header::KEY).unwrap_or_else(|| idempotency_key(&app, kind, None, By::Id(&id), &signature)),
             webhook_attempt: number(header::WEBHOOK_ATTEMPT).unwrap_or(1),
             api_key: text(header::API_KEY).unwrap_or_default(),
             received_at_ms: header(header::RECEIVED_AT).and_then(parse_rfc3339).unwrap_or_default(),

@@ -7,6 +7,9 @@ use crate::peek::{field, text};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
+/// Longest name of a custom command, in bytes.
+const MAX_COMMAND: usize = 64;
+
 /// What Stream is answered when a hook has no answer in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
@@ -21,10 +24,33 @@ pub fn message(body: &[u8]) -> Option<&RawValue> {
     field(body, "message").filter(|value| value.get().starts_with('{'))
 }
 
-/// The name of the custom command, as the signed body has it.
-pub fn command(body: &[u8]) -> Option<Cow<'_, str>> {
-    let name = text(field(message(body)?.get().as_bytes(), "command")?)?;
-    if name.is_empty() { None } else { Some(name) }
+/// The name of a custom command, as the signed body has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SignedCommand<'a> {
+    /// The message has none: a click on a button of a standalone MML message, say.
+    Absent,
+    Name(Cow<'a, str>),
+    /// It is no name. It must not become a part of a path or a header, and nothing else may stand for it.
+    Malformed,
+}
+
+/// Reads `message.command`.
+pub fn command(body: &[u8]) -> SignedCommand<'_> {
+    let Some(value) = message(body).and_then(|message| field(message.get().as_bytes(), "command")) else {
+        return SignedCommand::Absent;
+    };
+    match text(value) {
+        None if value.get() == "null" => SignedCommand::Absent,
+        Some(name) if name.is_empty() => SignedCommand::Absent,
+        Some(name) if is_command_name(&name) => SignedCommand::Name(name),
+        Some(_) | None => SignedCommand::Malformed,
+    }
+}
+
+/// `[A-Za-z0-9_-]{1,64}`
+pub fn is_command_name(name: &str) -> bool {
+    let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    (1..=MAX_COMMAND).contains(&name.len()) && name.bytes().all(is_safe)
 }
 
 /// Whether these bytes can be an answer: a JSON object.
@@ -94,13 +120,24 @@ mod tests {
 
     #[test]
     fn commands() {
-        let name = |body: &'static [u8]| command(body).map(Cow::into_owned);
-        assert_eq!(name(br#"{"message":{"command":"ticket","args":"x"}}"#).as_deref(), Some("ticket"));
-        assert_eq!(name(br#"{"message":{"command":"t\u0069cket"}}"#).as_deref(), Some("ticket"));
-        assert_eq!(name(br#"{"command":"outside","message":{"text":"x"}}"#), None);
-        assert_eq!(name(br#"{"message":{"command":""}}"#), None);
-        assert_eq!(name(br#"{"message":{"command":7}}"#), None);
-        assert_eq!(name(b"[]"), None);
+        let named = |name: &'static str| SignedCommand::Name(Cow::from(name));
+        let long = format!(r#"{{"message":{{"command":"{}"}}}}"#, "a".repeat(MAX_COMMAND + 1));
+        let cases = [
+            (r#"{"message":{"command":"ticket","args":"x"}}"#, named("ticket")),
+            (r#"{"message":{"command":"t\u0069cket"}}"#, named("ticket")),
+            (r#"{"message":{"command":"A-b_9"}}"#, named("A-b_9")),
+            (r#"{"command":"outside","message":{"text":"x"}}"#, SignedCommand::Absent),
+            (r#"{"message":{"command":""}}"#, SignedCommand::Absent),
+            (r#"{"message":{"command":null}}"#, SignedCommand::Absent),
+            ("[]", SignedCommand::Absent),
+            (r#"{"message":{"command":7}}"#, SignedCommand::Malformed),
+            (r#"{"message":{"command":"../admin"}}"#, SignedCommand::Malformed),
+            (r#"{"message":{"command":"caf\u00e9"}}"#, SignedCommand::Malformed),
+            (&long, SignedCommand::Malformed),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(command(body.as_bytes()), expected, "{body}");
+        }
     }
 
     #[test]

@@ -44,11 +44,54 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// `app:kind:id:sig16`. The id is not signed, so the signature's first 16 hex digits are part of the key: whoever replays
-/// an id with another signed body gets another key, and cannot shadow an event.
-pub fn idempotency_key(app: &str, kind: Kind, id: &str, signature_hex: &str) -> String {
-    let sig16 = signature_hex.get(..16).unwrap_or(signature_hex);
-    format!("{app}:{}:{id}:{sig16}", kind.as_str())
+/// What makes two webhooks of an app and kind the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By<'a> {
+    /// The body that Stream signed, whatever id it comes under: the signature stands for it.
+    Body,
+    /// The X-Webhook-Id, or what stands for it. It is not signed, so a part of the signature belongs to the key: an id under
+    /// which another body came neither shadows an event nor repeats one.
+    Id(&'a str),
+}
+
+/// What is known of a push when its key is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PushFacts<'a> {
+    pub id: &'a str,
+    /// The type where the path gives it, of a pending-message callback.
+    pub path_type: Option<&'a str>,
+    /// Whether the signed body says when it was made.
+    pub is_dated: bool,
+}
+
+/// `dedup.by`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DedupBy {
+    #[default]
+    Body,
+    Id,
+}
+
+impl DedupBy {
+    /// A body without a date may come again legitimately: two equal events would be one. Callbacks of pending messages have no
+    /// date, but each message has one of each.
+    pub fn of_push<'a>(self, push: &PushFacts<'a>) -> By<'a> {
+        match self {
+            DedupBy::Body if push.is_dated || push.path_type.is_some() => By::Body,
+            DedupBy::Body | DedupBy::Id => By::Id(push.id),
+        }
+    }
+}
+
+/// `app:kind:` and the first 32 hex digits of the signature, or `app:kind:id:` and the first 16. `path_type` stands in front of
+/// either, with a slash: both callbacks of a pending message may carry one body.
+pub fn idempotency_key(app: &str, kind: Kind, path_type: Option<&str>, by: By<'_>, signature_hex: &str) -> String {
+    let signature = |digits: usize| signature_hex.get(..digits).unwrap_or(signature_hex);
+    let (place, slash) = path_type.map_or(("", ""), |path| (path, "/"));
+    match by {
+        By::Body => format!("{app}:{}:{place}{slash}{}", kind.as_str(), signature(32)),
+        By::Id(id) => format!("{app}:{}:{place}{slash}{id}:{}", kind.as_str(), signature(16)),
+    }
 }
 
 /// 128 bits that stand for a key where millions of keys are remembered.
@@ -81,10 +124,37 @@ mod tests {
     }
 
     #[test]
-    fn keys_differ_by_signature() {
-        let one = idempotency_key("chat", Kind::Push, "id", &"a".repeat(64));
-        assert_eq!(one, "chat:push:id:aaaaaaaaaaaaaaaa");
-        assert_ne!(one, idempotency_key("chat", Kind::Push, "id", &"b".repeat(64)));
+    fn a_table_of_keys() {
+        let (a, b) = ("a".repeat(64), "b".repeat(64));
+        let push = |path_type, by, signature: &str| idempotency_key("chat", Kind::Push, path_type, by, signature);
+        let cases = [
+            (push(None, By::Body, &a), "chat:push:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+            (push(None, By::Body, &b), "chat:push:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"),
+            (push(None, By::Id("id"), &a), "chat:push:id:aaaaaaaaaaaaaaaa"),
+            (push(None, By::Id("id"), &b), "chat:push:id:bbbbbbbbbbbbbbbb"),
+            (push(Some("p.q"), By::Body, &a), "chat:push:p.q/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+            (push(Some("p.q"), By::Id("id"), &a), "chat:push:p.q/id:aaaaaaaaaaaaaaaa"),
+        ];
+        for (key, expected) in cases {
+            assert_eq!(key, expected);
+        }
+        // No id makes a key of the other form: one has a colon behind the kind, the other has none.
+        assert_ne!(push(None, By::Id(""), &a), push(None, By::Body, &a));
+    }
+
+    #[test]
+    fn what_makes_a_push_the_same_one() {
+        let facts = |path_type, is_dated| PushFacts { id: "id", path_type, is_dated };
+        let cases = [
+            (DedupBy::Body, facts(None, true), By::Body),
+            (DedupBy::Body, facts(None, false), By::Id("id")),
+            (DedupBy::Body, facts(Some("p.q"), false), By::Body),
+            (DedupBy::Id, facts(None, true), By::Id("id")),
+            (DedupBy::Id, facts(Some("p.q"), true), By::Id("id")),
+        ];
+        for (by, push, expected) in cases {
+            assert_eq!(by.of_push(&push), expected, "{by:?} {push:?}");
+        }
     }
 
     #[test]

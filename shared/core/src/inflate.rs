@@ -326,7 +326,8 @@ mod tests {
             encoder.write_all(b"{}").unwrap();
             encoder.finish().unwrap()
         };
-        for (length, expected) in [(MAX_HEADER_FIELD, Ok(b"{}".to_vec())), (MAX_HEADER_FIELD + 1, Err(Reason::BadGzip))] {
+        for (length, expected) in [(MAX_HEADER_FIELD, Ok(b"{}".to_vec())), (MAX_HEADER_FIELD + 1, Err(Reason::BadGzip))]
+        {
             let field = vec![b'x'; length];
             let headers = [
                 GzBuilder::new().extra(field.clone()),

@@ -198,5 +198,11 @@ pub enum Turn {
 pub trait Answers: Send + Sync + 'static {
     /// `within`: how long the call may be in work, after which the next one of its key is the first.
     fn begin(&self, key: &str, within: Duration) -> impl Future<Output = Result<Turn, StoreError>> + Send;
-    fn remember(&self, key: &str, answer: Bytes) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// `window`: for how long.
+    fn remember(
+        &self,
+        key: &str,
+        answer: Bytes,
+        window: Duration,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }

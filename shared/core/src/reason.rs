@@ -16,6 +16,10 @@ pub enum Reason {
     WrongSignature,
     UnsupportedEncoding,
     BadGzip,
+    /// An event's body on the path of another kind.
+    WrongKind,
+    /// Older than `dedup.max_age`.
+    TooOld,
     TooLarge,
     HeaderTimeout,
     BodyTimeout,
@@ -47,7 +51,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 29] = [
+    pub const ALL: [Reason; 31] = [
         Reason::NotFound,
         Reason::MethodNotAllowed,
         Reason::MissingApiKey,
@@ -58,6 +62,8 @@ impl Reason {
         Reason::WrongSignature,
         Reason::UnsupportedEncoding,
         Reason::BadGzip,
+        Reason::WrongKind,
+        Reason::TooOld,
         Reason::TooLarge,
         Reason::HeaderTimeout,
         Reason::BodyTimeout,
@@ -92,6 +98,8 @@ impl Reason {
             Reason::WrongSignature => "wrong_signature",
             Reason::UnsupportedEncoding => "unsupported_encoding",
             Reason::BadGzip => "bad_gzip",
+            Reason::WrongKind => "wrong_kind",
+            Reason::TooOld => "too_old",
             Reason::TooLarge => "too_large",
             Reason::HeaderTimeout => "header_timeout",
             Reason::BodyTimeout => "body_timeout",

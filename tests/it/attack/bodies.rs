@@ -140,7 +140,11 @@ async fn long_heads_stay_within_the_promised_memory() {
     let (peak, allowed) = (scene.server.peak_resident_bytes(), (256 << 20) + CONSTANT + 32 * CONNECTION);
     // The budget is not used up by any of this, so what is resident beside it is what counts.
     let beside = peak.saturating_sub(held as u64);
-    println!("| long heads over 32 HTTP/2 connections: beside the budget | | {} of {} MiB | |", beside >> 20, (allowed >> 20) - 256);
+    println!(
+        "| long heads over 32 HTTP/2 connections: beside the budget | | {} of {} MiB | |",
+        beside >> 20,
+        (allowed >> 20) - 256
+    );
     drop(open);
     if other_binary().is_none() {
         assert!(held > 1e6, "what is kept of the heads is paid for: {held}");

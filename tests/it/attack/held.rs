@@ -16,12 +16,12 @@ async fn a_table_of_smuggled_requests() {
     let chunked = format!("{length:x}\r\n{inner}\r\n0\r\n\r\n");
     let framings = [
         // (framing headers, what follows the head)
-        (format!("content-length: 0\r\ntransfer-encoding: chunked\r\n"), chunked.clone()),
-        (format!("transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n"), chunked.clone()),
-        (format!("transfer-encoding: xchunked\r\n"), chunked.clone()),
-        (format!("transfer-encoding : chunked\r\n"), chunked.clone()),
-        (format!("transfer-encoding:\x0bchunked\r\n"), chunked.clone()),
-        (format!("x: y\r\n transfer-encoding: chunked\r\n"), chunked),
+        ("content-length: 0\r\ntransfer-encoding: chunked\r\n".to_owned(), chunked.clone()),
+        ("transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n".to_owned(), chunked.clone()),
+        ("transfer-encoding: xchunked\r\n".to_owned(), chunked.clone()),
+        ("transfer-encoding : chunked\r\n".to_owned(), chunked.clone()),
+        ("transfer-encoding:\x0bchunked\r\n".to_owned(), chunked.clone()),
+        ("x: y\r\n transfer-encoding: chunked\r\n".to_owned(), chunked),
         (format!("content-length: +{length}\r\n"), inner.clone()),
         (format!("content-length: {length}\r\ncontent-length: 0\r\n"), inner.clone()),
         (format!("content-length: 0, {length}\r\n"), inner.clone()),

@@ -8,6 +8,7 @@ mod bodies;
 mod frames;
 mod held;
 mod places;
+mod voice;
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site, other_binary, raise_open_files};
@@ -83,7 +84,7 @@ impl Scene {
             let (tls, to, is_hook) = (self.tls.clone(), self.server.public, row.sent % 2 == 1);
             sent.spawn(async move { is_good(&tls, to, is_hook).await });
             row.sent += 1;
-            if row.sent % 25 == 0 {
+            if row.sent.is_multiple_of(25) {
                 let open = self.server.metric("streamgate_gateway_connections").await;
                 row.peak_connections = row.peak_connections.max(sockets(&self.server)).max(open);
                 row.was_ready &= self.server.ops("/readyz").await.0 == 200;
@@ -97,6 +98,7 @@ impl Scene {
         row
     }
 
+    #[expect(clippy::print_stdout, reason = "the figures are a result")]
     /// Prints the figures; asserts them for the build under test.
     async fn hold(self, attack: &str, row: Row) {
         let share = 100.0 * row.good as f64 / row.sent as f64;

@@ -6,7 +6,11 @@ use bytes::Bytes;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use streamgate_core::{envelope::Envelope, hook, id::Kind};
+use streamgate_core::{
+    envelope::Envelope,
+    hook::{self, SignedCommand},
+    id::Kind,
+};
 
 /// A hook that waits for its answer, with the bytes as they were signed.
 #[derive(Clone, Debug)]
@@ -17,9 +21,14 @@ impl Hook {
         &self.0
     }
 
-    /// The command's name: as the signed body has it, else as the URL had it.
+    /// The command's name: as the signed body has it, and only where that has none as the gateway took it from the URL. Empty
+    /// where the signed one is no name.
     pub fn command(&self) -> String {
-        hook::command(&self.0.body).map_or_else(|| self.0.event_type.clone(), std::borrow::Cow::into_owned)
+        match hook::command(&self.0.body) {
+            SignedCommand::Name(name) => name.into_owned(),
+            SignedCommand::Absent => self.0.event_type.clone(),
+            SignedCommand::Malformed => String::new(),
+        }
     }
 }
 
@@ -106,7 +115,11 @@ impl Hooks {
     pub(super) fn pick(&self, hook: &Hook) -> Option<&Arc<dyn HookHandler>> {
         match hook.0.kind {
             Kind::BeforeMessageSend => self.before_message_send.as_ref(),
-            Kind::CustomCommand => self.commands.get(&hook.command()).or(self.any_command.as_ref()),
+            Kind::CustomCommand => {
+                let name = hook.command();
+                let any = self.any_command.as_ref().filter(|_| hook::is_command_name(&name));
+                self.commands.get(&name).or(any)
+            }
             // Pushes come by the queue of events.
             Kind::Push => None,
         }

@@ -91,8 +91,13 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
         section.problem("secrets", "takes a list of at least one secret, like [\"env:STREAM_API_SECRET\"]");
     }
     for text in texts {
-        match environment.app_secret(&text) {
-            Ok(secret) => secrets.push(secret),
+        match environment.app_secret(&text).and_then(judged) {
+            Ok((secret, doubt)) => {
+                secrets.push(secret);
+                if let Some(doubt) = doubt {
+                    section.doubt("secrets", doubt);
+                }
+            }
             Err(what) => section.problem("secrets", what),
         }
         files.extend(text.strip_prefix("file:").map(PathBuf::from));
@@ -101,15 +106,51 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
     KeyConfig { api_key, secrets, files }
 }
 
+/// Stream's secrets have 64 characters; one of fewer than this is guessed by whoever has one signed request.
+const SHORT: usize = 16;
+
+/// What could be meant otherwise is a mistake: it would verify nothing, or anything. Nothing of the secret is quoted. An empty one
+/// was left unread.
+fn judged(secret: Secret) -> Result<(Secret, Option<&'static str>), String> {
+    let text = secret.expose();
+    let trimmed = text.trim();
+    let quoted = |quote: char| trimmed.len() > 1 && trimmed.starts_with(quote) && trimmed.ends_with(quote);
+    let what = if text.is_empty() {
+        return Ok((secret, None));
+    } else if trimmed.is_empty() {
+        "holds a secret of nothing but white space: write the API secret of the app"
+    } else if trimmed.starts_with("file:") || trimmed.starts_with("env:") {
+        "holds a reference with white space in front, which would be taken as the secret itself: remove it"
+    } else if trimmed.len() < text.len() {
+        "holds a secret with white space around it: remove it"
+    } else if quoted('"') || quoted('\'') {
+        "holds a secret with quotes around it, which would be part of it: remove them"
+    } else {
+        let is_short = text.chars().count() < SHORT;
+        let doubt = "holds a secret of under 16 characters, which can be guessed: is it the app's API secret?";
+        return Ok((secret, is_short.then_some(doubt)));
+    };
+    Err(what.to_owned())
+}
+
 /// The names that Stream's own SDKs and CLI read. Half a pair is a mistake: without it being told, every webhook of that app
 /// would be refused for good.
 fn from_environment(environment: &Environment, report: &Report) -> Option<AppConfig> {
     let given = |name| environment.get(name).filter(|value| !value.is_empty());
     [("STREAM_API_KEY", "STREAM_API_SECRET"), ("STREAM_KEY", "STREAM_SECRET")].into_iter().find_map(|(key, secret)| {
         match (given(key), given(secret)) {
-            (Some(api_key), Some(secret)) => {
-                Some(AppConfig::single("chat", api_key.to_owned(), Secret::new(secret.to_owned())))
-            }
+            (Some(api_key), Some(value)) => match judged(Secret::new(value.to_owned())) {
+                Ok((judged, doubt)) => {
+                    if let Some(doubt) = doubt {
+                        report.doubt(format!("the environment variable {secret}"), doubt);
+                    }
+                    Some(AppConfig::single("chat", api_key.to_owned(), judged))
+                }
+                Err(what) => {
+                    report.problem(format!("the environment variable {secret}"), what);
+                    None
+                }
+            },
             (Some(_), None) => {
                 report.problem("apps", format!("the environment has {key} but not {secret}"));
                 None
@@ -135,6 +176,37 @@ pub(super) fn cross_check(apps: &[AppConfig], report: &Report) {
                 let path = format!("apps[{}].keys[{}].api_key", place + 1, key_place + 1);
                 report.problem(path, "stands twice: put all its secrets under one entry");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_secrets() {
+        let said = |text: &str| match judged(Secret::new(text.to_owned())) {
+            Ok((_, None)) => "good".to_owned(),
+            Ok((_, Some(doubt))) => format!("doubt: {doubt}"),
+            Err(what) => what,
+        };
+        let cases = [
+            ("0123456789abcdef", "good"),
+            ("it's a \"quoted\" word", "good"),
+            ("", "good"),
+            ("0123456789abcde", "doubt: holds a secret of under 16 characters"),
+            ("   \t", "nothing but white space"),
+            (" file:/run/secrets/app", "a reference with white space in front"),
+            ("\tenv:SECRET", "a reference with white space in front"),
+            ("0123456789abcdef\n\n", "white space around it"),
+            (" 0123456789abcdef", "white space around it"),
+            ("\"0123456789abcdef\"", "quotes around it"),
+            ("'0123456789abcdef'", "quotes around it"),
+        ];
+        for (text, expected) in cases {
+            assert!(said(text).contains(expected), "{text:?}: {}", said(text));
+            assert!(text.trim().is_empty() || !said(text).contains(text.trim()), "{text:?} is quoted");
         }
     }
 }

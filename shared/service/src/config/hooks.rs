@@ -10,13 +10,16 @@ use regex::Regex;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use streamgate_core::{
-    hook::OnFailure,
+    hook::{OnFailure, is_command_name},
     rules::{Action, Rule, Rules},
     template::Template,
 };
 
 /// The longest that Stream can be told to wait for before-message-send.
 const STREAM_LONGEST: Duration = Duration::from_secs(5);
+const NOT_A_COMMAND: &str = "is not the name of a command: 1 to 64 characters of A-Z, a-z, 0-9, _ and -";
+/// Answers are kept in memory or on disk until it is over.
+const LONGEST_REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 /// The command's name in the URL of a service.
 pub const COMMAND_PLACE: &str = "{type}";
 
@@ -38,6 +41,9 @@ pub struct HookPolicy {
     pub on_failure: OnFailure,
     /// What the sender reads where that is `reject`.
     pub failure_text: String,
+    /// For how long the same signed body gets the first answer again, whatever id it comes under; at most 24 h. Default `off`:
+    /// equal messages are legitimate.
+    pub replay_window: Option<Duration>,
 }
 
 /// `[hooks.before_message_send]`
@@ -59,6 +65,9 @@ pub struct CommandsConfig {
     /// For every command without an entry of its own. `{type}` in its URL is the command's name.
     pub forward: Option<ForwardConfig>,
     pub commands: BTreeMap<String, CommandConfig>,
+    /// Further commands that the URL may name where the signed message has none, as with a click on standalone MML (`mml`).
+    /// Those with an entry of their own may be named anyway.
+    pub by_url: Vec<String>,
 }
 
 /// `[hooks.custom_commands.commands.NAME]`
@@ -108,7 +117,11 @@ impl HookPolicy {
             deadline: section.duration("deadline", deadline),
             on_failure: on_failure.unwrap_or(OnFailure::Allow),
             failure_text: section.text("failure_text").unwrap_or_else(|| failure_text.to_owned()),
+            replay_window: section.duration_or_off("replay_window"),
         };
+        if policy.replay_window.is_some_and(|window| window > LONGEST_REPLAY_WINDOW) {
+            section.problem("replay_window", "must be at most 24h: first answers are kept for so long");
+        }
         if policy.deadline > STREAM_LONGEST {
             section.problem("deadline", "must be at most 5s: Stream never waits longer");
         }
@@ -173,7 +186,12 @@ impl CommandsConfig {
         let forward = section.section("forward").and_then(|forward| ForwardConfig::read(forward, environment));
         let commands = section.named_sections("commands").into_iter();
         let commands = commands.filter_map(|(name, command)| Some((name, CommandConfig::read(command, environment)?)));
-        let config = CommandsConfig { policy, forward, commands: commands.collect() };
+        let commands = commands.collect();
+        let by_url = section.texts("by_url").unwrap_or_default();
+        if let Some(name) = by_url.iter().find(|name| !is_command_name(name)) {
+            section.problem("by_url", format!("{name:?} {NOT_A_COMMAND}"));
+        }
+        let config = CommandsConfig { policy, forward, commands, by_url };
         section.finish();
         config
     }
@@ -211,7 +229,11 @@ pub(super) fn cross_check(hooks: &HooksConfig, report: &Report) {
     if moderation.is_some_and(|forward| forward.url.to_string().contains(COMMAND_PLACE)) {
         report.problem("hooks.before_message_send.forward.url", "has {type}, which only a custom command has");
     }
-    for name in hooks.custom_commands.commands.keys().filter(|name| name.starts_with('/')) {
-        report.problem(format!("hooks.custom_commands.commands.{name}"), "is written without the slash");
+    for name in hooks.custom_commands.commands.keys().filter(|name| !is_command_name(name)) {
+        let what = match name.strip_prefix('/') {
+            Some(_) => "is written without the slash",
+            None => NOT_A_COMMAND,
+        };
+        report.problem(format!("hooks.custom_commands.commands.{name}"), what);
     }
 }

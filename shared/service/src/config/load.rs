@@ -76,14 +76,15 @@ impl Environment {
         if self.blind.routes { Ok(Secret::new(String::new())) } else { self.resolve(reference) }
     }
 
-    /// `env:NAME`, `file:PATH` (its last line break is not part of the secret), or the secret itself.
+    /// `env:NAME`, `file:PATH` (one line break at the end of either is not part of the secret), or the secret itself.
     pub fn resolve(&self, reference: &str) -> Result<Secret, String> {
         let value = if let Some(name) = reference.strip_prefix("env:") {
-            self.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?.to_owned()
+            let text = self.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?;
+            without_line_break(text).to_owned()
         } else if let Some(path) = reference.strip_prefix("file:") {
             let text =
                 std::fs::read_to_string(path).map_err(|error| format!("cannot read the file {path}: {error}"))?;
-            text.trim_end_matches(['\r', '\n']).to_owned()
+            without_line_break(&text).to_owned()
         } else {
             reference.to_owned()
         };
@@ -113,6 +114,8 @@ pub struct Loaded {
     pub config: Config,
     /// None: the defaults and the environment.
     pub path: Option<PathBuf>,
+    /// What works, and is probably not what was meant.
+    pub doubts: Vec<Problem>,
 }
 
 impl Loaded {
@@ -203,9 +206,15 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     }
     let report = Report::new(from_env);
     let config = Config::read(table, &source.environment, &report);
+    let doubts = report.take_doubts();
     let mut problems = report.into_problems();
     problems.extend(misplaced);
-    if problems.is_empty() { Ok(Loaded { config, path }) } else { Err(ConfigError::Wrong { path, problems }) }
+    if problems.is_empty() { Ok(Loaded { config, path, doubts }) } else { Err(ConfigError::Wrong { path, problems }) }
+}
+
+fn without_line_break(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

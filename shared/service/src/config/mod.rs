@@ -20,6 +20,7 @@ use reader::{Report, Section};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use streamgate_core::id::DedupBy;
 
 /// Stream hangs up on a push after 6 s: an answer after that is none.
 const STREAM_PUSH_TIMEOUT: Duration = Duration::from_secs(6);
@@ -105,6 +106,11 @@ pub struct StoreConfig {
 pub struct DedupConfig {
     /// How long a repeat of an accepted event is recognised. Default 10 min; Stream's own retries end after 15 s.
     pub window: Duration,
+    /// What makes two pushes the same event. Default: their signed bodies, whatever id they come under.
+    pub by: DedupBy,
+    /// Pushes whose signed `created_at` is older are refused for good. Default `off`: Stream's own clock and queues decide how
+    /// old an event is when it is sent.
+    pub max_age: Option<Duration>,
 }
 
 impl Config {
@@ -210,8 +216,17 @@ impl DedupConfig {
         if window < Duration::from_secs(15) {
             section.problem("window", "must be at least 15s: until then Stream retries");
         }
+        let by = section.parsed("by", |by| match by {
+            "body" => Ok(DedupBy::Body),
+            "id" => Ok(DedupBy::Id),
+            other => Err(format!("{other:?} is neither \"body\" nor \"id\"")),
+        });
+        let max_age = section.duration_or_off("max_age");
+        if max_age.is_some_and(|age| age < Duration::from_secs(15)) {
+            section.problem("max_age", "must be at least 15s: until then Stream retries");
+        }
         section.finish();
-        DedupConfig { window }
+        DedupConfig { window, by: by.unwrap_or_default(), max_age }
     }
 }
 

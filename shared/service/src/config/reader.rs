@@ -24,13 +24,15 @@ impl std::fmt::Display for Problem {
 #[derive(Debug, Default)]
 pub struct Report {
     problems: RefCell<Vec<Problem>>,
+    /// What works, and is probably not what was meant.
+    doubts: RefCell<Vec<Problem>>,
     from_env: BTreeMap<String, String>,
 }
 
 impl Report {
     /// `from_env`: key path → name of the variable that set it.
     pub fn new(from_env: BTreeMap<String, String>) -> Report {
-        Report { problems: RefCell::default(), from_env }
+        Report { from_env, ..Report::default() }
     }
 
     pub fn problem(&self, key: impl Into<String>, what: impl Into<String>) {
@@ -41,8 +43,17 @@ impl Report {
         self.problems.borrow_mut().push(Problem { key, what });
     }
 
+    pub fn doubt(&self, key: impl Into<String>, what: impl Into<String>) {
+        self.doubts.borrow_mut().push(Problem { key: key.into(), what: what.into() });
+    }
+
     pub fn into_problems(self) -> Vec<Problem> {
         self.problems.into_inner()
+    }
+
+    /// The doubts so far, which are no mistakes.
+    pub fn take_doubts(&self) -> Vec<Problem> {
+        self.doubts.take()
     }
 }
 
@@ -68,6 +79,10 @@ impl<'r> Section<'r> {
 
     pub fn problem(&self, key: &str, what: impl Into<String>) {
         self.report.problem(self.key(key), what);
+    }
+
+    pub fn doubt(&self, key: &str, what: impl Into<String>) {
+        self.report.doubt(self.key(key), what);
     }
 
     /// Whether the key is there, whatever its value.
@@ -115,6 +130,11 @@ impl<'r> Section<'r> {
 
     pub fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
         self.parsed(key, duration).unwrap_or(default)
+    }
+
+    /// A duration, or none where the key is absent or `off`.
+    pub fn duration_or_off(&mut self, key: &'static str) -> Option<Duration> {
+        self.parsed(key, |text| if text == "off" { Ok(None) } else { duration(text).map(Some) }).flatten()
     }
 
     pub fn size(&mut self, key: &'static str, default: usize) -> usize {

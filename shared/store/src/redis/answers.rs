@@ -8,8 +8,6 @@ use std::time::Duration;
 use streamgate_core::id::fingerprint;
 use streamgate_core::ports::{Answers, StoreError, Turn};
 
-/// How long an answer is remembered. Stream asks once; who repeats is a proxy on the way.
-const WINDOW: Duration = Duration::from_secs(120);
 /// What the first one may take, after its time is over, to have its answer kept.
 const TELLING: Duration = Duration::from_secs(1);
 const IN_WORK: u8 = b'W';
@@ -60,10 +58,10 @@ impl Answers for RedisAnswers {
         }
     }
 
-    async fn remember(&self, key: &str, answer: Bytes) -> Result<(), StoreError> {
+    async fn remember(&self, key: &str, answer: Bytes, window: Duration) -> Result<(), StoreError> {
         let value = [&[ANSWER], &answer[..]].concat();
         let mut script = self.remember.key(self.place(key));
-        script.arg(value).arg(millis(WINDOW));
+        script.arg(value).arg(millis(window));
         self.redis.script(&script).await
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Each step brings the file from `user_version` = its index to the next. Never change a step that was released.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     -- What is owed. A row leaves when it is settled. due_at = 0: never failed; else ready from then on (ms, Unix).
     CREATE TABLE events (
@@ -60,6 +60,13 @@ const MIGRATIONS: [&str; 3] = [
     -- Holds a row while a process hands events out. One that is found at the start was left by a process that died; alone: the
     -- event that it handed out last while nothing else was in hand.
     CREATE TABLE running (since INTEGER NOT NULL, alone INTEGER);
+",
+    "
+    -- Answers are kept for as long as each is to be: until when, instead of since when.
+    DROP INDEX answers_at;
+    ALTER TABLE answers RENAME COLUMN at TO until;
+    UPDATE answers SET until = until + 120000;
+    CREATE INDEX answers_until ON answers (until);
 ",
 ];
 const VERSION: i64 = MIGRATIONS.len() as i64;

@@ -66,9 +66,16 @@ enum Write {
     /// The process hands nothing out any more.
     End(Answer<()>),
     /// The first answer to a hook.
-    Remember([u8; 16], Bytes, Answer<()>),
+    Remember(Remembered, Answer<()>),
     /// Looks after age and health.
     Tick,
+}
+
+/// An answer to be remembered until then, in milliseconds since the Unix epoch.
+struct Remembered {
+    key: [u8; 16],
+    answer: Bytes,
+    until: i64,
 }
 
 /// What a write did, until the commit says that it is so.
@@ -169,8 +176,8 @@ impl Writer {
         self.write(Write::End).await
     }
 
-    pub(super) async fn remember(&self, key: [u8; 16], answer: Bytes) -> Result<(), StoreError> {
-        self.write(|told| Write::Remember(key, answer, told)).await
+    pub(super) async fn remember(&self, key: [u8; 16], answer: Bytes, until: i64) -> Result<(), StoreError> {
+        self.write(|told| Write::Remember(Remembered { key, answer, until }, told)).await
     }
 
     async fn write<T>(&self, make: impl FnOnce(Answer<T>) -> Write) -> Result<T, StoreError> {
@@ -314,8 +321,8 @@ impl Desk {
                 }
                 // The last quarter is for events: without an answer a repeat is asked again.
                 Write::Remember(..) if pressed => Err(limits.full()),
-                Write::Remember(key, answer, _) => {
-                    answers::insert(&transaction, *key, answer, now)?;
+                Write::Remember(Remembered { key, answer, until }, _) => {
+                    answers::insert(&transaction, *key, answer, *until)?;
                     Ok(Effect::Settled)
                 }
                 Write::Alone(row, _) => {
@@ -362,9 +369,7 @@ impl Desk {
                     news |= matches!(change.settlement, Settlement::Retry { .. } | Settlement::Wait { .. });
                     drop(answer.send(Ok(())));
                 }
-                (Write::Alone(_, told) | Write::End(told) | Write::Remember(_, _, told), Ok(_)) => {
-                    drop(told.send(Ok(())))
-                }
+                (Write::Alone(_, told) | Write::End(told) | Write::Remember(_, told), Ok(_)) => drop(told.send(Ok(()))),
                 (write, Err(error)) => write.refuse(&error),
                 (Write::Tick | Write::Enqueue(..) | Write::Release(..), Ok(_)) => {}
             }
@@ -383,7 +388,7 @@ impl Write {
             | Write::Settle(_, answer)
             | Write::Alone(_, answer)
             | Write::End(answer)
-            | Write::Remember(_, _, answer) => drop(answer.send(Err(error.clone()))),
+            | Write::Remember(_, answer) => drop(answer.send(Err(error.clone()))),
             Write::Tick => {}
         }
     }
