@@ -3,8 +3,10 @@
 use crate::activity::Activity;
 use crate::connection::{self, Ends, FAREWELL};
 use crate::connections::{Connections, Place, Stuck};
+use crate::proxy;
 use crate::receive::{Arrival, Intake};
 use crate::tls::Tls;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::ports::{Enqueue, Seen};
@@ -167,6 +169,23 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         let ends = Ends::new(&self.config, ends.drain.clone(), arrival);
         let (intake, tls, activity) = (Arc::clone(&self.intake), self.tls.clone(), Arc::clone(&place.activity));
         let serve = async move {
+            let mut stream = stream;
+            let peer = activity.peer();
+            if intake.peers.has_header(peer) {
+                let header = tokio::time::timeout(ends.header_timeout, proxy::client(&mut stream));
+                let read = tokio::select! {
+                    read = header => read,
+                    () = activity.evicted.cancelled() => return,
+                };
+                match read {
+                    Ok(Ok(Some(client))) => activity.comes_from(client),
+                    Ok(Ok(None)) => {}
+                    Ok(Err(_)) | Err(_) => {
+                        tracing::debug!(%peer, "a connection without a PROXY header that can be read");
+                        return;
+                    }
+                }
+            }
             // An answer is one small write: it should not wait for another.
             if stream.set_nodelay(true).is_err() {
                 return;
@@ -197,18 +216,18 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
 async fn arrive(
     listener: &TcpListener,
     connections: &Arc<Connections>,
-    newcomer: &mut Option<TcpStream>,
+    newcomer: &mut Option<(TcpStream, SocketAddr)>,
 ) -> std::io::Result<(TcpStream, Place)> {
     let waiting = match newcomer {
         Some(_) => newcomer,
         None => {
-            let (stream, _) = listener.accept().await?;
-            newcomer.replace(stream);
+            newcomer.replace(listener.accept().await?);
             newcomer
         }
     };
-    let place = connections.place(None).await;
-    waiting.take().map(|stream| (stream, place)).ok_or_else(|| std::io::ErrorKind::NotConnected.into())
+    let peer = waiting.as_ref().map_or(IpAddr::from([0; 4]), |(_, peer)| peer.ip());
+    let place = connections.place(peer).await;
+    waiting.take().map(|(stream, _)| (stream, place)).ok_or_else(|| std::io::ErrorKind::NotConnected.into())
 }
 
 /// The handshake is bounded like a head: a peer that never ends it holds a place, and is the first to lose it.

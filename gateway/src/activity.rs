@@ -5,7 +5,7 @@ use futures_util::task::AtomicWaker;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Context;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -20,11 +20,12 @@ const STRIKES: usize = 4;
 pub(crate) struct Activity {
     /// Its number among the connections.
     pub(crate) number: u64,
-    /// The client's address, where it is known which one that is: else everybody behind a balancer would be one client.
-    pub(crate) client: Option<IpAddr>,
     /// Cancelled when its place is given to another.
     pub(crate) evicted: CancellationToken,
     opened: Instant,
+    /// The other end, and whom its PROXY header names in its place.
+    peer: IpAddr,
+    client: OnceLock<IpAddr>,
     /// Requests whose head is whole, until they are answered; and those of them whose signature has matched.
     in_hand: AtomicUsize,
     signed: AtomicUsize,
@@ -81,10 +82,11 @@ pub(crate) enum Rank {
 }
 
 impl Activity {
-    pub(crate) fn new(number: u64, client: Option<IpAddr>, connections: Arc<Connections>) -> Arc<Activity> {
+    pub(crate) fn new(number: u64, peer: IpAddr, connections: Arc<Connections>) -> Arc<Activity> {
         Arc::new(Activity {
             number,
-            client,
+            peer,
+            client: OnceLock::new(),
             evicted: CancellationToken::new(),
             opened: Instant::now(),
             in_hand: AtomicUsize::new(0),
@@ -108,6 +110,16 @@ impl Activity {
     /// From now on bytes between requests are a head, as in HTTP/1.1; HTTP/2 has frames of its own there.
     pub(crate) fn expect_heads(&self) {
         self.heads.store(true, Ordering::Relaxed);
+    }
+
+    /// The other end of the connection, or whom its PROXY header names.
+    pub(crate) fn peer(&self) -> IpAddr {
+        self.client.get().copied().unwrap_or(self.peer)
+    }
+
+    /// What the PROXY header says; the first word counts.
+    pub(crate) fn comes_from(&self, client: IpAddr) {
+        self.client.get_or_init(|| client);
     }
 
     fn now(&self) -> u64 {
@@ -346,7 +358,7 @@ mod tests {
     use streamgate_service::metrics::Metrics;
 
     fn activity() -> Arc<Activity> {
-        Activity::new(0, None, Connections::new(1, Metrics::new()))
+        Activity::new(0, [192, 0, 2, 1].into(), Connections::new(1, Metrics::new()))
     }
 
     #[test]

@@ -64,12 +64,12 @@ impl Connections {
     }
 
     /// Waits until there is a place, closing other connections at the limit. Where none can go, it waits for the first that
-    /// can. May be dropped while it waits. `client`: its address, where that tells clients apart.
-    pub(crate) async fn place(self: &Arc<Self>, client: Option<IpAddr>) -> Place {
+    /// can. May be dropped while it waits.
+    pub(crate) async fn place(self: &Arc<Self>, peer: IpAddr) -> Place {
         loop {
             // Made before the look, so that it hears whatever is notified after that.
             let freed = self.freed.notified();
-            if let Some(place) = self.take(client) {
+            if let Some(place) = self.take(peer) {
                 self.moves_on();
                 return place;
             }
@@ -79,12 +79,12 @@ impl Connections {
         }
     }
 
-    fn take(self: &Arc<Self>, client: Option<IpAddr>) -> Option<Place> {
+    fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
         let mut open = self.open();
         if open.len() >= self.limit {
             return None;
         }
-        let activity = Activity::new(open.next(), client, Arc::clone(self));
+        let activity = Activity::new(open.next(), peer, Arc::clone(self));
         open.add(Arc::clone(&activity), (Rank::Unverified, Instant::now()));
         self.metrics.gateway_connections.inc();
         Some(Place { connections: Arc::clone(self), activity })
@@ -154,6 +154,8 @@ mod tests {
     use super::*;
     use futures_util::FutureExt;
 
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     fn evicted(places: &[&Place]) -> Vec<bool> {
         places.iter().map(|place| place.activity.evicted.is_cancelled()).collect()
     }
@@ -163,7 +165,7 @@ mod tests {
         let connections = Connections::new(4, Metrics::new());
         let mut places = Vec::new();
         for _ in 0..4 {
-            places.push(connections.place(None).now_or_never().unwrap());
+            places.push(connections.place(PEER).now_or_never().unwrap());
         }
         let [verified, refused, unverified, busy] = &places[..] else { panic!() };
         let (_, signed) = verified.activity.begin();
@@ -174,10 +176,10 @@ mod tests {
         let (_, bad) = refused.activity.begin();
         let lingering = bad.linger();
         drop(bad);
-        assert!(connections.place(None).now_or_never().is_none());
+        assert!(connections.place(PEER).now_or_never().is_none());
         let all = [verified, refused, unverified, busy];
         assert_eq!(evicted(&all), [false, true, false, false]);
-        assert!(connections.place(None).now_or_never().is_none(), "the socket is still open");
+        assert!(connections.place(PEER).now_or_never().is_none(), "the socket is still open");
         assert_eq!(evicted(&all), [false, true, true, false]);
         connections.evict();
         assert_eq!(evicted(&all), [true, true, true, false]);
@@ -188,15 +190,15 @@ mod tests {
         assert_eq!(evicted(&all), [true, true, true, true], "and now it is not");
         drop(lingering);
         places.pop();
-        assert!(connections.place(None).now_or_never().is_some());
+        assert!(connections.place(PEER).now_or_never().is_some());
         assert_eq!(connections.ready(), Ok(()));
     }
 
     #[test]
     fn what_was_active_meanwhile_is_not_the_longest_idle() {
         let connections = Connections::new(2, Metrics::new());
-        let one = connections.take(None).unwrap();
-        let two = connections.take(None).unwrap();
+        let one = connections.take(PEER).unwrap();
+        let two = connections.take(PEER).unwrap();
         drop(one.activity.begin());
         connections.evict();
         assert_eq!(evicted(&[&one, &two]), [false, true]);

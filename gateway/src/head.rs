@@ -4,19 +4,24 @@
 use crate::route::{self, Target};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap};
 use hyper::{Version, http::request::Parts};
+use std::net::IpAddr;
 use std::sync::Arc;
 use streamgate_core::{
     admission::{self, Facts, Limits, Single},
     apps::Apps,
     envelope::{header, safe_traceparent},
     id::header_id,
+    peer::{Client, Peers},
     reason::Reason,
     signature::{Signature, Verifier},
 };
 
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
 /// A request whose body is worth reading.
 #[derive(Debug)]
 pub(crate) struct Head {
+    pub(crate) client: Client,
     pub(crate) target: Target,
     pub(crate) app: Arc<str>,
     pub(crate) api_key: String,
@@ -46,12 +51,19 @@ impl Manner {
 }
 
 /// Judges a head, and keeps what is needed of it together with what will judge the body.
-pub(crate) fn admit(target: Target, parts: &Parts, apps: &Apps, limits: &Limits) -> Result<(Head, Verifier), Reason> {
+pub(crate) fn admit(
+    target: Target,
+    client: Client,
+    parts: &Parts,
+    apps: &Apps,
+    limits: &Limits,
+) -> Result<(Head, Verifier), Reason> {
     let headers = &parts.headers;
     let admitted = admission::admit(&facts(headers), apps, limits)?;
     let text = |name| headers.get(name).map(|value| value.as_bytes());
     let attempt = text(header::WEBHOOK_ATTEMPT).and_then(|text| std::str::from_utf8(text).ok()?.trim().parse().ok());
     let head = Head {
+        client,
         target,
         app: Arc::clone(&admitted.key.app),
         api_key: admitted.api_key.to_owned(),
@@ -62,6 +74,12 @@ pub(crate) fn admit(target: Target, parts: &Parts, apps: &Apps, limits: &Limits)
         query_type: route::query_type(parts.uri.query()).map(String::from),
     };
     Ok((head, Verifier::new(&admitted.key.secrets, admitted.signature)))
+}
+
+/// Who sent it. `peer`: the other end of the connection, or whom its PROXY header names.
+pub(crate) fn client(peers: &Peers, peer: IpAddr, headers: &HeaderMap) -> Client {
+    let forwarded: Vec<_> = headers.get_all(FORWARDED_FOR).iter().map(|value| value.as_bytes()).collect();
+    peers.client(peer, forwarded.into_iter())
 }
 
 fn facts(headers: &HeaderMap) -> Facts<'_> {

@@ -40,7 +40,7 @@ pub(crate) fn envelope(
     identity: Identity,
     hooks: &dyn AnswerHook,
 ) -> Result<Envelope, Reason> {
-    let Head { target, app, api_key, signature, id, attempt, traceparent, query_type } = head;
+    let Head { client, target, app, api_key, signature, id, attempt, traceparent, query_type } = head;
     let Target { kind, event_type: path_type } = target;
     let id = id.unwrap_or_else(|| body_id(&body));
     let signature = signature.to_hex();
@@ -54,6 +54,7 @@ pub(crate) fn envelope(
             kind = kind.as_str(),
             id,
             event_type = safe_type(Some(event_type)),
+            peer = %client.address,
             "refused for good: an event was sent to the URL of another kind of webhook; check the URLs in Stream's settings. \
              Or somebody replays what was signed for another path"
         );
@@ -62,7 +63,8 @@ pub(crate) fn envelope(
     if let (Kind::Push, Some(max_age), Some(created_at)) = (kind, identity.max_age_ms, peek.created_at_ms)
         && created_at < received_at_ms.saturating_sub(max_age)
     {
-        tracing::warn!(app = &*app, id, created_at = rfc3339(created_at), "refused for good: older than dedup.max_age");
+        let created_at = rfc3339(created_at);
+        tracing::warn!(app = &*app, id, created_at, peer = %client.address, "refused for good: older than dedup.max_age");
         return Err(Reason::TooOld);
     }
     let event_type = match kind {
@@ -79,6 +81,7 @@ pub(crate) fn envelope(
         tracing::warn!(
             app = &*app,
             id,
+            peer = %client.address,
             "a command without a name that can be used: it is [A-Za-z0-9_-]{{1,64}} in the signed message, or where that has \
              none the `type` of the URL if [hooks.custom_commands.commands] has it"
         );

@@ -15,6 +15,7 @@ mod hooks;
 mod intake;
 mod line;
 mod linger;
+mod proxy;
 mod read;
 mod receive;
 mod repoll;

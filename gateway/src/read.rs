@@ -6,6 +6,7 @@ use crate::waiting::{Waiting, WaitingPlace};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::inflate::{Gzip, INFLATION, Whole, WireBody};
@@ -57,15 +58,18 @@ impl Reader {
     }
 
     /// Reads a body whole and checks its signature. `in_hand` knows from then on that it has matched, whatever comes after.
+    /// `client`: its address, where clients can be told apart.
     pub(crate) async fn read(
         &self,
         body: &mut Incoming,
         verifier: Verifier,
         share: Share,
         in_hand: &InHand,
+        client: Option<IpAddr>,
     ) -> Result<HeldBody, Reason> {
         let mut share = share;
-        let reading = self.receive(body, verifier, &mut share, in_hand);
+        let place = self.waiting.enter(in_hand.connection(), client);
+        let reading = self.receive(body, verifier, &mut share, in_hand, place);
         let whole = tokio::time::timeout(self.body_timeout, reading).await.unwrap_or(Err(Reason::BodyTimeout))?;
         match whole {
             Whole::Signed(bytes) => {
@@ -83,10 +87,10 @@ impl Reader {
         verifier: Verifier,
         share: &mut Share,
         in_hand: &InHand,
+        place: WaitingPlace<'_>,
     ) -> Result<Whole, Reason> {
         let connection = in_hand.connection();
         let mut wire = WireBody::new(verifier, self.max_body);
-        let place = self.waiting.enter(connection);
         loop {
             let frame = tokio::select! {
                 biased;

@@ -25,6 +25,7 @@ use streamgate_core::{
     admission::Limits,
     apps::Apps,
     id::Kind,
+    peer::Peers,
     ports::{Enqueue, Seen},
     reason::Reason,
     signature::Verifier,
@@ -57,6 +58,7 @@ pub struct Intake<E, S> {
     answer_deadline: Duration,
     reader: Reader,
     identity: Identity,
+    pub(crate) peers: Peers,
     /// Signed requests in flight, and the most that there may be.
     signed: AtomicUsize,
     max_in_flight: usize,
@@ -88,6 +90,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             answer_deadline: config.answer_deadline,
             reader: Reader::new(max_body, body_timeout, memory_budget, places, Arc::clone(&metrics)),
             identity: Identity::new(dedup),
+            peers: config.peers.clone(),
             signed: AtomicUsize::new(0),
             max_in_flight,
             given_up: CancellationToken::new(),
@@ -117,8 +120,13 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         let head_read = tokio::time::Instant::now();
         let (parts, body) = request.into_parts();
         let manner = Manner::of(&parts);
-        let target = route::target(&parts.method, parts.uri.path());
-        let admitted = target.and_then(|target| head::admit(target, &parts, &self.apps.load(), &self.limits));
+        let client = head::client(&self.peers, in_hand.connection().peer(), &parts.headers);
+        let target = if self.peers.allow(client) {
+            route::target(&parts.method, parts.uri.path())
+        } else {
+            Err(Reason::PeerNotAllowed)
+        };
+        let admitted = target.and_then(|target| head::admit(target, client, &parts, &self.apps.load(), &self.limits));
         drop(parts);
         async move {
             let flight = Flight::start(&self.metrics);
@@ -169,7 +177,8 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         let read = match self.reader.begin().await {
             Ok(share) => {
                 let share = cost.insert(share).split(0);
-                self.reader.read(&mut body, verifier, share, in_hand).await
+                let client = Some(head.client.address).filter(|_| head.client.is_told_apart);
+                self.reader.read(&mut body, verifier, share, in_hand, client).await
             }
             Err(reason) => {
                 // Its answer is not paid for, and a peer may leave it unread: somebody has to go.

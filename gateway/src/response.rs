@@ -44,6 +44,7 @@ fn status(reason: Reason) -> StatusCode {
         | Reason::WrongKind
         | Reason::TooOld => StatusCode::BAD_REQUEST,
         Reason::UnknownKey | Reason::WrongSignature => StatusCode::UNAUTHORIZED,
+        Reason::PeerNotAllowed => StatusCode::FORBIDDEN,
         Reason::NotFound => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Reason::HeaderTimeout | Reason::BodyTimeout | Reason::BodyIncomplete | Reason::Displaced => {
@@ -77,6 +78,7 @@ pub(crate) fn is_passing(reason: Reason) -> bool {
 /// What the caller can do about it.
 fn advice(reason: Reason) -> &'static str {
     match reason {
+        Reason::PeerNotAllowed => "this address may not send here; see gateway.allow_from",
         Reason::MissingApiKey => "the X-Api-Key header is missing",
         Reason::MalformedApiKey => "the X-Api-Key header must stand once, with one API key",
         Reason::MissingSignature => "the X-Signature header is missing",
@@ -176,6 +178,7 @@ mod tests {
             | "wrong_kind"
             | "too_old" => 400,
             "unknown_key" | "wrong_signature" => 401,
+            "peer_not_allowed" => 403,
             "not_found" => 404,
             "method_not_allowed" => 405,
             "header_timeout" | "body_timeout" | "body_incomplete" | "displaced" => 408,

@@ -74,12 +74,13 @@ impl Waiting {
         }
     }
 
-    /// A place for one more, if need be that of whoever has waited longest.
-    pub(crate) fn enter(&self, activity: &Activity) -> WaitingPlace<'_> {
+    /// A place for one more, if need be that of whoever has waited longest. `client`: its address, where clients can be told apart;
+    /// else everybody behind a balancer would be one.
+    pub(crate) fn enter(&self, activity: &Activity, client: Option<IpAddr>) -> WaitingPlace<'_> {
         let now = self.now();
         let waiter = Arc::new(Waiter {
             connection: activity.number,
-            client: activity.client,
+            client,
             last_byte: AtomicU64::new(now),
             is_displaced: AtomicBool::new(false),
             displaced: Notify::new(),
@@ -188,8 +189,8 @@ mod tests {
     use futures_util::FutureExt;
     use streamgate_service::metrics::Metrics;
 
-    fn activity(number: u64, client: Option<[u8; 4]>) -> Arc<Activity> {
-        Activity::new(number, client.map(IpAddr::from), Connections::new(1, Metrics::new()))
+    fn activity(number: u64) -> Arc<Activity> {
+        Activity::new(number, [192, 0, 2, 9].into(), Connections::new(1, Metrics::new()))
     }
 
     fn displaced(places: &[WaitingPlace<'_>]) -> Vec<usize> {
@@ -209,11 +210,11 @@ mod tests {
         let waiting = Waiting::new(3);
         let mut places = Vec::new();
         for number in 0..3 {
-            places.push(waiting.enter(&activity(number, None)));
+            places.push(waiting.enter(&activity(number), None));
             tick(&waiting);
         }
         places[0].byte();
-        places.push(waiting.enter(&activity(3, None)));
+        places.push(waiting.enter(&activity(3), None));
         assert_eq!(displaced(&places), [1]);
         places.remove(1);
         assert!(waiting.displace_other(Some(&places[1])), "the first, for this one has just got a byte");
@@ -228,7 +229,7 @@ mod tests {
     fn nobody_is_displaced_for_itself() {
         let waiting = Waiting::new(3);
         assert!(!waiting.displace_other(None));
-        let place = waiting.enter(&activity(0, None));
+        let place = waiting.enter(&activity(0), None);
         assert!(!waiting.displace_other(Some(&place)));
         assert_eq!(place.displaced().now_or_never(), None);
     }
@@ -236,14 +237,14 @@ mod tests {
     #[test]
     fn connections_and_clients_displace_their_own_first() {
         let waiting = Waiting::new(4 * LEAST);
-        let other = waiting.enter(&activity(0, Some([192, 0, 2, 1])));
+        let other = waiting.enter(&activity(0), Some([192, 0, 2, 1].into()));
         tick(&waiting);
-        let client = Some([192, 0, 2, 2]);
-        let crowded = activity(1, client);
-        let mut places: Vec<_> = (0..=LEAST).map(|_| waiting.enter(&crowded)).collect();
+        let client = Some([192, 0, 2, 2].into());
+        let crowded = activity(1);
+        let mut places: Vec<_> = (0..=LEAST).map(|_| waiting.enter(&crowded, client)).collect();
         assert_eq!(displaced(&places).len(), 1, "a quarter of the places for a connection");
         // The same client on other connections.
-        places.extend((2..=2 + LEAST as u64).map(|number| waiting.enter(&activity(number, client))));
+        places.extend((2..=2 + LEAST as u64).map(|number| waiting.enter(&activity(number), client)));
         assert_eq!(displaced(&places).len(), 1, "half of the places for a client");
         assert_eq!(other.displaced().now_or_never(), None);
     }

@@ -1,7 +1,6 @@
 //! Dead letters: events that no handler could take, kept with the reason until somebody replays or drops them.
 
-use crate::{envelope::Envelope, reason::Reason};
-use serde::Deserialize;
+use crate::{envelope::Envelope, reason::Reason, user::names_user};
 
 /// One dead letter.
 #[derive(Clone, Debug)]
@@ -27,7 +26,7 @@ pub struct Filter {
     pub route: Option<String>,
     /// Letters that died before this, in milliseconds since the Unix epoch.
     pub died_before_ms: Option<i64>,
-    /// Events of this user: `user`, or the user of `message` or `member`, by `user.id` or `user_id`.
+    /// Events that name this user anywhere, see [`names_user`].
     pub user: Option<String>,
 }
 
@@ -44,36 +43,8 @@ impl Filter {
             && self.event_type.as_ref().is_none_or(|name| *name == envelope.event_type)
             && self.route.as_ref().is_none_or(|route| Some(route) == envelope.route.as_ref())
             && self.died_before_ms.is_none_or(|limit| letter.died_at_ms < limit)
-            && self.user.as_ref().is_none_or(|user| of_user(&envelope.body, user))
+            && self.user.as_ref().is_none_or(|user| names_user(&envelope.body, user))
     }
-}
-
-fn of_user(body: &[u8], id: &str) -> bool {
-    #[derive(Deserialize)]
-    struct Event {
-        #[serde(flatten)]
-        event: Named,
-        message: Option<Named>,
-        member: Option<Named>,
-    }
-    #[derive(Deserialize)]
-    struct Named {
-        user: Option<User>,
-        user_id: Option<String>,
-    }
-    #[derive(Deserialize)]
-    struct User {
-        id: Option<String>,
-    }
-    impl Named {
-        fn is(&self, id: &str) -> bool {
-            let named = self.user.as_ref().and_then(|user| user.id.as_deref());
-            named == Some(id) || self.user_id.as_deref() == Some(id)
-        }
-    }
-    // Lossy: a stray byte in some text must not hide whose event this is from an erasure.
-    let Ok(event) = serde_json::from_str::<Event>(&String::from_utf8_lossy(body)) else { return false };
-    [Some(event.event), event.message, event.member].iter().flatten().any(|part| part.is(id))
 }
 
 #[cfg(test)]

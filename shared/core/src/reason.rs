@@ -8,6 +8,8 @@
 pub enum Reason {
     NotFound,
     MethodNotAllowed,
+    /// Its peer is not in `gateway.allow_from`.
+    PeerNotAllowed,
     MissingApiKey,
     MalformedApiKey,
     MissingSignature,
@@ -51,9 +53,10 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 31] = [
+    pub const ALL: [Reason; 32] = [
         Reason::NotFound,
         Reason::MethodNotAllowed,
+        Reason::PeerNotAllowed,
         Reason::MissingApiKey,
         Reason::MalformedApiKey,
         Reason::MissingSignature,
@@ -90,6 +93,7 @@ impl Reason {
         match self {
             Reason::NotFound => "not_found",
             Reason::MethodNotAllowed => "method_not_allowed",
+            Reason::PeerNotAllowed => "peer_not_allowed",
             Reason::MissingApiKey => "missing_api_key",
             Reason::MalformedApiKey => "malformed_api_key",
             Reason::MissingSignature => "missing_signature",

@@ -7,6 +7,7 @@
 mod bodies;
 mod frames;
 mod held;
+mod peers;
 mod places;
 mod voice;
 

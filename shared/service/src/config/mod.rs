@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use streamgate_core::id::DedupBy;
+use streamgate_core::peer::{Networks, Peers};
 
 /// Stream hangs up on a push after 6 s: an answer after that is none.
 const STREAM_PUSH_TIMEOUT: Duration = Duration::from_secs(6);
@@ -66,6 +67,11 @@ pub struct GatewayConfig {
     pub answer_deadline: Duration,
     /// How long requests in hand may take to finish after SIGTERM. Default 10 s.
     pub drain_timeout: Duration,
+    /// `allow_from`: who may send, addresses or networks; else 403 before the body is read. Absent: everybody.
+    /// `trusted_proxies`: whose X-Forwarded-For names the client, and with `proxy_protocol` whose PROXY headers count. Absent:
+    /// nobody's X-Forwarded-For. `proxy_protocol`: a PROXY header, version 1 or 2, stands in front of each connection. Default
+    /// false.
+    pub peers: Peers,
     /// Absent: plain HTTP, behind a proxy or load balancer.
     pub tls: Option<TlsConfig>,
 }
@@ -170,6 +176,11 @@ impl GatewayConfig {
             keep_alive: section.duration("keep_alive", Duration::from_secs(75)),
             answer_deadline: section.duration("answer_deadline", Duration::from_millis(4500)),
             drain_timeout: section.duration("drain_timeout", Duration::from_secs(10)),
+            peers: Peers {
+                allow_from: networks(&mut section, "allow_from"),
+                trusted_proxies: networks(&mut section, "trusted_proxies"),
+                proxy_protocol: section.flag("proxy_protocol", false),
+            },
             tls,
         };
         section.finish();
@@ -236,6 +247,15 @@ fn address(section: &mut Section<'_>, key: &'static str, default: ([u8; 4], u16)
             .map_err(|_| format!("{text:?} is no address to listen on; write it like 127.0.0.1:8080 or [::]:8080"))
     };
     section.parsed(key, parse).unwrap_or_else(|| default.into())
+}
+
+/// A list of addresses and networks. An empty one is a mistake: nobody could send.
+fn networks(section: &mut Section<'_>, key: &'static str) -> Option<Networks> {
+    let texts = section.texts(key)?;
+    if texts.is_empty() {
+        section.problem(key, "takes a list of at least one address or network; leave the key out for the default");
+    }
+    Networks::parse(&texts).map_err(|error| section.problem(key, error.to_string())).ok()
 }
 
 /// What a name may be, for error messages.

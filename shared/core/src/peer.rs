@@ -1,0 +1,167 @@
+//! Who a request comes from: the peer of the connection, or the client whom a trusted proxy names.
+
+use ipnet::IpNet;
+use std::net::{IpAddr, SocketAddr};
+
+/// A list of networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Networks(Vec<IpNet>);
+
+/// An address or a network that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid network {0:?}: expected an address or a network, like \"192.0.2.1\" or \"10.0.0.0/8\"")]
+pub struct InvalidNetwork(String);
+
+impl Networks {
+    /// Each an address, or a network in CIDR form.
+    pub fn parse(texts: &[String]) -> Result<Networks, InvalidNetwork> {
+        let one = |text: &String| {
+            let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+            network.ok_or_else(|| InvalidNetwork(text.clone()))
+        };
+        texts.iter().map(one).collect::<Result<_, _>>().map(Networks)
+    }
+
+    /// An IPv4 address that came over an IPv6 socket is the IPv4 address.
+    pub fn contain(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// Whose word counts, and who may send.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// Absent: everybody.
+    pub allow_from: Option<Networks>,
+    /// Whose X-Forwarded-For and PROXY headers count. Absent: nobody's X-Forwarded-For, and everybody's PROXY header.
+    pub trusted_proxies: Option<Networks>,
+    /// Whether a PROXY header stands in front of each connection.
+    pub proxy_protocol: bool,
+}
+
+/// Where a request comes from, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    pub address: IpAddr,
+    /// Whether it is the client for certain; else it may be a proxy that many stand behind.
+    pub is_told_apart: bool,
+}
+
+impl Peers {
+    /// Whether the connections of this peer begin with a PROXY header that counts. Those of others have none: what they send is
+    /// read as it is.
+    pub fn has_header(&self, peer: IpAddr) -> bool {
+        self.proxy_protocol && self.trusted_proxies.as_ref().is_none_or(|proxies| proxies.contain(peer))
+    }
+
+    /// The client of a request. `peer`: the other end of the connection, or whom its PROXY header names. `forwarded`: the
+    /// X-Forwarded-For headers in their order. Each proxy appends whom it had the request from, so the last address that is no
+    /// trusted proxy's is the client; what stands before it anybody may have written.
+    pub fn client<'h>(&self, peer: IpAddr, forwarded: impl DoubleEndedIterator<Item = &'h [u8]>) -> Client {
+        let Some(proxies) = &self.trusted_proxies else {
+            return Client { address: peer.to_canonical(), is_told_apart: self.proxy_protocol };
+        };
+        let mut client = Client { address: peer.to_canonical(), is_told_apart: !proxies.contain(peer) };
+        for entry in forwarded.rev().flat_map(|header| header.rsplit(|byte| *byte == b',')) {
+            if client.is_told_apart {
+                break;
+            }
+            let Some(address) = address(entry) else { break };
+            client = Client { address, is_told_apart: !proxies.contain(address) };
+        }
+        client
+    }
+
+    pub fn allow(&self, client: Client) -> bool {
+        self.allow_from.as_ref().is_none_or(|networks| networks.contain(client.address))
+    }
+}
+
+/// An entry of X-Forwarded-For; some proxies add the port.
+fn address(entry: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(entry).ok()?.trim();
+    let address = text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()));
+    address.map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn networks(texts: &[&str]) -> Networks {
+        Networks::parse(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_table_of_clients() {
+        let proxies = Peers { trusted_proxies: Some(networks(&["10.0.0.0/8", "::1"])), ..Peers::default() };
+        // (peer, X-Forwarded-For, client, whether it is told apart)
+        let cases: [(&str, &[&str], &str, bool); 13] = [
+            ("192.0.2.1", &[], "192.0.2.1", true),
+            ("192.0.2.1", &["198.51.100.7"], "192.0.2.1", true),
+            ("10.0.0.1", &[], "10.0.0.1", false),
+            ("10.0.0.1", &["198.51.100.7"], "198.51.100.7", true),
+            ("10.0.0.1", &["203.0.113.9, 198.51.100.7"], "198.51.100.7", true),
+            ("10.0.0.1", &["203.0.113.9", "198.51.100.7,10.1.1.1"], "198.51.100.7", true),
+            ("10.0.0.1", &["198.51.100.7", "10.2.2.2"], "198.51.100.7", true),
+            ("10.0.0.1", &["10.3.3.3, 10.2.2.2"], "10.3.3.3", false),
+            ("10.0.0.1", &["198.51.100.7:4711"], "198.51.100.7", true),
+            ("10.0.0.1", &["[2001:db8::1]:4711"], "2001:db8::1", true),
+            ("10.0.0.1", &["198.51.100.7, unknown"], "10.0.0.1", false),
+            ("::ffff:10.0.0.1", &["::ffff:198.51.100.7"], "198.51.100.7", true),
+            ("::1", &["198.51.100.7"], "198.51.100.7", true),
+        ];
+        for (peer, forwarded, address, is_told_apart) in cases {
+            let headers = forwarded.iter().map(|header| header.as_bytes());
+            let expected = Client { address: ip(address), is_told_apart };
+            assert_eq!(proxies.client(ip(peer), headers), expected, "{peer} {forwarded:?}");
+        }
+        let nobody = Peers::default();
+        let client = nobody.client(ip("10.0.0.1"), [&b"198.51.100.7"[..]].into_iter());
+        assert_eq!(client, Client { address: ip("10.0.0.1"), is_told_apart: false });
+    }
+
+    #[test]
+    fn who_may_send() {
+        let client = |text| Client { address: ip(text), is_told_apart: true };
+        let some = Peers { allow_from: Some(networks(&["34.225.10.29", "10.0.0.0/8"])), ..Peers::default() };
+        for (address, allowed) in [("34.225.10.29", true), ("34.225.10.30", false), ("10.9.9.9", true), ("::1", false)]
+        {
+            assert_eq!(some.allow(client(address)), allowed, "{address}");
+            assert!(Peers::default().allow(client(address)));
+        }
+        assert!(
+            Networks::parse(&["10.0.0.0/33".to_owned()]).is_err() && Networks::parse(&["host".to_owned()]).is_err()
+        );
+    }
+
+    #[test]
+    fn whose_proxy_header_counts() {
+        let peers = |proxy_protocol, trusted: Option<&[&str]>| Peers {
+            proxy_protocol,
+            trusted_proxies: trusted.map(networks),
+            ..Peers::default()
+        };
+        let header = |peers: Peers| ["10.0.0.1", "192.0.2.1"].map(|peer| peers.has_header(ip(peer)));
+        assert_eq!(header(peers(false, None)), [false, false]);
+        assert_eq!(header(peers(true, None)), [true, true]);
+        assert_eq!(header(peers(true, Some(&["10.0.0.0/8"]))), [true, false]);
+    }
+
+    proptest! {
+        /// Whatever a client writes in front, it cannot be taken for another.
+        #[test]
+        fn nobody_writes_who_they_are(written in "[ -~]{0,60}") {
+            let peers = Peers { trusted_proxies: Some(networks(&["10.0.0.0/8"])), ..Peers::default() };
+            let header = format!("{written}, 198.51.100.7");
+            let client = peers.client(ip("10.0.0.1"), [header.as_bytes()].into_iter());
+            prop_assert_eq!(client, Client { address: ip("198.51.100.7"), is_told_apart: true });
+        }
+    }
+}
