@@ -7,6 +7,7 @@ use crate::wiring::Backends;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 use streamgate_core::envelope::rfc3339;
@@ -94,7 +95,7 @@ struct Select {
     /// Only letters that died at least this long ago: 90s, 2h, 7d
     #[arg(long, value_name = "DURATION", value_parser = reader::duration)]
     older_than: Option<Duration>,
-    /// Only events of the user with this id
+    /// Only events that name the user with this id, wherever Stream puts one
     #[arg(long, value_name = "ID")]
     user: Option<String>,
     /// All letters
@@ -300,8 +301,12 @@ async fn show(letters: &impl Letters, id: String, body: bool, json: bool) -> any
         }
         if body {
             output::line("")?;
-            output::bytes(&letter.envelope.body)?;
-            output::line("")?;
+            if std::io::stdout().is_terminal() {
+                output::line(String::from_utf8_lossy(&letter.envelope.body))?;
+            } else {
+                output::bytes(&letter.envelope.body)?;
+                output::line("")?;
+            }
         }
         Ok(())
     })

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use streamgate_service::{config::AppConfig, secret::Secret};
-use streamgate_store::sqlite::{SECRET, create_private};
+use streamgate_store::sqlite::{NO_SYMLINK, SECRET, create_private};
 
 /// Its name and its API key.
 pub const DEV: &str = "dev";
@@ -23,6 +23,7 @@ pub fn app(data_dir: &Path) -> anyhow::Result<AppConfig> {
     let file = secret_file(data_dir);
     let mut random = [0; 32];
     getrandom::fill(&mut random).context("cannot get random bytes from the system")?;
+    // Created only where nothing is, a link neither.
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file) {
         Ok(mut created) => writeln!(created, "{}", hex::encode(random))
             .and_then(|()| created.sync_all())
@@ -38,7 +39,8 @@ pub fn app(data_dir: &Path) -> anyhow::Result<AppConfig> {
 /// The development app of a data directory, if `up` has made one there.
 pub fn existing(data_dir: &Path) -> anyhow::Result<Option<AppConfig>> {
     let file = secret_file(data_dir);
-    match std::fs::read_to_string(&file) {
+    let read = OpenOptions::new().read(true).custom_flags(NO_SYMLINK).open(&file).and_then(std::io::read_to_string);
+    match read {
         Ok(text) if text.trim().is_empty() => Ok(None),
         Ok(text) => Ok(Some(AppConfig::single(DEV, DEV.to_owned(), Secret::new(text.trim().to_owned())))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

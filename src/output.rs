@@ -1,11 +1,33 @@
 //! What commands print for people and scripts: on stdout, where logs never are.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use std::borrow::Cow;
 use std::io::{self, Write};
 
-/// Prints a line. A reader that went away (`| head`) is no error of ours: the rest is simply not printed.
+/// Prints a line, with every character that could drive a terminal made visible. A reader that went away (`| head`) is no error of ours: the rest is simply not printed.
 pub fn line(text: impl std::fmt::Display) -> io::Result<()> {
-    bytes(format!("{text}\n").as_bytes())
+    let text = text.to_string();
+    bytes(format!("{}\n", visible(&text)).as_bytes())
+}
+
+/// Chat text and servers' words may hold control characters, which a terminal obeys, and overrides of direction, which show a line
+/// as it is not. They are written as `\u` and four digits, which JSON reads as the same character.
+fn visible(text: &str) -> Cow<'_, str> {
+    let hides = |character: char| {
+        (character.is_control() && character != '\n')
+            || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(hides) {
+        return Cow::from(text);
+    }
+    let escaped = |shown: String, character: char| {
+        if hides(character) {
+            shown + &format!("\\u{:04x}", u32::from(character))
+        } else {
+            shown + &character.to_string()
+        }
+    };
+    Cow::from(text.chars().fold(String::new(), escaped))
 }
 
 pub fn bytes(bytes: &[u8]) -> io::Result<()> {
@@ -26,4 +48,24 @@ pub fn bar(length: u64, things: &str, script: bool) -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_printed() {
+        let cases = [
+            ("a line\nof text, \u{e9}\u{1f389}", "a line\nof text, \u{e9}\u{1f389}"),
+            ("\u{1b}[2J", "\\u001b[2J"),
+            ("\u{9b}2J\u{7f}\r\0", "\\u009b2J\\u007f\\u000d\\u0000"),
+            ("\u{202e}gpj.exe\u{2066}", "\\u202egpj.exe\\u2066"),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(visible(text), shown);
+        }
+        let json = serde_json::json!({"id": "\u{9b}\u{202e}\u{1b}"});
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&visible(&json.to_string())).unwrap(), json);
+    }
 }

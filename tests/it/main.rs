@@ -16,6 +16,7 @@ mod connections;
 mod deploy;
 mod disk;
 mod documents;
+mod erasing;
 mod faults;
 mod forwarding;
 mod hook_faults;

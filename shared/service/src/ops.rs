@@ -9,14 +9,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-/// A scraper and a few probes: more connections than this wait.
+/// A scraper and a few probes: of more than this the oldest is closed.
 const MAX_CONNECTIONS: usize = 64;
 /// Also the longest that a probe's connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,16 +39,13 @@ pub fn unless_draining(
     Arc::new(move || if draining.is_cancelled() { Err("draining".to_owned()) } else { ready() })
 }
 
-/// Serves until `stop`.
+/// Serves until `stop`. At the limit the oldest connection is closed for the new one: whoever opens connections and says nothing
+/// must not keep a probe waiting.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: Readiness, stop: CancellationToken) {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = VecDeque::new();
     loop {
-        let accept = async {
-            let permit = Arc::clone(&connections).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
-            accepted = accept => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
         let stream = match accepted {
@@ -58,8 +56,14 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: Readines
                 continue;
             }
         };
+        if connections.len() >= MAX_CONNECTIONS {
+            connections.retain(|connection: &AbortOnDropHandle<()>| !connection.is_finished());
+        }
+        if connections.len() >= MAX_CONNECTIONS {
+            connections.pop_front();
+        }
         let (metrics, ready, stop) = (Arc::clone(&metrics), Arc::clone(&ready), stop.clone());
-        tokio::spawn(async move {
+        connections.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
             let service = service_fn(|request| {
                 let answer = answer(&request, &metrics, &ready);
                 async { Ok::<_, Infallible>(answer) }
@@ -73,8 +77,7 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: Readines
                 ended = connection => drop(ended),
                 () = stop.cancelled() => {}
             }
-            drop(permit);
-        });
+        })));
     }
 }
 

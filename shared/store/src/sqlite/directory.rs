@@ -2,11 +2,14 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 const DATABASE: &str = "streamgate.db";
 const LOCK: &str = "owner.lock";
+/// For the files in the directory: a link in their place leads where somebody else wants it to.
+#[expect(clippy::cast_possible_wrap, reason = "a flag of open(2), which fits")]
+pub const NO_SYMLINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 /// The development app's secret, which the command line keeps beside the store.
 pub const SECRET: &str = "dev-secret";
 
@@ -46,6 +49,7 @@ impl Owned {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(NO_SYMLINK)
             .open(path.join(LOCK))
             .map_err(failed)?;
         match lock.try_lock() {
@@ -59,9 +63,12 @@ impl Owned {
         }
     }
 
-    /// Makes the database's file, if it is not there, for its owner alone: SQLite would follow the umask.
+    /// Makes the database's file, if it is not there, for its owner alone: SQLite would follow the umask. And a link that somebody
+    /// put in its place.
     fn private_database(&self) -> io::Result<()> {
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.database()).map(drop)
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(NO_SYMLINK);
+        options.open(self.database()).map(drop)
     }
 
     pub(super) fn database(&self) -> PathBuf {
@@ -89,9 +96,16 @@ fn holds_only_ours(path: &Path) -> io::Result<bool> {
 /// nothing else; otherwise that is only told of: changing somebody's directory is not ours.
 pub fn create_private(path: &Path) -> io::Result<()> {
     if path.is_dir() {
-        let mode = path.metadata()?.permissions().mode() & 0o777;
+        let metadata = path.metadata()?;
+        let (mode, owner) = (metadata.permissions().mode() & 0o777, metadata.uid());
+        let is_ours = owner == rustix::process::geteuid().as_raw();
+        if !is_ours && owner != 0 {
+            let what =
+                format!("it belongs to another user (uid {owner}), who could read and replace what is kept there");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+        }
         let others = mode & 0o077 != 0;
-        if others && holds_only_ours(path)? {
+        if others && is_ours && holds_only_ours(path)? {
             return std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700));
         }
         if others {

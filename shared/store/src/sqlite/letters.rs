@@ -82,6 +82,11 @@ impl Letters for LetterBox {
             };
             dropped += self.run(discard).await?;
         }
+        if !self.run(|connection| schema::empty_log(connection)).await? {
+            tracing::warn!(
+                "a reader keeps what was dropped in the store's log (-wal); it goes when streamgate stops, at the latest"
+            );
+        }
         Ok(dropped)
     }
 }

@@ -21,7 +21,7 @@ mod spool;
 mod writer;
 
 pub use damage::set_aside_in;
-pub use directory::{OpenError, SECRET, create_private};
+pub use directory::{NO_SYMLINK, OpenError, SECRET, create_private};
 pub use letters::LetterBox;
 pub use schema::inspect;
 pub use seen::SeenWithinEnqueue;

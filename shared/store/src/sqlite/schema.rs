@@ -132,9 +132,11 @@ fn expect_version(found: i64, path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// WAL with an fsync at every commit: what is answered is in the file, whatever happens next. Never less.
+/// WAL with an fsync at every commit: what is answered is in the file, whatever happens next. Never less. And what is deleted is
+/// overwritten: messages must not stand in the file after they were handled or erased.
 fn durable(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "secure_delete", "on")?;
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")
 }
@@ -160,6 +162,12 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
 /// Writes without changing anything: fails where a commit would.
 pub(super) fn probe(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", VERSION)
+}
+
+/// Copies the log into the file and empties it: deleted text stands in the log as well. Returns whether it could; where somebody
+/// reads an older state, the log is emptied at the next time.
+pub(super) fn empty_log(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).map(|busy| busy == 0)
 }
 
 /// Bytes of the file that are in use.
