@@ -2,18 +2,21 @@
 //!
 //! Run with `cargo bench --bench side_by_side`. Both servers are processes of their own, loaded in turn from this one, so
 //! that their CPU time can be read from the kernel; what counts is the ratio within one run. Options, by environment:
-//! BENCH_SECONDS (3), BENCH_ROUNDS (5), BENCH_CONNECTIONS (64), BENCH_BODY (2100 bytes).
+//! BENCH_SECONDS (3), BENCH_ROUNDS (5), BENCH_CONNECTIONS (64), BENCH_BODY (2100 bytes), BENCH_GZIP (0; 1: bodies are sent compressed),
+//! BENCH_OTHER (the path of another build of `streamgate`, which is then loaded in turn with this one).
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on should say where")]
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -41,28 +44,40 @@ async fn main() {
     let seconds = Duration::from_secs(setting("BENCH_SECONDS", 3));
     let connections = setting("BENCH_CONNECTIONS", 64);
     let body = body(usize::try_from(setting("BENCH_BODY", 2100)).unwrap());
-    let directory = tempfile::tempdir().unwrap();
-    let mut bare = Server::start(Command::new(std::env::current_exe().unwrap()).arg("--bare")).await;
-    let mut up = Command::new(env!("CARGO_BIN_EXE_streamgate"));
-    up.env_clear().env("STREAM_API_KEY", "bench").env("STREAM_API_SECRET", SECRET);
-    up.env("STREAMGATE__GATEWAY__LISTEN", "127.0.0.1:0").env("STREAMGATE__GATEWAY__OPS_LISTEN", "127.0.0.1:0");
-    let mut up = Server::start(up.current_dir(directory.path())).await;
-    println!("{connections} connections, {} bytes, {seconds:?} a round; CPU of the server process", body.len());
+    let sent = if setting("BENCH_GZIP", 0) == 1 { gzip(&body) } else { body.clone() };
+    let other = std::env::var("BENCH_OTHER").ok();
+    let mut servers = vec![Server::start("bare", Command::new(std::env::current_exe().unwrap()).arg("--bare")).await];
+    let mut directories = Vec::new();
+    for (name, binary) in [("up", Some(env!("CARGO_BIN_EXE_streamgate"))), ("other", other.as_deref())] {
+        let Some(binary) = binary else { continue };
+        let directory = tempfile::tempdir().unwrap();
+        let mut up = Command::new(binary);
+        up.env_clear().env("STREAM_API_KEY", "bench").env("STREAM_API_SECRET", SECRET);
+        up.env("STREAMGATE__GATEWAY__LISTEN", "127.0.0.1:0").env("STREAMGATE__GATEWAY__OPS_LISTEN", "127.0.0.1:0");
+        servers.push(Server::start(name, up.current_dir(directory.path())).await);
+        directories.push(directory);
+    }
+    let (long, short) = (body.len(), sent.len());
+    println!("{connections} connections, {long} bytes sent as {short}, {seconds:?} a round; CPU of the server process");
     println!("{:<8} {:>12} {:>14} {:>9} {:>9}", "server", "events/s", "CPU µs/event", "p50 ms", "p99 ms");
-    let (mut bares, mut ups) = (Vec::new(), Vec::new());
     for round in 0..=setting("BENCH_ROUNDS", 5) {
-        for (name, server, figures) in [("bare", &mut bare, &mut bares), ("up", &mut up, &mut ups)] {
-            let figure = server.load(&body, connections, seconds).await;
+        for server in &mut servers {
+            let figure = server.load(&body, &sent, connections, seconds).await;
             // The first round warms up.
             if round > 0 {
-                println!("{name:<8} {figure}");
-                figures.push(figure);
+                println!("{:<8} {figure}", server.name);
+                server.figures.push(figure);
             }
         }
     }
-    let (bare, up) = (Figure::median(&bares), Figure::median(&ups));
-    println!("{:<8} {bare}\n{:<8} {up}", "median", "median");
-    println!("up / bare: events/s {:.2}, CPU {:.2}", up.rate / bare.rate, up.cpu / bare.cpu);
+    let medians: Vec<_> = servers.iter().map(|server| (server.name, Figure::median(&server.figures))).collect();
+    for (name, median) in &medians {
+        println!("{name:<8} {median}  (median)");
+    }
+    let (_, up) = medians[1];
+    for (name, one) in medians.iter().filter(|(name, _)| *name != "up") {
+        println!("up / {name}: events/s {:.2}, CPU {:.3}", up.rate / one.rate, up.cpu / one.cpu);
+    }
     for waiting in [64, 256] {
         println!("store alone, {waiting} waiting: {:.0} events/s committed", store(waiting, &body, seconds).await);
     }
@@ -85,12 +100,14 @@ async fn bare() {
 }
 
 struct Server {
+    name: &'static str,
     child: Child,
     address: SocketAddr,
+    figures: Vec<Figure>,
 }
 
 impl Server {
-    async fn start(command: &mut Command) -> Server {
+    async fn start(name: &'static str, command: &mut Command) -> Server {
         let mut child = command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         loop {
@@ -98,7 +115,7 @@ impl Server {
             if line.trim_start().starts_with("webhooks") {
                 let address = line.split("://").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();
                 tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-                return Server { child, address };
+                return Server { name, child, address, figures: Vec::new() };
             }
         }
     }
@@ -112,10 +129,12 @@ impl Server {
         Duration::from_millis(ticks * 10)
     }
 
-    async fn load(&mut self, body: &Bytes, connections: u64, length: Duration) -> Figure {
+    /// `sent`: the body as it goes over the wire.
+    async fn load(&mut self, body: &Bytes, sent: &Bytes, connections: u64, length: Duration) -> Figure {
         let (cpu, started) = (self.cpu(), Instant::now());
-        let clients: Vec<_> =
-            (0..connections).map(|_| tokio::spawn(client(self.address, body.clone(), started + length))).collect();
+        let clients: Vec<_> = (0..connections)
+            .map(|_| tokio::spawn(client(self.address, body.clone(), sent.clone(), started + length)))
+            .collect();
         let mut latencies = Vec::new();
         for client in clients {
             latencies.extend(client.await.unwrap());
@@ -155,20 +174,20 @@ impl std::fmt::Display for Figure {
 }
 
 /// One keep-alive connection that sends one webhook after another.
-async fn client(to: SocketAddr, body: Bytes, until: Instant) -> Vec<Duration> {
+async fn client(to: SocketAddr, body: Bytes, sent: Bytes, until: Instant) -> Vec<Duration> {
     let mut stream = TcpStream::connect(to).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let head = format!(
         "POST /webhooks/stream/push HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nx-api-key: bench\r\n\
          x-signature: {}\r\nx-webhook-attempt: 1\r\ncontent-length: {}\r\nx-webhook-id: ",
         SigningKey::new(SECRET.as_bytes()).sign(&body).to_hex(),
-        body.len()
+        sent.len()
     );
     let mut latencies = Vec::new();
     let mut answer = vec![0; 4096];
     while Instant::now() < until {
         let mut request = format!("{head}{}\r\n\r\n", unique()).into_bytes();
-        request.extend_from_slice(&body);
+        request.extend_from_slice(&sent);
         let started = Instant::now();
         stream.write_all(&request).await.unwrap();
         let mut length = 0;
@@ -189,11 +208,23 @@ fn unique() -> String {
     hex::encode(bytes)
 }
 
+/// An event of this length, with text that compresses about as text does.
 fn body(length: usize) -> Bytes {
-    let event =
-        serde_json::json!({"type": "message.new", "cid": "messaging:bench", "message": {"text": "x".repeat(length)}});
-    let surplus = event.to_string().len() - length;
-    event.to_string().replacen(&"x".repeat(surplus), "", 1).into()
+    let event = |text: &str| {
+        serde_json::json!({"type": "message.new", "cid": "messaging:bench", "message": {"text": text}}).to_string()
+    };
+    let mut state = 1_u32;
+    let letters = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        char::from(b"etaoin shrdlu cmfwyp"[(state >> 24) as usize % 20])
+    });
+    event(&letters.take(length - event("").len()).collect::<String>()).into()
+}
+
+fn gzip(body: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap().into()
 }
 
 /// Events per second that the store commits while this many callers wait.
