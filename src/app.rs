@@ -149,6 +149,7 @@ impl Streamgate {
             Origin::Source(source) => {
                 let source = Source { environment: see(source.environment), ..source };
                 let loaded = config::load(&source).map_err(|error| Error(error.into()))?;
+                loaded.tell_doubts();
                 Ok((loaded, Some(source), self.code))
             }
             Origin::Config(config) => Ok((Loaded { config: *config, path: None, doubts: Vec::new() }, None, self.code)),

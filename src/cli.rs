@@ -3,7 +3,6 @@
 use crate::{check, dead, drain, send};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
-use streamgate_service::config::reader::Problem;
 use streamgate_service::config::{self, ConfigError, Environment, Loaded, Source};
 use streamgate_service::telemetry::{self, LogFormat};
 
@@ -150,9 +149,7 @@ impl Global {
 
     pub fn load_from(&self, source: &Source) -> Result<Loaded, ConfigError> {
         let mut loaded = config::load(source)?;
-        for Problem { key, what } in &loaded.doubts {
-            tracing::warn!(key, "{what}");
-        }
+        loaded.tell_doubts();
         if let Some(data_dir) = &self.data_dir {
             loaded.config.store.data_dir.clone_from(data_dir);
         }

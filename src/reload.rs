@@ -54,7 +54,12 @@ impl<E: Enqueue, S: Seen> Reload<E, S> {
     /// The new configuration where it was taken; whatever is wrong keeps the old.
     fn reload(&self, old: &Config) -> Option<Config> {
         let loaded = match config::load(&self.source) {
-            Ok(loaded) => loaded.config,
+            Ok(loaded) => {
+                if loaded.config.apps != old.apps {
+                    loaded.tell_doubts();
+                }
+                loaded.config
+            }
             Err(error) => {
                 tracing::error!(%error, "not reloaded: the running apps and certificates stay");
                 return None;

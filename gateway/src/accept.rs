@@ -91,11 +91,11 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
                 () = shutdown.abort.cancelled() => Event::Abort,
                 () = shutdown.drain.cancelled(), if stage == Stage::Open => Event::Drain,
                 () = tasks.wait(), if stage == Stage::TurningAway => Event::Ended,
+                () = tokio::time::sleep_until(over.into()), if stage != Stage::Open => Event::Over,
                 // Unconstrained, or tokio would stop after its usual share of a turn and leave the rest unseen.
                 arrived = tokio::task::unconstrained(arrive(&listener, &self.connections, &mut newcomer)) => {
                     Event::Arrived(arrived)
                 }
-                () = tokio::time::sleep_until(over.into()), if stage != Stage::Open => Event::Over,
                 () = tokio::time::sleep(RELIEVED), if self.connections.lacks_descriptors() => Event::Relieved,
             };
             match event {

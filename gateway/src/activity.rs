@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 const NEVER: u64 = 0;
 /// Wrong signatures after which an HTTP/2 connection ends. More than one: a balancer may carry others' requests on it.
 const STRIKES: usize = 4;
+/// Answers that a stranger may leave untaken; each takes about a KiB that is promised to the connection. Peers that read have none.
+const MOST_UNWRITTEN: usize = 16;
 
 /// Shared by a connection's IO, its requests and its timeouts. Times are microseconds since the connection opened, plus 1.
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub(crate) struct Activity {
     blocked_since: AtomicU64,
     /// Whether bytes between requests are a head.
     heads: AtomicBool,
+    /// Bytes of the memory budget that its requests hold which are not verified.
+    pub(crate) unverified_bytes: Arc<AtomicUsize>,
     /// Whether it ever carried a signed request.
     is_verified: AtomicBool,
     strikes: AtomicUsize,
@@ -99,6 +103,7 @@ impl Activity {
             body_byte: AtomicU64::new(1),
             blocked_since: AtomicU64::new(NEVER),
             heads: AtomicBool::new(false),
+            unverified_bytes: Arc::default(),
             is_verified: AtomicBool::new(false),
             strikes: AtomicUsize::new(0),
             in_line: AtomicBool::new(true),
@@ -150,11 +155,17 @@ impl Activity {
         self.body_byte.store(self.now(), Ordering::Relaxed);
     }
 
-    /// Whether the socket took what was to be written.
-    pub(crate) fn wrote(&self, is_taken: bool) {
-        let is_blocked = self.blocked_since.load(Ordering::Relaxed) != NEVER;
-        if is_taken == is_blocked {
-            self.blocked_since.store(if is_taken { NEVER } else { self.now() }, Ordering::Relaxed);
+    /// The socket takes nothing now.
+    pub(crate) fn is_blocked(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) == NEVER {
+            self.blocked_since.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// The socket took all that was to be written.
+    pub(crate) fn is_flushed(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) != NEVER {
+            self.blocked_since.store(NEVER, Ordering::Relaxed);
         }
     }
 
@@ -166,10 +177,8 @@ impl Activity {
         if self.in_hand.load(Ordering::SeqCst) > 0 {
             return Phase::Reading(self.instant(self.body_byte.load(Ordering::SeqCst)));
         }
-        if self.unwritten.load(Ordering::SeqCst) > 0
-            && let Some((_, since)) = self.answers().front()
-        {
-            return Phase::Writing(self.instant(*since));
+        if let Some(since) = self.unwritten_since() {
+            return Phase::Writing(since);
         }
         match self.blocked_since.load(Ordering::SeqCst) {
             NEVER => {}
@@ -220,9 +229,17 @@ impl Activity {
         self.in_line.store(is_in_line, Ordering::SeqCst);
     }
 
-    /// Closes the connection that can best go, this one perhaps.
-    pub(crate) fn evict_another(&self) {
-        self.connections.evict();
+    /// Closes the connection that can best go, this one perhaps, for memory that nobody gives back.
+    pub(crate) fn evict_for_memory(&self) {
+        self.connections.evict_for_memory();
+    }
+
+    /// Since when the oldest answer waits for the peer to take it.
+    pub(crate) fn unwritten_since(&self) -> Option<Instant> {
+        if self.unwritten.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        self.answers().front().map(|(_, since)| self.instant(*since))
     }
 
     /// Something ended: the clock runs again, and the connection can be closed for another.
@@ -244,7 +261,10 @@ impl Activity {
             NEVER => Instant::now(),
             at => self.instant(at),
         };
-        (first_byte, InHand { activity: Arc::clone(self), is_signed: AtomicBool::new(false) })
+        (
+            first_byte,
+            InHand { activity: Arc::clone(self), is_signed: AtomicBool::new(false), is_struck: AtomicBool::new(false) },
+        )
     }
 }
 
@@ -253,6 +273,8 @@ impl Activity {
 pub(crate) struct InHand {
     activity: Arc<Activity>,
     is_signed: AtomicBool,
+    /// Whether it costs its connection.
+    is_struck: AtomicBool,
 }
 
 impl InHand {
@@ -271,9 +293,15 @@ impl InHand {
         self.is_signed.load(Ordering::SeqCst)
     }
 
-    /// Its signature is wrong.
+    /// It was found not to be signed, after work that only a signature is worth.
     pub(crate) fn strike(&self) {
-        self.activity.strikes.fetch_add(1, Ordering::Relaxed);
+        if !self.is_struck.swap(true, Ordering::Relaxed) {
+            self.activity.strikes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn is_struck(&self) -> bool {
+        self.is_struck.load(Ordering::Relaxed)
     }
 
     /// While its refused body is read on.
@@ -294,7 +322,10 @@ impl InHand {
             answers.push_back((number, activity.now()));
             number
         };
-        activity.unwritten.fetch_add(1, Ordering::SeqCst);
+        let others = activity.unwritten.fetch_add(1, Ordering::SeqCst);
+        if others >= MOST_UNWRITTEN && !activity.is_verified() {
+            activity.evicted.cancel();
+        }
         Unwritten { activity, number }
     }
 }
@@ -391,11 +422,11 @@ mod tests {
     #[test]
     fn a_socket_that_takes_nothing_is_written_to_since_the_first_time() {
         let activity = activity();
-        activity.wrote(false);
+        activity.is_blocked();
         let Phase::Writing(since) = activity.phase() else { panic!("{activity:?}") };
-        activity.wrote(false);
+        activity.is_blocked();
         assert_eq!(activity.phase(), Phase::Writing(since));
-        activity.wrote(true);
+        activity.is_flushed();
         assert!(matches!(activity.phase(), Phase::Idle(_)));
     }
 

@@ -8,12 +8,16 @@ use streamgate_service::metrics::Metrics;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+/// What a connection may hold beside one body: its inflation, and what its requests cost.
+const CONNECTION: usize = 256 << 10;
+
 /// Shared by all requests of a gateway.
 #[derive(Debug)]
 pub(crate) struct MemoryBudget {
     limit: usize,
-    /// The most that requests may hold whose signature has not matched.
+    /// The most that requests may hold whose signature has not matched: in all, and those of one connection.
     unverified_limit: usize,
+    connection_limit: usize,
     held: AtomicUsize,
     unverified: AtomicUsize,
     /// Notified when a share is given back.
@@ -21,16 +25,29 @@ pub(crate) struct MemoryBudget {
     metrics: Arc<Metrics>,
 }
 
+/// Whose bytes have to be given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Short {
+    /// Those of the same connection.
+    Connection,
+    /// Anybody's.
+    All,
+}
+
 impl MemoryBudget {
-    /// `max_body`: the unverified share has room for one at least, as far as the limit has.
+    /// `max_body`: the unverified share has room for one twice at least, as far as the limit has, and that of a connection for
+    /// one as it came and inflated.
     pub(crate) fn new(limit: usize, max_body: usize, metrics: Arc<Metrics>) -> Arc<MemoryBudget> {
         let unverified_limit = (limit / 2).max(max_body.saturating_mul(2)).min(limit);
+        let connection_limit = (unverified_limit / 4).max(max_body.saturating_add(CONNECTION)).min(unverified_limit);
         let (held, unverified) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(MemoryBudget { limit, unverified_limit, held, unverified, freed: Notify::new(), metrics })
+        let freed = Notify::new();
+        Arc::new(MemoryBudget { limit, unverified_limit, connection_limit, held, unverified, freed, metrics })
     }
 
-    pub(crate) fn share(self: &Arc<Self>) -> Share {
-        Share { budget: Arc::clone(self), held: 0, is_signed: false }
+    /// `connection`: counts what requests of the same connection hold that are not verified.
+    pub(crate) fn share(self: &Arc<Self>, connection: Arc<AtomicUsize>) -> Share {
+        Share { budget: Arc::clone(self), connection, held: 0, is_signed: false }
     }
 
     /// Completes when some share is given back after this call.
@@ -43,32 +60,48 @@ impl MemoryBudget {
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Arc<MemoryBudget>,
+    connection: Arc<AtomicUsize>,
     held: usize,
     is_signed: bool,
 }
 
 impl Share {
-    /// Whether these bytes more may be held.
-    pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
+    /// Takes so many bytes more, or says whose are in the way.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> Result<(), Short> {
         let budget = &self.budget;
-        if !self.is_signed && !add(&budget.unverified, bytes, budget.unverified_limit) {
-            return false;
+        if !self.is_signed {
+            if !add(&self.connection, bytes, budget.connection_limit) {
+                return Err(Short::Connection);
+            }
+            if !add(&budget.unverified, bytes, budget.unverified_limit) {
+                self.connection.fetch_sub(bytes, Ordering::Relaxed);
+                return Err(Short::All);
+            }
         }
         if !add(&budget.held, bytes, budget.limit) {
-            if !self.is_signed {
-                budget.unverified.fetch_sub(bytes, Ordering::Relaxed);
-            }
-            return false;
+            self.give_back_unverified(bytes);
+            return Err(Short::All);
         }
         self.held += bytes;
         budget.metrics.gateway_memory.add(signed(bytes));
-        true
+        Ok(())
+    }
+
+    fn give_back_unverified(&self, bytes: usize) {
+        if !self.is_signed {
+            self.connection.fetch_sub(bytes, Ordering::Relaxed);
+            self.budget.unverified.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held
     }
 
     /// The signature has matched: the bytes count as verified from now on.
     pub(crate) fn signed(&mut self) {
+        self.give_back_unverified(self.held);
         if !std::mem::replace(&mut self.is_signed, true) {
-            self.budget.unverified.fetch_sub(self.held, Ordering::Relaxed);
             self.budget.freed.notify_waiters();
         }
     }
@@ -77,7 +110,8 @@ impl Share {
     pub(crate) fn split(&mut self, bytes: usize) -> Share {
         let bytes = bytes.min(self.held);
         self.held -= bytes;
-        Share { budget: Arc::clone(&self.budget), held: bytes, is_signed: self.is_signed }
+        let (budget, connection) = (Arc::clone(&self.budget), Arc::clone(&self.connection));
+        Share { budget, connection, held: bytes, is_signed: self.is_signed }
     }
 }
 
@@ -85,9 +119,7 @@ impl Drop for Share {
     fn drop(&mut self) {
         if self.held > 0 {
             self.budget.held.fetch_sub(self.held, Ordering::Relaxed);
-            if !self.is_signed {
-                self.budget.unverified.fetch_sub(self.held, Ordering::Relaxed);
-            }
+            self.give_back_unverified(self.held);
             self.budget.metrics.gateway_memory.sub(signed(self.held));
             self.budget.freed.notify_waiters();
         }
@@ -124,19 +156,42 @@ mod tests {
     fn shares_never_exceed_the_limit_and_come_back() {
         let metrics = Metrics::new();
         let budget = MemoryBudget::new(100, 10, Arc::clone(&metrics));
-        let (mut one, mut two) = (budget.share(), budget.share());
-        assert!(one.reserve(30) && two.reserve(20) && !two.reserve(1), "the unverified share is half");
+        // Each of a connection of its own, and a connection may hold all.
+        let share = || budget.share(Arc::default());
+        let (mut one, mut two) = (share(), share());
+        assert_eq!([one.reserve(30), two.reserve(20)], [Ok(()), Ok(())]);
+        assert_eq!(two.reserve(1), Err(Short::All), "the unverified share is half");
         one.signed();
-        assert!(one.reserve(50) && !one.reserve(1) && !two.reserve(1), "all of it is held");
+        assert_eq!(one.reserve(50), Ok(()));
+        assert_eq!([one.reserve(1), two.reserve(1)], [Err(Short::All); 2], "all of it is held");
         assert_eq!(metrics.gateway_memory.get(), 100);
         let part = one.split(10);
         drop(one);
-        assert!(two.reserve(30) && !two.reserve(1));
+        assert_eq!(two.reserve(30), Ok(()));
+        assert!(two.reserve(1).is_err());
         two.signed();
-        assert!(two.reserve(40) && !two.reserve(1) && !two.reserve(usize::MAX));
+        assert_eq!(
+            [two.reserve(40), two.reserve(1), two.reserve(usize::MAX)],
+            [Ok(()), Err(Short::All), Err(Short::All)]
+        );
         drop((two, part));
         let held = [&budget.held, &budget.unverified].map(|counter| counter.load(Ordering::Relaxed));
         assert_eq!((held, metrics.gateway_memory.get()), ([0, 0], 0));
+    }
+
+    #[test]
+    fn a_connection_has_a_part_of_the_unverified_share() {
+        const MIB: usize = 1 << 20;
+        let budget = MemoryBudget::new(64 * MIB, MIB, Metrics::new());
+        let connection = Arc::new(AtomicUsize::new(0));
+        let mut shares = [(); 2].map(|()| budget.share(Arc::clone(&connection)));
+        assert_eq!([shares[0].reserve(6 * MIB), shares[1].reserve(2 * MIB)], [Ok(()), Ok(())]);
+        assert_eq!(shares[1].reserve(1), Err(Short::Connection));
+        assert_eq!(budget.share(Arc::default()).reserve(8 * MIB), Ok(()), "of another connection");
+        shares[0].signed();
+        assert_eq!([shares[0].reserve(20 * MIB), shares[1].reserve(6 * MIB)], [Ok(()), Ok(())]);
+        drop(shares);
+        assert_eq!(connection.load(Ordering::Relaxed), 0);
     }
 
     #[test]

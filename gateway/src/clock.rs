@@ -39,16 +39,36 @@ pub(crate) struct Times {
     pub(crate) goodbye: Duration,
 }
 
+/// What a connection does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Doing {
+    pub(crate) phase: Phase,
+    /// Since when the oldest answer waits to be taken, whatever else is in hand.
+    pub(crate) unwritten: Option<Instant>,
+    /// Whether it ever carried a signed request.
+    pub(crate) is_verified: bool,
+}
+
 /// What happens next if the connection goes on doing what it does, and when; none where something else has a clock for it.
-/// `is_verified`: whether it ever carried a signed request.
-pub(crate) fn next(phase: Phase, leaving: Leaving, is_verified: bool, times: &Times) -> Option<(Instant, Stop)> {
+pub(crate) fn next(doing: &Doing, leaving: Leaving, times: &Times) -> Option<(Instant, Stop)> {
+    let untaken = doing.unwritten.map(|since| (since + times.write_timeout, Stop::Now));
+    let other = by_phase(doing.phase, leaving, doing.is_verified, times);
+    [untaken, other].into_iter().flatten().min_by_key(|(at, _)| *at)
+}
+
+fn by_phase(phase: Phase, leaving: Leaving, is_verified: bool, times: &Times) -> Option<(Instant, Stop)> {
+    // Nothing that was in hand when it was told takes longer to be answered; what came after comes from a peer that does not
+    // listen, and renews nothing.
+    let last = |at: Instant| at + times.write_timeout + times.goodbye;
     let next = match (phase, leaving) {
         (Phase::Busy | Phase::Reading(_) | Phase::Lingering(_) | Phase::Writing(_), Leaving::Grace(began)) => {
             (began, Stop::Tell)
         }
         // Requests have deadlines of their own, and so has what is read on.
-        (Phase::Busy | Phase::Reading(_), Leaving::No | Leaving::Told(_) | Leaving::Evicted(_))
-        | (Phase::Lingering(_), Leaving::No | Leaving::Told(_)) => return None,
+        (Phase::Busy, Leaving::No | Leaving::Told(_) | Leaving::Evicted(_))
+        | (Phase::Reading(_), Leaving::No | Leaving::Evicted(_))
+        | (Phase::Lingering(_), Leaving::No) => return None,
+        (Phase::Reading(_) | Phase::Lingering(_), Leaving::Told(at)) => (last(at), Stop::Now),
         (Phase::Writing(since), Leaving::No | Leaving::Told(_)) => (since + times.write_timeout, Stop::Now),
         (Phase::Lingering(_) | Phase::Writing(_) | Phase::Head(_), Leaving::Evicted(at)) => (at, Stop::Now),
         (Phase::Head(since), Leaving::No | Leaving::Grace(_) | Leaving::Told(_)) => {
@@ -57,7 +77,9 @@ pub(crate) fn next(phase: Phase, leaving: Leaving, is_verified: bool, times: &Ti
         (Phase::Idle(since), Leaving::No) => (since + times.keep_alive, Stop::Tell),
         (Phase::Idle(since), Leaving::Grace(began)) => (since.max(began) + times.grace, Stop::Tell),
         (Phase::Idle(_), Leaving::Evicted(at)) if !is_verified => (at, Stop::Now),
-        (Phase::Idle(since), Leaving::Told(at) | Leaving::Evicted(at)) => (since.max(at) + times.goodbye, Stop::Now),
+        (Phase::Idle(since), Leaving::Told(at) | Leaving::Evicted(at)) => {
+            ((since.max(at) + times.goodbye).min(last(at)), Stop::Now)
+        }
     };
     Some(next)
 }
@@ -87,6 +109,9 @@ mod tests {
         let tell = Some((late, Stop::Tell));
         let cut = Some((late, Stop::Now));
         let goodbye = Some((late + second / 2, Stop::Now));
+        let last = Some((late + 4 * second + second / 2, Stop::Now));
+        let next =
+            |phase, leaving, is_verified| super::next(&Doing { phase, unwritten: None, is_verified }, leaving, &times);
         let cases = [
             (idle, no, Some((early + 75 * second, Stop::Tell))),
             (idle, grace, Some((late + second / 4, Stop::Tell))),
@@ -94,7 +119,7 @@ mod tests {
             (idle, evicted, goodbye),
             (lingering, no, None),
             (lingering, grace, tell),
-            (lingering, told, None),
+            (lingering, told, last),
             (lingering, evicted, cut),
             (head, no, head_timeout),
             (head, grace, head_timeout),
@@ -102,7 +127,7 @@ mod tests {
             (head, evicted, cut),
             (reading, no, None),
             (reading, grace, tell),
-            (reading, told, None),
+            (reading, told, last),
             (reading, evicted, None),
             (writing, no, unwritten),
             (writing, grace, tell),
@@ -114,12 +139,19 @@ mod tests {
             (busy, evicted, None),
         ];
         for (phase, leaving, expected) in cases {
-            assert_eq!(next(phase, leaving, true, &times), expected, "{phase:?} {leaving:?}");
+            assert_eq!(next(phase, leaving, true), expected, "{phase:?} {leaving:?}");
             let expected = if (phase, leaving) == (idle, evicted) { cut } else { expected };
-            assert_eq!(next(phase, leaving, false, &times), expected, "unverified: {phase:?} {leaving:?}");
+            assert_eq!(next(phase, leaving, false), expected, "unverified: {phase:?} {leaving:?}");
         }
         // What became idle after it was told has as long from then on.
         let after = Phase::Idle(late + second);
-        assert_eq!(next(after, told, true, &times), Some((late + second + second / 2, Stop::Now)));
+        assert_eq!(next(after, told, true), Some((late + second + second / 2, Stop::Now)));
+        // But not for ever, for a peer that does not listen.
+        assert_eq!(next(Phase::Idle(late + 60 * second), told, true), last);
+        // An answer that is not taken ends a connection whatever else it does.
+        for phase in [busy, reading, writing, lingering] {
+            let doing = Doing { phase, unwritten: Some(early), is_verified: true };
+            assert_eq!(super::next(&doing, no, &times), unwritten, "{phase:?}");
+        }
     }
 }

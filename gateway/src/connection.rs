@@ -1,7 +1,7 @@
 //! One connection: handshake, protocol by ALPN, timeouts, and a graceful end.
 
 use crate::activity::Activity;
-use crate::clock::{self, Leaving, Stop, Times};
+use crate::clock::{self, Doing, Leaving, Stop, Times};
 use crate::receive::{AnswerBody, Arrival, Intake};
 use crate::repoll::Repoll;
 use crate::response;
@@ -180,7 +180,8 @@ fn clock(
     if activity.is_struck_out() && matches!(leaving, Leaving::No | Leaving::Grace(_)) {
         return Poll::Ready(Stop::Tell);
     }
-    let Some((at, stop)) = clock::next(phase, leaving, activity.is_verified(), times) else { return Poll::Pending };
+    let doing = Doing { phase, unwritten: activity.unwritten_since(), is_verified: activity.is_verified() };
+    let Some((at, stop)) = clock::next(&doing, leaving, times) else { return Poll::Pending };
     let at = Instant::from_std(at);
     if timer.deadline() != at {
         timer.as_mut().reset(at);

@@ -21,6 +21,8 @@ pub(crate) struct Connections {
     open: Mutex<Members>,
     /// Notified when a place is free, or a connection has become one that can go.
     freed: Notify,
+    /// The connection that was last closed for memory.
+    pressed: Mutex<Option<u64>>,
     /// Why no connection can be taken, and since when.
     stuck: Mutex<Option<(Instant, Stuck)>>,
     metrics: Arc<Metrics>,
@@ -52,7 +54,14 @@ impl Drop for Place {
 
 impl Connections {
     pub(crate) fn new(limit: usize, metrics: Arc<Metrics>) -> Arc<Connections> {
-        Arc::new(Connections { limit, open: Mutex::default(), freed: Notify::new(), stuck: Mutex::default(), metrics })
+        Arc::new(Connections {
+            limit,
+            open: Mutex::default(),
+            freed: Notify::new(),
+            pressed: Mutex::default(),
+            stuck: Mutex::default(),
+            metrics,
+        })
     }
 
     fn open(&self) -> MutexGuard<'_, Members> {
@@ -90,9 +99,24 @@ impl Connections {
         Some(Place { connections: Arc::clone(self), activity })
     }
 
+    /// For memory that nobody gives back: closes the connection that can best go, but none that ever carried a signed request, and
+    /// only when the one before is gone.
+    pub(crate) fn evict_for_memory(&self) {
+        let mut pressed = self.pressed.lock().unwrap_or_else(PoisonError::into_inner);
+        if pressed.is_some_and(|before| self.open().contains(before)) {
+            return;
+        }
+        *pressed = self.evict_up_to(Rank::Unverified);
+    }
+
     /// Closes the connection that can best go: one that was refused before one that never carried a signed request, and that
     /// before the others; among equals the one that has waited longest. Its place is free when its socket is closed.
     pub(crate) fn evict(&self) {
+        self.evict_up_to(Rank::Verified);
+    }
+
+    /// The number of the connection that has to go.
+    fn evict_up_to(&self, rank: Rank) -> Option<u64> {
         let mut open = self.open();
         let standing = |activity: &Arc<Activity>| {
             // In this order: what becomes idle after the look finds that it is not in line, and lines up.
@@ -101,10 +125,14 @@ impl Connections {
             activity.set_in_line(standing.is_some());
             standing
         };
-        if let Some(activity) = open.take_longest(standing) {
-            activity.evicted.cancel();
-            self.metrics.gateway_evictions.inc();
+        let activity = Arc::clone(open.take_longest(standing)?);
+        if let Some(standing) = activity.standing().filter(|(now, _)| *now > rank) {
+            open.line_up(activity.number, standing);
+            return None;
         }
+        activity.evicted.cancel();
+        self.metrics.gateway_evictions.inc();
+        Some(activity.number)
     }
 
     /// Gives a connection its place in the line of those that can go.

@@ -10,7 +10,8 @@ use streamgate_core::{
     admission::{self, Facts, Limits, Single},
     apps::Apps,
     envelope::{header, safe_traceparent},
-    id::header_id,
+    hook::is_command_name,
+    id::{Kind, header_id},
     peer::{Client, Peers},
     reason::Reason,
     signature::{Signature, Verifier},
@@ -71,9 +72,15 @@ pub(crate) fn admit(
         id: header_id(text(header::WEBHOOK_ID)),
         attempt: attempt.unwrap_or(1),
         traceparent: safe_traceparent(text(header::TRACEPARENT)).map(str::to_owned),
-        query_type: route::query_type(parts.uri.query()).map(String::from),
+        query_type: named(target, parts),
     };
     Ok((head, Verifier::new(&admitted.key.secrets, admitted.signature)))
+}
+
+/// The command that the URL names, where that can be one.
+fn named(target: Target, parts: &Parts) -> Option<String> {
+    let query = parts.uri.query().filter(|_| target.kind == Kind::CustomCommand);
+    route::query_type(query).filter(|name| is_command_name(name)).map(String::from)
 }
 
 /// Who sent it. `peer`: the other end of the connection, or whom its PROXY header names.

@@ -319,7 +319,8 @@ impl<C: Ask, A: Answers> InWork<C, A> {
             match Arc::clone(&self.hooks.remembering).try_acquire_owned() {
                 Ok(permit) => {
                     let tasks = self.hooks.tasks.clone();
-                    tasks.spawn(self.remember(answered.body.clone(), permit));
+                    let is_said = !matches!(answered.source, Source::Policy(_));
+                    tasks.spawn(self.remember(answered.body.clone(), is_said, permit));
                 }
                 Err(_) => self.hooks.metrics.hook_memory_errors.inc(),
             }
@@ -327,8 +328,10 @@ impl<C: Ask, A: Answers> InWork<C, A> {
         answered
     }
 
-    async fn remember(self, answer: Bytes, permit: OwnedSemaphorePermit) {
-        let remembering = self.hooks.answers.remember(&self.key, answer, self.window);
+    async fn remember(self, answer: Bytes, is_said: bool, permit: OwnedSemaphorePermit) {
+        // What nobody said is not said again for longer than a proxy may repeat the question.
+        let window = if is_said { self.window } else { self.window.min(REPEATS) };
+        let remembering = self.hooks.answers.remember(&self.key, answer, window);
         let remembered = tokio::time::timeout(REMEMBER, remembering).await;
         let error = match remembered {
             Ok(Ok(())) => None,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use std::borrow::Cow;
 use std::time::Instant;
 use streamgate_core::{
-    envelope::{Envelope, rfc3339, safe_cid, safe_type},
+    envelope::{Envelope, PENDING, rfc3339, safe_cid, safe_type},
     hook::{self, SignedCommand},
     id::{By, DedupBy, Kind, PushFacts, body_id, idempotency_key},
     peek::peek,
@@ -68,7 +68,11 @@ pub(crate) fn envelope(
         return Err(Reason::TooOld);
     }
     let event_type = match kind {
-        Kind::Push => path_type.or(peek.event_type.as_deref()).map(Cow::from),
+        // A body cannot call itself a callback of a pending message: its path says that it is one.
+        Kind::Push => {
+            let own = peek.event_type.as_deref().filter(|name| !name.starts_with(PENDING));
+            path_type.or(own).map(Cow::from)
+        }
         // Its body has no type.
         Kind::BeforeMessageSend => Some(Cow::from(kind.as_str())),
         Kind::CustomCommand => match hook::command(&bytes) {

@@ -44,6 +44,10 @@ impl<T, K: Ord + Copy> Line<T, K> {
         }
     }
 
+    pub(crate) fn contains(&self, number: u64) -> bool {
+        self.members.contains_key(&number)
+    }
+
     /// Puts a member where this key belongs, wherever it stood before.
     pub(crate) fn line_up(&mut self, number: u64, key: K) {
         if let Some((_, place)) = self.members.get_mut(&number) {

@@ -2,7 +2,7 @@
 
 use crate::activity::InHand;
 use crate::budget::{HeldBody, MemoryBudget, Share};
-use crate::waiting::{Waiting, WaitingPlace};
+use crate::waiting::{Displaced, Waiting, WaitingPlace};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
@@ -13,6 +13,7 @@ use streamgate_core::inflate::{Gzip, INFLATION, Whole, WireBody};
 use streamgate_core::{reason::Reason, signature::Verifier};
 use streamgate_service::metrics::Metrics;
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
 /// What a request costs beside its body: what is kept of its head, and the tasks that wait for it.
 const REQUEST: usize = 4 << 10;
@@ -50,99 +51,111 @@ impl Reader {
         }
     }
 
-    /// The share of a new request, with what it costs without its body.
-    pub(crate) async fn begin(&self) -> Result<Share, Reason> {
-        let mut share = self.budget.share();
-        self.reserve(&mut share, REQUEST, None).await?;
-        Ok(share)
+    /// A new request, with its place and what it costs without its body. `client`: its address, where clients can be told apart.
+    pub(crate) async fn begin<'r>(
+        &'r self,
+        in_hand: &'r InHand,
+        client: Option<IpAddr>,
+    ) -> Result<Reading<'r>, Reason> {
+        let connection = in_hand.connection();
+        let place = self.waiting.enter(connection, client);
+        let share = self.budget.share(Arc::clone(&connection.unverified_bytes));
+        let mut reading = Reading { reader: self, in_hand, place, share };
+        reading.reserve(REQUEST).await?;
+        Ok(reading)
+    }
+}
+
+/// A request that is not verified yet. Until it is, it can be displaced whatever it waits for.
+#[derive(Debug)]
+pub(crate) struct Reading<'r> {
+    reader: &'r Reader,
+    in_hand: &'r InHand,
+    // Before the share: whoever sees the place gone finds the memory there, or is notified when it is.
+    place: WaitingPlace<'r>,
+    share: Share,
+}
+
+impl Reading<'_> {
+    /// What it costs beside its body, which is held until its answer is taken.
+    pub(crate) fn cost(&mut self) -> Share {
+        self.share.split(REQUEST)
     }
 
-    /// Reads a body whole and checks its signature. `in_hand` knows from then on that it has matched, whatever comes after.
-    /// `client`: its address, where clients can be told apart.
-    pub(crate) async fn read(
-        &self,
-        body: &mut Incoming,
-        verifier: Verifier,
-        share: Share,
-        in_hand: &InHand,
-        client: Option<IpAddr>,
-    ) -> Result<HeldBody, Reason> {
-        let mut share = share;
-        let place = self.waiting.enter(in_hand.connection(), client);
-        let reading = self.receive(body, verifier, &mut share, in_hand, place);
-        let whole = tokio::time::timeout(self.body_timeout, reading).await.unwrap_or(Err(Reason::BodyTimeout))?;
-        match whole {
+    /// Reads the body whole and checks its signature. `in_hand` knows from then on that it has matched, whatever comes after.
+    pub(crate) async fn read(mut self, body: &mut Incoming, verifier: Verifier) -> Result<HeldBody, Reason> {
+        let timeout = self.reader.body_timeout;
+        let whole = tokio::time::timeout(timeout, self.receive(body, verifier)).await;
+        match whole.unwrap_or(Err(Reason::BodyTimeout))? {
             Whole::Signed(bytes) => {
-                in_hand.signed();
-                share.signed();
-                Ok(HeldBody { bytes, _share: share })
+                self.in_hand.signed();
+                self.share.signed();
+                Ok(HeldBody { bytes, _share: self.share })
             }
-            Whole::Gzip(gzip) => self.inflate(&gzip, share, in_hand).await,
+            Whole::Gzip(gzip) => self.inflate(&gzip).await,
         }
     }
 
-    async fn receive(
-        &self,
-        body: &mut Incoming,
-        verifier: Verifier,
-        share: &mut Share,
-        in_hand: &InHand,
-        place: WaitingPlace<'_>,
-    ) -> Result<Whole, Reason> {
-        let connection = in_hand.connection();
-        let mut wire = WireBody::new(verifier, self.max_body);
+    async fn receive(&mut self, body: &mut Incoming, verifier: Verifier) -> Result<Whole, Reason> {
+        let mut wire = WireBody::new(verifier, self.reader.max_body);
         loop {
-            let frame = tokio::select! {
-                biased;
-                frame = body.frame() => frame,
-                () = place.displaced() => return Err(Reason::Displaced),
-                () = connection.evicted.cancelled() => return Err(Reason::Displaced),
-            };
-            let Some(frame) = frame else { return wire.finish() };
+            let Some(frame) = self.unless_displaced(body.frame()).await? else { return wire.finish() };
             let frame: Frame<Bytes> = frame.map_err(|_| Reason::BodyIncomplete)?;
             // Trailers are none of ours.
             let Some(data) = frame.data_ref() else { continue };
-            place.byte();
-            connection.body_arrived();
-            self.reserve(share, wire.growth(data.len())?, Some(&place)).await?;
+            self.place.byte();
+            self.in_hand.connection().body_arrived();
+            self.reserve(wire.growth(data.len())?).await?;
             wire.push(data)?;
         }
     }
 
-    /// Reserves memory for what is not verified, if need be that of requests that have waited longer for a byte.
-    async fn reserve(&self, share: &mut Share, bytes: usize, place: Option<&WaitingPlace<'_>>) -> Result<(), Reason> {
-        loop {
-            let freed = self.budget.freed();
-            if bytes == 0 || share.reserve(bytes) {
-                return Ok(());
-            }
-            if !self.waiting.displace_other(place) || tokio::time::timeout(GIVING_BACK, freed).await.is_err() {
-                return Err(Reason::MemoryBudget);
-            }
+    async fn unless_displaced<T>(&self, waited_for: impl Future<Output = T>) -> Result<T, Reason> {
+        tokio::select! {
+            biased;
+            result = waited_for => Ok(result),
+            () = self.place.displaced() => Err(Reason::Displaced),
+            () = self.in_hand.connection().evicted.cancelled() => Err(Reason::Displaced),
         }
     }
 
-    async fn inflate(&self, gzip: &Gzip, mut share: Share, in_hand: &InHand) -> Result<HeldBody, Reason> {
-        self.reserve(&mut share, INFLATION, None).await?;
-        let mut check = gzip.check(self.max_body)?;
-        let mut stepped = check.step()?;
-        let length = loop {
-            match stepped {
-                Some(length) => break length,
-                None => {
-                    // For each step anew: who inflates little does not wait for who inflates much.
-                    tokio::task::yield_now().await;
-                    let _permit = self.inflating.acquire().await;
-                    stepped = check.step()?;
+    /// Reserves memory for what is not verified, if need be that of one request after the other that has waited longer for a byte.
+    async fn reserve(&mut self, bytes: usize) -> Result<(), Reason> {
+        let until = Instant::now() + GIVING_BACK;
+        let mut displaced: Option<Displaced> = None;
+        loop {
+            let freed = self.reader.budget.freed();
+            let short = match self.share.reserve(bytes) {
+                Ok(()) => {
+                    self.place.holds(self.share.held());
+                    return Ok(());
+                }
+                Err(short) => short,
+            };
+            if displaced.as_ref().is_none_or(Displaced::is_gone) {
+                displaced = self.reader.waiting.displace_other(&self.place, short);
+                if displaced.is_none() {
+                    return Err(Reason::MemoryBudget);
                 }
             }
-        };
-        in_hand.signed();
-        share.signed();
-        drop(check);
-        if !share.reserve(length) {
-            return Err(Reason::MemoryBudget);
+            self.unless_displaced(timeout_at(until, freed)).await?.map_err(|_| Reason::MemoryBudget)?;
         }
+    }
+
+    /// Both passes. What turns out not to be signed after all that work costs its connection.
+    async fn inflate(mut self, gzip: &Gzip) -> Result<HeldBody, Reason> {
+        self.reserve(INFLATION).await?;
+        let length = self.check(gzip).await.inspect_err(|reason| {
+            if *reason != Reason::Displaced {
+                self.in_hand.strike();
+            }
+        })?;
+        self.in_hand.signed();
+        self.share.signed();
+        // A signed one has its place among the signed, and needs none here.
+        let Reading { mut share, place, .. } = self;
+        drop(place);
+        share.reserve(length).map_err(|_| Reason::MemoryBudget)?;
         let mut inflate = gzip.inflate(length)?;
         loop {
             if let Some(bytes) = inflate.step()? {
@@ -150,5 +163,18 @@ impl Reader {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// The length of a signed body. The first step runs at once; those after it some at a time, each anew, so that who inflates
+    /// little does not wait for who inflates much.
+    async fn check(&self, gzip: &Gzip) -> Result<usize, Reason> {
+        let mut check = gzip.check(self.reader.max_body)?;
+        let mut stepped = check.step()?;
+        while stepped.is_none() {
+            tokio::task::yield_now().await;
+            let _permit = self.unless_displaced(self.reader.inflating.acquire()).await?;
+            stepped = check.step()?;
+        }
+        stepped.ok_or(Reason::BadGzip)
     }
 }

@@ -153,12 +153,13 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             };
             let outcome = self.or_by_policy(outcome, target.ok(), &in_hand);
             if matches!(outcome, Err(Reason::WrongSignature | Reason::UnknownKey)) {
+                // Not refused by address from then on: behind a balancer that would be Stream's.
                 in_hand.strike();
             }
             let kind = target.map_or(NONE, |target| target.kind.as_str());
             self.told(app.as_deref().unwrap_or(NONE), kind, &outcome, first_byte);
             drop(flight);
-            let response = response::response(outcome, manner.is_http1);
+            let response = response::response(outcome, manner.is_http1 && in_hand.is_struck());
             response.map(|bytes| AnswerBody { bytes, _unwritten: in_hand.answered(), _cost: cost })
         }
     }
@@ -174,15 +175,15 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         cost: &mut Option<Share>,
         deadline: tokio::time::Instant,
     ) -> Outcome {
-        let read = match self.reader.begin().await {
-            Ok(share) => {
-                let share = cost.insert(share).split(0);
-                let client = Some(head.client.address).filter(|_| head.client.is_told_apart);
-                self.reader.read(&mut body, verifier, share, in_hand, client).await
+        let client = Some(head.client.address).filter(|_| head.client.is_told_apart);
+        let read = match self.reader.begin(in_hand, client).await {
+            Ok(mut reading) => {
+                *cost = Some(reading.cost());
+                reading.read(&mut body, verifier).await
             }
             Err(reason) => {
-                // Its answer is not paid for, and a peer may leave it unread: somebody has to go.
-                in_hand.connection().evict_another();
+                // Nobody who waits for a body has it: then it is held by answers that peers leave untaken.
+                in_hand.connection().evict_for_memory();
                 Err(reason)
             }
         };

@@ -116,8 +116,8 @@ fn advice(reason: Reason) -> &'static str {
     }
 }
 
-/// `is_http1`: the protocol has a header that closes the connection.
-pub(crate) fn response(outcome: Outcome, is_http1: bool) -> Response<Full<Bytes>> {
+/// `closes`: its connection ends with it, and the protocol has a header for that.
+pub(crate) fn response(outcome: Outcome, closes: bool) -> Response<Full<Bytes>> {
     let told = HeaderValue::from_static(word(&outcome));
     let reason = match outcome {
         Ok(taken) => {
@@ -142,8 +142,7 @@ pub(crate) fn response(outcome: Outcome, is_http1: bool) -> Response<Full<Bytes>
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(ALLOW, HeaderValue::from_static("POST"));
     }
-    if status == StatusCode::UNAUTHORIZED && is_http1 {
-        // Whoever guesses pays for a connection each time. Not refused by address: behind a balancer that would be Stream's.
+    if closes {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -190,7 +189,7 @@ mod tests {
         };
         for reason in Reason::ALL {
             let answer = response(Err(reason), true);
-            assert_eq!(answer.headers().contains_key(CONNECTION), answer.status() == 401, "{reason}");
+            assert!(answer.headers().contains_key(CONNECTION), "{reason}");
             assert_eq!(is_passing(reason), matches!(answer.status().as_u16(), 408 | 503), "{reason}");
             assert!(!response(Err(reason), false).headers().contains_key(CONNECTION), "{reason}");
             assert_eq!(answer.status().as_u16(), expected(reason.as_str()), "{reason}");

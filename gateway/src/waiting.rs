@@ -2,16 +2,19 @@
 //! can be told apart, for each client. Where a bound is reached the newcomer gets the place of whoever has waited longest.
 
 use crate::activity::Activity;
+use crate::budget::Short;
 use crate::line::Line;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::sync::Notify;
 
 /// A connection may have a quarter of the places, a client half of them; but this many at least.
 const LEAST: usize = 8;
+/// Who holds so many bytes goes first where memory is short: most events take less, and that they went would bring little.
+const HEAVY: usize = 16 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Waiting {
@@ -23,6 +26,8 @@ pub(crate) struct Waiting {
 #[derive(Debug, Default)]
 struct Crowd {
     line: Line<Arc<Waiter>, u64>,
+    /// Those that hold much memory, in a line of their own too.
+    heavy: Line<Arc<Waiter>, u64>,
     /// Those that were not displaced, in all and by group.
     places: usize,
     by_group: HashMap<Group, usize>,
@@ -43,6 +48,21 @@ struct Waiter {
     last_byte: AtomicU64,
     is_displaced: AtomicBool,
     displaced: Notify,
+    /// Its number among those that hold much memory.
+    heavy: OnceLock<u64>,
+    /// It has ended, and given back what it held.
+    is_gone: AtomicBool,
+}
+
+/// One that was displaced.
+#[derive(Debug)]
+pub(crate) struct Displaced(Arc<Waiter>);
+
+impl Displaced {
+    /// Whether it has given back what it held.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.is_gone.load(Ordering::SeqCst)
+    }
 }
 
 /// A waiter's place, given up when it is dropped.
@@ -84,6 +104,8 @@ impl Waiting {
             last_byte: AtomicU64::new(now),
             is_displaced: AtomicBool::new(false),
             displaced: Notify::new(),
+            heavy: OnceLock::new(),
+            is_gone: AtomicBool::new(false),
         });
         let mut crowd = self.crowd();
         for group in waiter.groups() {
@@ -102,35 +124,46 @@ impl Waiting {
         WaitingPlace { waiting: self, number, waiter }
     }
 
-    /// Displaces whoever has waited longest for a byte, but not this one, for which a byte has just come. Returns whether there
-    /// was one.
-    pub(crate) fn displace_other(&self, than: Option<&WaitingPlace<'_>>) -> bool {
+    /// Displaces, for its memory, whoever has waited longest for a byte, in all or of the same connection; but not this one, for
+    /// which a byte has just come. None where there is no other.
+    pub(crate) fn displace_other(&self, than: &WaitingPlace<'_>, among: Short) -> Option<Displaced> {
         let mut crowd = self.crowd();
-        let own = than.filter(|place| !place.waiter.is_displaced()).inspect(|place| place.byte());
-        crowd.places > usize::from(own.is_some()) && crowd.displace_longest()
+        let group = Group::Connection(than.waiter.connection);
+        let (all, own) = (crowd.places, usize::from(!than.waiter.is_displaced()));
+        than.byte();
+        let displaced = match among {
+            Short::All if all > own => crowd.displace_heavy().or_else(|| crowd.displace_longest()),
+            Short::Connection if crowd.by_group.get(&group).is_some_and(|count| *count > own) => {
+                crowd.displace_longest_of(group)
+            }
+            Short::All | Short::Connection => None,
+        };
+        displaced.map(Displaced)
     }
 }
 
 impl Crowd {
-    fn displace_longest(&mut self) -> bool {
-        let key = |waiter: &Arc<Waiter>| if waiter.is_displaced() { None } else { Some(waiter.last_byte()) };
-        let longest = self.line.take_longest(key).map(Arc::clone);
-        longest.is_some_and(|waiter| self.displace(&waiter))
+    fn displace_longest(&mut self) -> Option<Arc<Waiter>> {
+        let longest = self.line.take_longest(Waiter::key).map(Arc::clone);
+        longest.inspect(|waiter| self.displace(waiter))
     }
 
-    fn displace_longest_of(&mut self, group: Group) {
+    fn displace_heavy(&mut self) -> Option<Arc<Waiter>> {
+        let longest = self.heavy.take_longest(Waiter::key).map(Arc::clone);
+        longest.inspect(|waiter| self.displace(waiter))
+    }
+
+    fn displace_longest_of(&mut self, group: Group) -> Option<Arc<Waiter>> {
         let in_group = |waiter: &&Arc<Waiter>| !waiter.is_displaced() && waiter.groups().any(|its| its == group);
-        let longest = self.line.members().filter(in_group).min_by_key(|waiter| waiter.last_byte()).map(Arc::clone);
-        if let Some(waiter) = longest {
-            self.displace(&waiter);
-        }
+        let order = |waiter: &&Arc<Waiter>| (waiter.heavy.get().is_none(), waiter.last_byte());
+        let longest = self.line.members().filter(in_group).min_by_key(order).map(Arc::clone);
+        longest.inspect(|waiter| self.displace(waiter))
     }
 
-    fn displace(&mut self, waiter: &Waiter) -> bool {
+    fn displace(&mut self, waiter: &Waiter) {
         self.leave(waiter);
         waiter.is_displaced.store(true, Ordering::Relaxed);
         waiter.displaced.notify_one();
-        true
     }
 
     fn leave(&mut self, waiter: &Waiter) {
@@ -151,6 +184,11 @@ impl Waiter {
         [Some(Group::Connection(self.connection)), self.client.map(Group::Client)].into_iter().flatten()
     }
 
+    /// Its place in a line; none where it is on its way out.
+    fn key(waiter: &Arc<Waiter>) -> Option<u64> {
+        if waiter.is_displaced() { None } else { Some(waiter.last_byte()) }
+    }
+
     fn last_byte(&self) -> u64 {
         self.last_byte.load(Ordering::Relaxed)
     }
@@ -166,6 +204,14 @@ impl WaitingPlace<'_> {
         self.waiter.last_byte.store(self.waiting.now(), Ordering::Relaxed);
     }
 
+    /// It holds so many bytes now.
+    pub(crate) fn holds(&self, bytes: usize) {
+        if bytes >= HEAVY && self.waiter.heavy.get().is_none() {
+            let number = self.waiting.crowd().heavy.add(Arc::clone(&self.waiter), self.waiter.last_byte());
+            self.waiter.heavy.get_or_init(|| number);
+        }
+    }
+
     /// Completes when the place is another's.
     pub(crate) async fn displaced(&self) {
         self.waiter.displaced.notified().await;
@@ -176,9 +222,13 @@ impl Drop for WaitingPlace<'_> {
     fn drop(&mut self) {
         let mut crowd = self.waiting.crowd();
         crowd.line.remove(self.number);
+        if let Some(number) = self.waiter.heavy.get() {
+            crowd.heavy.remove(*number);
+        }
         if !self.waiter.is_displaced() {
             crowd.leave(&self.waiter);
         }
+        self.waiter.is_gone.store(true, Ordering::SeqCst);
     }
 }
 
@@ -217,20 +267,41 @@ mod tests {
         places.push(waiting.enter(&activity(3), None));
         assert_eq!(displaced(&places), [1]);
         places.remove(1);
-        assert!(waiting.displace_other(Some(&places[1])), "the first, for this one has just got a byte");
+        let victim =
+            waiting.displace_other(&places[1], Short::All).expect("the first, for this one has just got a byte");
         assert_eq!(displaced(&places), [0]);
         assert_eq!(waiting.crowd().places, 2);
+        assert!(!victim.is_gone());
         drop(places);
+        assert!(victim.is_gone());
         let crowd = waiting.crowd();
         assert_eq!((crowd.places, crowd.by_group.len(), crowd.line.len()), (0, 0, 0));
     }
 
     #[test]
+    fn for_memory_those_go_first_that_hold_much() {
+        let waiting = Waiting::new(8);
+        let places: Vec<_> = (0..4).map(|number| waiting.enter(&activity(number), None)).collect();
+        tick(&waiting);
+        places[1].holds(HEAVY);
+        places[2].holds(HEAVY);
+        places[1].byte();
+        assert!(waiting.displace_other(&places[3], Short::All).is_some());
+        assert_eq!(displaced(&places), [2]);
+        for expected in [vec![1], vec![0], vec![]] {
+            assert_eq!(waiting.displace_other(&places[3], Short::All).is_some(), !expected.is_empty());
+            assert_eq!(displaced(&places), expected);
+        }
+    }
+
+    #[test]
     fn nobody_is_displaced_for_itself() {
         let waiting = Waiting::new(3);
-        assert!(!waiting.displace_other(None));
         let place = waiting.enter(&activity(0), None);
-        assert!(!waiting.displace_other(Some(&place)));
+        assert!(waiting.displace_other(&place, Short::All).is_none());
+        let other = waiting.enter(&activity(1), None);
+        assert!(waiting.displace_other(&place, Short::Connection).is_none(), "it is of another connection");
+        assert_eq!(other.displaced().now_or_never(), None);
         assert_eq!(place.displaced().now_or_never(), None);
     }
 

@@ -18,8 +18,11 @@ impl<S> Watched<S> {
         Watched { stream, activity }
     }
 
+    /// Notes a socket that takes nothing. That it takes something again shows at a flush only: TLS buffers what is written.
     fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
-        self.activity.wrote(polled.is_ready());
+        if polled.is_pending() {
+            self.activity.is_blocked();
+        }
         polled
     }
 }
@@ -41,9 +44,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         self.wrote(polled)
     }
 
-    /// TLS buffers what is written: whether the socket took it shows here.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        if polled.is_ready() {
+            self.activity.is_flushed();
+        }
         self.wrote(polled)
     }
 

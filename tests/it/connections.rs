@@ -219,6 +219,9 @@ async fn a_new_connection_waits_while_only_signed_requests_are_in_hand() {
     }
     eventually("both are busy", || async { server.metric("streamgate_gateway_in_flight").await == 2.0 }).await;
     let mut third = wire::raw(server.public, &Webhook::fresh().raw()).await;
+    eventually("nobody can go for the third", || async { server.ops("/readyz").await.1.contains("max_connections") })
+        .await;
+    assert_eq!(server.metric("streamgate_gateway_in_flight").await, 2.0);
     drop(lock);
     for stream in busy.iter_mut().chain([&mut third]) {
         assert_eq!(wire::status(stream).await, 200);

@@ -46,6 +46,9 @@ async fn bombs_and_maximal_bodies_stay_within_the_budget() {
     assert!(held_bytes <= 64.0 * MIB as f64, "{held_bytes}");
     let resident = server.resident_bytes();
     assert!(resident < 80 * MIB as u64 + CONSTANT, "{} MiB resident", resident >> 20);
+    // Most had to give way to others while they were sent: sooner than their time was over.
+    let displaced = "streamgate_gateway_requests_total{app=\"chat\",kind=\"push\",outcome=\"displaced\"}";
+    assert!(server.metric(displaced).await >= 20.0);
     let statuses = join_all(held.iter_mut().map(status)).await;
     assert!(statuses.iter().all(|status| matches!(status, 408 | 503)), "{statuses:?}");
     drop(held);

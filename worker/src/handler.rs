@@ -55,12 +55,12 @@ impl Event {
 }
 
 /// The type as the signed body has it; nothing that came beside it stands above that. Only a callback of a pending message has
-/// its type from its path.
+/// its type from its path, and no body can call itself one.
 pub(crate) fn raw_type(envelope: &Envelope) -> Option<Cow<'_, str>> {
     let beside = Some(&envelope.event_type).filter(|name| *name != UNKNOWN_TYPE).map(Cow::from);
     match beside {
         Some(name) if name.starts_with(PENDING) => Some(name),
-        beside => peek::peek(&envelope.body).event_type.or(beside),
+        beside => peek::peek(&envelope.body).event_type.filter(|name| !name.starts_with(PENDING)).or(beside),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::{reason::Reason, signature::Verifier};
 use flate2::bufread::GzDecoder;
-use std::io::Read as _;
+use std::io::{self, BufRead, Read};
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// The first allocation, in bytes: most events fit, and a stranger's connection costs no more than this.
@@ -19,8 +19,10 @@ const RATIO: usize = 200;
 /// without such fields; each member costs a decoder.
 const MAX_MEMBERS: usize = 16;
 const MAX_HEADER_FIELD: usize = 1 << 10;
-/// Bytes that one step inflates: about 0.1 ms, after which other requests have their turn.
+/// Bytes that one step inflates, and bytes of the wire that it may take for them: a stream of empty blocks inflates to nothing and
+/// costs a table each. At most a millisecond or two, after which other requests have their turn.
 const STEP: usize = 64 << 10;
+const WIRE_STEP: usize = 16 << 10;
 const BUFFER: usize = 16 << 10;
 
 /// Bytes that an inflation holds beside its input and output: the decoder's window and tables (48 KiB), and a buffer.
@@ -132,12 +134,16 @@ impl Check<'_> {
     /// Goes on for a while. Returns the length of the inflated body once all of it was found to be signed by the app.
     pub fn step(&mut self) -> Result<Option<usize>, Reason> {
         let mut inflated = 0;
+        self.members.ration = WIRE_STEP;
         while inflated < STEP {
-            let read = self.members.read(&mut self.buffer)?;
-            if read == 0 {
-                let signed = self.verifier.clone().verify();
-                return if signed { Ok(Some(self.length)) } else { Err(Reason::WrongSignature) };
-            }
+            let read = match self.members.read(&mut self.buffer)? {
+                Piece::Bytes(read) => read,
+                Piece::Rationed => break,
+                Piece::End => {
+                    let signed = self.verifier.clone().verify();
+                    return if signed { Ok(Some(self.length)) } else { Err(Reason::WrongSignature) };
+                }
+            };
             inflated += read;
             self.length += read;
             if self.length > self.most {
@@ -161,11 +167,13 @@ impl Inflate<'_> {
     /// Goes on for a while. Returns the body once it is whole.
     pub fn step(&mut self) -> Result<Option<Vec<u8>>, Reason> {
         let until = self.filled.saturating_add(STEP).min(self.bytes.len());
+        self.members.ration = WIRE_STEP;
         while let Some(rest) = self.bytes.get_mut(self.filled..until).filter(|rest| !rest.is_empty()) {
             match self.members.read(rest)? {
+                Piece::Bytes(read) => self.filled += read,
+                Piece::Rationed => break,
                 // Shorter than a moment ago: that cannot be.
-                0 => return Err(Reason::BadGzip),
-                read => self.filled += read,
+                Piece::End => return Err(Reason::BadGzip),
             }
         }
         let is_whole = self.filled == self.bytes.len();
@@ -176,8 +184,47 @@ impl Inflate<'_> {
 /// The members of a gzip body, one after the other (RFC 1952, 2.2).
 struct Members<'w> {
     /// None after the last one.
-    decoder: Option<GzDecoder<&'w [u8]>>,
+    decoder: Option<GzDecoder<Rationed<'w>>>,
     begun: usize,
+    /// Bytes of the wire that may still be taken in this step.
+    ration: usize,
+}
+
+/// What a look at the members brings.
+enum Piece {
+    Bytes(usize),
+    /// The step's ration of the wire is used up.
+    Rationed,
+    /// The last member is over, and its checksum and length are right.
+    End,
+}
+
+/// The wire, of which a decoder gets only so much at a time.
+struct Rationed<'w> {
+    rest: &'w [u8],
+    ration: usize,
+}
+
+impl BufRead for Rationed<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        match self.rest.get(..self.ration.min(self.rest.len())) {
+            Some([]) | None if !self.rest.is_empty() => Err(io::ErrorKind::WouldBlock.into()),
+            piece => Ok(piece.unwrap_or_default()),
+        }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.rest = self.rest.get(amount..).unwrap_or_default();
+        self.ration = self.ration.saturating_sub(amount);
+    }
+}
+
+impl Read for Rationed<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let length = self.fill_buf()?.read(into)?;
+        self.consume(length);
+        Ok(length)
+    }
 }
 
 impl std::fmt::Debug for Members<'_> {
@@ -188,40 +235,46 @@ impl std::fmt::Debug for Members<'_> {
 
 impl<'w> Members<'w> {
     fn new(wire: &'w [u8]) -> Result<Members<'w>, Reason> {
-        let mut members = Members { decoder: None, begun: 0 };
+        let mut members = Members { decoder: None, begun: 0, ration: WIRE_STEP };
         members.begin(wire)?;
         Ok(members)
     }
 
     fn begin(&mut self, wire: &'w [u8]) -> Result<(), Reason> {
         self.begun += 1;
-        let decoder = GzDecoder::new(wire);
-        // A header that breaks off, or is none, shows at the first read.
-        let too_long = decoder.header().is_some_and(|header| {
-            let fields = [header.extra(), header.filename(), header.comment()];
-            fields.into_iter().flatten().any(|field| field.len() > MAX_HEADER_FIELD)
-        });
-        if too_long || self.begun > MAX_MEMBERS {
+        let decoder = GzDecoder::new(Rationed { rest: wire, ration: self.ration });
+        if self.begun > MAX_MEMBERS {
             return Err(Reason::BadGzip);
         }
         self.decoder = Some(decoder);
         Ok(())
     }
 
-    /// Fills some of the buffer; 0 at the end of the last member, whose checksum and length are right then.
-    fn read(&mut self, into: &mut [u8]) -> Result<usize, Reason> {
+    /// Fills some of the buffer.
+    fn read(&mut self, into: &mut [u8]) -> Result<Piece, Reason> {
         while let Some(decoder) = &mut self.decoder {
-            let read = decoder.read(into).map_err(|_| Reason::BadGzip)?;
-            if read > 0 {
-                return Ok(read);
+            decoder.get_mut().ration = self.ration;
+            let read = decoder.read(into);
+            let Rationed { rest, ration } = *decoder.get_ref();
+            self.ration = ration;
+            // Known once the header is whole. One that breaks off, or is none, is an error of the read.
+            let is_too_long = decoder.header().is_some_and(|header| {
+                let fields = [header.extra(), header.filename(), header.comment()];
+                fields.into_iter().flatten().any(|field| field.len() > MAX_HEADER_FIELD)
+            });
+            match read {
+                Ok(_) if is_too_long => return Err(Reason::BadGzip),
+                Ok(0) => {}
+                Ok(read) => return Ok(Piece::Bytes(read)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Piece::Rationed),
+                Err(_) => return Err(Reason::BadGzip),
             }
-            let rest: &'w [u8] = decoder.get_ref();
             self.decoder = None;
             if !rest.is_empty() {
                 self.begin(rest)?;
             }
         }
-        Ok(0)
+        Ok(Piece::End)
     }
 }
 
@@ -326,7 +379,9 @@ mod tests {
             encoder.write_all(b"{}").unwrap();
             encoder.finish().unwrap()
         };
-        for (length, expected) in [(MAX_HEADER_FIELD, Ok(b"{}".to_vec())), (MAX_HEADER_FIELD + 1, Err(Reason::BadGzip))]
+        let bad = || Err(Reason::BadGzip);
+        for (length, expected) in
+            [(MAX_HEADER_FIELD, Ok(b"{}".to_vec())), (MAX_HEADER_FIELD + 1, bad()), (3 * WIRE_STEP, bad())]
         {
             let field = vec![b'x'; length];
             let headers = [
@@ -339,6 +394,23 @@ mod tests {
             }
         }
         assert_eq!(read(&[gzip(b"{}").as_slice(), b"garbage"].concat(), 4096, b"{}", MIB), Err(Reason::BadGzip));
+    }
+
+    #[test]
+    fn a_step_takes_little_of_the_wire_whatever_it_inflates_to() {
+        // Stored blocks of no length (RFC 1951, 3.2.4): five bytes each, and nothing comes of them.
+        let header = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+        let wire = [&header[..], &[0, 0, 0, 0xff, 0xff].repeat(100_000), &[1, 0, 0, 0xff, 0xff], &[0; 8]].concat();
+        let key = SigningKey::new(b"secret");
+        let gzip = Gzip { wire, verifier: Verifier::new(std::slice::from_ref(&key), key.sign(b"")) };
+        let mut check = gzip.check(MIB).unwrap();
+        let mut steps = 1;
+        while check.step() == Ok(None) {
+            steps += 1;
+        }
+        assert_eq!(check.length, 0);
+        assert_eq!(steps, gzip.wire.len().div_ceil(WIRE_STEP));
+        assert_eq!(read(&gzip.wire, 4096, b"", MIB), Ok(vec![]), "and it is authentic");
     }
 
     proptest! {

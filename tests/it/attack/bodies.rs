@@ -86,6 +86,44 @@ async fn forged_bombs_leave_time_for_signed_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bombs_that_queue_for_their_inflation_give_way() {
+    let scene = Scene::start().await;
+    let (to, root) = (scene.server.public, scene.root.clone());
+    let webhook = forged(vec![]).on_the_wire(bomb());
+    // Each of them holds 72 KiB, of 8 MiB that all may hold before they are verified.
+    let all = attackers(4, |_| {
+        let (root, webhook) = (root.clone(), webhook.clone());
+        async move {
+            loop {
+                tokio::time::sleep(PAUSE * 10).await;
+                let Some(mut peer) = Peer::open(to, &root, &[]).await else { continue };
+                for _ in 0..100 {
+                    let Some(stream) = peer.begin(&webhook, false).await else { break };
+                    peer.data(stream, &webhook.body, true).await;
+                }
+                drop(tokio::time::timeout(Duration::from_millis(500), peer.closed()).await);
+            }
+        }
+    });
+    let row = scene.under(all).await;
+    scene.hold("gzip bombs that queue for their inflation", row).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_blocks_of_gzip_take_turns() {
+    let scene = Scene::start().await;
+    let (to, root) = (scene.server.public, scene.root.clone());
+    // Blocks that end at once (RFC 1951, 3.2.4): five bytes each, and nothing comes of them.
+    let header = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    let blocks = [0, 0, 0, 0xff, 0xff].repeat(MAX_BODY / 5 - 10);
+    let wire = [&header[..], &blocks, &[1, 0, 0, 0xff, 0xff], &[0; 8]].concat();
+    let raw = Arc::new(forged(b"x".to_vec()).on_the_wire(wire).raw());
+    let all = attackers(8, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 0));
+    let row = scene.under(all).await;
+    scene.hold("gzip of many blocks", row).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn members_and_fields_of_gzip_cost_next_to_nothing() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
@@ -162,6 +200,14 @@ async fn a_wrong_signature_closes_its_connection() {
     stream.write_all(&forged(b"{}".to_vec()).raw()).await.unwrap();
     let told = wire::read_to_end(stream).await.to_lowercase();
     assert!(told.starts_with("http/1.1 401 ") && told.contains("connection: close"), "{told:?}");
+    // So does work for nothing that only a signature is worth.
+    let mut broken = bomb();
+    *broken.last_mut().unwrap() ^= 1;
+    let stream = TcpStream::connect(to).await.unwrap();
+    let mut stream = wire::tls(stream, &scene.root, b"http/1.1").await.unwrap();
+    stream.write_all(&forged(vec![]).on_the_wire(broken).raw()).await.unwrap();
+    let told = wire::read_to_end(stream).await.to_lowercase();
+    assert!(told.starts_with("http/1.1 400 ") && told.contains("connection: close"), "{told:?}");
     // Over HTTP/2 others may share the connection: it ends after a few.
     let mut peer = Peer::open(to, &scene.root, &[]).await.unwrap();
     for _ in 0..4 {

@@ -7,6 +7,7 @@
 mod bodies;
 mod frames;
 mod held;
+mod hooks;
 mod peers;
 mod places;
 mod voice;
@@ -114,6 +115,12 @@ impl Scene {
         if other_binary().is_some() {
             return;
         }
+        let (_, metrics) = self.server.ops("/metrics").await;
+        let outcomes: Vec<_> = metrics.lines().filter(|line| line.contains("gateway_requests_total{")).collect();
+        println!(
+            "{}",
+            outcomes.iter().filter(|line| !line.ends_with(" 0")).map(|line| format!("{line}\n")).collect::<String>()
+        );
         assert!(row.good * 10 >= row.sent * 9, "{attack}: {row:?}");
         assert!(row.peak_resident <= allowed, "{attack}: {row:?}");
         // One more waits for its place, and the kernel's table is read while connections come and go.

@@ -124,6 +124,36 @@ async fn an_answer_that_is_not_taken_in_time_ends_its_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_goes_on_whatever_it_is_told_is_cut_off() {
+    let site = Site::new();
+    let setup = Setup { gateway: "answer_deadline = \"500ms\"\nkeep_alive = \"1h\"".into(), ..Setup::default() };
+    let (server, transports) = secure(&site, setup).await;
+    let wire::Transport::Tls { root, .. } = &transports[1] else { panic!() };
+    let forged = Webhook::fresh().on_the_wire("{}");
+    // Forges on after it was told to go, and never says that it heard it.
+    let forge = async |peer: &mut Peer| {
+        let stream = peer.begin(&forged, false).await?;
+        peer.data(stream, b"{}", true).await
+    };
+    // Leaves an answer untaken, and always has a body on its way.
+    let stall = async |peer: &mut Peer| {
+        peer.begin(&lost(), true).await?;
+        peer.begin(&forged, false).await.map(drop)
+    };
+    for (attack, settings) in [(true, [].as_slice()), (false, &[(INITIAL_WINDOW_SIZE, 0)])] {
+        let mut peer = Peer::open(server.public, root, settings).await.unwrap();
+        let started = std::time::Instant::now();
+        while (if attack { forge(&mut peer).await } else { stall(&mut peer).await }).is_some() {
+            assert!(started.elapsed() < crate::harness::PATIENCE, "still open");
+            tokio::time::sleep(PAUSE * 5).await;
+        }
+    }
+    eventually("their places are free", || async { server.metric("streamgate_gateway_connections").await == 0.0 })
+        .await;
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_is_heard_while_a_connection_waits_for_a_place() {
     let site = Site::new();
     site.configure(&Setup { gateway: "max_connections = 1\ndrain_timeout = \"1s\"".into(), ..Setup::default() });

@@ -109,6 +109,28 @@ async fn an_event_is_refused_on_the_path_of_another_kind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_body_calls_itself_a_callback_of_a_pending_message() {
+    let site = Site::new();
+    let service = Receiver::willing().await;
+    let route = service.route().replace("[\"*\"]", "[\"pending_message.*\"]");
+    site.configure(&Setup { rest: route, ..Setup::default() });
+    let server = site.start().await;
+    let body = r#"{"type":"pending_message.deleted","message":{"id":"m"}}"#;
+    assert_eq!(told(server.public, &Webhook::push("spoof", body)).await, (200, "enqueued".into()));
+    let pending = Webhook::push("real", r#"{"message":{"id":"m"},"metadata":{}}"#);
+    assert_eq!(told(server.public, &at(DELETED, pending)).await, (200, "enqueued".into()));
+    eventually("both are settled", || async {
+        let settled =
+            async |labels: &str| server.metric(&format!("streamgate_worker_deliveries_total{{{labels}}}")).await;
+        settled("outcome=\"done\",route=\"app\"").await == 1.0
+            && settled("outcome=\"unmatched\",route=\"none\"").await == 1.0
+    })
+    .await;
+    assert_eq!(service.ids(), ["real".to_owned()].into());
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_commands_name_is_signed_or_configured() {
     let site = Site::new();
     let service = Receiver::willing().await;

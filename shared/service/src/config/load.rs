@@ -119,6 +119,13 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Logs what works, and is probably not what was meant.
+    pub fn tell_doubts(&self) {
+        for Problem { key, what } in &self.doubts {
+            tracing::warn!(key, "{what}");
+        }
+    }
+
     /// For `gateway` and `worker`, which have no other store.
     pub fn for_services(mut self) -> Result<Loaded, ConfigError> {
         let what = "\"embedded\" is the store of `up`; `gateway` and `worker` work on \"rabbitmq\"";

@@ -152,6 +152,14 @@ impl Config {
                 "must differ from gateway.listen: metrics never stand on the public port",
             );
         }
+        let least = gateway.max_body.saturating_mul(4).saturating_add(MIB);
+        if gateway.memory_budget < least {
+            let what = format!(
+                "is less than 4 * gateway.max_body + 1MiB ({} MiB): a few large bodies, or a stranger's, can take what signed ones need",
+                least.div_ceil(MIB)
+            );
+            report.doubt("gateway.memory_budget", what);
+        }
         apps::cross_check(&self.apps, report);
         worker::cross_check(&self.worker, &self.apps, report);
         hooks::cross_check(&self.hooks, report);

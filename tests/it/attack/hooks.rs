@@ -1,0 +1,70 @@
+//! Hooks under overload: Stream repeats none, and stores the message of one that is refused.
+
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::wire::{MODERATION, Webhook, raw, read_to_end, send};
+
+const WIDE: usize = 64 << 10;
+
+async fn start(site: &Site, gateway: &str, on_failure: &str) -> Server {
+    let rest = format!("[hooks.before_message_send]\non_failure = \"{on_failure}\"\nfailure_text = \"not now\"\n");
+    site.configure(&Setup { gateway: format!("max_body = \"64KiB\"\n{gateway}"), rest, ..Setup::default() });
+    site.start().await
+}
+
+/// Signed pushes that wait for a commit that hangs.
+async fn hold(server: &Server, count: usize) -> Vec<tokio::net::TcpStream> {
+    let mut held = Vec::new();
+    for number in 0..count {
+        let wide = Webhook::push(&format!("held-{number}"), vec![b'a' + number as u8; WIDE]);
+        held.push(raw(server.public, &wide.raw()).await);
+    }
+    eventually("they wait for their commit", || async {
+        server.metric("streamgate_gateway_memory_bytes").await >= (count * WIDE) as f64
+    })
+    .await;
+    held
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_under_overload_is_answered_by_its_policy() {
+    let message = r#"{"text":"hello","n":1.10}"#;
+    let rejected = r#"{"message":{"type":"error","text":"not now"}}"#;
+    for (on_failure, expected) in [("allow", format!("{{\"message\":{message}}}")), ("reject", rejected.to_owned())] {
+        let site = Site::new();
+        let server = start(&site, "max_in_flight = 1", on_failure).await;
+        let lock = site.hang_store();
+        let held = hold(&server, 1).await;
+        // Signed, and over the limit of signed requests.
+        let answer = send(server.public, &Webhook::moderation(message)).await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.outcome()), (200, "in_flight_limit"));
+        assert_eq!(answer.body, expected);
+        drop((lock, held));
+        assert!(server.terminate().await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_cannot_be_verified_in_time_fails_as_its_policy_says() {
+    for (on_failure, status) in [("allow", 503), ("reject", 200)] {
+        let site = Site::new();
+        let server = start(&site, "memory_budget = \"160KiB\"\nbody_timeout = \"300ms\"", on_failure).await;
+        // Slow: the sender may be a stranger, and gets what any hook gets.
+        let hook = Webhook::moderation(r#"{"text":"hello"}"#).add("connection", "close").raw();
+        let slow = read_to_end(raw(server.public, &hook[..hook.len() - 1]).await).await;
+        assert!(slow.starts_with(if status == 200 { "HTTP/1.1 200 " } else { "HTTP/1.1 408 " }), "{slow:?}");
+        assert_eq!(slow.contains("not now"), status == 200, "{slow:?}");
+        // Without memory to inflate it.
+        let lock = site.hang_store();
+        let held = hold(&server, 2).await;
+        let zipped = Webhook::moderation(r#"{"text":"hello"}"#).zipped();
+        let answer = send(server.public, &zipped).await.unwrap();
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert_eq!(answer.outcome() == "memory_budget", status == 200, "{answer:?}");
+        // A final refusal is none of load: a wrong signature is never allowed or rejected.
+        let forged = Webhook::moderation("{}").on_the_wire("{}");
+        assert_eq!(send(server.public, &Webhook { path: MODERATION.into(), ..forged }).await.unwrap().status, 401);
+        drop((lock, held));
+        assert!(server.terminate().await.success());
+    }
+}
