@@ -9,7 +9,7 @@ use hyper::body::{Frame, Incoming};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use streamgate_core::inflate::{Gzip, INFLATION, Whole, WireBody};
+use streamgate_core::inflate::{Checked, Gzip, INFLATION, Whole, WireBody};
 use streamgate_core::{reason::Reason, signature::Verifier};
 use streamgate_service::metrics::Metrics;
 use tokio::sync::Semaphore;
@@ -145,7 +145,7 @@ impl Reading<'_> {
     /// Both passes. What turns out not to be signed after all that work costs its connection.
     async fn inflate(mut self, gzip: &Gzip) -> Result<HeldBody, Reason> {
         self.reserve(INFLATION).await?;
-        let length = self.check(gzip).await.inspect_err(|reason| {
+        let checked = self.check(gzip).await.inspect_err(|reason| {
             if *reason != Reason::Displaced {
                 self.in_hand.strike();
             }
@@ -155,6 +155,11 @@ impl Reading<'_> {
         // A signed one has its place among the signed, and needs none here.
         let Reading { mut share, place, .. } = self;
         drop(place);
+        let length = match checked {
+            // No longer than the buffer that was paid for.
+            Checked::Short(bytes) => return Ok(HeldBody { _share: share.split(bytes.len()), bytes }),
+            Checked::Long(length) => length,
+        };
         share.reserve(length).map_err(|_| Reason::MemoryBudget)?;
         let mut inflate = gzip.inflate(length)?;
         loop {
@@ -165,9 +170,9 @@ impl Reading<'_> {
         }
     }
 
-    /// The length of a signed body. The first step runs at once; those after it some at a time, each anew, so that who inflates
+    /// The first pass. The first step runs at once; those after it some at a time, each anew, so that who inflates
     /// little does not wait for who inflates much.
-    async fn check(&self, gzip: &Gzip) -> Result<usize, Reason> {
+    async fn check(&self, gzip: &Gzip) -> Result<Checked, Reason> {
         let mut check = gzip.check(self.reader.max_body)?;
         let mut stepped = check.step()?;
         while stepped.is_none() {

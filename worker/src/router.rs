@@ -1,6 +1,7 @@
 //! Which handler gets an event: the first route whose globs match its type.
 
 use crate::handler::{Handler, raw_type};
+use std::cell::LazyCell;
 use std::sync::Arc;
 use streamgate_core::{envelope::Envelope, pattern::Pattern};
 
@@ -21,9 +22,13 @@ impl std::fmt::Debug for Route {
 }
 
 impl Route {
-    fn takes(&self, app: &str, event_type: &str) -> bool {
+    /// `event_type`: asked only where it decides, for it is read from the body.
+    fn takes<'t>(&self, app: &str, event_type: impl FnOnce() -> &'t str) -> bool {
         (self.apps.is_empty() || self.apps.iter().any(|name| name == app))
-            && self.events.iter().any(|pattern| pattern.matches(event_type))
+            && (self.events.iter().any(Pattern::is_everything) || {
+                let event_type = event_type();
+                self.events.iter().any(|pattern| pattern.matches(event_type))
+            })
     }
 }
 
@@ -45,8 +50,8 @@ impl Router {
     pub fn pick(&self, envelope: &Envelope) -> Option<&Route> {
         let named = envelope.route.as_deref().and_then(|name| self.0.iter().find(|route| *route.name == *name));
         named.or_else(|| {
-            let event_type = raw_type(envelope).unwrap_or_default();
-            self.0.iter().find(|route| route.takes(&envelope.app, &event_type))
+            let event_type = LazyCell::new(|| raw_type(envelope).unwrap_or_default());
+            self.0.iter().find(|route| route.takes(&envelope.app, || &event_type))
         })
     }
 }

@@ -175,6 +175,7 @@ fn parse_rfc3339(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::collections::HashMap;
 
     fn envelope() -> Envelope {
@@ -260,5 +261,22 @@ mod tests {
     fn debug_shows_no_body() {
         let secret = Envelope { body: Bytes::from_static(b"private words"), ..envelope() };
         assert!(!format!("{secret:?}").contains("private"));
+    }
+
+    proptest! {
+        /// Whatever a broker holds beside an event is read, and what was read is written and read back as it is.
+        #[test]
+        fn any_headers_are_read_and_read_back(values in proptest::collection::vec(any::<String>(), 12)) {
+            let names = [
+                header::WEBHOOK_ID, header::WEBHOOK_ATTEMPT, header::API_KEY, header::SIGNATURE, header::VERSION, header::KEY,
+                header::RECEIVED_AT, header::ATTEMPT, header::CID, header::ROUTE, header::REPLAY, header::TRACEPARENT,
+            ];
+            let properties = || Properties { app: "chat".into(), kind: Kind::Push, id: "id".into(), event_type: "a.b".into() };
+            let header = |name: &str| Some(values[names.iter().position(|known| *known == name)?].as_str());
+            let read = Envelope::restore(properties(), header, Bytes::new());
+            let written = read.headers();
+            let written = |name: &str| written.iter().find(|(known, _)| *known == name).map(|(_, value)| &**value);
+            prop_assert_eq!(Envelope::restore(properties(), written, Bytes::new()), read);
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Stream signs the uncompressed bytes, so a receiver must inflate before it can authenticate. What a stranger can make it
 //! spend is bounded: until the signature has matched only the bytes that arrived are kept. A gzip body is inflated twice, once
-//! through the signature check keeping nothing, and again into memory of a length that is known by then.
+//! through the signature check keeping no more than one buffer, and again into memory of a length that is known by then; one
+//! that fits into the buffer is inflated once.
 
 use crate::{reason::Reason, signature::Verifier};
 use flate2::bufread::GzDecoder;
@@ -120,6 +121,15 @@ impl Gzip {
     }
 }
 
+/// A gzip body that was found to be signed by the app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// It is short: here it is.
+    Short(Vec<u8>),
+    /// It inflates to so many bytes.
+    Long(usize),
+}
+
 /// The first pass: who signed it, and how long it is.
 #[derive(Debug)]
 pub struct Check<'w> {
@@ -127,31 +137,40 @@ pub struct Check<'w> {
     verifier: Verifier,
     most: usize,
     length: usize,
+    /// The latest bytes; all of them, as long as they fit.
     buffer: Vec<u8>,
 }
 
 impl Check<'_> {
-    /// Goes on for a while. Returns the length of the inflated body once all of it was found to be signed by the app.
-    pub fn step(&mut self) -> Result<Option<usize>, Reason> {
+    /// Goes on for a while. Returns what is known of the body once all of it was found to be signed by the app.
+    pub fn step(&mut self) -> Result<Option<Checked>, Reason> {
         let mut inflated = 0;
         self.members.ration = WIRE_STEP;
         while inflated < STEP {
-            let read = match self.members.read(&mut self.buffer)? {
+            let filled = if self.length < BUFFER { self.length } else { 0 };
+            let free = self.buffer.get_mut(filled..).unwrap_or_default();
+            let read = match self.members.read(free)? {
                 Piece::Bytes(read) => read,
                 Piece::Rationed => break,
-                Piece::End => {
-                    let signed = self.verifier.clone().verify();
-                    return if signed { Ok(Some(self.length)) } else { Err(Reason::WrongSignature) };
-                }
+                Piece::End => return self.verified().map(Some),
             };
             inflated += read;
             self.length += read;
             if self.length > self.most {
                 return Err(Reason::TooLarge);
             }
-            self.verifier.update(self.buffer.get(..read).unwrap_or_default());
+            self.verifier.update(free.get(..read).unwrap_or_default());
         }
         Ok(None)
+    }
+
+    fn verified(&self) -> Result<Checked, Reason> {
+        if !self.verifier.clone().verify() {
+            return Err(Reason::WrongSignature);
+        }
+        // A copy, so that a short event does not hold a whole buffer.
+        let whole = self.buffer.get(..self.length).map(<[u8]>::to_vec);
+        Ok(whole.map_or(Checked::Long(self.length), Checked::Short))
     }
 }
 
@@ -306,7 +325,10 @@ mod tests {
             Whole::Signed(bytes) => return Ok(bytes),
             Whole::Gzip(zipped) => zipped,
         };
-        let length = finished(|mut check: Check<'_>| (check.step(), check), zipped.check(limit)?)?;
+        let length = match finished(|mut check: Check<'_>| (check.step(), check), zipped.check(limit)?)? {
+            Checked::Short(bytes) => return Ok(bytes),
+            Checked::Long(length) => length,
+        };
         finished(|mut inflate: Inflate<'_>| (inflate.step(), inflate), zipped.inflate(length)?)
     }
 
@@ -354,7 +376,7 @@ mod tests {
     fn bombs_stop_early_and_repetitive_chat_does_not() {
         let equal = |length: usize| vec![b'a'; length];
         // 56:1 and authentic, and the most that is free.
-        for length in [5_000, FREE] {
+        for length in [5_000, BUFFER, BUFFER + 1, FREE] {
             assert_eq!(read(&gzip(&equal(length)), 4096, &equal(length), 4 * MIB), Ok(equal(length)));
         }
         let bomb = equal(4 * MIB);
@@ -409,6 +431,7 @@ mod tests {
             steps += 1;
         }
         assert_eq!(check.length, 0);
+        assert_eq!(check.step(), Ok(Some(Checked::Short(vec![]))));
         assert_eq!(steps, gzip.wire.len().div_ceil(WIRE_STEP));
         assert_eq!(read(&gzip.wire, 4096, b"", MIB), Ok(vec![]), "and it is authentic");
     }

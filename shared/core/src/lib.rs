@@ -17,6 +17,7 @@ pub mod pattern;
 pub mod peek;
 pub mod peer;
 pub mod ports;
+pub mod proxy;
 pub mod reason;
 pub mod retry;
 pub mod rules;

@@ -26,6 +26,11 @@ impl Pattern {
         }
     }
 
+    /// Whether it matches every type, without a look at one.
+    pub fn is_everything(&self) -> bool {
+        self.0.bytes().all(|byte| byte == b'*')
+    }
+
     /// Linear in the length of the type for each `*`: after a mismatch only the last `*` is widened.
     pub fn matches(&self, event_type: &str) -> bool {
         let (pattern, text) = (self.0.as_bytes(), event_type.as_bytes());

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::secret::Secret;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
@@ -182,24 +183,27 @@ fn list(problems: &[Problem]) -> String {
 /// Reads and checks the configuration; tells all mistakes together.
 pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     let path = source.path();
-    let mut table = match &path {
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| ConfigError::Unreadable { path: path.clone(), error: error.to_string() })?;
-            toml::from_str::<Table>(&text).map_err(|error| ConfigError::Malformed {
-                path: path.clone(),
-                // The message and the line, never the line's text: it may hold a secret.
-                error: match error.span() {
-                    Some(span) => format!("line {}: {}", line_of(&text, span.start), error.message()),
-                    None => error.message().to_owned(),
-                },
-            })?
-        }
-        None => Table::new(),
-    };
+    let text = path.as_ref().map(|path| {
+        let unreadable = |error: io::Error| ConfigError::Unreadable { path: path.clone(), error: error.to_string() };
+        std::fs::read_to_string(path).map_err(unreadable)
+    });
+    from_text(path, text.transpose()?.as_deref(), &source.environment)
+}
+
+/// Reads and checks the text of a configuration; tells all mistakes together. `path`: where it stands, for errors.
+pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Environment) -> Result<Loaded, ConfigError> {
+    let text = text.unwrap_or_default();
+    let mut table = toml::from_str::<Table>(text).map_err(|error| ConfigError::Malformed {
+        path: path.clone().unwrap_or_default(),
+        // The message and the line, never the line's text: it may hold a secret.
+        error: match error.span() {
+            Some(span) => format!("line {}: {}", line_of(text, span.start), error.message()),
+            None => error.message().to_owned(),
+        },
+    })?;
     let mut from_env = BTreeMap::new();
     let mut misplaced = Vec::new();
-    for (name, value) in &source.environment.variables {
+    for (name, value) in &environment.variables {
         let Some(rest) = name.strip_prefix(PREFIX) else { continue };
         let key = rest.to_lowercase().replace("__", ".");
         match overlay(&mut table, &key, value) {
@@ -212,7 +216,7 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
         }
     }
     let report = Report::new(from_env);
-    let config = Config::read(table, &source.environment, &report);
+    let config = Config::read(table, environment, &report);
     let doubts = report.take_doubts();
     let mut problems = report.into_problems();
     problems.extend(misplaced);
@@ -248,6 +252,7 @@ fn overlay(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::time::Duration;
 
     fn load_text<const N: usize>(text: &str, variables: [(&str, &str); N]) -> Result<Loaded, ConfigError> {
@@ -261,6 +266,22 @@ mod tests {
         match load_text(text, variables) {
             Err(ConfigError::Wrong { problems, .. }) => problems.into_iter().map(|problem| problem.key).collect(),
             other => panic!("expected mistakes, got {other:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(
+            text in "[ -~\\n\u{e9}]{0,200}",
+            key in "(gateway|dedup|store|hooks|worker|rabbitmq)\\.[a-z_]{1,16}",
+            value in "(true|-?[0-9]{1,25}|\"[ -~]{0,20}\"|\\[\\]|\\{\\}|1e400|1979-05-27)",
+        ) {
+            let environment = Environment::of([]);
+            for text in [text.clone(), format!("{key} = {value}\n"), format!("{text}\n{key} = {value}\n")] {
+                if let Err(error) = from_text(None, Some(&text), &environment) {
+                    prop_assert!(!error.to_string().is_empty());
+                }
+            }
         }
     }
 

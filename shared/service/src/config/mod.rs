@@ -13,7 +13,7 @@ mod worker;
 pub use apps::{AppConfig, KeyConfig};
 pub use backends::{RabbitMqConfig, RedisConfig};
 pub use hooks::{COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType};
-pub use load::{ConfigError, Environment, Loaded, Source, load};
+pub use load::{ConfigError, Environment, Loaded, Source, from_text, load};
 pub use worker::{ForwardConfig, RouteConfig, Unmatched, WorkerConfig};
 
 use reader::{Report, Section};

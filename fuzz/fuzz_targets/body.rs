@@ -1,0 +1,40 @@
+//! A body from the wire, in pieces: what passes was signed, and nothing grows beyond its bounds.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use streamgate_core::inflate::{Checked, Whole, WireBody};
+use streamgate_core::signature::{SigningKey, Verifier};
+
+const LIMIT: usize = 1 << 20;
+
+fuzz_target!(|data: &[u8]| {
+    let Some((size, wire)) = data.split_first() else { return };
+    let key = SigningKey::new(b"secret");
+    // Signed as it is, so that plain bodies pass.
+    let verifier = Verifier::new(std::slice::from_ref(&key), key.sign(wire));
+    let mut body = WireBody::new(verifier, LIMIT);
+    for piece in wire.chunks(usize::from(*size).max(1)) {
+        if body.push(piece).is_err() {
+            return;
+        }
+    }
+    match body.finish() {
+        Ok(Whole::Signed(bytes)) => assert_eq!(bytes, wire),
+        Ok(Whole::Gzip(gzip)) => {
+            let Ok(mut check) = gzip.check(LIMIT) else { return };
+            let passed = loop {
+                match check.step() {
+                    Ok(None) => {}
+                    Ok(Some(checked)) => break checked,
+                    Err(_) => return,
+                }
+            };
+            // What inflates to itself is signed as well.
+            match passed {
+                Checked::Short(bytes) => assert_eq!(bytes, wire),
+                Checked::Long(length) => assert_eq!(length, wire.len()),
+            }
+        }
+        Err(_) => {}
+    }
+});
