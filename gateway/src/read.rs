@@ -155,12 +155,14 @@ impl Reading<'_> {
         // A signed one has its place among the signed, and needs none here.
         let Reading { mut share, place, .. } = self;
         drop(place);
-        let length = match checked {
-            // No longer than the buffer that was paid for.
-            Checked::Short(bytes) => return Ok(HeldBody { _share: share.split(bytes.len()), bytes }),
-            Checked::Long(length) => length,
+        let length = match &checked {
+            Checked::Short(bytes) => bytes.len(),
+            Checked::Long(length) => *length,
         };
         share.reserve(length).map_err(|_| Reason::MemoryBudget)?;
+        if let Checked::Short(bytes) = checked {
+            return Ok(HeldBody { bytes, _share: share.split(length) });
+        }
         let mut inflate = gzip.inflate(length)?;
         loop {
             if let Some(bytes) = inflate.step()? {

@@ -2,8 +2,8 @@
 //!
 //! Stream signs the uncompressed bytes, so a receiver must inflate before it can authenticate. What a stranger can make it
 //! spend is bounded: until the signature has matched only the bytes that arrived are kept. A gzip body is inflated twice, once
-//! through the signature check keeping no more than one buffer, and again into memory of a length that is known by then; one
-//! that fits into the buffer is inflated once.
+//! through the signature check keeping nothing, and again into memory of a length that is known by then. One that is over within
+//! the first step, with which nobody else's turn comes, is kept from there.
 
 use crate::{reason::Reason, signature::Verifier};
 use flate2::bufread::GzDecoder;
@@ -21,9 +21,9 @@ const RATIO: usize = 200;
 const MAX_MEMBERS: usize = 16;
 const MAX_HEADER_FIELD: usize = 1 << 10;
 /// Bytes that one step inflates, and bytes of the wire that it may take for them: a stream of empty blocks inflates to nothing and
-/// costs a table each. At most a millisecond or two, after which other requests have their turn.
-const STEP: usize = 64 << 10;
-const WIRE_STEP: usize = 16 << 10;
+/// costs a table each. A few milliseconds at the most, after which other requests have their turn.
+const STEP: usize = 128 << 10;
+const WIRE_STEP: usize = 64 << 10;
 const BUFFER: usize = 16 << 10;
 
 /// Bytes that an inflation holds beside its input and output: the decoder's window and tables (48 KiB), and a buffer.
@@ -124,7 +124,7 @@ impl Gzip {
 /// A gzip body that was found to be signed by the app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Checked {
-    /// It is short: here it is.
+    /// It was over within the first step: here it is.
     Short(Vec<u8>),
     /// It inflates to so many bytes.
     Long(usize),
@@ -137,7 +137,6 @@ pub struct Check<'w> {
     verifier: Verifier,
     most: usize,
     length: usize,
-    /// The latest bytes; all of them, as long as they fit.
     buffer: Vec<u8>,
 }
 
@@ -145,32 +144,40 @@ impl Check<'_> {
     /// Goes on for a while. Returns what is known of the body once all of it was found to be signed by the app.
     pub fn step(&mut self) -> Result<Option<Checked>, Reason> {
         let mut inflated = 0;
+        // Gone with this call, unless the body is over and signed by then.
+        let mut kept = (self.length == 0).then(Vec::new);
         self.members.ration = WIRE_STEP;
         while inflated < STEP {
-            let filled = if self.length < BUFFER { self.length } else { 0 };
-            let free = self.buffer.get_mut(filled..).unwrap_or_default();
-            let read = match self.members.read(free)? {
+            let read = match self.members.read(&mut self.buffer)? {
                 Piece::Bytes(read) => read,
                 Piece::Rationed => break,
-                Piece::End => return self.verified().map(Some),
+                Piece::End => return self.verified(kept).map(Some),
             };
             inflated += read;
             self.length += read;
             if self.length > self.most {
                 return Err(Reason::TooLarge);
             }
-            self.verifier.update(free.get(..read).unwrap_or_default());
+            let piece = self.buffer.get(..read).unwrap_or_default();
+            self.verifier.update(piece);
+            if let Some(kept) = &mut kept {
+                kept.extend_from_slice(piece);
+            }
         }
         Ok(None)
     }
 
-    fn verified(&self) -> Result<Checked, Reason> {
+    fn verified(&self, kept: Option<Vec<u8>>) -> Result<Checked, Reason> {
         if !self.verifier.clone().verify() {
             return Err(Reason::WrongSignature);
         }
-        // A copy, so that a short event does not hold a whole buffer.
-        let whole = self.buffer.get(..self.length).map(<[u8]>::to_vec);
-        Ok(whole.map_or(Checked::Long(self.length), Checked::Short))
+        Ok(match kept.filter(|kept| kept.len() == self.length) {
+            Some(mut whole) => {
+                whole.shrink_to_fit();
+                Checked::Short(whole)
+            }
+            None => Checked::Long(self.length),
+        })
     }
 }
 
@@ -376,7 +383,7 @@ mod tests {
     fn bombs_stop_early_and_repetitive_chat_does_not() {
         let equal = |length: usize| vec![b'a'; length];
         // 56:1 and authentic, and the most that is free.
-        for length in [5_000, BUFFER, BUFFER + 1, FREE] {
+        for length in [5_000, BUFFER, BUFFER + 1, STEP, STEP + BUFFER, FREE] {
             assert_eq!(read(&gzip(&equal(length)), 4096, &equal(length), 4 * MIB), Ok(equal(length)));
         }
         let bomb = equal(4 * MIB);
@@ -403,7 +410,7 @@ mod tests {
         };
         let bad = || Err(Reason::BadGzip);
         for (length, expected) in
-            [(MAX_HEADER_FIELD, Ok(b"{}".to_vec())), (MAX_HEADER_FIELD + 1, bad()), (3 * WIRE_STEP, bad())]
+            [(MAX_HEADER_FIELD, Ok(b"{}".to_vec())), (MAX_HEADER_FIELD + 1, bad()), (65_000, bad())]
         {
             let field = vec![b'x'; length];
             let headers = [
