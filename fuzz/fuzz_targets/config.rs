@@ -7,7 +7,8 @@ use streamgate_service::config::{Environment, from_text};
 fuzz_target!(|text: &str| {
     // A reference reads a file or the environment: neither is the fuzzer's.
     if !text.contains("file:") {
-        let environment = Environment::of([("STREAM_API_KEY", "key"), ("STREAM_API_SECRET", "a secret of some length")]);
+        let environment =
+            Environment::of([("STREAM_API_KEY", "key"), ("STREAM_API_SECRET", "a secret of some length")]);
         if let Err(error) = from_text(None, Some(text), &environment) {
             assert!(!error.to_string().is_empty());
         }

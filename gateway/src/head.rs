@@ -85,8 +85,8 @@ fn named(target: Target, parts: &Parts) -> Option<String> {
 
 /// Who sent it. `peer`: the other end of the connection, or whom its PROXY header names.
 pub(crate) fn client(peers: &Peers, peer: IpAddr, headers: &HeaderMap) -> Client {
-    let forwarded: Vec<_> = headers.get_all(FORWARDED_FOR).iter().map(|value| value.as_bytes()).collect();
-    peers.client(peer, forwarded.into_iter())
+    let forwarded = peers.trusted_proxies.as_ref().map(|_| headers.get_all(FORWARDED_FOR));
+    peers.client(peer, forwarded.iter().flatten().map(|value| value.as_bytes()))
 }
 
 fn facts(headers: &HeaderMap) -> Facts<'_> {

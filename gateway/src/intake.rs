@@ -7,10 +7,10 @@ use bytes::Bytes;
 use std::borrow::Cow;
 use std::time::Instant;
 use streamgate_core::{
-    envelope::{Envelope, PENDING, rfc3339, safe_cid, safe_type},
+    envelope::{Envelope, PENDING, safe_cid, safe_type},
     hook::{self, SignedCommand},
     id::{By, DedupBy, Kind, PushFacts, body_id, idempotency_key},
-    peek::peek,
+    peek::{Peek, peek},
     ports::{Accepted, Enqueue, Seen, StoreError},
     reason::Reason,
 };
@@ -32,6 +32,48 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// Refuses for good what is no webhook of this kind, or too old.
+    fn judge(&self, target: Target, peek: &Peek<'_>, received_at_ms: i64) -> Result<(), Reason> {
+        // A type with a dot is an event's. Nothing else is judged: a field that Stream adds later must not close a hook.
+        let is_event = peek.event_type.as_deref().is_some_and(|name| name.contains('.'));
+        if is_event && (target.kind != Kind::Push || target.event_type.is_some()) {
+            return Err(Reason::WrongKind);
+        }
+        match (target.kind, self.max_age_ms, peek.created_at_ms) {
+            (Kind::Push, Some(max_age), Some(at)) if at < received_at_ms.saturating_sub(max_age) => Err(Reason::TooOld),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The type of an event as its body has it. None can call itself a callback of a pending message: its path says that it is one.
+fn own_type<'p>(peek: &'p Peek<'_>) -> Option<&'p str> {
+    peek.event_type.as_deref().filter(|name| !name.starts_with(PENDING))
+}
+
+/// The name of a command: the signed one, and only where there is none that of the URL, if somebody is there for it.
+fn command<'b>(body: &'b [u8], query_type: Option<String>, hooks: &dyn AnswerHook) -> Option<Cow<'b, str>> {
+    match hook::command(body) {
+        SignedCommand::Name(name) => Some(name),
+        SignedCommand::Absent => query_type.filter(|name| hooks.knows_command(name)).map(Cow::from),
+        SignedCommand::Malformed => None,
+    }
+}
+
+/// What somebody can do about a signed webhook that is not taken.
+fn advice(reason: Reason) -> &'static str {
+    if reason == Reason::WrongKind {
+        "an event was sent to the URL of another kind of webhook: check the URLs in Stream's settings; or somebody replays what \
+         was signed for another path"
+    } else if reason == Reason::TooOld {
+        "the event is older than dedup.max_age"
+    } else {
+        "a command without a name that can be used: it is [A-Za-z0-9_-]{1,64} in the signed message, or where that has none the \
+         `type` of the URL, if hooks.custom_commands has it (commands, by_url)"
+    }
+}
+
 /// The event, or the call, that a signed body is. `hooks` knows which commands there are.
 pub(crate) fn envelope(
     head: Head,
@@ -46,51 +88,16 @@ pub(crate) fn envelope(
     let signature = signature.to_hex();
     let bytes = body.clone();
     let peek = peek(&bytes);
-    // A type with a dot is an event's. Nothing else is judged here: a field that Stream adds later must not close a hook.
-    let is_elsewhere = kind != Kind::Push || path_type.is_some();
-    if is_elsewhere && let Some(event_type) = peek.event_type.as_deref().filter(|name| name.contains('.')) {
-        tracing::error!(
-            app = &*app,
-            kind = kind.as_str(),
-            id,
-            event_type = safe_type(Some(event_type)),
-            peer = %client.address,
-            "refused for good: an event was sent to the URL of another kind of webhook; check the URLs in Stream's settings. \
-             Or somebody replays what was signed for another path"
-        );
-        return Err(Reason::WrongKind);
-    }
-    if let (Kind::Push, Some(max_age), Some(created_at)) = (kind, identity.max_age_ms, peek.created_at_ms)
-        && created_at < received_at_ms.saturating_sub(max_age)
-    {
-        let created_at = rfc3339(created_at);
-        tracing::warn!(app = &*app, id, created_at, peer = %client.address, "refused for good: older than dedup.max_age");
-        return Err(Reason::TooOld);
-    }
-    let event_type = match kind {
-        // A body cannot call itself a callback of a pending message: its path says that it is one.
-        Kind::Push => {
-            let own = peek.event_type.as_deref().filter(|name| !name.starts_with(PENDING));
-            path_type.or(own).map(Cow::from)
-        }
+    let named = identity.judge(target, &peek, received_at_ms).and_then(|()| match kind {
+        Kind::Push => Ok(path_type.or(own_type(&peek)).map(Cow::from)),
         // Its body has no type.
-        Kind::BeforeMessageSend => Some(Cow::from(kind.as_str())),
-        Kind::CustomCommand => match hook::command(&bytes) {
-            SignedCommand::Name(name) => Some(name),
-            SignedCommand::Absent => query_type.filter(|name| hooks.knows_command(name)).map(Cow::from),
-            SignedCommand::Malformed => None,
-        },
-    };
-    if kind == Kind::CustomCommand && event_type.is_none() {
-        tracing::warn!(
-            app = &*app,
-            id,
-            peer = %client.address,
-            "a command without a name that can be used: it is [A-Za-z0-9_-]{{1,64}} in the signed message, or where that has \
-             none the `type` of the URL if [hooks.custom_commands.commands] has it"
-        );
-        return Err(Reason::Unhandled);
-    }
+        Kind::BeforeMessageSend => Ok(Some(Cow::from(kind.as_str()))),
+        Kind::CustomCommand => command(&bytes, query_type, hooks).map(Some).ok_or(Reason::Unhandled),
+    });
+    let event_type = named.inspect_err(|reason| {
+        let peer = client.address;
+        tracing::error!(app = &*app, kind = kind.as_str(), id, %reason, %peer, "not taken: {}", advice(*reason));
+    })?;
     let by = match kind {
         Kind::Push => {
             let is_dated = peek.created_at_ms.is_some();
