@@ -117,12 +117,11 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        if self.held > 0 {
-            self.budget.held.fetch_sub(self.held, Ordering::Relaxed);
-            self.give_back_unverified(self.held);
-            self.budget.metrics.gateway_memory.sub(signed(self.held));
-            self.budget.freed.notify_waiters();
-        }
+        self.budget.held.fetch_sub(self.held, Ordering::Relaxed);
+        self.give_back_unverified(self.held);
+        self.budget.metrics.gateway_memory.sub(signed(self.held));
+        // Of nothing too: somebody may wait for this one to be gone.
+        self.budget.freed.notify_waiters();
     }
 }
 

@@ -75,6 +75,7 @@ impl Connections {
     /// Waits until there is a place, closing other connections at the limit. Where none can go, it waits for the first that
     /// can. May be dropped while it waits.
     pub(crate) async fn place(self: &Arc<Self>, peer: IpAddr) -> Place {
+        let mut evicted: Option<Instant> = None;
         loop {
             // Made before the look, so that it hears whatever is notified after that.
             let freed = self.freed.notified();
@@ -83,7 +84,10 @@ impl Connections {
                 return place;
             }
             self.is_stuck(Stuck::Places);
-            self.evict();
+            // One at a time, whatever wakes this.
+            if evicted.is_none_or(|at| at.elapsed() >= NEXT) && self.evict() {
+                evicted = Some(Instant::now());
+            }
             drop(tokio::time::timeout(NEXT, freed).await);
         }
     }
@@ -110,9 +114,10 @@ impl Connections {
     }
 
     /// Closes the connection that can best go: one that was refused before one that never carried a signed request, and that
-    /// before the others; among equals the one that has waited longest. Its place is free when its socket is closed.
-    pub(crate) fn evict(&self) {
-        self.evict_up_to(Rank::Verified);
+    /// before the others; among equals the one that has waited longest. Its place is free when its socket is closed. Returns whether
+    /// there was one.
+    pub(crate) fn evict(&self) -> bool {
+        self.evict_up_to(Rank::Verified).is_some()
     }
 
     /// The number of the connection that has to go.
@@ -126,11 +131,15 @@ impl Connections {
             standing
         };
         let activity = Arc::clone(open.take_longest(standing)?);
-        if let Some(standing) = activity.standing().filter(|(now, _)| *now > rank) {
-            open.line_up(activity.number, standing);
-            return None;
+        // A signature may have matched since that look.
+        match standing(&activity) {
+            None => return None,
+            Some(standing) if standing.0 > rank => {
+                open.line_up(activity.number, standing);
+                return None;
+            }
+            Some(_) => activity.evicted.cancel(),
         }
-        activity.evicted.cancel();
         self.metrics.gateway_evictions.inc();
         Some(activity.number)
     }

@@ -134,8 +134,11 @@ impl Reading<'_> {
             };
             if displaced.as_ref().is_none_or(Displaced::is_gone) {
                 displaced = self.reader.waiting.displace_other(&self.place, short);
-                if displaced.is_none() {
-                    return Err(Reason::MemoryBudget);
+                match &displaced {
+                    Some(victim) if victim.is_heavy() => {}
+                    // Answers that peers leave untaken, then.
+                    Some(_) => self.in_hand.connection().evict_for_memory(),
+                    None => return Err(Reason::MemoryBudget),
                 }
             }
             self.unless_displaced(timeout_at(until, freed)).await?.map_err(|_| Reason::MemoryBudget)?;

@@ -63,6 +63,11 @@ impl Displaced {
     pub(crate) fn is_gone(&self) -> bool {
         self.0.is_gone.load(Ordering::SeqCst)
     }
+
+    /// Whether it held much. Where nobody who waits does, it is others that hold the memory.
+    pub(crate) fn is_heavy(&self) -> bool {
+        self.0.heavy.get().is_some()
+    }
 }
 
 /// A waiter's place, given up when it is dropped.
@@ -110,11 +115,11 @@ impl Waiting {
         let mut crowd = self.crowd();
         for group in waiter.groups() {
             if crowd.by_group.get(&group).is_some_and(|count| *count >= self.bound(group)) {
-                crowd.displace_longest_of(group);
+                crowd.displace_longest_of(group, None);
             }
         }
         if crowd.places >= self.most {
-            crowd.displace_longest();
+            crowd.displace_longest(None);
         }
         crowd.places += 1;
         for group in waiter.groups() {
@@ -132,9 +137,9 @@ impl Waiting {
         let (all, own) = (crowd.places, usize::from(!than.waiter.is_displaced()));
         than.byte();
         let displaced = match among {
-            Short::All if all > own => crowd.displace_heavy().or_else(|| crowd.displace_longest()),
+            Short::All if all > own => crowd.displace_heavy(than).or_else(|| crowd.displace_longest(Some(than))),
             Short::Connection if crowd.by_group.get(&group).is_some_and(|count| *count > own) => {
-                crowd.displace_longest_of(group)
+                crowd.displace_longest_of(group, Some(than))
             }
             Short::All | Short::Connection => None,
         };
@@ -143,18 +148,23 @@ impl Waiting {
 }
 
 impl Crowd {
-    fn displace_longest(&mut self) -> Option<Arc<Waiter>> {
-        let longest = self.line.take_longest(Waiter::key).map(Arc::clone);
+    fn displace_longest(&mut self, than: Option<&WaitingPlace<'_>>) -> Option<Arc<Waiter>> {
+        let number = than.map(|place| place.number);
+        let longest = longest_other(&mut self.line, than, number);
         longest.inspect(|waiter| self.displace(waiter))
     }
 
-    fn displace_heavy(&mut self) -> Option<Arc<Waiter>> {
-        let longest = self.heavy.take_longest(Waiter::key).map(Arc::clone);
+    fn displace_heavy(&mut self, than: &WaitingPlace<'_>) -> Option<Arc<Waiter>> {
+        let number = than.waiter.heavy.get().copied();
+        let longest = longest_other(&mut self.heavy, Some(than), number);
         longest.inspect(|waiter| self.displace(waiter))
     }
 
-    fn displace_longest_of(&mut self, group: Group) -> Option<Arc<Waiter>> {
-        let in_group = |waiter: &&Arc<Waiter>| !waiter.is_displaced() && waiter.groups().any(|its| its == group);
+    fn displace_longest_of(&mut self, group: Group, than: Option<&WaitingPlace<'_>>) -> Option<Arc<Waiter>> {
+        let in_group = |waiter: &&Arc<Waiter>| {
+            let is_other = than.is_none_or(|place| !Arc::ptr_eq(waiter, &place.waiter));
+            is_other && !waiter.is_displaced() && waiter.groups().any(|its| its == group)
+        };
         let order = |waiter: &&Arc<Waiter>| (waiter.heavy.get().is_none(), waiter.last_byte());
         let longest = self.line.members().filter(in_group).min_by_key(order).map(Arc::clone);
         longest.inspect(|waiter| self.displace(waiter))
@@ -177,6 +187,20 @@ impl Crowd {
             }
         }
     }
+}
+
+/// The longest in a line but for one, which keeps its place there. `number`: its number in this line, if it has one.
+fn longest_other(
+    line: &mut Line<Arc<Waiter>, u64>,
+    than: Option<&WaitingPlace<'_>>,
+    number: Option<u64>,
+) -> Option<Arc<Waiter>> {
+    let is_other = |waiter: &Arc<Waiter>| than.is_none_or(|place| !Arc::ptr_eq(waiter, &place.waiter));
+    let longest = line.take_longest(|waiter| Waiter::key(waiter).filter(|_| is_other(waiter))).map(Arc::clone);
+    if let (Some(place), Some(number)) = (than, number) {
+        line.line_up(number, place.waiter.last_byte());
+    }
+    longest
 }
 
 impl Waiter {
@@ -298,10 +322,15 @@ mod tests {
     fn nobody_is_displaced_for_itself() {
         let waiting = Waiting::new(3);
         let place = waiting.enter(&activity(0), None);
+        place.holds(HEAVY);
         assert!(waiting.displace_other(&place, Short::All).is_none());
         let other = waiting.enter(&activity(1), None);
         assert!(waiting.displace_other(&place, Short::Connection).is_none(), "it is of another connection");
         assert_eq!(other.displaced().now_or_never(), None);
+        assert!(
+            waiting.displace_other(&place, Short::All).is_some_and(|victim| !victim.is_heavy()),
+            "light, but another"
+        );
         assert_eq!(place.displaced().now_or_never(), None);
     }
 

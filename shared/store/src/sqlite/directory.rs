@@ -92,17 +92,44 @@ fn holds_only_ours(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Whose a data directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    Ours,
+    /// Ours to use all the same: root looks after a spool that some service left, whatever user that had.
+    OfAnother,
+    No,
+}
+
+/// `us`: this process's user. Volumes belong to root, where their group is what lets a service write.
+fn trust(owner: u32, us: u32) -> Trust {
+    match (owner == us || owner == 0, us == 0) {
+        (true, _) => Trust::Ours,
+        (false, true) => Trust::OfAnother,
+        (false, false) => Trust::No,
+    }
+}
+
 /// Creates the directory for its owner alone, and makes its name durable. One that exists is closed to others where it holds
 /// nothing else; otherwise that is only told of: changing somebody's directory is not ours.
 pub fn create_private(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         let metadata = path.metadata()?;
         let (mode, owner) = (metadata.permissions().mode() & 0o777, metadata.uid());
-        let is_ours = owner == rustix::process::geteuid().as_raw();
-        if !is_ours && owner != 0 {
-            let what =
-                format!("it belongs to another user (uid {owner}), who could read and replace what is kept there");
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+        let us = rustix::process::geteuid().as_raw();
+        let is_ours = owner == us;
+        match trust(owner, us) {
+            Trust::Ours => {}
+            Trust::OfAnother => {
+                tracing::warn!(path = %path.display(), owner, "another user owns the data directory, and can replace what is kept there");
+            }
+            Trust::No => {
+                let what = format!(
+                    "it belongs to another user (uid {owner}), who could read and replace what is kept there; chown it to uid {us}, \
+                     or run as uid {owner}"
+                );
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+            }
         }
         let others = mode & 0o077 != 0;
         if others && is_ours && holds_only_ours(path)? {
@@ -123,4 +150,23 @@ pub fn create_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)?;
     // The name stands in the parent: without this a power loss could take the whole directory.
     File::open(parent)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_owners() {
+        let cases = [
+            ((1000, 1000), Trust::Ours),
+            ((0, 1000), Trust::Ours),
+            ((0, 0), Trust::Ours),
+            ((1000, 0), Trust::OfAnother),
+            ((1000, 1001), Trust::No),
+        ];
+        for ((owner, us), expected) in cases {
+            assert_eq!(trust(owner, us), expected, "a directory of {owner}, for {us}");
+        }
+    }
 }
