@@ -1,9 +1,9 @@
 //! What is erased is gone, and what is kept is its owner's alone.
 
-use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
 use crate::harness::receiver::{Receiver, reply};
 use crate::harness::wire::{Webhook, raw, send};
+use crate::harness::{PATIENCE, eventually};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use tokio::net::TcpStream;
 
@@ -77,7 +77,8 @@ async fn a_link_in_the_data_directory_is_not_followed() {
         std::fs::set_permissions(site.data_dir(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let elsewhere = site.write("elsewhere", "somebody's secret");
         symlink(&elsewhere, site.data_dir().join(name)).unwrap();
-        let ended = site.run(&["up"]).await;
+        // One that follows the link serves, and never ends.
+        let ended = tokio::time::timeout(PATIENCE, site.run(&["up"])).await.expect("an error at the start");
         let told = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert!(!ended.status.success() && told.contains("data"), "{name}: {told}");
         assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "somebody's secret", "{name}");
