@@ -188,7 +188,13 @@ pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
     let loaded = global.load_without_secrets()?;
     match (loaded.config.store.kind, args.queue) {
         (StoreKind::Embedded, Queue::Dead) => {
-            act(&LetterBox::open(&loaded.config.store.data_dir)?, args.action).await?;
+            let letters = LetterBox::open(&loaded.config.store.data_dir)?;
+            let drops = matches!(args.action, Action::Drop { .. });
+            let acted = act(&letters, args.action).await;
+            // Whatever happened: what is dropped is gone.
+            let emptied = if drops { letters.empty_log().await } else { Ok(()) };
+            acted?;
+            emptied?;
         }
         (StoreKind::Embedded, Queue::Unrouted) => {
             return Err(

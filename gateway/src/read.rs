@@ -1,7 +1,7 @@
 //! From a body on its way to a signed body, within the share of what is not verified yet.
 
 use crate::activity::InHand;
-use crate::budget::{HeldBody, MemoryBudget, Share};
+use crate::budget::{HeldBody, MemoryBudget, Share, Short};
 use crate::waiting::{Displaced, Waiting, WaitingPlace};
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -121,17 +121,14 @@ impl Reading<'_> {
 
     /// Reserves memory for what is not verified, if need be that of one request after the other that has waited longer for a byte.
     async fn reserve(&mut self, bytes: usize) -> Result<(), Reason> {
+        if bytes == 0 || self.try_reserve(bytes).is_ok() {
+            return Ok(());
+        }
         let until = Instant::now() + GIVING_BACK;
         let mut displaced: Option<Displaced> = None;
         loop {
             let freed = self.reader.budget.freed();
-            let short = match self.share.reserve(bytes) {
-                Ok(()) => {
-                    self.place.holds(self.share.held());
-                    return Ok(());
-                }
-                Err(short) => short,
-            };
+            let Err(short) = self.try_reserve(bytes) else { return Ok(()) };
             if displaced.as_ref().is_none_or(Displaced::is_gone) {
                 displaced = self.reader.waiting.displace_other(&self.place, short);
                 match &displaced {
@@ -143,6 +140,12 @@ impl Reading<'_> {
             }
             self.unless_displaced(timeout_at(until, freed)).await?.map_err(|_| Reason::MemoryBudget)?;
         }
+    }
+
+    fn try_reserve(&mut self, bytes: usize) -> Result<(), Short> {
+        self.share.reserve(bytes)?;
+        self.place.holds(self.share.held());
+        Ok(())
     }
 
     /// Both passes. What turns out not to be signed after all that work costs its connection.

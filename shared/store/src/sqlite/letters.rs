@@ -30,6 +30,16 @@ impl LetterBox {
         Ok(LetterBox { connection: Arc::new(Mutex::new(schema::open_beside(&database)?)) })
     }
 
+    /// Empties the store's log, in which what was dropped stands as well: once, after the last drop.
+    pub async fn empty_log(&self) -> Result<(), StoreError> {
+        if !self.run(|connection| schema::empty_log(connection)).await? {
+            tracing::warn!(
+                "a reader keeps what was dropped in the store's log (-wal); it goes when streamgate stops, at the latest"
+            );
+        }
+        Ok(())
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -81,11 +91,6 @@ impl Letters for LetterBox {
                 transaction.commit().map(|()| count)
             };
             dropped += self.run(discard).await?;
-        }
-        if !self.run(|connection| schema::empty_log(connection)).await? {
-            tracing::warn!(
-                "a reader keeps what was dropped in the store's log (-wal); it goes when streamgate stops, at the latest"
-            );
         }
         Ok(dropped)
     }
