@@ -6,11 +6,11 @@ use crate::{exit, output, wiring};
 use clap::Args;
 use rustix::fs::{Access, access};
 use serde::Serialize;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use streamgate_gateway::Tls;
-use streamgate_service::config::{Config, ConfigError, Loaded, StoreKind};
-use streamgate_service::metrics::Metrics;
+use streamgate_gateway::inspect_tls;
+use streamgate_service::config::{Config, ConfigError, Loaded, StoreKind, TlsConfig};
 use streamgate_store::rabbitmq::{self, Inspection};
 use streamgate_store::redis;
 use streamgate_store::sqlite::{self, OpenError};
@@ -28,13 +28,28 @@ pub struct Check {
 struct Finding {
     what: String,
     ok: bool,
+    /// Nothing is wrong that can be seen from here, but it may be.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    warning: bool,
     detail: String,
 }
 
 impl Finding {
     fn new(what: impl Into<String>, result: Result<String, String>) -> Finding {
         let ok = result.is_ok();
-        Finding { what: what.into(), ok, detail: result.unwrap_or_else(|error| error) }
+        Finding { what: what.into(), ok, warning: false, detail: result.unwrap_or_else(|error| error) }
+    }
+
+    fn warning(what: &str, detail: String) -> Finding {
+        Finding { warning: true, ..Finding::new(what, Ok(detail)) }
+    }
+
+    fn verdict(&self) -> &'static str {
+        match (self.ok, self.warning) {
+            (true, false) => "ok",
+            (true, true) => "warn",
+            (false, _) => "FAIL",
+        }
     }
 }
 
@@ -64,8 +79,8 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
     if args.json {
         output::line(serde_json::to_string(&report)?)?;
     } else {
-        for Finding { what, ok, detail } in &report.checks {
-            output::line(format!("{:<5} {what}: {detail}", if *ok { "ok" } else { "FAIL" }))?;
+        for finding in &report.checks {
+            output::line(format!("{:<5} {}: {}", finding.verdict(), finding.what, finding.detail))?;
         }
     }
     Ok(ExitCode::from(code))
@@ -86,10 +101,9 @@ async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
         Some(backends) => checks.extend(services(config, backends).await),
         None => checks.push(Finding::new("store", store(config))),
     }
-    if let Some(files) = &config.gateway.tls {
-        let loaded = Tls::load(files, &Metrics::new());
-        let told = loaded.map(|_| "certificate and key fit".to_owned()).map_err(|error| error.to_string());
-        checks.push(Finding::new("gateway.tls", told));
+    if let Some(tls) = &config.gateway.tls {
+        checks.push(Finding::new("gateway.tls", inspect_tls(tls, &config.store.data_dir).await));
+        checks.extend(doubts(tls, config.gateway.listen));
     }
     let routes = wiring::router(config, Vec::new()).map(|_| match config.worker.routes.len() {
         0 => "none: events are logged and acknowledged".to_owned(),
@@ -99,6 +113,24 @@ async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
     let hooks = wiring::hooks(config, Hooks::default()).map(|hooks| crate::greeting::hooks(&hooks));
     checks.push(Finding::new("hooks", hooks.map_err(|error| error.to_string())));
     checks
+}
+
+/// What cannot be checked from here.
+fn doubts(tls: &TlsConfig, listen: SocketAddr) -> Vec<Finding> {
+    let TlsConfig::Acme(acme) = tls else { return Vec::new() };
+    let names = acme.domains.join(", ");
+    let mut doubts = vec![Finding::warning(
+        "gateway.tls.acme",
+        format!(
+            "one gateway for each name: behind a balancer the authority's connection may come to another gateway than the one \
+             that asked; use gateway.tls.cert and key there ({names})"
+        ),
+    )];
+    if listen.port() != 443 || listen.ip().is_loopback() {
+        let what = format!("the authority connects to port 443 of {names}: forward that, as TCP, to {listen}");
+        doubts.push(Finding::warning("gateway.listen", what));
+    }
+    doubts
 }
 
 fn apps(config: &Config) -> String {

@@ -72,10 +72,11 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     let backends = Backends::of(&loaded)?;
     let config = loaded.config;
     let data_dir = config.store.data_dir.clone();
-    let tls = config.gateway.tls.as_ref().map(|files| Tls::load(files, &metrics)).transpose()?;
     metrics.begin(&AppConfig::names(&config.apps), &[]);
     let stores = GatewayStores::start(&config, backends, &metrics)?;
     let GatewayStores { exchange, spool, seen, calls, answers, redis } = stores;
+    // After the stores: the data directory is this process's now.
+    let tls = config.gateway.tls.as_ref().map(|tls| Tls::load(tls, &data_dir, &metrics)).transpose()?;
     let spooled = Arc::new(wiring::spooled(&config, &exchange, &spool, &metrics));
     let apps = AppConfig::table(&config.apps);
     let hooks =
@@ -86,13 +87,14 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     let (durable, broker) = (Arc::downgrade(&spooled), Arc::clone(&exchange));
     let patience = config.gateway.drain_timeout;
     let gateway = Gateway::new(config.gateway.clone(), Arc::clone(&intake), tls.clone());
-    let accepting = gateway.accepting();
+    let (accepting, secured) = (gateway.accepting(), tls.clone());
     let readiness = ops::unless_draining(&shutdown, move || {
         accepting()?;
+        let but = secured.as_ref().map_or(Ok(None), Tls::ready)?;
         let durable = durable.upgrade().ok_or("the spool is closed")?;
         durable.ready().map_err(|error| error.to_string())?;
-        let broken = broker.ready().err();
-        Ok(broken.map(|why| format!("events go to the spool: {why}")))
+        let broken = broker.ready().err().map(|why| format!("events go to the spool: {why}"));
+        Ok(ops::all([but, broken]))
     });
     let helpers = [
         tokio::spawn(ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone())),
@@ -116,12 +118,13 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
             }
         }),
         tokio::spawn({
-            let reloading = Reload { source, intake: Arc::clone(&intake), tls: tls.clone(), metrics };
+            let reloading = Reload { source, intake: Arc::clone(&intake), tls: tls.clone() };
             reloading.watch(config.clone(), reload)
         }),
     ]
     .map(AbortOnDropHandle::new);
-    drop((intake, tls));
+    let renewing = tls.map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.run())));
+    drop(intake);
     ready().context("cannot write to stdout")?;
     let answered = CancellationToken::new();
     let receiving = async {
@@ -136,7 +139,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
         }
     };
     let ((), left) = tokio::join!(receiving, draining);
-    for helper in helpers {
+    for helper in helpers.into_iter().chain(renewing) {
         helper.abort();
         drop(helper.await);
     }

@@ -10,9 +10,14 @@ use tokio::net::TcpListener;
 
 /// Binds, or says which key to set.
 pub async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+    let bound = TcpListener::bind(address).await;
+    let denied = bound.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+    bound.with_context(|| {
         let variable = format!("STREAMGATE__{}", key.to_uppercase().replace('.', "__"));
-        format!("cannot listen on {address}; set {key} (or {variable}) to another address, port 0 for any free one")
+        let allow = if denied { "allow it (ports under 1024 need CAP_NET_BIND_SERVICE), or " } else { "" };
+        format!(
+            "cannot listen on {address}; {allow}set {key} (or {variable}) to another address, port 0 for any free one"
+        )
     })
 }
 

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_gateway::{Intake, Tls};
-use streamgate_service::config::{self, AppConfig, Config, Source};
-use streamgate_service::metrics::Metrics;
+use streamgate_service::config::{self, AppConfig, Config, Source, TlsConfig};
 use tokio::sync::Notify;
 
 const LOOK: Duration = Duration::from_secs(1);
@@ -22,7 +21,6 @@ pub struct Reload<E, S> {
     pub source: Source,
     pub intake: Arc<Intake<E, S>>,
     pub tls: Option<Tls>,
-    pub metrics: Arc<Metrics>,
 }
 
 /// Device, inode, length and time of change: what differs when a file was written or swapped.
@@ -67,7 +65,7 @@ impl<E: Enqueue, S: Seen> Reload<E, S> {
         };
         match (&self.tls, &loaded.gateway.tls) {
             (Some(tls), Some(files)) => {
-                if let Err(error) = tls.reload(files, &self.metrics) {
+                if let Err(error) = tls.reload(files) {
                     tracing::error!(%error, "not reloaded: the running apps and certificates stay");
                     return None;
                 }
@@ -91,7 +89,7 @@ impl<E: Enqueue, S: Seen> Reload<E, S> {
 
     fn stamps(&self, config: &Config) -> BTreeMap<PathBuf, Option<Stamp>> {
         let secrets = config.apps.iter().flat_map(|app| &app.keys).flat_map(|key| key.files.iter().cloned());
-        let certificates = config.gateway.tls.iter().flat_map(|tls| [tls.cert.clone(), tls.key.clone()]);
+        let certificates = config.gateway.tls.iter().flat_map(TlsConfig::files);
         let files = self.source.path().into_iter().chain(secrets).chain(certificates);
         files
             .map(|file| {

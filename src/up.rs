@@ -88,8 +88,9 @@ pub async fn run(
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
     let Up { config, router, hooks, listener, ops_listener, source, reload, metrics } = up;
-    let tls = config.gateway.tls.as_ref().map(|files| Tls::load(files, &metrics)).transpose()?;
     let store = Arc::new(Embedded::open(&wiring::store_options(&config))?);
+    // After the store: the data directory is this process's now.
+    let tls = config.gateway.tls.as_ref().map(|tls| Tls::load(tls, &config.store.data_dir, &metrics)).transpose()?;
     metrics.begin(&AppConfig::names(&config.apps), &router.names());
     let apps = AppConfig::table(&config.apps);
     let seen = Arc::new(SeenWithinEnqueue);
@@ -112,10 +113,11 @@ pub async fn run(
     let worker = Worker::new(Arc::clone(&store), Arc::clone(&store), router, policy, Arc::clone(&metrics), seed)
         .context("cannot start the threads for handlers of events")?;
     let gateway = Gateway::new(config.gateway, Arc::clone(&intake), tls.clone());
-    let readiness = readiness(&store, gateway.accepting(), &shutdown);
+    let readiness = readiness(&store, gateway.accepting(), tls.clone(), &shutdown);
     let ops = ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone());
     let ops = AbortOnDropHandle::new(tokio::spawn(ops));
-    let watch = source.map(|source| Reload { source, intake, tls, metrics });
+    let renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.run())));
+    let watch = source.map(|source| Reload { source, intake, tls });
     let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, reload))));
     ready().context("cannot write to stdout")?;
     // Events that come in during the drain are durable, and delivered after the next start; hooks are answered to the end.
@@ -125,7 +127,7 @@ pub async fn run(
         answered.drain.cancel();
     };
     tokio::join!(receiving, worker.run(shutdown.clone()), answering.run(answered.clone()));
-    for helper in [Some(ops), watch].into_iter().flatten() {
+    for helper in [Some(ops), renewing, watch].into_iter().flatten() {
         helper.abort();
         drop(helper.await);
     }
@@ -143,13 +145,15 @@ pub async fn run(
 fn readiness(
     store: &Arc<Embedded>,
     accepting: impl Fn() -> Result<(), &'static str> + Send + Sync + 'static,
+    tls: Option<Tls>,
     shutdown: &Shutdown,
 ) -> Readiness {
     let store = Arc::downgrade(store);
     ops::unless_draining(shutdown, move || {
         accepting()?;
+        let but = tls.as_ref().map_or(Ok(None), Tls::ready)?;
         let store = store.upgrade().ok_or("the store is closed")?;
         let told = Enqueue::ready(&*store).and_then(|()| Deliveries::ready(&*store));
-        told.map(|()| None).map_err(|error| error.to_string())
+        told.map(|()| but).map_err(|error| error.to_string())
     })
 }

@@ -1,5 +1,6 @@
 //! The accept loop, and the drain.
 
+use crate::acme;
 use crate::activity::Activity;
 use crate::connection::{self, Ends, FAREWELL};
 use crate::connections::{Connections, Place, Stuck};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_service::{config::GatewayConfig, shutdown::Shutdown};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -244,10 +246,11 @@ async fn secure<E: Enqueue, S: Seen>(
         () = activity.evicted.cancelled() => return,
     };
     // A peer that does not speak TLS, or too slowly, is no news of ours.
-    let Ok(Ok(stream)) = shaken else { return };
-    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        connection::serve_http2(stream, intake, activity, ends).await;
-    } else {
-        connection::serve_http1(stream, intake, activity, ends).await;
+    let Ok(Ok(mut stream)) = shaken else { return };
+    match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => connection::serve_http2(stream, intake, activity, ends).await,
+        // The handshake was all that the authority came for; it may have gone already.
+        Some(acme::PROTOCOL) => drop(tokio::time::timeout(FAREWELL, stream.shutdown()).await),
+        Some(_) | None => connection::serve_http1(stream, intake, activity, ends).await,
     }
 }

@@ -4,8 +4,10 @@
 //! within its deadline, by a worker or by its policy.
 
 mod accept;
+mod acme;
 mod activity;
 mod budget;
+mod certificate;
 mod clock;
 mod connection;
 mod connections;
@@ -33,4 +35,4 @@ pub use accept::Gateway;
 pub use hooks::{AnswerHook, Hooks};
 pub use receive::Intake;
 pub use spool::{SpoolPolicy, Spooled};
-pub use tls::{Tls, TlsError};
+pub use tls::{Tls, TlsError, inspect as inspect_tls};

@@ -1,17 +1,18 @@
-//! TLS with certificate files that can be swapped while serving: validated first, a bad file keeps the old.
+//! TLS with a certificate that can be swapped while serving: from files, validated first, or from an ACME authority.
 
-use arc_swap::ArcSwap;
+use crate::acme::{self, Acme, Challenges};
+use crate::certificate::{Certificate, CertificateError};
+use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use streamgate_service::config::TlsConfig;
+use streamgate_service::config::{CertificateFiles, TlsConfig};
 use streamgate_service::metrics::Metrics;
 use tokio_rustls::TlsAcceptor;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -23,6 +24,10 @@ pub enum TlsError {
     Mismatch { cert: PathBuf, key: PathBuf, error: rustls::Error },
     #[error("the certificate in {} cannot be parsed: {error}", path.display())]
     Malformed { path: PathBuf, error: String },
+    #[error("cannot use the certificate that is kept: {0}")]
+    Kept(String),
+    #[error("gateway.tls: a change between certificate files and an ACME authority needs a restart")]
+    Restart,
     #[error("cannot set up TLS: {0}")]
     Setup(#[from] rustls::Error),
 }
@@ -32,33 +37,83 @@ pub enum TlsError {
 pub struct Tls {
     current: Arc<Current>,
     server: Arc<ServerConfig>,
+    metrics: Arc<Metrics>,
+    acme: Option<Arc<Acme>>,
 }
 
-#[derive(Debug)]
-struct Current(ArcSwap<CertifiedKey>);
+/// What handshakes are answered with.
+#[derive(Debug, Default)]
+pub(crate) struct Current {
+    certificate: ArcSwapOption<Certificate>,
+    pub(crate) challenges: Challenges,
+}
+
+impl Current {
+    pub(crate) fn serve(&self, certificate: Certificate, metrics: &Metrics) {
+        metrics.tls_certificate_expiry.set(certificate.validity.not_after as f64);
+        self.certificate.store(Some(Arc::new(certificate)));
+    }
+
+    /// When the certificate that is served expires, in seconds since the Unix epoch.
+    pub(crate) fn expiry(&self) -> Option<i64> {
+        self.certificate.load().as_ref().map(|certificate| certificate.validity.not_after)
+    }
+}
 
 impl ResolvesServerCert for Current {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // An authority that checks a challenge asks for nothing else.
+        let is_challenge = hello.alpn().is_some_and(|mut protocols| protocols.all(|one| one == acme::PROTOCOL));
+        if is_challenge {
+            return self.challenges.find(hello.server_name()?);
+        }
+        self.certificate.load().as_ref().map(|certificate| Arc::clone(&certificate.key))
     }
 }
 
 impl Tls {
-    /// TLS 1.2 and 1.3; HTTP/2 and HTTP/1.1 by ALPN.
-    pub fn load(config: &TlsConfig, metrics: &Metrics) -> Result<Tls, TlsError> {
-        let current = Arc::new(Current(ArcSwap::from_pointee(read(config, metrics)?)));
+    /// TLS 1.2 and 1.3; HTTP/2 and HTTP/1.1 by ALPN. `data_dir`: this process's own, where what comes from an authority is kept.
+    pub fn load(config: &TlsConfig, data_dir: &Path, metrics: &Arc<Metrics>) -> Result<Tls, TlsError> {
+        let current = Arc::new(Current::default());
         let mut server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(rustls::ALL_VERSIONS)?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesServerCert>);
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Tls { current, server: Arc::new(server) })
+        let acme = match config {
+            TlsConfig::Files(files) => {
+                current.serve(read(files)?, metrics);
+                None
+            }
+            TlsConfig::Acme(acme) => {
+                server.alpn_protocols.push(acme::PROTOCOL.to_vec());
+                Some(Arc::new(Acme::open(acme, data_dir, Arc::clone(&current), Arc::clone(metrics))?))
+            }
+        };
+        Ok(Tls { current, server: Arc::new(server), metrics: Arc::clone(metrics), acme })
     }
 
-    /// Reads the files again; on an error the old certificate stays.
-    pub fn reload(&self, config: &TlsConfig, metrics: &Metrics) -> Result<(), TlsError> {
-        self.current.0.store(Arc::new(read(config, metrics)?));
+    /// Reads the files, or asks the authority, again; on an error the old certificate stays.
+    pub fn reload(&self, config: &TlsConfig) -> Result<(), TlsError> {
+        match (config, &self.acme) {
+            (TlsConfig::Files(files), None) => self.current.serve(read(files)?, &self.metrics),
+            (TlsConfig::Acme(config), Some(acme)) => acme.reload(config),
+            (TlsConfig::Files(_), Some(_)) | (TlsConfig::Acme(_), None) => return Err(TlsError::Restart),
+        }
         Ok(())
+    }
+
+    /// Gets certificates from the authority and renews them, until this is dropped. With files there is nothing to do.
+    pub async fn run(self) {
+        match self.acme {
+            Some(acme) => acme.run().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether handshakes can succeed; and if so, what is not as it should be all the same.
+    pub fn ready(&self) -> Result<Option<String>, String> {
+        self.acme.as_ref().map_or(Ok(None), |acme| acme.ready())
     }
 
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
@@ -66,28 +121,32 @@ impl Tls {
     }
 }
 
-fn read(config: &TlsConfig, metrics: &Metrics) -> Result<CertifiedKey, TlsError> {
-    let TlsConfig { cert, key } = config;
+/// What `check` says of it. Asks the authority for its directory, and for nothing else.
+pub async fn inspect(config: &TlsConfig, data_dir: &Path) -> Result<String, String> {
+    match config {
+        TlsConfig::Files(files) => {
+            read(files).map(|_| "certificate and key fit".to_owned()).map_err(|error| error.to_string())
+        }
+        TlsConfig::Acme(config) => acme::inspect(config, data_dir).await,
+    }
+}
+
+fn read(CertificateFiles { cert, key }: &CertificateFiles) -> Result<Certificate, TlsError> {
     let unreadable = |error| TlsError::Unreadable { key: "cert", path: cert.clone(), error };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(cert).map_err(unreadable)?.collect();
     let chain = chain.map_err(unreadable)?;
-    let Some(leaf) = chain.first() else { return Err(TlsError::Empty { path: cert.clone() }) };
-    let expiry = expiry(leaf).map_err(|error| TlsError::Malformed { path: cert.clone(), error })?;
     let private = PrivateKeyDer::from_pem_file(key);
     let private = private.map_err(|error| TlsError::Unreadable { key: "key", path: key.clone(), error })?;
-    let certified = CertifiedKey::from_der(chain, private, &ring::default_provider());
-    let certified = certified.map_err(|error| TlsError::Mismatch { cert: cert.clone(), key: key.clone(), error })?;
-    metrics.tls_certificate_expiry.set(expiry as f64);
-    if expiry <= jiff::Timestamp::now().as_second() {
+    let certificate = Certificate::new(chain, private).map_err(|error| match error {
+        CertificateError::Empty => TlsError::Empty { path: cert.clone() },
+        CertificateError::Malformed(error) => TlsError::Malformed { path: cert.clone(), error },
+        CertificateError::Mismatch(error) => TlsError::Mismatch { cert: cert.clone(), key: key.clone(), error },
+        CertificateError::Pem(error) => unreadable(error),
+    })?;
+    if certificate.validity.not_after <= jiff::Timestamp::now().as_second() {
         tracing::error!(path = %cert.display(), "the TLS certificate has expired: clients will refuse it; renew the file");
     }
-    Ok(certified)
-}
-
-/// Seconds since the Unix epoch.
-fn expiry(leaf: &CertificateDer<'_>) -> Result<i64, String> {
-    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
-    Ok(parsed.validity().not_after.timestamp())
+    Ok(certificate)
 }
 
 #[cfg(test)]
@@ -104,26 +163,31 @@ mod tests {
         };
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let good =
-            TlsConfig { cert: write("cert", &made.cert.pem()), key: write("key", &made.signing_key.serialize_pem()) };
+        let good = CertificateFiles {
+            cert: write("cert", &made.cert.pem()),
+            key: write("key", &made.signing_key.serialize_pem()),
+        };
         let metrics = Metrics::new();
-        let tls = Tls::load(&good, &metrics).unwrap();
+        let tls = Tls::load(&TlsConfig::Files(good.clone()), directory.path(), &metrics).unwrap();
         assert!(metrics.tls_certificate_expiry.get() > 0.0);
-        let served = tls.current.0.load_full().cert.clone();
+        let served = || tls.current.certificate.load_full().unwrap().key.cert.clone();
+        let first = served();
         let bad = [
-            TlsConfig { key: write("other", &other.signing_key.serialize_pem()), ..good.clone() },
-            TlsConfig { cert: write("empty", ""), ..good.clone() },
-            TlsConfig { cert: write("noise", "-----BEGIN CERTIFICATE-----\n????"), ..good.clone() },
-            TlsConfig { key: directory.path().join("absent"), ..good.clone() },
+            CertificateFiles { key: write("other", &other.signing_key.serialize_pem()), ..good.clone() },
+            CertificateFiles { cert: write("empty", ""), ..good.clone() },
+            CertificateFiles { cert: write("noise", "-----BEGIN CERTIFICATE-----\n????"), ..good.clone() },
+            CertificateFiles { key: directory.path().join("absent"), ..good.clone() },
         ];
-        for config in bad {
-            let error = tls.reload(&config, &metrics).unwrap_err().to_string();
+        for files in bad {
+            let error = tls.reload(&TlsConfig::Files(files)).unwrap_err().to_string();
             assert!(error.contains(&directory.path().display().to_string()), "{error}");
-            assert_eq!(tls.current.0.load_full().cert, served);
+            assert_eq!(served(), first);
         }
-        let next =
-            TlsConfig { cert: write("cert", &other.cert.pem()), key: write("key", &other.signing_key.serialize_pem()) };
-        tls.reload(&next, &metrics).unwrap();
-        assert_ne!(tls.current.0.load_full().cert, served);
+        let next = CertificateFiles {
+            cert: write("cert", &other.cert.pem()),
+            key: write("key", &other.signing_key.serialize_pem()),
+        };
+        tls.reload(&TlsConfig::Files(next)).unwrap();
+        assert_ne!(served(), first);
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use streamgate_service::config::KeyConfig;
-use streamgate_service::http_client::{self, CallError, HttpClient};
+use streamgate_service::http_client::{self, CallError, HttpClient, causes};
 use tokio::task::JoinSet;
 use webhook::Webhooks;
 
@@ -201,17 +201,6 @@ async fn send_one(client: &HttpClient, webhooks: &Webhooks, number: u64) -> Answ
         Ok(Err(error)) => Answer::failed(id, causes(&error)),
         Err(_) => Answer::failed(id, format!("no answer within {TIMEOUT:?} to webhook {}", number + 1)),
     }
-}
-
-/// An error with all that it stands for: hyper's own text stops at "client error (Connect)".
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod fleet;
 pub mod ledger;
+pub mod pebble;
 pub mod process;
 pub mod proxy;
 pub mod receiver;

@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod acme;
 mod attack;
 #[macro_use]
 mod behaviour;

@@ -28,6 +28,17 @@ pub enum ClientError {
     Tls(#[from] rustls::Error),
 }
 
+/// An error with everything that caused it: hyper's own text stops at "client error (Connect)".
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
 /// `extra_roots`: a PEM file of certificate authorities to trust beside the system's.
 pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
     let mut roots = RootCertStore::empty();

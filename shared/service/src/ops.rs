@@ -30,6 +30,11 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Says whether the process would accept work now, or why not; and where it would, what is not as it should be all the same.
 pub type Readiness = Arc<dyn Fn() -> Result<Option<String>, String> + Send + Sync>;
 
+/// Everything that is not as it should be, as one.
+pub fn all(troubles: impl IntoIterator<Item = Option<String>>) -> Option<String> {
+    troubles.into_iter().flatten().reduce(|one, other| format!("{one}; {other}"))
+}
+
 /// Ready while `ready` says so and nobody drains.
 pub fn unless_draining(
     shutdown: &Shutdown,

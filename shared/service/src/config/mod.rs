@@ -8,12 +8,14 @@ mod backends;
 mod hooks;
 mod load;
 pub mod reader;
+mod tls;
 mod worker;
 
 pub use apps::{AppConfig, KeyConfig};
 pub use backends::{RabbitMqConfig, RedisConfig};
 pub use hooks::{COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType};
 pub use load::{ConfigError, Environment, Loaded, Source, from_text, load};
+pub use tls::{AcmeConfig, CertificateFiles, TlsConfig};
 pub use worker::{ForwardConfig, RouteConfig, Unmatched, WorkerConfig};
 
 use reader::{Report, Section};
@@ -45,7 +47,7 @@ pub struct Config {
 /// `[gateway]`
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    /// Where webhooks arrive. Default 127.0.0.1:8080.
+    /// Where webhooks arrive. Default 127.0.0.1:8080; with a certificate from an ACME authority 0.0.0.0:443.
     pub listen: SocketAddr,
     /// Where /metrics, /healthz and /readyz answer; never the public port. Default 127.0.0.1:9464.
     pub ops_listen: SocketAddr,
@@ -74,15 +76,6 @@ pub struct GatewayConfig {
     pub peers: Peers,
     /// Absent: plain HTTP, behind a proxy or load balancer.
     pub tls: Option<TlsConfig>,
-}
-
-/// `[gateway.tls]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsConfig {
-    /// PEM file: the certificate, then its intermediates.
-    pub cert: PathBuf,
-    /// PEM file: the private key.
-    pub key: PathBuf,
 }
 
 /// `store.kind`
@@ -172,8 +165,13 @@ impl Config {
 impl GatewayConfig {
     fn read(mut section: Section<'_>) -> GatewayConfig {
         let tls = section.section("tls").and_then(TlsConfig::read);
+        // The authority connects to port 443, whatever else is configured.
+        let listen = match &tls {
+            Some(TlsConfig::Acme(_)) => ([0, 0, 0, 0], 443),
+            Some(TlsConfig::Files(_)) | None => ([127, 0, 0, 1], 8080),
+        };
         let config = GatewayConfig {
-            listen: address(&mut section, "listen", ([127, 0, 0, 1], 8080)),
+            listen: address(&mut section, "listen", listen),
             ops_listen: address(&mut section, "ops_listen", ([127, 0, 0, 1], 9464)),
             max_body: section.size("max_body", 4 * MIB),
             memory_budget: section.size("memory_budget", 256 * MIB),
@@ -193,21 +191,6 @@ impl GatewayConfig {
         };
         section.finish();
         config
-    }
-}
-
-impl TlsConfig {
-    fn read(mut section: Section<'_>) -> Option<TlsConfig> {
-        let mut file = |key| {
-            let path = section.text(key);
-            if path.is_none() {
-                section.problem(key, "is missing: name a PEM file");
-            }
-            path.map(PathBuf::from)
-        };
-        let (cert, key) = (file("cert"), file("key"));
-        section.finish();
-        Some(TlsConfig { cert: cert?, key: key? })
     }
 }
 

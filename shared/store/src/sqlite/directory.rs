@@ -12,6 +12,8 @@ const LOCK: &str = "owner.lock";
 pub const NO_SYMLINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 /// The development app's secret, which the command line keeps beside the store.
 pub const SECRET: &str = "dev-secret";
+/// The folder in which a gateway keeps its account with a certificate authority, and the certificate.
+const ACME: &str = "acme";
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -85,7 +87,7 @@ fn holds_only_ours(path: &Path) -> io::Result<bool> {
     for entry in path.read_dir()? {
         let name = entry?.file_name();
         let name = name.to_string_lossy();
-        if !(name.starts_with(DATABASE) || name == LOCK || name == SECRET) {
+        if !(name.starts_with(DATABASE) || name == LOCK || name == SECRET || name == ACME) {
             return Ok(false);
         }
     }

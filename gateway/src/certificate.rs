@@ -1,0 +1,62 @@
+//! A certificate with its key, as it is served.
+
+use rustls::crypto::ring;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject};
+use std::sync::Arc;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CertificateError {
+    #[error("no certificate in it")]
+    Empty,
+    #[error("the certificate cannot be parsed: {0}")]
+    Malformed(String),
+    #[error("the certificate does not fit the key: {0}")]
+    Mismatch(rustls::Error),
+    #[error("cannot read it as PEM: {0}")]
+    Pem(pem::Error),
+}
+
+#[derive(Debug)]
+pub(crate) struct Certificate {
+    pub(crate) key: Arc<CertifiedKey>,
+    pub(crate) validity: Validity,
+    /// The host names that it is for.
+    pub(crate) names: Vec<String>,
+}
+
+/// From when to when a certificate is valid, in seconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Validity {
+    pub(crate) not_before: i64,
+    pub(crate) not_after: i64,
+}
+
+impl Certificate {
+    /// `chain`: the certificate, then its intermediates.
+    pub(crate) fn new(
+        chain: Vec<CertificateDer<'static>>,
+        private: PrivateKeyDer<'static>,
+    ) -> Result<Certificate, CertificateError> {
+        let leaf = chain.first().ok_or(CertificateError::Empty)?.clone();
+        let malformed = |error: String| CertificateError::Malformed(error);
+        let (_, parsed) = X509Certificate::from_der(&leaf).map_err(|error| malformed(error.to_string()))?;
+        let alternative = parsed.subject_alternative_name().map_err(|error| malformed(error.to_string()))?;
+        let names = alternative.iter().flat_map(|extension| &extension.value.general_names);
+        let names = names.filter_map(|name| {
+            if let GeneralName::DNSName(name) = name { Some(name.to_ascii_lowercase()) } else { None }
+        });
+        let (names, valid) = (names.collect(), parsed.validity());
+        let validity = Validity { not_before: valid.not_before.timestamp(), not_after: valid.not_after.timestamp() };
+        let key = CertifiedKey::from_der(chain, private, &ring::default_provider());
+        Ok(Certificate { key: Arc::new(key.map_err(CertificateError::Mismatch)?), validity, names })
+    }
+
+    /// A key and a chain in one text.
+    pub(crate) fn from_pem(text: &str) -> Result<Certificate, CertificateError> {
+        let chain: Result<_, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+        let private = PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(CertificateError::Pem)?;
+        Certificate::new(chain.map_err(CertificateError::Pem)?, private)
+    }
+}

@@ -1,0 +1,135 @@
+//! Pebble, Let's Encrypt's own ACME server for tests, on private ports, with a DNS server that knows every name as loopback.
+
+use super::process::Site;
+use super::servers::{Guard, certificates, directory, free_port};
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use tokio::net::TcpStream;
+
+/// How one Pebble behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    /// How long its certificates are valid.
+    pub validity_seconds: u64,
+    /// Of 100 good nonces, how many it refuses.
+    pub refused_nonces: u32,
+    /// The most that it waits before it checks a challenge.
+    pub sleep_seconds: u32,
+}
+
+impl Default for Manners {
+    fn default() -> Manners {
+        Manners { validity_seconds: 90 * 86_400, refused_nonces: 0, sleep_seconds: 0 }
+    }
+}
+
+/// It forgets accounts and orders, and makes itself a new root, whenever it starts.
+#[derive(Debug)]
+pub struct Pebble {
+    /// It checks challenges at this port, in the place of 443.
+    pub challenge_port: u16,
+    port: u16,
+    management: u16,
+    dns: u16,
+    files: PathBuf,
+    /// The authority of its own web server.
+    ca: PathBuf,
+    guards: Vec<Guard>,
+    _site: Site,
+}
+
+impl Pebble {
+    pub async fn start(manners: Manners) -> Pebble {
+        let site = Site::new();
+        let (ca, ..) = certificates(&site);
+        let (port, management, dns, challenge_port) = (free_port(), free_port(), free_port(), free_port());
+        let files = directory();
+        std::fs::write(files.join("keep"), "").unwrap();
+        let ca = PathBuf::from(ca);
+        let mut pebble = Pebble { challenge_port, port, management, dns, files, ca, guards: Vec::new(), _site: site };
+        pebble.restart(manners).await;
+        pebble
+    }
+
+    pub async fn restart(&mut self, manners: Manners) {
+        assert!(self.guards.is_empty(), "it runs");
+        let names = free_port();
+        let mut dns = Command::new("pebble-challtestsrv");
+        dns.args(["-dns01", &format!("127.0.0.1:{}", self.dns), "-management", &format!("127.0.0.1:{names}")]);
+        dns.args(["-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", ""]);
+        let config = format!(
+            r#"{{"pebble": {{"listenAddress": "127.0.0.1:{}", "managementListenAddress": "127.0.0.1:{}",
+                "certificate": "{}", "privateKey": "{}", "httpPort": 1, "tlsPort": {}, "ocspResponderURL": "",
+                "externalAccountBindingRequired": false, "certificateValidityPeriod": {}}}}}"#,
+            self.port,
+            self.management,
+            self.ca.with_file_name("cert.pem").display(),
+            self.ca.with_file_name("key.pem").display(),
+            self.challenge_port,
+            manners.validity_seconds
+        );
+        let file = self.files.join("pebble.json");
+        std::fs::write(&file, config).unwrap();
+        let mut pebble = Command::new("pebble");
+        pebble.arg("-config").arg(&file).args(["-dnsserver", &format!("127.0.0.1:{}", self.dns)]);
+        pebble.env("PEBBLE_WFE_NONCEREJECT", manners.refused_nonces.to_string());
+        pebble.env("PEBBLE_AUTHZREUSE", "0");
+        match manners.sleep_seconds {
+            0 => pebble.env("PEBBLE_VA_NOSLEEP", "1"),
+            seconds => pebble.env("PEBBLE_VA_SLEEPTIME", seconds.to_string()),
+        };
+        self.guards = [dns, pebble].iter().map(|command| Guard::start(command, &self.files)).collect();
+        for port in [names, self.port, self.management] {
+            let open = || async { TcpStream::connect(("127.0.0.1", port)).await.is_ok() };
+            super::eventually("Pebble starts", open).await;
+        }
+    }
+
+    pub fn kill(&mut self) {
+        self.guards.clear();
+    }
+
+    /// What it and its DNS server have logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.files.join("output")).unwrap()
+    }
+
+    /// A gateway's tables and address, so that it is reached where this one checks its challenges.
+    pub fn tls(&self, domains: &str) -> String {
+        format!(
+            "[gateway.tls.acme]\ndomains = {domains}\ncontact = \"ops@example.com\"\n\
+             directory = \"https://localhost:{}/dir\"\nca = \"{}\"\n",
+            self.port,
+            self.ca.display()
+        )
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.challenge_port))
+    }
+
+    /// The root of the certificates that it makes.
+    pub async fn root(&self) -> CertificateDer<'static> {
+        let ca = CertificateDer::from_pem_file(&self.ca).unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", self.management)).await.unwrap();
+        let stream = super::wire::tls(stream, &ca, b"http/1.1").await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::get("/roots/0").header("host", "localhost").body(Empty::<bytes::Bytes>::new()).unwrap();
+        let pem = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        CertificateDer::from_pem_slice(&pem).unwrap()
+    }
+}
+
+impl Drop for Pebble {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(self.files.join("keep")));
+        self.guards.clear();
+        drop(std::fs::remove_dir_all(&self.files));
+    }
+}
