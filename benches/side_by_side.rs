@@ -3,7 +3,7 @@
 //! Run with `cargo bench --bench side_by_side`. Both servers are processes of their own, loaded in turn from this one, so
 //! that their CPU time can be read from the kernel; what counts is the ratio within one run. Options, by environment:
 //! BENCH_SECONDS (3), BENCH_ROUNDS (5), BENCH_CONNECTIONS (64), BENCH_BODY (2100 bytes), BENCH_GZIP (0; 1: bodies are sent compressed),
-//! BENCH_OTHER (the path of another build of `streamgate`, which is then loaded in turn with this one).
+//! BENCH_OTHER (paths of other builds of `streamgate`, with colons between them, which are then loaded in turn with this one).
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on should say where")]
 #![expect(clippy::print_stdout, reason = "it prints a table")]
@@ -45,11 +45,12 @@ async fn main() {
     let connections = setting("BENCH_CONNECTIONS", 64);
     let body = body(usize::try_from(setting("BENCH_BODY", 2100)).unwrap());
     let sent = if setting("BENCH_GZIP", 0) == 1 { gzip(&body) } else { body.clone() };
-    let other = std::env::var("BENCH_OTHER").ok();
-    let mut servers = vec![Server::start("bare", Command::new(std::env::current_exe().unwrap()).arg("--bare")).await];
+    let others = std::env::var("BENCH_OTHER").unwrap_or_default();
+    let mut servers =
+        vec![Server::start("bare".to_owned(), Command::new(std::env::current_exe().unwrap()).arg("--bare")).await];
     let mut directories = Vec::new();
-    for (name, binary) in [("up", Some(env!("CARGO_BIN_EXE_streamgate"))), ("other", other.as_deref())] {
-        let Some(binary) = binary else { continue };
+    let others = others.split(':').filter(|path| !path.is_empty()).map(|path| (path.to_owned(), path));
+    for (name, binary) in [("up".to_owned(), env!("CARGO_BIN_EXE_streamgate"))].into_iter().chain(others) {
         let directory = tempfile::tempdir().unwrap();
         let mut up = Command::new(binary);
         up.env_clear().env("STREAM_API_KEY", "bench").env("STREAM_API_SECRET", SECRET);
@@ -70,7 +71,7 @@ async fn main() {
             }
         }
     }
-    let medians: Vec<_> = servers.iter().map(|server| (server.name, Figure::median(&server.figures))).collect();
+    let medians: Vec<_> = servers.iter().map(|server| (&server.name, Figure::median(&server.figures))).collect();
     for (name, median) in &medians {
         println!("{name:<8} {median}  (median)");
     }
@@ -100,14 +101,14 @@ async fn bare() {
 }
 
 struct Server {
-    name: &'static str,
+    name: String,
     child: Child,
     address: SocketAddr,
     figures: Vec<Figure>,
 }
 
 impl Server {
-    async fn start(name: &'static str, command: &mut Command) -> Server {
+    async fn start(name: String, command: &mut Command) -> Server {
         let mut child = command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         loop {

@@ -127,7 +127,9 @@ fn doubts(tls: &TlsConfig, listen: SocketAddr) -> Vec<Finding> {
         ),
     )];
     if listen.port() != 443 || listen.ip().is_loopback() {
-        let what = format!("the authority connects to port 443 of {names}: forward that, as TCP, to {listen}");
+        let what = format!(
+            "the authority connects to port 443 of {names}: forward that, as TCP and whatever /readyz says, to {listen}"
+        );
         doubts.push(Finding::warning("gateway.listen", what));
     }
     doubts

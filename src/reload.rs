@@ -42,15 +42,15 @@ impl<E: Enqueue, S: Seen> Reload<E, S> {
             let found = self.stamps(&config);
             if asked || found != stamps {
                 stamps = found;
-                if let Some(loaded) = self.reload(&config) {
+                if let Some(loaded) = self.reload(&config, asked) {
                     config = loaded;
                 }
             }
         }
     }
 
-    /// The new configuration where it was taken; whatever is wrong keeps the old.
-    fn reload(&self, old: &Config) -> Option<Config> {
+    /// The new configuration where it was taken; whatever is wrong keeps the old. Certificates and apps do not hold each other up.
+    fn reload(&self, old: &Config, asked: bool) -> Option<Config> {
         let loaded = match config::load(&self.source) {
             Ok(loaded) => {
                 if loaded.config.apps != old.apps {
@@ -63,11 +63,12 @@ impl<E: Enqueue, S: Seen> Reload<E, S> {
                 return None;
             }
         };
+        let mut what = "apps and certificates";
         match (&self.tls, &loaded.gateway.tls) {
             (Some(tls), Some(files)) => {
-                if let Err(error) = tls.reload(files) {
-                    tracing::error!(%error, "not reloaded: the running apps and certificates stay");
-                    return None;
+                if let Err(error) = tls.reload(files, asked) {
+                    tracing::error!(%error, "the certificate is not reloaded: the running one stays");
+                    what = "apps";
                 }
             }
             (None, None) => {}
@@ -80,9 +81,9 @@ impl<E: Enqueue, S: Seen> Reload<E, S> {
             tracing::error!("the configuration names no app any more: the running ones stay");
         }
         if loaded.apps == old.apps && loaded.gateway.tls == old.gateway.tls {
-            tracing::debug!("read apps and certificates again");
+            tracing::debug!("read {what} again");
         } else {
-            tracing::info!(apps = loaded.apps.len(), "reloaded apps and certificates; other changes need a restart");
+            tracing::info!(apps = loaded.apps.len(), "reloaded {what}; other changes need a restart");
         }
         Some(loaded)
     }

@@ -1,7 +1,7 @@
 //! TLS with a certificate that can be swapped while serving: from files, validated first, or from an ACME authority.
 
 use crate::acme::{self, Acme, Challenges};
-use crate::certificate::{Certificate, CertificateError};
+use crate::certificate::{Certificate, CertificateError, Validity};
 use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
@@ -24,8 +24,6 @@ pub enum TlsError {
     Mismatch { cert: PathBuf, key: PathBuf, error: rustls::Error },
     #[error("the certificate in {} cannot be parsed: {error}", path.display())]
     Malformed { path: PathBuf, error: String },
-    #[error("cannot use the certificate that is kept: {0}")]
-    Kept(String),
     #[error("gateway.tls: a change between certificate files and an ACME authority needs a restart")]
     Restart,
     #[error("cannot set up TLS: {0}")]
@@ -54,9 +52,15 @@ impl Current {
         self.certificate.store(Some(Arc::new(certificate)));
     }
 
-    /// When the certificate that is served expires, in seconds since the Unix epoch.
-    pub(crate) fn expiry(&self) -> Option<i64> {
-        self.certificate.load().as_ref().map(|certificate| certificate.validity.not_after)
+    /// Of the certificate that is served.
+    pub(crate) fn validity(&self) -> Option<Validity> {
+        self.certificate.load().as_ref().map(|certificate| certificate.validity)
+    }
+
+    /// Whether the certificate that is served is for all of these.
+    pub(crate) fn has_names(&self, names: &[String]) -> bool {
+        let certificate = self.certificate.load();
+        certificate.as_ref().is_some_and(|certificate| names.iter().all(|name| certificate.names.contains(name)))
     }
 }
 
@@ -87,17 +91,18 @@ impl Tls {
             }
             TlsConfig::Acme(acme) => {
                 server.alpn_protocols.push(acme::PROTOCOL.to_vec());
-                Some(Arc::new(Acme::open(acme, data_dir, Arc::clone(&current), Arc::clone(metrics))?))
+                Some(Arc::new(Acme::open(acme, data_dir, Arc::clone(&current), Arc::clone(metrics))))
             }
         };
         Ok(Tls { current, server: Arc::new(server), metrics: Arc::clone(metrics), acme })
     }
 
-    /// Reads the files, or asks the authority, again; on an error the old certificate stays.
-    pub fn reload(&self, config: &TlsConfig) -> Result<(), TlsError> {
+    /// Uses this configuration from now on; on an error the old certificate stays. `at_once`: an operator asked for it, so that an
+    /// ACME authority that refused is asked again without waiting.
+    pub fn reload(&self, config: &TlsConfig, at_once: bool) -> Result<(), TlsError> {
         match (config, &self.acme) {
             (TlsConfig::Files(files), None) => self.current.serve(read(files)?, &self.metrics),
-            (TlsConfig::Acme(config), Some(acme)) => acme.reload(config),
+            (TlsConfig::Acme(config), Some(acme)) => acme.reload(config, at_once),
             (TlsConfig::Files(_), Some(_)) | (TlsConfig::Acme(_), None) => return Err(TlsError::Restart),
         }
         Ok(())
@@ -179,7 +184,7 @@ mod tests {
             CertificateFiles { key: directory.path().join("absent"), ..good.clone() },
         ];
         for files in bad {
-            let error = tls.reload(&TlsConfig::Files(files)).unwrap_err().to_string();
+            let error = tls.reload(&TlsConfig::Files(files), false).unwrap_err().to_string();
             assert!(error.contains(&directory.path().display().to_string()), "{error}");
             assert_eq!(served(), first);
         }
@@ -187,7 +192,7 @@ mod tests {
             cert: write("cert", &other.cert.pem()),
             key: write("key", &other.signing_key.serialize_pem()),
         };
-        tls.reload(&TlsConfig::Files(next)).unwrap();
+        tls.reload(&TlsConfig::Files(next), false).unwrap();
         assert_ne!(served(), first);
     }
 }

@@ -2,13 +2,17 @@
 
 use super::process::Site;
 use super::servers::{Guard, certificates, directory, free_port};
-use http_body_util::{BodyExt, Empty};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use instant_acme::{Account, BodyWrapper, BytesResponse, Key};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::Command;
+use streamgate_service::http_client;
 use tokio::net::TcpStream;
 
 /// How one Pebble behaves.
@@ -113,6 +117,16 @@ impl Pebble {
         SocketAddr::from(([127, 0, 0, 1], self.challenge_port))
     }
 
+    /// Closes the account of this key, as its owner can.
+    pub async fn deactivate(&self, key: &str) {
+        let der = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        let key = (Key::from_pkcs8_der(der.clone_key()).unwrap(), der.into());
+        let client = Web(http_client::client(Some(&self.ca)).unwrap());
+        let directory = format!("https://localhost:{}/dir", self.port);
+        let (account, _) = Account::builder_with_http(Box::new(client)).from_key(key, directory).await.unwrap();
+        account.deactivate().await.unwrap();
+    }
+
     /// The root of the certificates that it makes.
     pub async fn root(&self) -> CertificateDer<'static> {
         let ca = CertificateDer::from_pem_file(&self.ca).unwrap();
@@ -120,9 +134,26 @@ impl Pebble {
         let stream = super::wire::tls(stream, &ca, b"http/1.1").await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let request = Request::get("/roots/0").header("host", "localhost").body(Empty::<bytes::Bytes>::new()).unwrap();
+        let request = Request::get("/roots/0").header("host", "localhost").body(Empty::<Bytes>::new()).unwrap();
         let pem = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
         CertificateDer::from_pem_slice(&pem).unwrap()
+    }
+}
+
+/// What the ACME library asks with.
+struct Web(http_client::HttpClient);
+
+impl instant_acme::HttpClient for Web {
+    fn request(
+        &self,
+        request: Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, instant_acme::Error>> + Send>> {
+        let client = self.0.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let body = Full::new(body.collect().await.unwrap().to_bytes());
+            Ok(client.request(Request::from_parts(parts, body)).await.unwrap().into())
+        })
     }
 }
 

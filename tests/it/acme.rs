@@ -93,7 +93,7 @@ async fn a_certificate_is_served_on_while_no_other_can_be_had() {
     let server = site.start().await;
     has_certificate(&server).await;
     let root = pebble.root().await;
-    let account = kept(&site, "account.json").unwrap();
+    let account = kept(&site, "account.pem").unwrap();
     pebble.kill();
     // One more name: the certificate that is there is not enough.
     configure(&site, &pebble, "[\"localhost\", \"hooks.example.com\"]", "");
@@ -102,14 +102,27 @@ async fn a_certificate_is_served_on_while_no_other_can_be_had() {
     let (status, text) = server.ops("/readyz").await;
     assert!(status == 200 && text.contains("is not renewed: cannot ask localhost"), "{text}");
     assert!(is_taken(&server, &root).await, "{}", site.log());
-    // It is there again, and knows the account no more.
+    // Nothing else is wanted any more, so that nothing is missing.
+    configure(&site, &pebble, "[\"localhost\"]", "");
+    server.signal(Signal::HUP);
+    let ready = || async { server.ops("/readyz").await.1 == "ready\n" };
+    eventually("nothing is missing", ready).await;
+    // The authority is there again, and knows the account no more.
     pebble.restart(Manners::default()).await;
+    configure(&site, &pebble, "[\"localhost\", \"hooks.example.com\"]", "");
     server.signal(Signal::HUP);
     let root = pebble.root().await;
     eventually("the new certificate is served", || is_taken(&server, &root)).await;
-    assert!(site.log().contains("does not take the account; making a new one"), "{}", site.log());
-    assert_ne!(kept(&site, "account.json").unwrap(), account);
-    assert_eq!(server.ops("/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(kept(&site, "account.pem").unwrap(), account);
+    eventually("nothing is missing", ready).await;
+    // An account that was closed is replaced.
+    pebble.deactivate(&account).await;
+    configure(&site, &pebble, "[\"localhost\", \"other.example.com\"]", "");
+    server.signal(Signal::HUP);
+    eventually("another account is made", || async { kept(&site, "account.pem").unwrap() != account }).await;
+    let certificates = || async { site.log().matches("got a certificate").count() };
+    eventually("it has a certificate", || async { certificates().await == 3 }).await;
+    assert!(is_taken(&server, &root).await, "{}", site.log());
     assert!(server.terminate().await.success());
 }
 
@@ -119,14 +132,15 @@ async fn a_gateway_killed_during_its_order_gets_its_certificate_after_the_restar
     let site = site(&pebble, "[\"localhost\"]", "");
     let server = site.start().await;
     eventually("the order is made", || async { pebble.log().contains("There are now 1 authorizations") }).await;
-    let account = kept(&site, "account.json").expect("the account is kept before it is used");
+    let account = kept(&site, "account.pem").expect("the account is kept before it is used");
     server.kill().await;
     assert!(kept(&site, "certificate.pem").is_none());
     let server = site.start().await;
     has_certificate(&server).await;
     let root = pebble.root().await;
     assert!(is_taken(&server, &root).await, "{}", site.log());
-    assert_eq!(kept(&site, "account.json").unwrap(), account, "one account is enough");
+    assert_eq!(kept(&site, "account.pem").unwrap(), account, "one account is enough");
+    assert!(pebble.log().contains("There are now 1 accounts") && !pebble.log().contains("There are now 2 accounts"));
     // What is kept serves at once, without the authority.
     let certificate = served(&server, &root).await;
     server.kill().await;
@@ -137,12 +151,12 @@ async fn a_gateway_killed_during_its_order_gets_its_certificate_after_the_restar
     assert!(server.terminate().await.success());
     // A file that is no certificate is replaced.
     let file = entries(&site.data_dir().join("acme")).into_iter().find(|path| path.ends_with("certificate.pem"));
-    std::fs::write(file.unwrap(), "noise").unwrap();
+    std::fs::write(file.unwrap(), [0xff; 100]).unwrap();
     pebble.restart(Manners::default()).await;
     let server = site.start().await;
     let root = pebble.root().await;
     eventually("another certificate is served", || is_taken(&server, &root)).await;
-    assert!(site.log().contains("cannot use the certificate that is kept"), "{}", site.log());
+    assert!(site.log().contains("a damaged file: getting another"), "{}", site.log());
     assert!(server.terminate().await.success());
 }
 
@@ -170,9 +184,35 @@ async fn a_name_that_the_authority_cannot_reach_is_reported_with_what_to_do() {
     assert!(text.contains("localhost: Failed to connect to 127.0.0.1"), "{text}");
     assert!(!is_taken(&server, &pebble.root().await).await, "there is no certificate to serve");
     assert!(server.terminate().await.success());
+    // A restart does not ask again at once: authorities count refusals.
+    let server = site.start().await;
+    let waits = || async { site.log().contains("the last attempt to get a certificate failed") };
+    eventually("it waits", waits).await;
+    assert!(server.ops("/readyz").await.1.contains("must reach this gateway at port 443"));
+    assert_eq!(site.log().matches("cannot get a certificate").count(), 1, "{}", site.log());
+    // An operator does.
+    server.signal(Signal::HUP);
+    let asked = || async { site.log().matches("cannot get a certificate").count() == 2 };
+    eventually("the authority is asked again", asked).await;
+    assert!(server.terminate().await.success());
     // Of an authority that is not there.
     pebble.kill();
     let checked = site.run(&["check"]).await;
     let text = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert!(text.contains("FAIL  gateway.tls: https://localhost:") && text.contains("cannot ask localhost"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_place_to_keep_an_account_none_is_made() {
+    let pebble = Pebble::start(Manners::default()).await;
+    let site = site(&pebble, "[\"localhost\"]", "");
+    // In the way of the directory.
+    std::fs::create_dir(site.data_dir()).unwrap();
+    std::fs::write(site.data_dir().join("acme"), "").unwrap();
+    let server = site.start().await;
+    eventually("the failure is logged", || async { site.log().contains("cannot get a certificate") }).await;
+    let (status, text) = server.ops("/readyz").await;
+    assert!(status == 503 && text.contains("check the data directory and its permissions"), "{text}");
+    assert!(!pebble.log().contains("There are now 1 accounts"), "{}", pebble.log());
+    assert!(server.terminate().await.success());
 }

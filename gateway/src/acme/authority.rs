@@ -1,25 +1,36 @@
 //! Talks to an ACME authority (RFC 8555): an account, then an order proved by TLS-ALPN-01 (RFC 8737).
 
 use super::challenge::Challenges;
-use super::kept::{Account as KeptAccount, Kept, KeptError};
+use super::kept::{Kept, KeptError};
 use super::schedule::Cause;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
+use hyper::header::RETRY_AFTER;
+use hyper::http::uri::Scheme;
 use instant_acme::{
-    Account, AuthorizationStatus, BodyWrapper, BytesResponse, ChallengeType, Error, Identifier, NewAccount, NewOrder,
-    Order, OrderStatus, Problem, RetryPolicy,
+    Account, AuthorizationStatus, BodyWrapper, BytesResponse, ChallengeType, Error, Identifier, Key, NewOrder, Order,
+    OrderStatus, Problem, RetryPolicy,
 };
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use std::fmt::Write;
 use std::pin::Pin;
 use std::time::Duration;
 use streamgate_service::config::AcmeConfig;
 use streamgate_service::http_client::{self, HttpClient, causes};
+use tokio::time::Instant;
 
 /// For one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// For the authority's checks of all names, and then for its signature.
-const POLLS: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(180));
+/// How often the authority is asked whether it has checked the names, or signed; and for how long.
+const POLLS: RetryPolicy =
+    RetryPolicy::new().initial_delay(Duration::from_secs(1)).backoff(1.0).timeout(Duration::from_secs(240));
+/// The longest that a request may be put off by an authority's Retry-After.
+const LONGEST_PAUSE: u64 = 240;
+/// For getting what is signed, failures included: it counts against the authority's limits.
+const FETCH: Duration = Duration::from_secs(300);
+const FETCH_PAUSE: Duration = Duration::from_secs(5);
 /// Chains have some kilobytes, of up to 100 names a few more.
 const MOST_ANSWER: usize = 1 << 20;
 /// Most characters of what an authority says that stand in a log line or in /readyz.
@@ -34,7 +45,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn new(cause: Cause, what: impl std::fmt::Display) -> Failure {
+    pub(super) fn new(cause: Cause, what: impl std::fmt::Display) -> Failure {
         // It may come from the network, and goes to logs and /readyz.
         let what: String = what.to_string().chars().filter(|letter| !letter.is_control()).take(MOST_WORDS).collect();
         Failure { cause, what }
@@ -44,12 +55,10 @@ impl Failure {
         Failure::new(Cause::Unreachable, error)
     }
 
-    /// Of the authority: an account that it has forgotten, or closed.
     fn problem(problem: &Problem) -> Failure {
         let cause = match problem.r#type.as_deref().and_then(|kind| kind.rsplit(':').next()) {
             Some("badNonce") => Cause::Nonce,
             Some("rateLimited") => Cause::RateLimited,
-            Some("accountDoesNotExist") => Cause::Account,
             Some("serverInternal") => Cause::Unreachable,
             Some(_) | None => Cause::Refused,
         };
@@ -101,62 +110,86 @@ pub(super) async fn answers(config: &AcmeConfig) -> Result<(), Failure> {
     }
 }
 
-/// The account that is kept, or a new one, which is kept before it is used.
-pub(super) async fn account(config: &AcmeConfig, kept: &Kept) -> Result<Account, Failure> {
-    let known = match kept.account() {
-        Ok(known) => known,
-        Err(error @ KeptError::Account { .. }) => {
-            tracing::warn!(%error, "making a new account");
-            None
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let Some(known) = known else { return new_account(config, kept).await };
-    let kept_contact = known.contact.clone();
-    let account = Account::builder_with_http(web(config)?).from_credentials(known.credentials).await?;
-    if kept_contact != config.contact {
-        account.update_contacts(&contacts(config).iter().map(String::as_str).collect::<Vec<_>>()).await?;
-        // Read again: the library takes the credentials and does not give them back.
-        if let Some(known) = kept.account()? {
-            kept.keep_account(&KeptAccount { contact: config.contact.clone(), ..known }).await?;
-        }
+/// PEM: a new key, then the chain of a new certificate.
+pub(super) async fn obtain(config: &AcmeConfig, kept: &Kept, challenges: &Challenges) -> Result<String, Failure> {
+    let (account, is_new) = account(config, kept).await?;
+    let contacts: Vec<_> = config.contact.iter().map(|mail| format!("mailto:{mail}")).collect();
+    let contacts: Vec<_> = contacts.iter().map(String::as_str).collect();
+    // A certificate does not depend on it.
+    if let Err(error) = account.update_contacts(&contacts).await {
+        let failure = Failure::from(error);
+        tracing::warn!(%failure, "the certificate authority did not take gateway.tls.acme.contact");
     }
-    Ok(account)
+    let names: Vec<_> = config.domains.iter().cloned().map(Identifier::Dns).collect();
+    let mut order = match account.new_order(&NewOrder::new(&names)).await {
+        Err(error) if is_closed(&error) && !is_new => {
+            another_account(config, kept, &error).await?.new_order(&NewOrder::new(&names)).await?
+        }
+        ordered => ordered?,
+    };
+    prove(&mut order, challenges).await?;
+    let key = KeyPair::generate().map_err(Failure::setup)?;
+    let mut params = CertificateParams::new(config.domains.clone()).map_err(Failure::setup)?;
+    params.distinguished_name = DistinguishedName::new();
+    let request = params.serialize_request(&key).map_err(Failure::setup)?;
+    Ok(key.serialize_pem() + &signed(&mut order, request.der()).await?)
 }
 
-/// Replaces the account that is kept.
-pub(super) async fn new_account(config: &AcmeConfig, kept: &Kept) -> Result<Account, Failure> {
-    let contacts = contacts(config);
-    let contacts: Vec<_> = contacts.iter().map(String::as_str).collect();
-    let new = NewAccount { contact: &contacts, terms_of_service_agreed: true, only_return_existing: false };
-    let builder = Account::builder_with_http(web(config)?);
-    let (account, credentials) = builder.create(&new, config.directory.clone(), None).await?;
-    kept.keep_account(&KeptAccount { contact: config.contact.clone(), credentials }).await?;
+/// The account of the key that is kept; the authority makes one where it knows none, or knows it no more. And whether its key is
+/// new.
+async fn account(config: &AcmeConfig, kept: &Kept) -> Result<(Account, bool), Failure> {
+    let Some(pem) = kept.account()? else { return Ok((new_account(config, kept).await?, true)) };
+    match key(&pem) {
+        Ok(key) => match register(config, key).await {
+            Err(error) if is_closed(&error) => Ok((another_account(config, kept, &error).await?, true)),
+            registered => Ok((registered?, false)),
+        },
+        Err(error) => {
+            tracing::warn!(%error, "the account's key is damaged; making another");
+            Ok((new_account(config, kept).await?, true))
+        }
+    }
+}
+
+/// Its key is kept before it is used: otherwise each attempt could leave an account behind.
+async fn new_account(config: &AcmeConfig, kept: &Kept) -> Result<Account, Failure> {
+    let pem = KeyPair::generate().map_err(Failure::setup)?.serialize_pem();
+    kept.keep_account(pem.clone()).await?;
+    let account = register(config, key(&pem)?).await?;
     tracing::info!(directory = config.directory, "made an account with the certificate authority");
     Ok(account)
 }
 
-fn contacts(config: &AcmeConfig) -> Vec<String> {
-    config.contact.iter().map(|mail| format!("mailto:{mail}")).collect()
+async fn another_account(config: &AcmeConfig, kept: &Kept, error: &Error) -> Result<Account, Failure> {
+    tracing::warn!(%error, "the certificate authority does not take the account; making another");
+    new_account(config, kept).await
 }
 
-/// An order, begun. An authority that refuses this for the account's sake says so here.
-pub(super) async fn order(account: &Account, domains: &[String]) -> Result<Order, Failure> {
-    let names: Vec<_> = domains.iter().cloned().map(Identifier::Dns).collect();
-    account.new_order(&NewOrder::new(&names)).await.map_err(|error| {
-        if let Error::Api(problem) = &error {
-            let kind = problem.r#type.as_deref().unwrap_or_default();
-            // Of an account that was deactivated (RFC 8555, section 7.3.6).
-            if kind.ends_with(":unauthorized") {
-                return Failure::new(Cause::Account, words(problem));
-            }
-        }
-        error.into()
-    })
+/// Of an account that was deactivated (RFC 8555, section 7.3.6): its key is of no use any more.
+fn is_closed(error: &Error) -> bool {
+    matches!(error, Error::Api(problem) if is(problem, "unauthorized"))
 }
 
-/// PEM: a new key, then the chain.
-pub(super) async fn certificate(order: &mut Order, challenges: &Challenges) -> Result<String, Failure> {
+type AccountKey = (Key, PrivatePkcs8KeyDer<'static>);
+
+fn key(pem: &str) -> Result<AccountKey, Failure> {
+    let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(Failure::setup)?;
+    Ok((Key::from_pkcs8_der(der.clone_key())?, der))
+}
+
+async fn register(config: &AcmeConfig, (key, der): AccountKey) -> Result<Account, Error> {
+    let client = http_client::client(config.ca.as_deref()).map_err(|error| Error::Other(error.into()))?;
+    let builder = Account::builder_with_http(Box::new(Web(client)));
+    Ok(builder.create_from_key((key, der.into()), config.directory.clone()).await?.0)
+}
+
+/// Whether a problem is of this kind (RFC 8555, section 6.7).
+fn is(problem: &Problem, kind: &str) -> bool {
+    problem.r#type.as_deref().and_then(|name| name.rsplit(':').next()) == Some(kind)
+}
+
+/// Proves that the names lead here.
+async fn prove(order: &mut Order, challenges: &Challenges) -> Result<(), Failure> {
     // Taken back when this ends, however it does.
     let mut proofs = challenges.proofs();
     let mut authorizations = order.authorizations();
@@ -186,9 +219,32 @@ pub(super) async fn certificate(order: &mut Order, challenges: &Challenges) -> R
         return Err(refusal(order).await);
     }
     polled?;
-    let key = order.finalize().await?;
-    let chain = order.poll_certificate(&POLLS).await?;
-    Ok(key + &chain)
+    Ok(())
+}
+
+/// The chain, in PEM. Once the authority may have signed, a failure here is not answered with another order soon.
+async fn signed(order: &mut Order, request: &[u8]) -> Result<String, Failure> {
+    if let Err(error) = order.finalize_csr(request).await {
+        let failure = Failure::from(error);
+        // Without an answer it may have been heard all the same.
+        if failure.cause != Cause::Unreachable {
+            return Err(failure);
+        }
+    }
+    let until = Instant::now() + FETCH;
+    loop {
+        match order.poll_certificate(&POLLS).await.map_err(Failure::from) {
+            Ok(chain) => return Ok(chain),
+            Err(failure) if Instant::now() < until && failure.cause != Cause::Refused => {
+                tracing::debug!(%failure, "the certificate is not there yet");
+                tokio::time::sleep(FETCH_PAUSE).await;
+            }
+            Err(failure) => {
+                let what = format!("the authority has the order for the certificate, but gives none: {failure}");
+                return Err(Failure::new(Cause::Refused, what));
+            }
+        }
+    }
 }
 
 /// Why the authority did not accept the proofs.
@@ -214,10 +270,6 @@ async fn refusal(order: &mut Order) -> Failure {
 /// The library's requests, over the client that all calls use.
 struct Web(HttpClient);
 
-fn web(config: &AcmeConfig) -> Result<Box<dyn instant_acme::HttpClient>, Failure> {
-    Ok(Box::new(Web(http_client::client(config.ca.as_deref()).map_err(Failure::setup)?)))
-}
-
 impl instant_acme::HttpClient for Web {
     fn request(
         &self,
@@ -234,11 +286,19 @@ impl instant_acme::HttpClient for Web {
     }
 }
 
-/// One request and its whole answer, bounded in time and size.
+/// One request and its whole answer, bounded in time and size. The directory names further URLs: they are no less secure.
 async fn ask(client: HttpClient, request: Request<Full<Bytes>>) -> Result<BytesResponse, Failure> {
+    if request.uri().scheme() != Some(&Scheme::HTTPS) {
+        return Err(Failure::new(Cause::Refused, format!("{} is not an https:// address", request.uri())));
+    }
     let host = request.uri().host().unwrap_or_default().to_owned();
     let answer = async {
-        let (parts, body) = client.request(request).await.map_err(|error| causes(&error))?.into_parts();
+        let (mut parts, body) = client.request(request).await.map_err(|error| causes(&error))?.into_parts();
+        // The library adds any number of seconds to its clock.
+        let pause = parts.headers.get(RETRY_AFTER).and_then(|pause| pause.to_str().ok()?.trim().parse::<u64>().ok());
+        if pause.is_some_and(|pause| pause > LONGEST_PAUSE) {
+            parts.headers.remove(RETRY_AFTER);
+        }
         let body = Limited::new(body, MOST_ANSWER).collect().await.map_err(|error| error.to_string())?;
         Ok(BytesResponse { parts, body: Box::new(body.to_bytes()) })
     };

@@ -1,35 +1,38 @@
-//! What is kept in the data directory: the account, and the certificate with its key.
+//! What is kept in the data directory for one authority: the account's key, the certificate with its key, the last failure.
 
-use instant_acme::AccountCredentials;
+use super::schedule::Failures;
 use serde::{Deserialize, Serialize};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use streamgate_service::private;
 
 /// Within the data directory.
 const FOLDER: &str = "acme";
-const ACCOUNT: &str = "account.json";
-/// Key and chain in one file, so that no crash leaves a key beside another key's certificate.
+const ACCOUNT: &str = "account.pem";
+/// Key and chain in one file, so that no crash leaves a key with another key's certificate.
 const CERTIFICATE: &str = "certificate.pem";
+/// There while an attempt runs, and after one that failed.
+const ATTEMPT: &str = "attempt.json";
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KeptError {
-    #[error("cannot use {}: {error}; check the data directory and its permissions", path.display())]
-    Io { path: PathBuf, error: io::Error },
-    #[error("{} is no account of this version: {error}", path.display())]
-    Account { path: PathBuf, error: serde_json::Error },
+#[error("cannot use {}: {error}; check the data directory and its permissions", path.display())]
+pub(super) struct KeptError {
+    path: PathBuf,
+    error: io::Error,
 }
 
-/// An account at an authority.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Account {
-    /// The contact that the authority knows.
-    pub(super) contact: Option<String>,
-    pub(super) credentials: AccountCredentials,
+/// An attempt that failed, or that its process did not survive.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Attempt {
+    pub(super) domains: Vec<String>,
+    pub(super) failures: Failures,
+    pub(super) why: String,
+    /// No other attempt before, in seconds since the Unix epoch.
+    pub(super) retry_at: i64,
 }
 
 /// The folder of one authority: another one has another account, and its certificates are not interchangeable.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
     data_dir: PathBuf,
     folder: PathBuf,
@@ -43,46 +46,66 @@ impl Kept {
         Kept { data_dir: data_dir.to_owned(), folder: data_dir.join(FOLDER).join(name) }
     }
 
-    pub(super) fn certificate_file(&self) -> PathBuf {
-        self.folder.join(CERTIFICATE)
-    }
-
     /// PEM: the key, then the chain.
     pub(super) fn certificate(&self) -> Result<Option<String>, KeptError> {
-        read(&self.certificate_file())
+        self.read(CERTIFICATE)
     }
 
-    pub(super) fn account(&self) -> Result<Option<Account>, KeptError> {
-        let path = self.folder.join(ACCOUNT);
-        let Some(text) = read(&path)? else { return Ok(None) };
-        serde_json::from_str(&text).map(Some).map_err(|error| KeptError::Account { path, error })
+    /// PEM: the account's key.
+    pub(super) fn account(&self) -> Result<Option<String>, KeptError> {
+        self.read(ACCOUNT)
+    }
+
+    /// The last attempt, where it failed. One that cannot be read counts as none.
+    pub(super) fn attempt(&self) -> Option<Attempt> {
+        serde_json::from_str(&self.read(ATTEMPT).ok()??).ok()
     }
 
     pub(super) async fn keep_certificate(&self, pem: String) -> Result<(), KeptError> {
         self.keep(CERTIFICATE, pem).await
     }
 
-    pub(super) async fn keep_account(&self, account: &Account) -> Result<(), KeptError> {
-        let failed = |error| KeptError::Account { path: self.folder.join(ACCOUNT), error };
-        self.keep(ACCOUNT, serde_json::to_string(account).map_err(failed)?).await
+    pub(super) async fn keep_account(&self, pem: String) -> Result<(), KeptError> {
+        self.keep(ACCOUNT, pem).await
+    }
+
+    pub(super) async fn keep_attempt(&self, attempt: &Attempt) -> Result<(), KeptError> {
+        let failed = |error: serde_json::Error| self.error(ATTEMPT, error.into());
+        self.keep(ATTEMPT, serde_json::to_string(attempt).map_err(failed)?).await
+    }
+
+    pub(super) fn forget_attempt(&self) {
+        // One that stays delays an attempt after a restart, and no more.
+        drop(std::fs::remove_file(self.folder.join(ATTEMPT)));
+    }
+
+    /// A file that is no text was damaged: another takes its place.
+    fn read(&self, name: &str) -> Result<Option<String>, KeptError> {
+        let path = self.folder.join(name);
+        match private::read(&path) {
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                tracing::warn!(path = %path.display(), "a damaged file: getting another");
+                Ok(None)
+            }
+            read => read.map_err(|error| KeptError { path, error }),
+        }
     }
 
     /// On a thread that may wait for the disk.
     async fn keep(&self, name: &str, text: String) -> Result<(), KeptError> {
         let (kept, path) = (self.clone(), self.folder.join(name));
-        let failed = |error| KeptError::Io { path: path.clone(), error };
-        let to = path.clone();
         let write = move || {
             private::directory(&kept.data_dir.join(FOLDER))?;
             private::directory(&kept.folder)?;
-            private::replace(&to, &text)
+            private::replace(&path, &text)
         };
-        tokio::task::spawn_blocking(write).await.map_err(io::Error::other).flatten().map_err(failed)
+        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other).flatten();
+        written.map_err(|error| self.error(name, error))
     }
-}
 
-fn read(path: &Path) -> Result<Option<String>, KeptError> {
-    private::read(path).map_err(|error| KeptError::Io { path: path.to_owned(), error })
+    fn error(&self, name: &str, error: io::Error) -> KeptError {
+        KeptError { path: self.folder.join(name), error }
+    }
 }
 
 #[cfg(test)]

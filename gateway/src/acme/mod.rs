@@ -11,155 +11,241 @@ mod schedule;
 pub(crate) use challenge::{Challenges, PROTOCOL};
 
 use crate::certificate::Certificate;
-use crate::tls::{Current, TlsError};
+use crate::tls::Current;
 use authority::Failure;
-use kept::{Kept, KeptError};
-use schedule::{Cause, renewal, renewal_of_new};
+use kept::{Attempt, Kept};
+use schedule::{Cause, Failures, least_between, renewal};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use streamgate_service::config::AcmeConfig;
 use streamgate_service::metrics::Metrics;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The wall clock is looked at this often: it may step.
 const LOOK: Duration = Duration::from_secs(60);
+/// For one attempt in all.
+const ATTEMPT: Duration = Duration::from_secs(900);
 
 /// Keeps a certificate valid.
 #[derive(Debug)]
 pub(crate) struct Acme {
     data_dir: PathBuf,
-    config: watch::Sender<AcmeConfig>,
+    wish: watch::Sender<Wish>,
     current: Arc<Current>,
     metrics: Arc<Metrics>,
-    /// Why there is no new certificate, since the last failure.
-    trouble: Mutex<Option<String>>,
+    state: Mutex<State>,
+}
+
+/// What an operator wants.
+#[derive(Clone, Debug)]
+struct Wish {
+    config: AcmeConfig,
+    /// How often an attempt at once was asked for.
+    asks: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The authority whose certificate is served.
+    served: Option<Kept>,
+    /// Why the last attempt failed, while another certificate is due.
+    trouble: Option<String>,
+    /// The certificate that is served, while the disk does not take it.
+    unkept: Option<String>,
 }
 
 impl Acme {
     /// Serves the certificate that is kept, if there is one.
-    pub(crate) fn open(
-        config: &AcmeConfig,
-        data_dir: &Path,
-        current: Arc<Current>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Acme, TlsError> {
-        let kept = Kept::at(data_dir, &config.directory);
-        let text = kept.certificate().map_err(|error| TlsError::Kept(error.to_string()))?;
-        let acme = Acme {
-            data_dir: data_dir.to_owned(),
-            config: watch::Sender::new(config.clone()),
-            current,
-            metrics,
-            trouble: Mutex::default(),
-        };
-        match text.map(|text| Certificate::from_pem(&text)) {
-            Some(Ok(certificate)) => acme.current.serve(certificate, &acme.metrics),
-            Some(Err(error)) => {
-                let path = kept.certificate_file();
-                tracing::warn!(%error, path = %path.display(), "cannot use the certificate that is kept; getting another");
-            }
-            None => {}
-        }
-        Ok(acme)
+    pub(crate) fn open(config: &AcmeConfig, data_dir: &Path, current: Arc<Current>, metrics: Arc<Metrics>) -> Acme {
+        let wish = watch::Sender::new(Wish { config: config.clone(), asks: 0 });
+        let acme = Acme { data_dir: data_dir.to_owned(), wish, current, metrics, state: Mutex::default() };
+        acme.serve_kept(&acme.kept(config));
+        acme
     }
 
-    /// Uses this configuration from now on. Also ends the wait after a failure.
-    pub(crate) fn reload(&self, config: &AcmeConfig) {
-        self.config.send_replace(config.clone());
+    /// Uses this configuration from now on. `at_once`: after a failure too, whose wait is not over.
+    pub(crate) fn reload(&self, config: &AcmeConfig, at_once: bool) {
+        self.wish.send_if_modified(|wish| {
+            let is_other = wish.config != *config;
+            wish.config.clone_from(config);
+            wish.asks += u64::from(at_once);
+            is_other || at_once
+        });
     }
 
-    /// Whether there is a certificate, and what keeps the next one away.
+    /// Whether there is a certificate; and if so, what is not as it should be all the same.
     pub(crate) fn ready(&self) -> Result<Option<String>, String> {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match (self.current.expiry(), trouble) {
-            (Some(_), None) => Ok(None),
-            (Some(expiry), Some(why)) => {
-                Ok(Some(format!("the certificate that expires on {} is not renewed: {why}", time(expiry))))
-            }
-            (None, Some(why)) => Err(format!("there is no certificate yet: {why}")),
-            (None, None) => Err("there is no certificate yet; the authority was asked for one".to_owned()),
+        let state = self.state();
+        let why = state.trouble.as_deref().unwrap_or("the authority was asked for one");
+        let Some(validity) = self.current.validity() else { return Err(format!("there is no certificate yet: {why}")) };
+        let expiry = time(validity.not_after);
+        if validity.not_after <= now() {
+            return Ok(Some(format!("the certificate expired on {expiry}: {why}")));
         }
+        let not_kept = state.unkept.is_some().then_some("the certificate cannot be written to the data directory");
+        let not_renewed =
+            state.trouble.as_ref().map(|why| format!("the certificate that expires on {expiry} is not renewed: {why}"));
+        Ok(not_renewed.or_else(|| not_kept.map(str::to_owned)))
     }
 
     /// Runs until it is dropped.
     pub(crate) async fn run(&self) {
-        let mut changes = self.config.subscribe();
-        let (mut failures, mut retry_at) = (0, Instant::now());
-        let mut got = None;
+        let mut wishes = self.wish.subscribe();
+        let mut wish = wishes.borrow_and_update().clone();
+        let mut kept = self.kept(&wish.config);
+        let (mut failures, mut not_before) = self.last_attempt(&kept, &wish.config);
         loop {
-            let config = changes.borrow_and_update().clone();
-            let due = match &got {
-                Some((of, renewal)) if *of == config => Some(*renewal),
-                _ => self.due(&config),
-            };
-            let left = due.map_or(0, |due| due - jiff::Timestamp::now().as_second());
+            self.keep_again(&kept).await;
+            let due = self.due(&kept, &wish.config);
+            if due.is_some_and(|due| due > now()) {
+                self.state().trouble = None;
+            }
+            let left = due.map_or(0, |due| due - now());
             let left = Duration::from_secs(left.max(0).unsigned_abs());
-            let left = left.max(retry_at.saturating_duration_since(Instant::now()));
+            let left = left.max(not_before.saturating_duration_since(Instant::now()));
             if left.is_zero() {
-                match self.renew(&config).await {
-                    Ok(renewal) => (got, failures) = (Some((config, renewal)), 0),
+                match self.attempt(&kept, &wish.config, failures).await {
+                    Ok(least) => (failures, not_before) = (None, Instant::now() + least),
                     Err(failure) => {
-                        failures += 1;
-                        let wait = failure.cause.wait(failures);
-                        self.failed(&config, &failure, wait);
-                        retry_at = Instant::now() + wait;
+                        let row = Failures::and(failures, failure.cause);
+                        self.failed(&kept, &wish.config, &failure, row).await;
+                        (failures, not_before) = (Some(row), Instant::now() + row.wait());
                     }
                 }
-                continue;
+            } else {
+                tokio::select! {
+                    () = tokio::time::sleep(left.min(LOOK)) => {}
+                    changed = wishes.changed() => drop(changed),
+                }
             }
-            tokio::select! {
-                () = tokio::time::sleep(left.min(LOOK)) => {}
-                Ok(()) = changes.changed() => (failures, retry_at) = (0, Instant::now()),
+            let next = wishes.borrow_and_update().clone();
+            if next.config != wish.config {
+                kept = self.kept(&next.config);
+                if self.state().served.as_ref() != Some(&kept) {
+                    self.serve_kept(&kept);
+                }
+                (failures, not_before) = self.last_attempt(&kept, &next.config);
             }
+            if next.asks != wish.asks {
+                not_before = Instant::now();
+            }
+            wish = next;
         }
     }
 
-    /// When the next certificate is due, in seconds since the Unix epoch. None where the one that is kept cannot be used, or
-    /// lacks a name.
-    fn due(&self, config: &AcmeConfig) -> Option<i64> {
-        let text = Kept::at(&self.data_dir, &config.directory).certificate().ok().flatten()?;
-        let certificate = Certificate::from_pem(&text).ok()?;
-        let has_all = config.domains.iter().all(|domain| certificate.names.contains(domain));
-        has_all.then(|| renewal(certificate.validity))
+    fn kept(&self, config: &AcmeConfig) -> Kept {
+        Kept::at(&self.data_dir, &config.directory)
     }
 
-    /// When the certificate that was got is due for renewal.
-    async fn renew(&self, config: &AcmeConfig) -> Result<i64, Failure> {
-        let kept = Kept::at(&self.data_dir, &config.directory);
-        let account = authority::account(config, &kept).await?;
-        let begun = authority::order(&account, &config.domains).await;
-        let mut order = match begun {
-            Err(failure) if failure.cause == Cause::Account => {
-                tracing::warn!(%failure, "the certificate authority does not take the account; making a new one");
-                let account = authority::new_account(config, &kept).await?;
-                authority::order(&account, &config.domains).await?
-            }
-            begun => begun?,
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves what is kept of an authority. Where that cannot be used, another one is due.
+    fn serve_kept(&self, kept: &Kept) {
+        let text = match kept.certificate() {
+            Ok(Some(text)) => text,
+            Ok(None) => return,
+            Err(error) => return tracing::error!(%error, "cannot read the certificate that is kept"),
         };
-        let pem = authority::certificate(&mut order, &self.current.challenges).await?;
-        let certificate = Certificate::from_pem(&pem).map_err(Failure::setup)?;
-        let validity = certificate.validity;
+        match Certificate::from_pem(&text) {
+            Ok(certificate) => self.serve(certificate, kept),
+            Err(error) => tracing::warn!(%error, "cannot use the certificate that is kept; getting another"),
+        }
+    }
+
+    fn serve(&self, certificate: Certificate, kept: &Kept) {
         self.current.serve(certificate, &self.metrics);
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let renewal = renewal_of_new(validity, jiff::Timestamp::now().as_second());
+        self.state().served = Some(kept.clone());
+    }
+
+    /// When the next certificate is due, in seconds since the Unix epoch. None: now, for there is none of this authority, or it
+    /// lacks a name.
+    fn due(&self, kept: &Kept, config: &AcmeConfig) -> Option<i64> {
+        if self.state().served.as_ref() != Some(kept) || !self.current.has_names(&config.domains) {
+            return None;
+        }
+        self.current.validity().map(renewal)
+    }
+
+    /// Failures in a row for these names, from before a restart, and until when to wait after them.
+    fn last_attempt(&self, kept: &Kept, config: &AcmeConfig) -> (Option<Failures>, Instant) {
+        let Some(last) = kept.attempt().filter(|last| last.domains == config.domains) else {
+            return (None, Instant::now());
+        };
+        let left = Duration::from_secs((last.retry_at - now()).max(0).unsigned_abs());
+        // The clock may have stepped.
+        let left = left.min(last.failures.wait());
+        if self.due(kept, config).is_none_or(|due| due <= now()) {
+            tracing::warn!(why = last.why, again_in = ?left, "the last attempt to get a certificate failed; SIGHUP tries again at once");
+            self.state().trouble = Some(last.why);
+        }
+        (Some(last.failures), Instant::now() + left)
+    }
+
+    /// One attempt. The least time until the next, where there is a certificate.
+    async fn attempt(&self, kept: &Kept, config: &AcmeConfig, failures: Option<Failures>) -> Result<Duration, Failure> {
+        // Before the authority is asked for anything: a process that dies in each attempt must not ask each time it starts, nor
+        // one whose disk takes nothing.
+        let unended = "the process ended during the attempt";
+        self.note(kept, config, Failures::and(failures, Cause::Unreachable), unended).await?;
+        let (current, held, asked) = (Arc::clone(&self.current), kept.clone(), config.clone());
+        // A task of its own: a panic of the library's, at an answer that nobody expected, ends the attempt alone.
+        let task = tokio::spawn(async move { authority::obtain(&asked, &held, &current.challenges).await });
+        let pem = match tokio::time::timeout(ATTEMPT, AbortOnDropHandle::new(task)).await {
+            Ok(Ok(obtained)) => obtained?,
+            Ok(Err(error)) => return Err(Failure::new(Cause::Refused, format!("the attempt broke off: {error}"))),
+            Err(_) => return Err(Failure::new(Cause::Refused, format!("no certificate within {ATTEMPT:?}"))),
+        };
+        let certificate = Certificate::from_pem(&pem);
+        let certificate = certificate.map_err(|error| Failure::new(Cause::Refused, error))?;
+        let validity = certificate.validity;
+        self.serve(certificate, kept);
+        kept.forget_attempt();
+        self.state().trouble = None;
         tracing::info!(
-            domains = config.domains.join(", "), expires = %time(validity.not_after), renewal = %time(renewal),
+            domains = config.domains.join(", "),
+            expires = time(validity.not_after),
+            renewal = time(renewal(validity)),
             "got a certificate"
         );
-        if let Err(error) = kept.keep_certificate(pem).await {
-            // It serves; only a restart needs another one.
-            tracing::error!(%error, "cannot keep the certificate: after a restart there will be none");
-        }
-        Ok(renewal)
+        self.state().unkept = Some(pem);
+        self.keep_again(kept).await;
+        Ok(least_between(validity))
     }
 
-    fn failed(&self, config: &AcmeConfig, failure: &Failure, wait: Duration) {
-        let domains = config.domains.join(", ");
-        tracing::error!(domains, %failure, again_in = ?wait, "cannot get a certificate; SIGHUP tries again at once");
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.to_string());
+    /// Writes the certificate that is served, if that is still to be done.
+    async fn keep_again(&self, kept: &Kept) {
+        let Some(pem) = self.state().unkept.clone() else { return };
+        match kept.keep_certificate(pem).await {
+            Ok(()) => self.state().unkept = None,
+            Err(error) => tracing::error!(%error, "the certificate serves, but a restart would lose it; trying again"),
+        }
     }
+
+    async fn note(&self, kept: &Kept, config: &AcmeConfig, failures: Failures, why: &str) -> Result<(), Failure> {
+        let wait = i64::try_from(failures.wait().as_secs()).unwrap_or(i64::MAX);
+        let (domains, retry_at) = (config.domains.clone(), now().saturating_add(wait));
+        let attempt = Attempt { domains, failures, why: why.to_owned(), retry_at };
+        Ok(kept.keep_attempt(&attempt).await?)
+    }
+
+    async fn failed(&self, kept: &Kept, config: &AcmeConfig, failure: &Failure, row: Failures) {
+        let why = failure.to_string();
+        self.state().trouble = Some(why.clone());
+        let domains = config.domains.join(", ");
+        tracing::error!(domains, %failure, again_in = ?row.wait(), "cannot get a certificate; SIGHUP tries again at once");
+        if let Err(failure) = self.note(kept, config, row, &why).await {
+            tracing::warn!(%failure, "a restart would try again at once");
+        }
+    }
+}
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
 }
 
 fn time(seconds: i64) -> String {
@@ -169,7 +255,7 @@ fn time(seconds: i64) -> String {
 /// What `check` says: looks, and makes neither an account nor an order.
 pub(crate) async fn inspect(config: &AcmeConfig, data_dir: &Path) -> Result<String, String> {
     let kept = Kept::at(data_dir, &config.directory);
-    let certificate = match kept.certificate().map_err(|error: KeptError| error.to_string())? {
+    let certificate = match kept.certificate().map_err(|error| error.to_string())? {
         Some(text) => {
             let certificate = Certificate::from_pem(&text).map_err(|error| error.to_string())?;
             format!("a certificate until {}", time(certificate.validity.not_after))

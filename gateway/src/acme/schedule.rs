@@ -1,17 +1,21 @@
-//! When a certificate is asked for, and how long to wait after a failure. PURE.
+//! When a certificate is due, and how long to wait after a failure. PURE.
 
 use crate::certificate::Validity;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
+
+/// An authority that issues what is used up at once must not be asked in a loop.
+const LEAST_BETWEEN: Duration = Duration::from_secs(10);
 
 /// When two thirds of a certificate's life are over: of 90 days there are 30 left to get the next one.
 pub(super) fn renewal(validity: Validity) -> i64 {
     validity.not_after - life(validity) / 3
 }
 
-/// For a certificate that was got at `now`. A clock that is wrong by years makes each new certificate look used up; a third of
-/// its life lies between two orders all the same, for authorities limit them to a few a week.
-pub(super) fn renewal_of_new(validity: Validity, now: i64) -> i64 {
-    renewal(validity).max(now + life(validity) / 3)
+/// The least time between a certificate and the next order. To a clock that is wrong by years each new certificate looks used
+/// up, and authorities allow a few orders a week.
+pub(super) fn least_between(validity: Validity) -> Duration {
+    Duration::from_secs((life(validity) / 3).max(0).unsigned_abs()).max(LEAST_BETWEEN)
 }
 
 fn life(validity: Validity) -> i64 {
@@ -19,15 +23,14 @@ fn life(validity: Validity) -> i64 {
 }
 
 /// What went wrong, as far as the next attempt depends on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Cause {
     /// The authority took a nonce for used (RFC 8555, section 6.5): the next attempt has others.
     Nonce,
-    /// No answer, or none that makes sense, or a disk that takes nothing.
+    /// No answer, or none that makes sense; a disk that takes nothing; a process that ended during the attempt.
     Unreachable,
-    /// The authority does not know the account any more.
-    Account,
-    /// The authority says no: mostly it could not reach the names.
+    /// The authority says no, mostly because it could not reach the names; or it may have issued what we could not get.
     Refused,
     /// Too many orders.
     RateLimited,
@@ -38,18 +41,32 @@ impl Cause {
     fn waits(self) -> (Duration, Duration) {
         let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
         match self {
-            Cause::Nonce | Cause::Account => (Duration::from_secs(1), minutes(10)),
+            Cause::Nonce => (Duration::from_secs(1), minutes(10)),
             Cause::Unreachable => (Duration::from_secs(10), minutes(10)),
             // Let's Encrypt forgives one failed validation of a name every 12 minutes.
             Cause::Refused => (minutes(15), minutes(240)),
             Cause::RateLimited => (minutes(60), minutes(480)),
         }
     }
+}
 
-    /// `failures`: in a row, this one included.
-    pub(super) fn wait(self, failures: u32) -> Duration {
-        let (first, longest) = self.waits();
-        first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(longest)
+/// Failures in a row, all for the same cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Failures {
+    cause: Cause,
+    count: u32,
+}
+
+impl Failures {
+    /// One more: a failure of another cause begins a row of its own.
+    pub(super) fn and(before: Option<Failures>, cause: Cause) -> Failures {
+        let count = before.filter(|before| before.cause == cause).map_or(0, |before| before.count);
+        Failures { cause, count: count.saturating_add(1) }
+    }
+
+    pub(super) fn wait(self) -> Duration {
+        let (first, longest) = self.cause.waits();
+        first.saturating_mul(2_u32.saturating_pow(self.count.saturating_sub(1).min(16))).min(longest)
     }
 }
 
@@ -58,21 +75,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_is_renewed_when_two_thirds_of_its_life_are_over() {
+    fn a_certificate_is_due_when_two_thirds_of_its_life_are_over() {
         let validity = Validity { not_before: 1_000, not_after: 1_900 };
         assert_eq!(renewal(validity), 1_600);
-        assert_eq!(renewal_of_new(validity, 1_001), 1_600);
-        // Our clock is years ahead.
-        assert_eq!(renewal_of_new(validity, 90_000), 90_300);
+        assert_eq!(least_between(validity), Duration::from_secs(300));
+        let nonsense = Validity { not_before: 1_900, not_after: 1_000 };
+        assert_eq!(least_between(nonsense), LEAST_BETWEEN);
     }
 
     #[test]
     fn waits_double_up_to_a_limit_and_never_run_into_the_authoritys_limits() {
-        for cause in [Cause::Nonce, Cause::Unreachable, Cause::Account, Cause::Refused, Cause::RateLimited] {
-            let waits: Vec<_> = (1..200).map(|failures| cause.wait(failures)).collect();
+        for cause in [Cause::Nonce, Cause::Unreachable, Cause::Refused, Cause::RateLimited] {
+            let mut row = None;
+            let mut waits = Vec::new();
+            for _ in 0..200 {
+                let failures = Failures::and(row, cause);
+                waits.push(failures.wait());
+                row = Some(failures);
+            }
             assert!(waits.is_sorted() && waits[1] == waits[0] * 2, "{cause:?}");
             assert_eq!(*waits.last().unwrap(), cause.waits().1, "{cause:?}");
         }
-        assert!(Cause::Refused.wait(1) > Duration::from_secs(12 * 60));
+        assert!(Failures::and(None, Cause::Refused).wait() > Duration::from_secs(12 * 60));
+    }
+
+    #[test]
+    fn another_cause_begins_anew() {
+        let mut row = None;
+        for _ in 0..10 {
+            row = Some(Failures::and(row, Cause::Unreachable));
+        }
+        assert_eq!(Failures::and(row, Cause::Refused), Failures::and(None, Cause::Refused));
     }
 }

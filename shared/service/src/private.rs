@@ -19,10 +19,10 @@ pub fn read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Creates the directory, mode 0700, where it is not there. Its parent must be.
+/// Creates the directory, mode 0700, where it is not there. Its parent must be. A link in its place is an error.
 pub fn directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.symlink_metadata()?.is_dir() => Ok(()),
         created => created,
     }
 }
@@ -66,6 +66,9 @@ mod tests {
         std::fs::write(&other, "another's").unwrap();
         std::os::unix::fs::symlink(&other, &link).unwrap();
         assert!(read(&link).is_err());
+        let folder_link = home.path().join("folder-link");
+        std::os::unix::fs::symlink(&folder, &folder_link).unwrap();
+        assert!(directory(&folder_link).is_err());
         replace(&link, "ours").unwrap();
         assert_eq!(std::fs::read_to_string(&other).unwrap(), "another's");
         assert_eq!(read(&link).unwrap().as_deref(), Some("ours"));

@@ -30,7 +30,7 @@ pub struct CertificateFiles {
 pub struct AcmeConfig {
     /// The names of the certificate, in lower case. At least one.
     pub domains: Vec<String>,
-    /// Mail address that the authority warns before a certificate expires. Default none.
+    /// Mail address for what the authority has to say about its certificates. Default none.
     pub contact: Option<String>,
     /// URL of the authority's directory. Default Let's Encrypt's.
     pub directory: String,
@@ -99,8 +99,12 @@ impl AcmeConfig {
             mail if mail.contains('@') && !mail.contains(char::is_whitespace) => Ok(mail.to_owned()),
             _ => Err(format!("invalid mail address {address:?}: expected one like \"ops@example.com\"")),
         });
-        let directory = section.parsed("directory", |url| match url.strip_prefix("https://") {
-            Some(rest) if !rest.is_empty() && !rest.contains(char::is_whitespace) => Ok(url.to_owned()),
+        let directory = section.parsed("directory", |url| match url.parse::<hyper::Uri>() {
+            Ok(parsed)
+                if parsed.scheme_str() == Some("https") && parsed.host().is_some_and(|host| !host.is_empty()) =>
+            {
+                Ok(url.to_owned())
+            }
             _ => Err(format!("invalid URL {url:?}: expected the https:// address of an ACME directory")),
         });
         let ca = section.text("ca").map(PathBuf::from);
@@ -192,6 +196,8 @@ mod tests {
             ("acme = { domains = [\"a.b:443\"] }", "acme.domains: invalid host name"),
             ("acme = { domains = [\"a.b\"], contact = \"ops\" }", "acme.contact: invalid mail"),
             ("acme = { domains = [\"a.b\"], directory = \"http://x\" }", "acme.directory: invalid URL"),
+            ("acme = { domains = [\"a.b\"], directory = \"https:///dir\" }", "acme.directory: invalid URL"),
+            ("acme = { domains = [\"a.b\"], directory = \"https://acme.exämple/dir\" }", "acme.directory: invalid URL"),
             ("acme = { domains = [\"a.b\"], staging = true }", "acme.staging: unknown key"),
             ("acme = { domains = [\"a.b\"] }\ncert = \"c\"", "acme: stands beside"),
             ("cert = \"c\"", "key: is missing"),
