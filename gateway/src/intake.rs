@@ -147,7 +147,7 @@ pub(crate) async fn store<E: Enqueue, S: Seen>(
         tracing::debug!(%error, key, "not durable: answered 503");
         match error {
             StoreError::Full(_) => Reason::StoreFull,
-            StoreError::Unavailable(_) => Reason::StoreUnavailable,
+            StoreError::Unavailable(_) | StoreError::Gone(_) => Reason::StoreUnavailable,
         }
     })?;
     metrics.gateway_publish.observe(started.elapsed().as_secs_f64());

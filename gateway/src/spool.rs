@@ -93,6 +93,10 @@ impl<Q: Enqueue, D: Spool> Enqueue for Spooled<Q, D> {
 
     fn ready(&self) -> Result<(), StoreError> {
         let Err(spool) = self.desk.spool.ready() else { return Ok(()) };
+        // Events go on while RabbitMQ takes them, but nothing stands behind it any more.
+        if matches!(spool, StoreError::Gone(_)) {
+            return Err(spool);
+        }
         if self.desk.is_open() {
             return Ok(());
         }

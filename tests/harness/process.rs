@@ -71,6 +71,23 @@ impl Site {
         command
     }
 
+    /// A command whose wall clock goes by a file of the site, as `+1d`: see [`set_clock`](Site::set_clock).
+    pub fn command_by_clock(&self, args: &[&str]) -> Command {
+        let mut command = self.command(args);
+        let library = ["x86_64", "aarch64"].map(|cpu| format!("/usr/lib/{cpu}-linux-gnu/faketime/libfaketimeMT.so.1"));
+        command.env("LD_PRELOAD", library.iter().find(|path| Path::new(path).exists()).expect("faketime is installed"));
+        command.env("FAKETIME_TIMESTAMP_FILE", self.path("clock")).env("FAKETIME_NO_CACHE", "1");
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+        command
+    }
+
+    /// How far the clock is off: `+1d`, `+0`.
+    pub fn set_clock(&self, offset: &str) {
+        // Whole at any time: it is read with every look at the clock.
+        let new = self.write("clock.new", offset);
+        std::fs::rename(new, self.path("clock")).unwrap();
+    }
+
     pub async fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().await.unwrap()
     }

@@ -52,6 +52,12 @@ impl Volume {
         std::fs::remove_file(self.root.join("filler")).unwrap();
     }
 
+    /// Its place in the tree is empty from now on; files that are open stay usable.
+    pub fn detach(&self) {
+        let told = as_root(&["umount", "--lazy", &self.root.display().to_string()]).output().unwrap();
+        assert!(told.status.success(), "{told:?}");
+    }
+
     /// Only while no file on it is open for writing.
     pub fn read_only(&self, on: bool) {
         let how = if on { "remount,ro" } else { "remount,rw" };

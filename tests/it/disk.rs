@@ -1,9 +1,13 @@
-//! A store whose disk does not answer.
+//! A store whose disk does not answer, goes away, or fills unseen; and one whose clock is set back.
 
+use crate::harness::broker::Broker;
 use crate::harness::eventually;
-use crate::harness::process::{Setup, Site};
-use crate::harness::receiver::Receiver;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::receiver::{Receiver, reply};
+use crate::harness::servers::{Backends, RedisServer};
+use crate::harness::volume::Volume;
 use crate::harness::wire::{Webhook, send};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_hangs_is_503_within_the_deadline() {
@@ -44,5 +48,115 @@ async fn a_settlement_is_tried_until_it_stands() {
     let done = || server.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}");
     eventually("it stands", || async { done().await == 1.0 }).await;
     assert_eq!(service.received().len(), 1, "the handler ran once");
+    assert!(server.terminate().await.success());
+}
+
+/// The next webhook is refused, and /readyz and the log say why.
+async fn nothing_is_promised(server: &Server, site: &Site) {
+    let answer = send(server.public, &Webhook::fresh()).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "store_unavailable"));
+    let (status, text) = server.ops("/readyz").await;
+    assert!(status == 503 && text.contains("the data directory is gone"), "{text}");
+    assert!(site.log().contains("events can no longer be stored"), "{}", site.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_promised_from_a_data_directory_that_was_moved_or_deleted() {
+    for is_deleted in [false, true] {
+        let site = Site::new();
+        site.configure(&Setup::default());
+        let server = site.start().await;
+        assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+        let (data, away) = (site.data_dir(), site.path("away"));
+        std::fs::rename(&data, &away).unwrap();
+        if is_deleted {
+            std::fs::remove_dir_all(&away).unwrap();
+        }
+        nothing_is_promised(&server, &site).await;
+        if !is_deleted {
+            std::fs::rename(&away, &data).unwrap();
+            let is_back = || async { send(server.public, &Webhook::fresh()).await.unwrap().status == 200 };
+            eventually("events are taken again", is_back).await;
+            eventually("it is ready again", || async { server.ops("/readyz").await.0 == 200 }).await;
+        }
+        assert_eq!(site.log().matches("events can no longer be stored").count(), 1, "{}", site.log());
+        assert!(server.terminate().await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_promised_from_a_volume_that_was_detached() {
+    let Some(volume) = Volume::mount(64) else { return };
+    let site = Site::new();
+    site.write("streamgate.toml", Setup::default().toml(&volume.path().join("data")));
+    let server = site.start().await;
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    volume.detach();
+    nothing_is_promised(&server, &site).await;
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_goes_on_without_its_spool_while_rabbitmq_takes_events() {
+    let (broker, redis) = tokio::join!(Broker::start(), RedisServer::start());
+    let mut backends = Backends { broker, redis };
+    let site = Site::new();
+    // Only what RabbitMQ does not take goes to the spool.
+    let tables = backends.tables_with(&site.name(), "spool_after = \"4s\"\nconfirm_timeout = \"4s\"");
+    site.configure(&Setup { rest: tables, ..Setup::default() });
+    let server = site.start_as("gateway").await.ready().await;
+    std::fs::rename(site.data_dir(), site.path("away")).unwrap();
+    eventually("it is noticed", || async { server.ops("/readyz").await.1.contains("the data directory is gone") })
+        .await;
+    assert_eq!(server.ops("/readyz").await.0, 503);
+    for _ in 0..20 {
+        assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    }
+    backends.broker.kill();
+    let answer = send(server.public, &Webhook::fresh()).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "store_unavailable"));
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_grows_behind_a_reader_counts_as_used() {
+    let site = Site::new();
+    site.configure(&Setup { store: "spool_max = \"1MiB\"".into(), ..Setup::default() });
+    let server = site.start().await;
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+    // A reader whose snapshot is kept: no checkpoint gets past it.
+    let reader = site.store();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM events").unwrap();
+    let log = || site.data_dir().join("streamgate.db-wal").metadata().unwrap().len();
+    let wide = |number: u32| Webhook::push(&format!("wide-{number}"), format!("{number}{}", "x".repeat(400_000)));
+    let (mut number, mut answer) = (0, send(server.public, &wide(0)).await.unwrap());
+    while answer.status == 200 {
+        assert!(log() < 32 << 20, "the log has {} bytes", log());
+        number += 1;
+        answer = send(server.public, &wide(number)).await.unwrap();
+    }
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "store_full"));
+    drop(reader);
+    let is_taken = || async { send(server.public, &Webhook::fresh()).await.unwrap().status == 200 };
+    eventually("there is room again", is_taken).await;
+    eventually("the log is cut back", || async { log() <= 16 << 20 }).await;
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_back_stalls_no_retry() {
+    let site = Site::new();
+    let fails = std::sync::Arc::new(AtomicBool::new(true));
+    let failing = std::sync::Arc::clone(&fails);
+    let service = Receiver::start(move |_| reply(if failing.load(Ordering::Relaxed) { 503 } else { 200 }, &[])).await;
+    site.configure(&Setup { worker: "retry = [\"2s\"]".into(), rest: service.route(), ..Setup::default() });
+    site.set_clock("+1d");
+    let server = Server::of(site.command_by_clock(&["up"]), &site).await;
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+    let retries = || async { server.metric("streamgate_worker_retries_total{route=\"app\"}").await };
+    eventually("it waits for its retry", || async { retries().await == 1.0 }).await;
+    site.set_clock("+0");
+    fails.store(false, Ordering::Relaxed);
+    eventually("it is tried again", || async { service.received().len() == 2 }).await;
     assert!(server.terminate().await.success());
 }

@@ -20,6 +20,9 @@ pub enum StoreError {
     Full(String),
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// What is written would not be found after a restart.
+    #[error("the data directory is gone: {0}")]
+    Gone(String),
 }
 
 /// What became of an event that was offered.

@@ -1,23 +1,37 @@
 //! Claims of the embedded store: leases in memory. See the module above for why nothing of them needs the disk.
 
-use super::{millis, now_ms};
+use super::millis;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streamgate_core::claim::{self, Conclusion, State, Verdict};
 
-#[derive(Debug, Default)]
-pub(super) struct Leases(Mutex<HashMap<String, State>>);
+#[derive(Debug)]
+pub(super) struct Leases {
+    states: Mutex<HashMap<String, State>>,
+    /// Time is counted from here: nobody can set it back, and no other process looks at these leases.
+    since: Instant,
+}
+
+impl Default for Leases {
+    fn default() -> Leases {
+        Leases { states: Mutex::default(), since: Instant::now() }
+    }
+}
 
 impl Leases {
     /// A panic while the map was held cannot leave it half changed: every change is one insert or remove.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, State>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> i64 {
+        millis(self.since.elapsed())
     }
 
     pub(super) fn claim(&self, key: &str, attempt: u32, holder: u64, lease: Duration) -> Verdict {
         let mut leases = self.lock();
-        let (verdict, state) = claim::claim(leases.get(key).copied(), attempt, holder, now_ms(), millis(lease));
+        let (verdict, state) = claim::claim(leases.get(key).copied(), attempt, holder, self.now_ms(), millis(lease));
         if let Some(state) = state {
             leases.insert(key.to_owned(), state);
         }
@@ -26,7 +40,7 @@ impl Leases {
 
     pub(super) fn renew(&self, key: &str, holder: u64, lease: Duration) -> bool {
         let mut leases = self.lock();
-        match claim::renew(leases.get(key).copied(), holder, now_ms(), millis(lease)) {
+        match claim::renew(leases.get(key).copied(), holder, self.now_ms(), millis(lease)) {
             Some(state) => leases.insert(key.to_owned(), state).is_some(),
             None => false,
         }

@@ -7,6 +7,8 @@
 //! process holds none.
 
 mod answers;
+mod clock;
+mod commit;
 mod damage;
 mod directory;
 mod inbox;
@@ -18,6 +20,7 @@ mod row;
 mod schema;
 mod seen;
 mod spool;
+mod witness;
 mod writer;
 
 pub use damage::set_aside_in;
@@ -62,8 +65,8 @@ pub struct Options {
     pub prefetch: usize,
     /// Most bytes of bodies in hand.
     pub in_hand_bytes: usize,
-    /// The longest that a retry may have to wait. One that is due later was written while the clock was wrong.
-    pub longest_wait: Duration,
+    /// The waits between attempts. What is due later than its own step was written while the clock was ahead.
+    pub ladder: Vec<Duration>,
 }
 
 /// The store of a process that owns its data directory.
@@ -82,10 +85,10 @@ impl Embedded {
         let owned = Owned::take(&options.data_dir)?;
         let mut writing = damage::open_owner(&owned.database(), options.max_bytes)?;
         let failed = |error| OpenError::Database { path: owned.database(), error };
-        queue::bring_forward(&writing, options.longest_wait).map_err(failed)?;
+        queue::bring_forward(&writing, &options.ladder, now_ms()).map_err(failed)?;
         queue::begin(&mut writing, options.prefetch).map_err(failed)?;
         let reading = schema::open_reader(&owned.database())?;
-        let writer = Writer::start(writing, writer::Limits::of(options))?;
+        let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options))?;
         let (reader, most) = (Reader::start(reading)?, (options.prefetch, options.in_hand_bytes));
         let inbox = Inbox::start(reader, writer.marker(), writer.news(), most);
         Ok(Embedded { writer, inbox, leases: Leases::default(), _owned: owned })
@@ -200,7 +203,7 @@ mod tests {
             max_waiting: 64,
             prefetch: 4,
             in_hand_bytes: 1 << 20,
-            longest_wait: Duration::from_secs(3600),
+            ladder: vec![Duration::from_secs(1), Duration::from_secs(3600)],
         }
     }
 
@@ -349,7 +352,7 @@ mod tests {
         let delivery = next(&store).await;
         settle(&store, delivery, Settlement::Retry { delay: Duration::from_secs(1_000_000), attempt: 2 }).await;
         store.close().await;
-        let store = Embedded::open(&Options { longest_wait: Duration::from_millis(10), ..options }).unwrap();
+        let store = Embedded::open(&Options { ladder: vec![Duration::from_millis(10)], ..options }).unwrap();
         assert_eq!(next(&store).await.envelope.attempt, 2);
         store.close().await;
     }

@@ -86,10 +86,19 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
     Ok(())
 }
 
-/// Retries that are due later than any could be.
-pub(super) fn bring_forward(connection: &Connection, longest_wait: Duration) -> rusqlite::Result<()> {
-    let latest = now_ms().saturating_add(millis(longest_wait));
-    connection.execute("UPDATE events SET due_at = ?1 WHERE due_at > ?1", params![latest]).map(drop)
+/// Brings forward what is due later than the step of the ladder that it waits on: it was written while the clock was ahead.
+/// Of the attempt with number `n`, that is the step `n - 1`, from 1; of later ones the last.
+pub(super) fn bring_forward(connection: &Connection, ladder: &[Duration], now: i64) -> rusqlite::Result<()> {
+    let sql = "UPDATE events SET due_at = ?1 WHERE due_at > ?1 AND attempt >= ?2 AND attempt < ?3";
+    let mut bring = connection.prepare_cached(sql)?;
+    for (place, step) in (2_i64..).zip(ladder) {
+        let is_last = usize::try_from(place - 1) == Ok(ladder.len());
+        // A first attempt waits for a lease alone.
+        let first = if place == 2 { 0 } else { place };
+        let end = if is_last { i64::MAX } else { place + 1 };
+        bring.execute(params![now.saturating_add(millis(*step)), first, end])?;
+    }
+    Ok(())
 }
 
 /// A process begins to hand events out. Where the one before it died, whatever that may have had in hand is counted: the first

@@ -75,6 +75,9 @@ const VERSION: i64 = MIGRATIONS.len() as i64;
 const PAGE_SIZE: u64 = 8192;
 /// Room above the limit for what must never be refused: settlements, dead letters, keys.
 const HEADROOM: u64 = 64 << 20;
+/// What the write-ahead log takes between checkpoints (SQLite's 1000 pages, and a large commit), and is cut back to. What it takes
+/// beyond, behind a reader that lets no checkpoint through, counts as used.
+pub(super) const LOG_BYTES: u64 = 16 << 20;
 /// The command line's transactions beside the owner are short; longer than this is trouble.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -138,6 +141,7 @@ fn durable(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "secure_delete", "on")?;
     connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "journal_size_limit", LOG_BYTES as i64)?;
     connection.pragma_update(None, "synchronous", "full")
 }
 

@@ -1,0 +1,99 @@
+//! Whether the files that are open are still the ones at their paths.
+//!
+//! An open file outlives its name: after `rm -rf`, `mv` or a lazy unmount commits succeed, and are gone with the process.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Device and inode: what stays the same for as long as it is the same file.
+type Identity = (u64, u64);
+
+#[derive(Debug)]
+pub(super) struct Witness {
+    directory: Watched,
+    database: Watched,
+    log: Watched,
+}
+
+#[derive(Debug)]
+struct Watched {
+    path: PathBuf,
+    /// None until it was seen for the first time.
+    known: Option<Identity>,
+}
+
+impl Witness {
+    /// Of a database that is open, by the first look at its files.
+    pub(super) fn of(database: &Path) -> Witness {
+        let watched = |path: PathBuf| Watched { path, known: None };
+        let parent = database.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let mut log = database.as_os_str().to_owned();
+        log.push("-wal");
+        Witness {
+            directory: watched(parent.unwrap_or(Path::new(".")).to_owned()),
+            database: watched(database.to_owned()),
+            log: watched(log.into()),
+        }
+    }
+
+    /// The length of the write-ahead log; or which file is not the one that is open any more.
+    pub(super) fn look(&mut self) -> Result<u64, String> {
+        self.directory.look()?;
+        self.database.look()?;
+        self.log.look()
+    }
+}
+
+impl Watched {
+    fn look(&mut self) -> Result<u64, String> {
+        let path = self.path.display();
+        match self.path.metadata() {
+            Ok(found) => {
+                let identity = (found.dev(), found.ino());
+                if *self.known.get_or_insert(identity) == identity {
+                    Ok(found.len())
+                } else {
+                    Err(format!("{path} is not what this process has open"))
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(format!("{path} is not there any more")),
+            Err(error) => Err(format!("{path}: {error}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory with a database and its log, watched.
+    fn watched() -> (tempfile::TempDir, PathBuf, Witness) {
+        let home = tempfile::tempdir().unwrap();
+        let data = home.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("streamgate.db"), "").unwrap();
+        std::fs::write(data.join("streamgate.db-wal"), "12345").unwrap();
+        let mut witness = Witness::of(&data.join("streamgate.db"));
+        assert_eq!(witness.look(), Ok(5));
+        (home, data, witness)
+    }
+
+    #[test]
+    fn what_goes_away_or_is_replaced_is_named() {
+        for name in ["streamgate.db", "streamgate.db-wal"] {
+            let (_home, data, mut witness) = watched();
+            std::fs::rename(data.join(name), data.join("moved")).unwrap();
+            let gone = witness.look().unwrap_err();
+            assert!(gone.ends_with(&format!("{name} is not there any more")), "{gone}");
+            std::fs::write(data.join(name), "").unwrap();
+            let other = witness.look().unwrap_err();
+            assert!(other.ends_with(&format!("{name} is not what this process has open")), "{other}");
+            std::fs::rename(data.join("moved"), data.join(name)).unwrap();
+            assert!(witness.look().is_ok(), "it is back");
+        }
+        let (home, data, mut witness) = watched();
+        std::fs::rename(&data, home.path().join("moved")).unwrap();
+        assert!(witness.look().unwrap_err().ends_with("data is not there any more"));
+    }
+}
