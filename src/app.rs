@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use streamgate_core::pattern::Pattern;
 use streamgate_service::config::{self, Config, Environment, Loaded, Source};
-use streamgate_service::telemetry::{self, LogFormat};
+use streamgate_service::telemetry::{self, Host, LogFormat};
 use streamgate_worker::{Answer, AnsweredBy, BeforeMessageSend, Command, Context, Event, HandlerError, Hooks, Route};
 
 /// Why Streamgate does not run: a mistake in the configuration, a port that is taken, a store that cannot be opened.
@@ -141,7 +141,8 @@ impl Streamgate {
     }
 
     fn load(self, see: impl FnOnce(Environment) -> Environment) -> Result<(Loaded, Option<Source>, Code), Error> {
-        telemetry::init(LogFormat::Auto, std::env::var("STREAMGATE_LOG").ok().as_deref());
+        let filter = std::env::var("STREAMGATE_LOG").ok();
+        telemetry::init(LogFormat::Auto, filter.as_deref(), Host::Another).map_err(|error| Error(error.into()))?;
         if !self.mistakes.is_empty() {
             return Err(Error(anyhow::anyhow!("{}", self.mistakes.join("; "))));
         }

@@ -4,7 +4,7 @@ use crate::{check, dead, drain, send};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use streamgate_service::config::{self, ConfigError, Environment, Loaded, Source};
-use streamgate_service::telemetry::{self, LogFormat};
+use streamgate_service::telemetry::{self, FilterError, Host, LogFormat};
 
 const GLOBAL: &str = "Global options";
 const AFTER_HELP: &str = "\
@@ -124,13 +124,13 @@ pub enum LogFormatArg {
 
 impl Global {
     /// STREAMGATE_LOG filters, in the syntax of RUST_LOG; `info` is the default.
-    pub fn start_logs(&self) {
+    pub fn start_logs(&self) -> Result<(), FilterError> {
         let format = match self.log_format {
             LogFormatArg::Auto => LogFormat::Auto,
             LogFormatArg::Human => LogFormat::Human,
             LogFormatArg::Json => LogFormat::Json,
         };
-        telemetry::init(format, std::env::var("STREAMGATE_LOG").ok().as_deref());
+        telemetry::init(format, std::env::var("STREAMGATE_LOG").ok().as_deref(), Host::Ours)
     }
 
     pub fn source(&self) -> Source {

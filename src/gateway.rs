@@ -125,7 +125,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     .map(AbortOnDropHandle::new);
     let renewing = tls.map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.run())));
     drop(intake);
-    ready().context("cannot write to stdout")?;
+    output::unless_full(ready());
     let answered = CancellationToken::new();
     let receiving = async {
         gateway.run(listener, shutdown.clone()).await;

@@ -4,6 +4,7 @@ use clap::Parser;
 use std::process::ExitCode;
 use streamgate::cli::{Cli, Command};
 use streamgate::{check, dead, drain, exit, gateway, send, up, worker};
+use streamgate_service::telemetry;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -14,7 +15,9 @@ fn main() -> ExitCode {
             return if error.print().is_ok() { ExitCode::from(code) } else { ExitCode::from(exit::FAILED) };
         }
     };
-    cli.global.start_logs();
+    if let Err(error) = cli.global.start_logs() {
+        return exit::report(&error.into());
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&anyhow::anyhow!("cannot start the async runtime: {error}")),
@@ -33,5 +36,6 @@ fn main() -> ExitCode {
     });
     // Whatever still runs has had its time: a lingering connection must not hold the process.
     runtime.shutdown_background();
+    telemetry::flush();
     result.unwrap_or_else(|error| exit::report(&error))
 }

@@ -30,6 +30,13 @@ fn visible(text: &str) -> Cow<'_, str> {
     Cow::from(text.chars().fold(String::new(), escaped))
 }
 
+/// Of a service, which has other work than to greet: a stdout that takes nothing is no reason to end.
+pub fn unless_full(greeted: io::Result<()>) {
+    if let Err(error) = greeted {
+        tracing::warn!(%error, "cannot write to stdout; going on");
+    }
+}
+
 pub fn bytes(bytes: &[u8]) -> io::Result<()> {
     match io::stdout().lock().write_all(bytes) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -119,7 +119,7 @@ pub async fn run(
     let renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.run())));
     let watch = source.map(|source| Reload { source, intake, tls });
     let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, reload))));
-    ready().context("cannot write to stdout")?;
+    output::unless_full(ready());
     // Events that come in during the drain are durable, and delivered after the next start; hooks are answered to the end.
     let answered = Shutdown { drain: CancellationToken::new(), abort: shutdown.abort.clone() };
     let receiving = async {

@@ -86,7 +86,7 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io
         }),
     ]
     .map(AbortOnDropHandle::new);
-    ready().context("cannot write to stdout")?;
+    output::unless_full(ready());
     let stop = async {
         shutdown.drain.cancelled().await;
         consumer.stop().await;

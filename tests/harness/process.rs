@@ -187,8 +187,13 @@ pub struct Server {
 
 impl Server {
     /// Starts the command and waits for its greeting. Its log is appended to the site's.
-    pub async fn of(mut command: Command, site: &Site) -> Server {
+    pub async fn of(command: Command, site: &Site) -> Server {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(site.path("log")).unwrap();
+        Server::with_log(command, log.into(), site).await
+    }
+
+    /// With another place for its log. A pipe stays unread, and open.
+    pub async fn with_log(mut command: Command, log: Stdio, site: &Site) -> Server {
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut greeting = String::new();

@@ -25,6 +25,7 @@ mod hook_services;
 mod hooks;
 mod interop;
 mod ledger;
+mod logs;
 mod memory;
 mod publisher;
 mod redis_store;

@@ -1,5 +1,6 @@
 //! Every metric, declared once. The doc comment of a field is its HELP; labels come from closed sets, never ids or channels.
 
+use crate::telemetry;
 pub use prometheus::IntGauge;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
@@ -110,6 +111,8 @@ metrics! {
     worker_calls_in_flight: IntGauge = "worker_calls_in_flight" |name, help| IntGauge::new(name, help);
     /// Time in the handler of a hook, in seconds.
     worker_call: HistogramVec = "worker_call_seconds" |name, help| histograms(name, help, &HANDLE_BUCKETS, &["kind"]);
+    /// Log lines that were dropped, because stderr was not read or could not be written.
+    log_lines_dropped: IntCounter = "log_lines_dropped_total" |name, help| IntCounter::new(name, help);
     /// When the served certificate ends, in seconds since the Unix epoch; 0 without TLS.
     tls_certificate_expiry: Gauge = "tls_certificate_expiry_timestamp_seconds" |name, help| Gauge::new(name, help);
     /// 1, with the version and the source revision as labels.
@@ -159,6 +162,7 @@ impl Metrics {
 
     /// The Prometheus text format.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        self.log_lines_dropped.inc_by(telemetry::dropped_lines().saturating_sub(self.log_lines_dropped.get()));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

@@ -1,7 +1,15 @@
-//! Logs: on stderr, human on a terminal, JSON lines otherwise.
+//! Logs: on stderr, human on a terminal, JSON lines otherwise. Best effort: no log line ever keeps anything waiting.
+//!
+//! Lines go through a bounded queue to a thread of their own. What finds it full, because stderr is a pipe that nobody reads, or
+//! cannot be written, because it is a file on a full disk, is dropped and counted.
 
-use std::io::IsTerminal;
-use tracing_subscriber::filter::filter_fn;
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder};
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -16,31 +24,180 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whose process it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// Ours: panics are logged.
+    Ours,
+    /// A program around the library: what happens on a panic is its own affair.
+    Another,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("invalid log filter {filter:?} (STREAMGATE_LOG): {what}")]
+pub struct FilterError {
+    filter: String,
+    what: String,
+}
+
 /// Always off, whatever the filter says: this crate logs messages that come back with their bodies, and frames with
 /// everything. What an operator needs of it, the store tells itself.
 const SILENCED: &str = "lapin";
+/// Lines that wait for the thread that writes them: a burst of some seconds, and at most a few megabytes.
+const MOST_WAITING: usize = 4096;
+/// How long the end of a process waits for its last lines.
+const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Starts logging for the process. `filter` as in RUST_LOG, `info` where it is absent or wrong.
-pub fn init(format: LogFormat, filter: Option<&str>) {
-    let filter = filter.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new("info"));
+static LOG: OnceLock<Log> = OnceLock::new();
+
+/// The process's log, once it was started.
+#[derive(Debug)]
+struct Log {
+    full: ErrorCounter,
+    written: Arc<Written>,
+    sent: Arc<AtomicU64>,
+}
+
+/// What became of the lines that were taken.
+#[derive(Debug, Default)]
+struct Written {
+    lines: Mutex<u64>,
+    changed: Condvar,
+    failed: AtomicU64,
+}
+
+/// Starts logging for the process. `filter`: levels and `target=level`, as in RUST_LOG; absent: `info`.
+pub fn init(format: LogFormat, filter: Option<&str>, host: Host) -> Result<(), FilterError> {
+    let filter = filter.map_or_else(|| Ok(EnvFilter::new("info")), parse)?;
     let json = match format {
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
+        LogFormat::Auto => !io::stderr().is_terminal(),
         LogFormat::Human => false,
         LogFormat::Json => true,
     };
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let written = Arc::new(Written::default());
+    let builder = NonBlockingBuilder::default().buffered_lines_limit(MOST_WAITING).thread_name("log");
+    let (queue, guard) = builder.finish(Stderr(Arc::clone(&written)));
+    // Its drop prints to stdout where the queue is stuck; `flush` waits in its place.
+    std::mem::forget(guard);
+    let log = Log { full: queue.error_counter(), written, sent: Arc::default() };
+    let lines = Lines { queue, sent: Arc::clone(&log.sent) };
+    let builder = fmt().with_env_filter(filter).with_writer(lines).with_target(false).log_internal_errors(false);
     let audible = filter_fn(|metadata| !metadata.target().starts_with(SILENCED));
     let started = if json {
         let builder = builder.json().flatten_event(true).with_current_span(false).with_span_list(false);
         builder.finish().with(audible).try_init()
     } else {
-        builder.with_ansi(std::io::stderr().is_terminal()).finish().with(audible).try_init()
+        builder.with_ansi(io::stderr().is_terminal()).finish().with(audible).try_init()
     };
-    // What a panic says may hold a message's text: the place it happened at is told, never the words.
-    std::panic::set_hook(Box::new(|panic| {
-        let at = panic.location().map(ToString::to_string);
-        tracing::error!(at, "panicked");
-    }));
-    // Already started: a second server in one process, as in tests, logs where the first one does.
-    drop(started);
+    // Where it is started already, a second server in one process, as in tests, logs where the first one does.
+    if started.is_ok() {
+        drop(LOG.set(log));
+    }
+    if host == Host::Ours {
+        // What a panic says may hold a message's text: the place it happened at is logged, never the words.
+        std::panic::set_hook(Box::new(|panic| {
+            let at = panic.location().map(ToString::to_string);
+            tracing::error!(at, "panicked");
+        }));
+    }
+    Ok(())
+}
+
+/// Lines that were dropped since the start.
+pub fn dropped_lines() -> u64 {
+    LOG.get().map_or(0, |log| log.full.dropped_lines() as u64 + log.written.failed.load(Ordering::Relaxed))
+}
+
+/// Waits until what was logged is written, for half a second at the most.
+pub fn flush() {
+    let Some(log) = LOG.get() else { return };
+    let all = || log.sent.load(Ordering::Relaxed).saturating_sub(log.full.dropped_lines() as u64);
+    let lines = log.written.lines.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(log.written.changed.wait_timeout_while(lines, LAST_LINES, |lines| *lines < all()));
+}
+
+/// A word that is not a level names a target to the library, and mutes everything else: here it is a mistake.
+fn parse(filter: &str) -> Result<EnvFilter, FilterError> {
+    let wrong = |what: String| FilterError { filter: filter.to_owned(), what };
+    let directives: Vec<_> = filter.split(',').map(str::trim).collect();
+    for directive in &directives {
+        // Spans and fields have a syntax of their own, which the library checks.
+        if directive.contains('[') {
+            continue;
+        }
+        let level = directive.rsplit('=').next().unwrap_or_default().trim();
+        if level.is_empty() || level.parse::<LevelFilter>().is_err() {
+            return Err(wrong(format!(
+                "unknown level {level:?}: expected off, error, warn, info, debug or trace, or target=level, with commas between"
+            )));
+        }
+    }
+    EnvFilter::try_new(directives.join(",")).map_err(|error| wrong(error.to_string()))
+}
+
+/// Where the subscriber writes each line, in one piece.
+#[derive(Clone, Debug)]
+struct Lines {
+    queue: NonBlocking,
+    sent: Arc<AtomicU64>,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Lines;
+
+    fn make_writer(&'a self) -> Lines {
+        self.clone()
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let written = self.queue.write(line);
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Stderr, on the thread that may wait for it. A line that it does not take is counted, and no error: the next one may do.
+#[derive(Debug)]
+struct Stderr(Arc<Written>);
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if io::stderr().lock().write_all(line).is_err() {
+            self.0.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        *self.0.lines.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.changed.notify_all();
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_would_mute_everything_is_a_mistake() {
+        for good in
+            ["info", "DEBUG", "off", "warn,streamgate_gateway=debug", "info, hyper=off", "info,[span{field=1}]=debug"]
+        {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for (wrong, level) in
+            [("", ""), ("verbose", "verbose"), ("warning", "warning"), ("info,hyper=loud", "loud"), ("info,", "")]
+        {
+            let error = parse(wrong).unwrap_err().to_string();
+            let expected = format!("(STREAMGATE_LOG): unknown level {level:?}");
+            assert!(error.contains(&expected), "{wrong}: {error}");
+        }
+    }
 }

@@ -1,0 +1,65 @@
+//! Logs are best effort: whatever becomes of stderr and stdout, events are taken.
+
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::servers::free_port;
+use crate::harness::wire::{Webhook, raw, read_to_end, send};
+use std::fs::OpenOptions;
+use std::net::SocketAddr;
+use std::process::Stdio;
+
+const DROPPED: &str = "streamgate_log_lines_dropped_total";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_keeps_nothing_waiting() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let mut command = site.command(&["up"]);
+    command.env("STREAMGATE_LOG", "trace");
+    let server = Server::with_log(command, Stdio::piped(), &site).await;
+    // More lines than the pipe and the queue hold.
+    eventually("lines are dropped", || async {
+        for _ in 0..50 {
+            assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+        }
+        server.metric(DROPPED).await > 0.0
+    })
+    .await;
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    assert_eq!((server.ops("/healthz").await.0, server.ops("/readyz").await.0), (200, 200));
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_device_for_stdout_and_stderr_stops_neither_a_start_nor_a_service() {
+    let site = Site::new();
+    let [public, ops] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    site.configure(&Setup { listen: public, ops, ..Setup::default() });
+    let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let mut command = site.command(&["up"]);
+    let mut child = command.env("STREAMGATE_LOG", "debug").stdout(full()).stderr(full()).spawn().unwrap();
+    eventually("it takes events", || async {
+        send(public, &Webhook::fresh()).await.is_ok_and(|answer| answer.outcome() == "enqueued")
+    })
+    .await;
+    assert!(child.try_wait().unwrap().is_none(), "it goes on");
+    let metrics = read_to_end(raw(ops, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await).await;
+    let dropped = metrics.lines().find_map(|line| line.strip_prefix(DROPPED)?.trim().parse::<f64>().ok());
+    assert!(dropped.unwrap() > 0.0, "{metrics}");
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_filter_that_would_mute_everything_is_an_error_of_usage() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    for filter in ["verbose", "warning", ""] {
+        let mut command = site.command(&["check"]);
+        let refused = command.env("STREAMGATE_LOG", filter).output().await.unwrap();
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(64), "{filter}: {text}");
+        assert!(text.contains("STREAMGATE_LOG") && text.contains("expected off, error, warn"), "{filter}: {text}");
+    }
+}
