@@ -108,6 +108,11 @@ impl Site {
         format!("t{}", name.trim_start_matches('.'))
     }
 
+    /// Waits until the log has this: lines are written a moment after what they are about.
+    pub async fn logged(&self, text: &str) {
+        super::eventually(&format!("the log says {text:?}"), || async { self.log().contains(text) }).await;
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }

@@ -156,7 +156,7 @@ async fn a_gateway_killed_during_its_order_gets_its_certificate_after_the_restar
     let server = site.start().await;
     let root = pebble.root().await;
     eventually("another certificate is served", || is_taken(&server, &root)).await;
-    assert!(site.log().contains("a damaged file: getting another"), "{}", site.log());
+    site.logged("a damaged file: getting another").await;
     assert!(server.terminate().await.success());
 }
 

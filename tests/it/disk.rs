@@ -57,7 +57,7 @@ async fn nothing_is_promised(server: &Server, site: &Site) {
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "store_unavailable"));
     let (status, text) = server.ops("/readyz").await;
     assert!(status == 503 && text.contains("the data directory is gone"), "{text}");
-    assert!(site.log().contains("events can no longer be stored"), "{}", site.log());
+    site.logged("events can no longer be stored").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

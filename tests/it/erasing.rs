@@ -96,7 +96,7 @@ async fn root_looks_after_a_data_directory_of_another_user_and_says_so() {
     std::fs::create_dir(site.data_dir()).unwrap();
     std::os::unix::fs::chown(site.data_dir(), Some(12_345), None).unwrap();
     assert!(site.start().await.terminate().await.success());
-    assert!(site.log().contains("another user owns the data directory"), "{}", site.log());
+    site.logged("another user owns the data directory").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

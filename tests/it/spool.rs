@@ -220,7 +220,7 @@ async fn a_damaged_spool_is_set_aside_loudly_and_the_gateway_starts() {
     let damaged = vec![0x55; 40_000];
     std::fs::write(&file, &damaged).unwrap();
     let gateway = site.start_as("gateway").await;
-    assert!(site.log().contains("the store is damaged: set aside as it is"), "{}", site.log());
+    site.logged("the store is damaged: set aside as it is").await;
     let names = site.data_dir().read_dir().unwrap().map(|entry| entry.unwrap().path());
     let aside = names.into_iter().find(|path| path.to_string_lossy().ends_with('Z')).expect("it is still there");
     assert!(std::fs::read(aside).unwrap() == damaged, "as it was");
@@ -256,7 +256,7 @@ async fn an_event_that_rabbitmq_never_takes_keeps_no_other_waiting() {
         gateway.metric("streamgate_spool_held_events").await == 2.0
     })
     .await;
-    assert!(site.log().contains("the queue takes other events and not this one"), "{}", site.log());
+    site.logged("the queue takes other events and not this one").await;
     eventually("live events go to RabbitMQ", || async {
         send(gateway.public, &Webhook::fresh()).await.unwrap().outcome() == "enqueued"
     })
