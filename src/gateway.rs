@@ -9,6 +9,7 @@ use crate::{limits, output, wiring};
 use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Spool};
 use streamgate_gateway::{AnswerHook, Gateway, Hooks, Intake, Tls};
 use streamgate_service::config::{AppConfig, Loaded, Source};
@@ -19,6 +20,9 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+
+/// Balancers commonly look every second.
+const DRAIN_LEAST: Duration = Duration::from_secs(1);
 
 /// What `run` needs. Listeners are bound by the caller, so that tests can choose free ports.
 #[derive(Debug)]
@@ -70,7 +74,8 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
 pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
     let Front { loaded, listener, ops_listener, source, reload, metrics } = front;
     let backends = Backends::of(&loaded)?;
-    let config = loaded.config;
+    let mut config = loaded.config;
+    config.gateway.drain_least.get_or_insert(DRAIN_LEAST.min(config.gateway.drain_timeout / 2));
     let data_dir = config.store.data_dir.clone();
     metrics.begin(&AppConfig::names(&config.apps), &[]);
     let stores = GatewayStores::start(&config, backends, &metrics)?;

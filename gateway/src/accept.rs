@@ -24,8 +24,9 @@ const RELIEVED: Duration = Duration::from_secs(1);
 
 /// How long a drain looks for connections that the kernel has made already.
 const BACKLOG: Duration = Duration::from_millis(10);
-/// After this long without a new connection a balancer has seen that this gateway is not ready any more, or there is none. Half
-/// of the drain's time is waited for that at the most: without a balancer there is always another.
+/// After this long without a new connection a balancer has seen that this gateway is not ready any more, or there is none. Counted
+/// from the start of the drain, and at least `drain_least` long: between two probes nothing need come. Half of the drain's time
+/// is waited for that at the most: without a balancer there is always another.
 const QUIET: Duration = Duration::from_millis(300);
 /// Errors of `accept` that tell of ourselves, by their numbers in Linux: ENOMEM, ENFILE, EMFILE, ENOBUFS. The others tell of
 /// a peer that has gone again.
@@ -139,9 +140,10 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         match stage {
             Stage::Open | Stage::TurningAway => began + self.config.drain_timeout,
             Stage::Quieting => {
+                let least = began + self.config.drain_least.unwrap_or_default();
+                let quiet = last.map_or(began, |last| last.max(began)) + QUIET;
                 let looked = Instant::now() + BACKLOG;
-                let quiet = last.map_or(looked, |last| (last + QUIET).max(looked));
-                quiet.min(began + self.config.drain_timeout / 2)
+                quiet.max(looked).min(began + self.config.drain_timeout / 2).max(least)
             }
         }
     }

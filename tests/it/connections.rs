@@ -263,6 +263,22 @@ async fn a_drain_answers_what_was_read_and_ends_idle_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_gateway_serves_whoever_comes_for_drain_least() {
+    let site = Site::new();
+    let gateway = "drain_timeout = \"40s\"\ndrain_least = \"30s\"".into();
+    site.configure(&Setup { gateway, ..Setup::default() });
+    let server = site.start().await;
+    server.signal(Signal::TERM);
+    eventually("it is not ready any more", || async { server.ops("/readyz").await.0 == 503 }).await;
+    // A balancer that has not looked yet.
+    for _ in 0..20 {
+        assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    }
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().await.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_aborts() {
     let site = Site::new();
     site.configure(&Setup { gateway: "drain_timeout = \"1h\"".into(), ..Setup::default() });

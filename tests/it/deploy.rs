@@ -106,6 +106,10 @@ fn the_units_start_commands_that_exist() {
     for (unit, command) in [("streamgate", "up"), ("streamgate-gateway", "gateway"), ("streamgate-worker", "worker")] {
         let text = read(&format!("{unit}.service"));
         assert!(text.contains(&format!("\nExecStart=/usr/local/bin/streamgate {command} --config ")), "{unit}");
+        assert!(
+            text.contains("\nStartLimitIntervalSec=0\n") && text.contains("\nRestartPreventExitStatus=64\n"),
+            "{unit}"
+        );
         assert!(text.contains(&format!("\nStateDirectory={unit}\n")) && text.contains("\nDynamicUser=yes\n"), "{unit}");
     }
 }

@@ -69,6 +69,9 @@ pub struct GatewayConfig {
     pub answer_deadline: Duration,
     /// How long requests in hand may take to finish after SIGTERM. Default 10 s.
     pub drain_timeout: Duration,
+    /// After SIGTERM new connections are served for at least this long, for balancers that notice late. Default 1 s for
+    /// `gateway`, 0 for `up`.
+    pub drain_least: Option<Duration>,
     /// `allow_from`: who may send, addresses or networks; else 403 before the body is read. Absent: everybody.
     /// `trusted_proxies`: whose X-Forwarded-For names the client, and with `proxy_protocol` whose PROXY headers count. Absent:
     /// nobody's X-Forwarded-For. `proxy_protocol`: a PROXY header, version 1 or 2, stands in front of each connection. Default
@@ -139,6 +142,9 @@ impl Config {
         if gateway.answer_deadline >= STREAM_PUSH_TIMEOUT {
             report.problem("gateway.answer_deadline", "must be under 6s: Stream hangs up then");
         }
+        if gateway.drain_least.is_some_and(|least| least > gateway.drain_timeout) {
+            report.problem("gateway.drain_least", "must not be over gateway.drain_timeout: the drain is over then");
+        }
         if gateway.listen == gateway.ops_listen && gateway.listen.port() != 0 {
             report.problem(
                 "gateway.ops_listen",
@@ -182,6 +188,7 @@ impl GatewayConfig {
             keep_alive: section.duration("keep_alive", Duration::from_secs(75)),
             answer_deadline: section.duration("answer_deadline", Duration::from_millis(4500)),
             drain_timeout: section.duration("drain_timeout", Duration::from_secs(10)),
+            drain_least: section.parsed("drain_least", reader::duration_or_zero),
             peers: Peers {
                 allow_from: networks(&mut section, "allow_from"),
                 trusted_proxies: networks(&mut section, "trusted_proxies"),

@@ -248,6 +248,15 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A duration, or `0`.
+pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    if text == "0" || humantime::parse_duration(text) == Ok(Duration::ZERO) {
+        Ok(Duration::ZERO)
+    } else {
+        duration(text)
+    }
+}
+
 /// `4MiB`, `256KiB`, `1GB` or plain bytes: over zero.
 pub fn size(text: &str) -> Result<usize, String> {
     match text.parse::<bytesize::ByteSize>() {
@@ -287,6 +296,8 @@ mod tests {
     fn durations_and_sizes() {
         assert_eq!(duration("4500ms"), Ok(Duration::from_millis(4500)));
         assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!((duration_or_zero("0"), duration_or_zero("0s")), (Ok(Duration::ZERO), Ok(Duration::ZERO)));
+        assert!(duration_or_zero("1s") == Ok(Duration::from_secs(1)) && duration_or_zero("soon").is_err());
         assert!(duration("0s").is_err() && duration("5").is_err() && duration("").is_err());
         assert_eq!(size("4MiB"), Ok(4 << 20));
         assert_eq!(size("4MB"), Ok(4_000_000));
