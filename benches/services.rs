@@ -281,7 +281,8 @@ async fn noop_worker(config: &str, events: usize) -> Figure {
     let route = Route { name: "noop".into(), events: every, apps: Vec::new(), handler: Arc::new(handler) };
     let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let router = Router::new(vec![route]);
-    let back = worker::Back { loaded, router, hooks: Hooks::default(), ops_listener, metrics: Metrics::new() };
+    let back =
+        worker::Back { loaded, router, hooks: Hooks::default(), reload: None, ops_listener, metrics: Metrics::new() };
     let (before, started, stop) = (own_cpu(), Instant::now(), shutdown.clone());
     let running = tokio::spawn(async move { worker::run(back, stop, || Ok(())).await.unwrap() });
     is_done.await.unwrap();

@@ -136,8 +136,8 @@ impl Streamgate {
 
     /// A worker on RabbitMQ and Redis. Returns after SIGTERM or SIGINT, when it has drained.
     pub async fn worker(self) -> Result<(), Error> {
-        let (loaded, _, code) = self.load(Environment::without_app_secrets)?;
-        worker::start(loaded, code).await.map(drop).map_err(Error)
+        let (loaded, source, code) = self.load(Environment::without_app_secrets)?;
+        worker::start(loaded, source, code).await.map(drop).map_err(Error)
     }
 
     fn load(self, see: impl FnOnce(Environment) -> Environment) -> Result<(Loaded, Option<Source>, Code), Error> {

@@ -44,7 +44,7 @@ pub enum Command {
     ///
     /// Needs no server and no config file. Without an app in the configuration it makes a development app, whose key is
     /// `dev` and whose random secret is kept in the data directory. SIGTERM or SIGINT drains, a second one aborts; SIGHUP
-    /// reads apps and certificates again, as does a change of their files.
+    /// reads apps, certificates, routes and hooks again, as does a change of their files.
     Up,
     /// Run a gateway on RabbitMQ and Redis
     ///

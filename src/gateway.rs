@@ -3,7 +3,7 @@
 use crate::cli::Global;
 use crate::exit::BadUsage;
 use crate::greeting::{self, Greeting};
-use crate::reload::Reload;
+use crate::reload::{Apps, Certificates, Reload};
 use crate::wiring::{Backends, GatewayStores};
 use crate::{limits, output, wiring};
 use anyhow::Context;
@@ -123,7 +123,8 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
             }
         }),
         tokio::spawn({
-            let reloading = Reload { source, intake: Arc::clone(&intake), tls: tls.clone() };
+            let apps = Apps::new(Arc::clone(&intake), config.apps.clone());
+            let reloading = Reload { source, parts: vec![Box::new(apps), Box::new(Certificates(tls.clone()))] };
             reloading.watch(config.clone(), reload)
         }),
     ]

@@ -3,9 +3,10 @@
 use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
-use crate::reload::Reload;
+use crate::reload::{Apps, Certificates, Handlers, Part, Reload};
 use crate::{dev, limits, output, wiring};
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::ports::{Deliveries, Enqueue};
@@ -28,6 +29,8 @@ pub struct Up {
     pub config: Config,
     pub router: Router,
     pub hooks: Hooks,
+    /// Which of them do not come from the configuration; none where neither does.
+    pub code: Option<Code>,
     pub listener: TcpListener,
     pub ops_listener: TcpListener,
     /// Where apps and certificates are read again, if they are.
@@ -72,10 +75,10 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
         .try_it(&loaded, development, &base)?
         .into_text();
     let config = loaded.config;
-    let router = wiring::router(&config, code.routes)?;
-    let hooks = wiring::hooks(&config, code.hooks)?;
+    let router = wiring::router(&config, code.routes.clone())?;
+    let hooks = wiring::hooks(&config, code.hooks.clone())?;
     let metrics = Metrics::new();
-    let up = Up { config, router, hooks, listener, ops_listener, source, reload, metrics };
+    let up = Up { config, router, hooks, code: Some(code), listener, ops_listener, source, reload, metrics };
     run(up, as_loaded, shutdown.clone(), || output::line(&greeting)).await?;
     Ok(shutdown.code())
 }
@@ -87,7 +90,7 @@ pub async fn run(
     shutdown: Shutdown,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
-    let Up { config, router, hooks, listener, ops_listener, source, reload, metrics } = up;
+    let Up { config, router, hooks, code, listener, ops_listener, source, reload, metrics } = up;
     let store = Arc::new(Embedded::open(&wiring::store_options(&config))?);
     // After the store: the data directory is this process's now.
     let tls = config.gateway.tls.as_ref().map(|tls| Tls::load(tls, &config.store.data_dir, &metrics)).transpose()?;
@@ -108,16 +111,23 @@ pub async fn run(
         hooked,
         Arc::clone(&metrics),
     ));
-    let answering = CallWorker::new(calls, hooks, wiring::call_policy(&config), Arc::clone(&metrics));
+    let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
+    let answering = CallWorker::new(calls, Arc::clone(&hooks), wiring::call_policy(&config), Arc::clone(&metrics));
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
-    let worker = Worker::new(Arc::clone(&store), Arc::clone(&store), router, policy, Arc::clone(&metrics), seed)
+    let (deliveries, claims) = (Arc::clone(&store), Arc::clone(&store));
+    let worker = Worker::new(deliveries, claims, Arc::clone(&router), policy, Arc::clone(&metrics), seed)
         .context("cannot start the threads for handlers of events")?;
     let gateway = Gateway::new(config.gateway, Arc::clone(&intake), tls.clone());
     let readiness = readiness(&store, gateway.accepting(), tls.clone(), &shutdown);
     let ops = ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone());
     let ops = AbortOnDropHandle::new(tokio::spawn(ops));
     let renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.run())));
-    let watch = source.map(|source| Reload { source, intake, tls });
+    let held = (as_loaded.worker.routes.clone(), as_loaded.hooks.clone());
+    let handlers = code.map(|code| Handlers { router, hooks, code, held });
+    let mut parts: Vec<Box<dyn Part>> =
+        vec![Box::new(Apps::new(intake, as_loaded.apps.clone())), Box::new(Certificates(tls))];
+    parts.extend(handlers.map(|handlers| -> Box<dyn Part> { Box::new(handlers) }));
+    let watch = source.map(|source| Reload { source, parts });
     let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, reload))));
     output::unless_full(ready());
     // Events that come in during the drain are durable, and delivered after the next start; hooks are answered to the end.

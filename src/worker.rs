@@ -3,18 +3,21 @@
 use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
+use crate::reload::{Handlers, Reload};
 use crate::wiring::{self, Backends, WorkerStores};
 use crate::{limits, output};
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::ports::Deliveries;
 use streamgate_service::config::{Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops;
-use streamgate_service::shutdown::Shutdown;
+use streamgate_service::shutdown::{self, Shutdown};
 use streamgate_worker::{CallWorker, Hooks, Router, Worker};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 /// What `run` needs. The listener is bound by the caller, so that tests can choose a free port.
@@ -23,6 +26,8 @@ pub struct Back {
     pub loaded: Loaded,
     pub router: Router,
     pub hooks: Hooks,
+    /// Where routes and hooks are read again, if they are, and which of them do not come from there.
+    pub reload: Option<(Source, Code)>,
     pub ops_listener: TcpListener,
     pub metrics: Arc<Metrics>,
 }
@@ -31,19 +36,19 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     let source = global.source();
     // It verifies no webhook, so Stream's secrets need not be there.
     let source = Source { environment: source.environment.without_app_secrets(), ..source };
-    start(global.load_from(&source)?, Code::default()).await
+    start(global.load_from(&source)?, Some(source), Code::default()).await
 }
 
 /// Binds, greets, and works until a signal.
-pub async fn start(loaded: Loaded, code: Code) -> anyhow::Result<ExitCode> {
+pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow::Result<ExitCode> {
     let loaded = loaded.for_services()?;
     let backends = Backends::of(&loaded)?;
     limits::raise_open_files(loaded.config.worker.concurrency);
     let shutdown = Shutdown::new();
     shutdown.listen().context("cannot listen to signals")?;
     let ops_listener = greeting::bind(loaded.config.worker.ops_listen, "worker.ops_listen").await?;
-    let router = wiring::router(&loaded.config, code.routes)?;
-    let hooks = wiring::hooks(&loaded.config, code.hooks)?;
+    let router = wiring::router(&loaded.config, code.routes.clone())?;
+    let hooks = wiring::hooks(&loaded.config, code.hooks.clone())?;
     let greeting = Greeting::new("Streamgate worker")
         .metrics(&ops_listener)?
         .line("RabbitMQ", backends.endpoint.address())
@@ -51,21 +56,25 @@ pub async fn start(loaded: Loaded, code: Code) -> anyhow::Result<ExitCode> {
         .line("hooks", greeting::hooks(&hooks))
         .line("routes", router.names().join(", "))
         .into_text();
-    let back = Back { loaded, router, hooks, ops_listener, metrics: Metrics::new() };
+    let reload = source.map(|source| (source, code));
+    let back = Back { loaded, router, hooks, reload, ops_listener, metrics: Metrics::new() };
     run(back, shutdown.clone(), || output::line(&greeting)).await?;
     Ok(shutdown.code())
 }
 
 /// Works until the drain is done. `ready` is called when everything is open; the backends may not be there yet.
 pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
-    let Back { loaded, router, hooks, ops_listener, metrics } = back;
+    let Back { loaded, router, hooks, reload, ops_listener, metrics } = back;
+    let hangup = Arc::new(Notify::new());
+    shutdown::on_hangup(Arc::clone(&hangup)).context("cannot listen to signals")?;
     let backends = Backends::of(&loaded)?;
     let config = loaded.config;
     metrics.begin(&[], &router.names());
     let WorkerStores { consumer, claims, calls, redis } =
         WorkerStores::start(&config, backends, !hooks.is_empty(), &metrics);
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
-    let worker = Worker::new(Arc::clone(&consumer), claims, router, policy, Arc::clone(&metrics), seed)
+    let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
+    let worker = Worker::new(Arc::clone(&consumer), claims, Arc::clone(&router), policy, Arc::clone(&metrics), seed)
         .context("cannot start the threads for handlers of events")?;
     let source = Arc::clone(&consumer);
     let readiness =
@@ -86,6 +95,12 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io
         }),
     ]
     .map(AbortOnDropHandle::new);
+    let held = (config.worker.routes.clone(), config.hooks.clone());
+    let watch = reload.map(|(source, code)| {
+        let handlers = Handlers { router, hooks: Arc::clone(&hooks), code, held };
+        let reloading = Reload { source, parts: vec![Box::new(handlers)] };
+        AbortOnDropHandle::new(tokio::spawn(reloading.watch(config.clone(), hangup)))
+    });
     output::unless_full(ready());
     let stop = async {
         shutdown.drain.cancelled().await;
@@ -102,7 +117,7 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io
         calls.close().await;
     };
     tokio::join!(worker.run(shutdown.clone()), stop, answering);
-    for helper in helpers {
+    for helper in helpers.into_iter().chain(watch) {
         helper.abort();
         drop(helper.await);
     }

@@ -52,6 +52,11 @@ impl Current {
         self.certificate.store(Some(Arc::new(certificate)));
     }
 
+    /// Whether this one is served.
+    fn is(&self, certificate: &Certificate) -> bool {
+        self.certificate.load().as_ref().is_some_and(|served| served.key.cert == certificate.key.cert)
+    }
+
     /// Of the certificate that is served.
     pub(crate) fn validity(&self) -> Option<Validity> {
         self.certificate.load().as_ref().map(|certificate| certificate.validity)
@@ -97,15 +102,22 @@ impl Tls {
         Ok(Tls { current, server: Arc::new(server), metrics: Arc::clone(metrics), acme })
     }
 
-    /// Uses this configuration from now on; on an error the old certificate stays. `at_once`: an operator asked for it, so that an
-    /// ACME authority that refused is asked again without waiting.
-    pub fn reload(&self, config: &TlsConfig, at_once: bool) -> Result<(), TlsError> {
+    /// Uses this configuration from now on, and says whether another certificate is served; on an error the old one stays.
+    /// `at_once`: an operator asked for it, so that an ACME authority that refused is asked again without waiting.
+    pub fn reload(&self, config: &TlsConfig, at_once: bool) -> Result<bool, TlsError> {
         match (config, &self.acme) {
-            (TlsConfig::Files(files), None) => self.current.serve(read(files)?, &self.metrics),
-            (TlsConfig::Acme(config), Some(acme)) => acme.reload(config, at_once),
-            (TlsConfig::Files(_), Some(_)) | (TlsConfig::Acme(_), None) => return Err(TlsError::Restart),
+            (TlsConfig::Files(files), None) => {
+                let certificate = read(files)?;
+                let is_other = !self.current.is(&certificate);
+                self.current.serve(certificate, &self.metrics);
+                Ok(is_other)
+            }
+            (TlsConfig::Acme(config), Some(acme)) => {
+                acme.reload(config, at_once);
+                Ok(false)
+            }
+            (TlsConfig::Files(_), Some(_)) | (TlsConfig::Acme(_), None) => Err(TlsError::Restart),
         }
-        Ok(())
     }
 
     /// Gets certificates from the authority and renews them, until this is dropped. With files there is nothing to do.

@@ -63,7 +63,8 @@ impl Stack for Embedded {
         let as_loaded = config.clone();
         let hooks = wiring::hooks(&config, hooks).unwrap();
         let (source, counted) = (Some(source), Arc::clone(&metrics));
-        let parts = up::Up { config, router, hooks, listener, ops_listener, source, reload, metrics: counted };
+        let parts =
+            up::Up { config, router, hooks, code: None, listener, ops_listener, source, reload, metrics: counted };
         let stop = shutdown.clone();
         let task = tokio::spawn(async move {
             let told = || {
@@ -154,7 +155,14 @@ impl Stack for Services {
         };
         let hooks = wiring::hooks(&loaded.config, hooks).unwrap();
         let answers = !hooks.is_empty();
-        let back = worker::Back { loaded, router, hooks, ops_listener: worker_ops, metrics: Arc::clone(&metrics) };
+        let back = worker::Back {
+            loaded,
+            router,
+            hooks,
+            reload: None,
+            ops_listener: worker_ops,
+            metrics: Arc::clone(&metrics),
+        };
         let (front_stop, back_stop) = (shutdown.clone(), shutdown.clone());
         let tasks = vec![
             tokio::spawn(async move { gateway::run(front, front_stop, || Ok(())).await.unwrap() }),

@@ -1,7 +1,9 @@
-//! Apps and certificates are read again on SIGHUP and when a file changes; a bad file keeps the old.
+//! Apps, certificates, routes and hooks are read again on SIGHUP and when a file changes; a bad file keeps the old.
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
+use crate::harness::receiver::Receiver;
+use crate::harness::servers::Backends;
 use crate::harness::wire::{API_KEY, Transport, Webhook, send};
 use crate::statuses::secure;
 use rcgen::generate_simple_self_signed;
@@ -75,4 +77,71 @@ async fn certificates_are_read_again() {
     }
     assert!(!reach(transports[0].clone()).await, "the old one is not");
     assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_wrong_holds_no_secret_back() {
+    let site = Site::new();
+    site.write("secret", "first");
+    let made = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) =
+        (site.write("cert.pem", made.cert.pem()), site.write("key.pem", made.signing_key.serialize_pem()));
+    let tls = format!("\n[gateway.tls]\ncert = \"{}\"\nkey = \"{}\"\n", cert.display(), key.display());
+    site.write("streamgate.toml", config(&site, API_KEY) + &tls);
+    let server = site.start().await;
+    let transport = Transport::Tls { root: made.cert.der().clone(), http2: true };
+    let status = |secret: &'static str| {
+        let (server, transport) = (&server, &transport);
+        async move { transport.send(server.public, &signed_with(secret)).await.unwrap().status.as_u16() }
+    };
+    assert_eq!(status("first").await, 200);
+    site.write("cert.pem", "noise");
+    site.write("secret", "second");
+    eventually("the new secret verifies", || async { status("second").await == 200 }).await;
+    site.logged("certificates are not reloaded").await;
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_reads_its_routes_again_and_no_hangup_ends_it() {
+    let (backends, service) = (Backends::shared().await, Receiver::willing().await);
+    let site = Site::new();
+    let token = site.write("token", "first");
+    let route = |events: &str| {
+        let headers = format!("headers = {{ Authorization = \"file:{}\" }}", token.display());
+        let forward = format!("forward = {{ url = \"{}\", {headers} }}", service.url());
+        let rest = format!("[[worker.routes]]\nname = \"app\"\nevents = [\"{events}\"]\n{forward}\n");
+        site.configure(&Setup { rest: rest + &backends.tables(&site.name()), ..Setup::default() });
+    };
+    route("*");
+    let gateway = site.start_as("gateway").await.ready().await;
+    let worker = site.start_as("worker").await.ready().await;
+    let tokens = || service.received().iter().map(|one| one.header("authorization").to_owned()).collect::<Vec<_>>();
+    let sent = async |token: &str| {
+        assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().status, 200);
+        eventually("it is handled", || async { tokens().last().is_some_and(|last| last == token) }).await;
+    };
+    sent("first").await;
+    // A file that changes is enough.
+    site.write("token", "second");
+    site.logged("reloaded routes and hooks").await;
+    sent("second").await;
+    // One that is wrong changes nothing, and ends nothing.
+    route("[");
+    worker.signal(Signal::HUP);
+    site.logged("not reloaded: everything stays as it runs").await;
+    sent("second").await;
+    // Another route is taken up by a signal, too.
+    route("reaction.*");
+    worker.signal(Signal::HUP);
+    let handled = tokens().len();
+    eventually("the route takes other events", || async {
+        assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().status, 200);
+        worker.metric("streamgate_worker_deliveries_total{outcome=\"unmatched\",route=\"none\"}").await > 0.0
+    })
+    .await;
+    assert!(tokens().len() >= handled);
+    for server in [gateway, worker] {
+        assert!(server.terminate().await.success());
+    }
 }

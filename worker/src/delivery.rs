@@ -2,6 +2,7 @@
 
 use crate::handler::{Context, Event, HandlerError};
 use crate::router::{Route, Router};
+use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ pub struct Policy {
 pub(crate) struct Desk<D, C> {
     pub(crate) deliveries: Arc<D>,
     pub(crate) claims: Arc<C>,
-    pub(crate) router: Router,
+    pub(crate) router: Arc<ArcSwap<Router>>,
     pub(crate) policy: Policy,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -53,7 +54,9 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
     /// Takes one delivery to its end, or leaves it unsettled at the cut: then it is delivered again. `holder` is unique to
     /// this call among all workers.
     pub(crate) async fn work(&self, delivery: Delivery<D::Handle>, holder: u64, cut: &CancellationToken) {
-        let Some(route) = self.router.pick(&delivery.envelope) else {
+        // Of one delivery from its beginning to its end, whatever is reloaded meanwhile.
+        let router = self.router.load_full();
+        let Some(route) = router.pick(&delivery.envelope) else {
             tokio::select! {
                 () = self.unmatched(delivery) => {}
                 () = cut.cancelled() => {}

@@ -3,6 +3,7 @@
 use crate::delivery::{Desk, Policy};
 use crate::router::Router;
 use crate::threads::Threads;
+use arc_swap::ArcSwap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +32,7 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
     pub fn new(
         deliveries: Arc<D>,
         claims: Arc<C>,
-        router: Router,
+        router: Arc<ArcSwap<Router>>,
         policy: Policy,
         metrics: Arc<Metrics>,
         holder_seed: u64,

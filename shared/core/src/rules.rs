@@ -6,7 +6,7 @@ use regex::{NoExpand, Regex};
 use std::borrow::Cow;
 
 /// What a pattern that matches does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// The message is not stored; its sender reads the rule's text.
     Reject,
@@ -21,8 +21,16 @@ pub struct Rule {
     pub text: String,
 }
 
+impl PartialEq for Rule {
+    fn eq(&self, other: &Rule) -> bool {
+        (self.pattern.as_str(), self.action, &self.text) == (other.pattern.as_str(), other.action, &other.text)
+    }
+}
+
+impl Eq for Rule {}
+
 /// Limits first, then the rules that reject, then all that mask.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Most characters of the text.
     pub max_length: Option<usize>,

@@ -1,6 +1,7 @@
 //! The loop that answers hooks: bounded concurrency, a timeout each, and a drain that answers what is in hand.
 
 use super::{Hook, Hooks};
+use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -33,12 +34,12 @@ pub struct CallWorker<C> {
 #[derive(Debug)]
 struct Desk<C> {
     calls: Arc<C>,
-    hooks: Hooks,
+    hooks: Arc<ArcSwap<Hooks>>,
     metrics: Arc<Metrics>,
 }
 
 impl<C: Calls> CallWorker<C> {
-    pub fn new(calls: Arc<C>, hooks: Hooks, policy: CallPolicy, metrics: Arc<Metrics>) -> CallWorker<C> {
+    pub fn new(calls: Arc<C>, hooks: Arc<ArcSwap<Hooks>>, policy: CallPolicy, metrics: Arc<Metrics>) -> CallWorker<C> {
         CallWorker { desk: Arc::new(Desk { calls, hooks, metrics }), policy }
     }
 
@@ -87,7 +88,8 @@ impl<C: Calls> Desk<C> {
         let (kind, key) = (envelope.kind.as_str(), envelope.key.clone());
         let (hook, started) = (Hook(envelope), Instant::now());
         self.metrics.worker_calls_in_flight.inc();
-        let answer = match self.hooks.pick(&hook) {
+        let hooks = self.hooks.load_full();
+        let answer = match hooks.pick(&hook) {
             None => Err((Reason::Unhandled, "there is no handler for it".to_owned())),
             Some(handler) => {
                 // The call itself may panic too, not only its future.

@@ -7,7 +7,6 @@ use super::{
 };
 use crate::secret::Secret;
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use streamgate_core::{
     apps::{AppKey, Apps},
@@ -29,14 +28,12 @@ pub struct KeyConfig {
     pub api_key: String,
     /// Any of them may verify; the first one signs (`streamgate send`).
     pub secrets: Vec<Secret>,
-    /// The files that secrets came from: a change of one is a reason to reload.
-    pub files: Vec<PathBuf>,
 }
 
 impl AppConfig {
     /// An app with one key and one secret.
     pub fn single(name: &str, api_key: String, secret: Secret) -> AppConfig {
-        let key = KeyConfig { api_key, secrets: vec![secret], files: Vec::new() };
+        let key = KeyConfig { api_key, secrets: vec![secret] };
         AppConfig { name: name.to_owned(), keys: vec![key] }
     }
 
@@ -85,7 +82,7 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
     if api_key.is_empty() || api_key.len() > 128 || !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
         section.problem("api_key", "takes your app's API key: 1 to 128 printable characters without spaces");
     }
-    let (mut secrets, mut files) = (Vec::new(), Vec::new());
+    let mut secrets = Vec::new();
     let texts = section.texts("secrets").unwrap_or_default();
     if texts.is_empty() {
         section.problem("secrets", "takes a list of at least one secret, like [\"env:STREAM_API_SECRET\"]");
@@ -100,10 +97,9 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
             }
             Err(what) => section.problem("secrets", what),
         }
-        files.extend(text.strip_prefix("file:").map(PathBuf::from));
     }
     section.finish();
-    KeyConfig { api_key, secrets, files }
+    KeyConfig { api_key, secrets }
 }
 
 /// Stream's secrets have 64 characters; one of fewer than this is guessed by whoever has one signed request.

@@ -24,7 +24,7 @@ const LONGEST_REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 pub const COMMAND_PLACE: &str = "{type}";
 
 /// `[hooks]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HooksConfig {
     /// Most hooks that a worker answers at a time, beside its events. Default 64.
     pub concurrency: usize,
@@ -33,7 +33,7 @@ pub struct HooksConfig {
 }
 
 /// What every kind of hook has.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookPolicy {
     /// From headers read to answer written; `gateway.answer_deadline` holds over it.
     pub deadline: Duration,
@@ -47,7 +47,7 @@ pub struct HookPolicy {
 }
 
 /// `[hooks.before_message_send]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModerationConfig {
     /// Default deadline 1.2 s: Stream waits 1.5 s where its setting was not changed.
     pub policy: HookPolicy,
@@ -58,7 +58,7 @@ pub struct ModerationConfig {
 }
 
 /// `[hooks.custom_commands]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandsConfig {
     /// Default deadline 800 ms: Stream waits 1 s.
     pub policy: HookPolicy,
@@ -71,7 +71,7 @@ pub struct CommandsConfig {
 }
 
 /// `[hooks.custom_commands.commands.NAME]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandConfig {
     Forward(ForwardConfig),
     /// An answer made here.

@@ -5,9 +5,10 @@ use super::{
     reader::{Problem, Report},
 };
 use crate::secret::Secret;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use toml::{Table, Value};
 
 /// Read where neither `--config` nor `STREAMGATE_CONFIG` names a file, if it is there.
@@ -20,6 +21,8 @@ pub struct Environment {
     variables: BTreeMap<String, String>,
     /// Whose secrets are left unread.
     blind: Blind,
+    /// The files that values were read from, by all clones.
+    files: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,12 +43,12 @@ impl Environment {
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
-        Environment { variables: std::env::vars_os().filter_map(text).collect(), blind: Blind::default() }
+        Environment { variables: std::env::vars_os().filter_map(text).collect(), ..Environment::default() }
     }
 
     pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Environment {
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Environment { variables, blind: Blind::default() }
+        Environment { variables, ..Environment::default() }
     }
 
     /// For commands that need no secret: they work where the secrets are not at hand.
@@ -61,6 +64,11 @@ impl Environment {
     /// For gateways: the service's secrets need not be where nothing is forwarded.
     pub fn without_route_secrets(self) -> Environment {
         Environment { blind: Blind { routes: true, ..self.blind }, ..self }
+    }
+
+    /// The files that values were read from, or should have been.
+    pub fn files(&self) -> BTreeSet<PathBuf> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -83,6 +91,7 @@ impl Environment {
             let text = self.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?;
             without_line_break(text).to_owned()
         } else if let Some(path) = reference.strip_prefix("file:") {
+            self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(path.into());
             let text =
                 std::fs::read_to_string(path).map_err(|error| format!("cannot read the file {path}: {error}"))?;
             without_line_break(&text).to_owned()

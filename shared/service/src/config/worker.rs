@@ -68,7 +68,7 @@ pub enum Unmatched {
 }
 
 /// `[[worker.routes]]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
     /// Label and header. Default: its place, from 1.
     pub name: String,
@@ -80,7 +80,7 @@ pub struct RouteConfig {
 }
 
 /// `forward = { url, timeout, headers }`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardConfig {
     pub url: Uri,
     /// From connecting to the answer; `handler_timeout` cuts a longer one short. Default 10 s.
