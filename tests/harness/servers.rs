@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
 
@@ -70,10 +70,27 @@ impl Drop for Guard {
     }
 }
 
-/// Signals the server that keeps these files.
+/// Signals the server that keeps these files. A stop is awaited: threads go on until one of them has had the signal, and on a busy
+/// machine a server still answers for a while.
 pub(super) fn tell(files: &Path, signal: Signal) {
     let pid = std::fs::read_to_string(files.join("pid")).unwrap();
-    rustix::process::kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), signal).unwrap();
+    let pid = pid.trim();
+    rustix::process::kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), signal).unwrap();
+    let started = Instant::now();
+    while signal == Signal::STOP && !is_stopped(pid) {
+        assert!(started.elapsed() < super::PATIENCE, "{pid} goes on");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether all threads of a process are stopped, by the kernel.
+fn is_stopped(pid: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.flatten().all(|thread| {
+        // A thread that has ended in between is gone.
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('T'))
+    })
 }
 
 pub(super) fn directory() -> PathBuf {

@@ -137,8 +137,11 @@ async fn a_broker_that_hangs_makes_nobody_wait_and_its_late_confirms_repeat_noth
     let public = gateway.public;
     let sent = || tokio::spawn(async move { send(public, &Webhook::fresh()).await.unwrap() });
     let first = sent();
-    let in_flight = || async { gateway.metric("streamgate_gateway_in_flight").await >= 1.0 };
-    eventually("it waits for its confirm", in_flight).await;
+    eventually("it waits for its confirm", || async {
+        assert!(!first.is_finished(), "the first waits: {}", site.log());
+        gateway.metric("streamgate_gateway_in_flight").await >= 1.0
+    })
+    .await;
     // Beside it, those that come a little later are not even published.
     let mut others = Vec::new();
     eventually("the gate is shut", || {
