@@ -284,7 +284,7 @@ async fn noop_worker(config: &str, events: usize) -> Figure {
     let back =
         worker::Back { loaded, router, hooks: Hooks::default(), reload: None, ops_listener, metrics: Metrics::new() };
     let (before, started, stop) = (own_cpu(), Instant::now(), shutdown.clone());
-    let running = tokio::spawn(async move { worker::run(back, stop, || Ok(())).await.unwrap() });
+    let running = tokio::spawn(async move { worker::run(back, stop, || ()).await.unwrap() });
     is_done.await.unwrap();
     let figure = Figure::of(events, started.elapsed(), own_cpu() - before, Vec::new());
     shutdown.drain.cancel();

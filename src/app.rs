@@ -131,13 +131,17 @@ impl Streamgate {
     /// Gateway and worker in this process, on the embedded store. Returns after SIGTERM or SIGINT, when it has drained.
     pub async fn up(self) -> Result<(), Error> {
         let (loaded, source, code) = self.load(|environment| environment)?;
-        up::start(loaded, source, code).await.map(drop).map_err(Error)
+        let ended = up::start(loaded, source, code).await.map(drop).map_err(Error);
+        telemetry::flush();
+        ended
     }
 
     /// A worker on RabbitMQ and Redis. Returns after SIGTERM or SIGINT, when it has drained.
     pub async fn worker(self) -> Result<(), Error> {
         let (loaded, source, code) = self.load(Environment::without_app_secrets)?;
-        worker::start(loaded, source, code).await.map(drop).map_err(Error)
+        let ended = worker::start(loaded, source, code).await.map(drop).map_err(Error);
+        telemetry::flush();
+        ended
     }
 
     fn load(self, see: impl FnOnce(Environment) -> Environment) -> Result<(Loaded, Option<Source>, Code), Error> {

@@ -66,12 +66,12 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
         .try_it(&loaded, false, &base)?
         .into_text();
     let front = Front { loaded, listener, ops_listener, source, reload, metrics: Metrics::new() };
-    run(front, shutdown.clone(), || output::line(&greeting)).await?;
+    run(front, shutdown.clone(), || output::greet(greeting)).await?;
     Ok(shutdown.code())
 }
 
 /// Serves until the drain is done. `ready` is called when everything is open; the backends may not be there yet.
-pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
+pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
     let Front { loaded, listener, ops_listener, source, reload, metrics } = front;
     let backends = Backends::of(&loaded)?;
     let mut config = loaded.config;
@@ -131,7 +131,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce() -> std::
     .map(AbortOnDropHandle::new);
     let renewing = tls.map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.run())));
     drop(intake);
-    output::unless_full(ready());
+    ready();
     let answered = CancellationToken::new();
     let receiving = async {
         gateway.run(listener, shutdown.clone()).await;

@@ -30,11 +30,14 @@ fn visible(text: &str) -> Cow<'_, str> {
     Cow::from(text.chars().fold(String::new(), escaped))
 }
 
-/// Of a service, which has other work than to greet: a stdout that takes nothing is no reason to end.
-pub fn unless_full(greeted: io::Result<()>) {
-    if let Err(error) = greeted {
-        tracing::warn!(%error, "cannot write to stdout; going on");
-    }
+/// Prints what a service says once it is open, on a thread of its own: a stdout that nobody reads must not keep it from its work,
+/// and one that takes nothing is no reason to end.
+pub fn greet(greeting: String) {
+    std::thread::spawn(move || {
+        if let Err(error) = line(greeting) {
+            tracing::warn!(%error, "cannot write to stdout; going on");
+        }
+    });
 }
 
 pub fn bytes(bytes: &[u8]) -> io::Result<()> {

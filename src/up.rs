@@ -79,17 +79,12 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
     let hooks = wiring::hooks(&config, code.hooks.clone())?;
     let metrics = Metrics::new();
     let up = Up { config, router, hooks, code: Some(code), listener, ops_listener, source, reload, metrics };
-    run(up, as_loaded, shutdown.clone(), || output::line(&greeting)).await?;
+    run(up, as_loaded, shutdown.clone(), || output::greet(greeting)).await?;
     Ok(shutdown.code())
 }
 
 /// Serves until the drain is done. `ready` is called when everything is open.
-pub async fn run(
-    up: Up,
-    as_loaded: Config,
-    shutdown: Shutdown,
-    ready: impl FnOnce() -> std::io::Result<()>,
-) -> anyhow::Result<()> {
+pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
     let Up { config, router, hooks, code, listener, ops_listener, source, reload, metrics } = up;
     let store = Arc::new(Embedded::open(&wiring::store_options(&config))?);
     // After the store: the data directory is this process's now.
@@ -129,7 +124,7 @@ pub async fn run(
     parts.extend(handlers.map(|handlers| -> Box<dyn Part> { Box::new(handlers) }));
     let watch = source.map(|source| Reload { source, parts });
     let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, reload))));
-    output::unless_full(ready());
+    ready();
     // Events that come in during the drain are durable, and delivered after the next start; hooks are answered to the end.
     let answered = Shutdown { drain: CancellationToken::new(), abort: shutdown.abort.clone() };
     let receiving = async {

@@ -28,7 +28,6 @@ pub fn store_options(config: &Config) -> sqlite::Options {
         max_waiting: config.gateway.max_in_flight + config.worker.concurrency,
         prefetch: config.worker.prefetch.max(config.worker.concurrency),
         in_hand_bytes: config.worker.memory_budget,
-        ladder: config.worker.retry.clone(),
     }
 }
 

@@ -58,12 +58,12 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
         .into_text();
     let reload = source.map(|source| (source, code));
     let back = Back { loaded, router, hooks, reload, ops_listener, metrics: Metrics::new() };
-    run(back, shutdown.clone(), || output::line(&greeting)).await?;
+    run(back, shutdown.clone(), || output::greet(greeting)).await?;
     Ok(shutdown.code())
 }
 
 /// Works until the drain is done. `ready` is called when everything is open; the backends may not be there yet.
-pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
+pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
     let Back { loaded, router, hooks, reload, ops_listener, metrics } = back;
     let hangup = Arc::new(Notify::new());
     shutdown::on_hangup(Arc::clone(&hangup)).context("cannot listen to signals")?;
@@ -101,7 +101,7 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce() -> std::io
         let reloading = Reload { source, parts: vec![Box::new(handlers)] };
         AbortOnDropHandle::new(tokio::spawn(reloading.watch(config.clone(), hangup)))
     });
-    output::unless_full(ready());
+    ready();
     let stop = async {
         shutdown.drain.cancelled().await;
         consumer.stop().await;

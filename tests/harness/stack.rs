@@ -69,7 +69,6 @@ impl Stack for Embedded {
         let task = tokio::spawn(async move {
             let told = || {
                 ready.send(()).unwrap();
-                Ok(())
             };
             up::run(parts, as_loaded, stop, told).await.unwrap();
         });
@@ -165,8 +164,8 @@ impl Stack for Services {
         };
         let (front_stop, back_stop) = (shutdown.clone(), shutdown.clone());
         let tasks = vec![
-            tokio::spawn(async move { gateway::run(front, front_stop, || Ok(())).await.unwrap() }),
-            tokio::spawn(async move { worker::run(back, back_stop, || Ok(())).await.unwrap() }),
+            tokio::spawn(async move { gateway::run(front, front_stop, || ()).await.unwrap() }),
+            tokio::spawn(async move { worker::run(back, back_stop, || ()).await.unwrap() }),
         ];
         let up = [
             &metrics.gateway_broker_up,

@@ -149,14 +149,44 @@ async fn a_clock_that_is_set_back_stalls_no_retry() {
     let fails = std::sync::Arc::new(AtomicBool::new(true));
     let failing = std::sync::Arc::clone(&fails);
     let service = Receiver::start(move |_| reply(if failing.load(Ordering::Relaxed) { 503 } else { 200 }, &[])).await;
-    site.configure(&Setup { worker: "retry = [\"2s\"]".into(), rest: service.route(), ..Setup::default() });
+    site.configure(&Setup { worker: "retry = [\"15s\"]".into(), rest: service.route(), ..Setup::default() });
     site.set_clock("+1d");
     let server = Server::of(site.command_by_clock(&["up"]), &site).await;
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
     let retries = || async { server.metric("streamgate_worker_retries_total{route=\"app\"}").await };
     eventually("it waits for its retry", || async { retries().await == 1.0 }).await;
-    site.set_clock("+0");
     fails.store(false, Ordering::Relaxed);
+    site.set_clock("+0");
+    assert_eq!(service.received().len(), 1, "it waits still");
     eventually("it is tried again", || async { service.received().len() == 2 }).await;
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_that_was_away_is_handed_over_whole() {
+    let (mut broker, redis) = tokio::join!(Broker::start(), RedisServer::start());
+    broker.kill();
+    let mut backends = Backends { broker, redis };
+    let site = Site::new();
+    site.configure(&Setup { rest: backends.tables(&site.name()), ..Setup::default() });
+    let server = site.start_as("gateway").await;
+    let webhooks: Vec<_> = (0..3).map(|_| Webhook::fresh()).collect();
+    assert_eq!(send(server.public, &webhooks[0]).await.unwrap().outcome(), "spooled");
+    std::fs::rename(site.data_dir(), site.path("away")).unwrap();
+    for webhook in &webhooks[1..] {
+        assert_eq!(send(server.public, webhook).await.unwrap().status, 503);
+    }
+    std::fs::rename(site.path("away"), site.data_dir()).unwrap();
+    eventually("it is ready again", || async { server.ops("/readyz").await.0 == 200 }).await;
+    for webhook in &webhooks[1..] {
+        assert_eq!(send(server.public, webhook).await.unwrap().status, 200);
+    }
+    let waits = || async { server.metric("streamgate_spool_events").await };
+    eventually("all are counted", || async { waits().await == 3.0 }).await;
+    backends.broker.restart().await;
+    eventually("all are handed over", || async { waits().await == 0.0 }).await;
+    assert_eq!(backends.broker.ready(&format!("{}.events", site.name())).await, 3);
+    let rows: i64 = site.store().query_row("SELECT count(*) FROM events", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 0);
     assert!(server.terminate().await.success());
 }

@@ -4,6 +4,7 @@ use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::servers::free_port;
 use crate::harness::wire::{Webhook, raw, read_to_end, send};
+use futures_util::future::join_all;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -12,16 +13,15 @@ const DROPPED: &str = "streamgate_log_lines_dropped_total";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_nobody_reads_keeps_nothing_waiting() {
-    let site = Site::new();
+    let site = Site::in_memory();
     site.configure(&Setup::default());
     let mut command = site.command(&["up"]);
     command.env("STREAMGATE_LOG", "trace");
     let server = Server::with_log(command, Stdio::piped(), &site).await;
     // More lines than the pipe and the queue hold.
     eventually("lines are dropped", || async {
-        for _ in 0..50 {
-            assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
-        }
+        let sent = (0..100).map(async |_| send(server.public, &Webhook::fresh()).await.unwrap().status);
+        assert!(join_all(sent).await.into_iter().all(|status| status == 200));
         server.metric(DROPPED).await > 0.0
     })
     .await;
@@ -62,4 +62,25 @@ async fn a_log_filter_that_would_mute_everything_is_an_error_of_usage() {
         assert_eq!(refused.status.code(), Some(64), "{filter}: {text}");
         assert!(text.contains("STREAMGATE_LOG") && text.contains("expected off, error, warn"), "{filter}: {text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_pipe_that_nobody_reads_for_stdout_and_stderr_keeps_nothing_waiting() {
+    let site = Site::new();
+    let [public, ops] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    site.configure(&Setup { listen: public, ops, ..Setup::default() });
+    let (unread, full) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&full, true).unwrap();
+    while std::io::Write::write(&mut &full, &[b' '; 512]).is_ok() {}
+    rustix::io::ioctl_fionbio(&full, false).unwrap();
+    let mut command = site.command(&["up"]);
+    let mut child = command.stdout(full.try_clone().unwrap()).stderr(full).spawn().unwrap();
+    eventually("it takes events", || async {
+        send(public, &Webhook::fresh()).await.is_ok_and(|answer| answer.outcome() == "enqueued")
+    })
+    .await;
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().await.unwrap().success());
+    drop(unread);
 }

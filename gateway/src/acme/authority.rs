@@ -1,7 +1,7 @@
 //! Talks to an ACME authority (RFC 8555): an account, then an order proved by TLS-ALPN-01 (RFC 8737).
 
 use super::challenge::Challenges;
-use super::kept::{Kept, KeptError};
+use super::kept::{Attempt, Kept, KeptError};
 use super::schedule::Cause;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -110,8 +110,13 @@ pub(super) async fn answers(config: &AcmeConfig) -> Result<(), Failure> {
     }
 }
 
-/// PEM: a new key, then the chain of a new certificate.
-pub(super) async fn obtain(config: &AcmeConfig, kept: &Kept, challenges: &Challenges) -> Result<String, Failure> {
+/// PEM: a new key, then the chain of a new certificate. `refused`: what is noted once the authority may count a certificate.
+pub(super) async fn obtain(
+    config: &AcmeConfig,
+    kept: &Kept,
+    challenges: &Challenges,
+    refused: &Attempt,
+) -> Result<String, Failure> {
     let (account, is_new) = account(config, kept).await?;
     let contacts: Vec<_> = config.contact.iter().map(|mail| format!("mailto:{mail}")).collect();
     let contacts: Vec<_> = contacts.iter().map(String::as_str).collect();
@@ -132,6 +137,7 @@ pub(super) async fn obtain(config: &AcmeConfig, kept: &Kept, challenges: &Challe
     let mut params = CertificateParams::new(config.domains.clone()).map_err(Failure::setup)?;
     params.distinguished_name = DistinguishedName::new();
     let request = params.serialize_request(&key).map_err(Failure::setup)?;
+    kept.keep_attempt(refused).await?;
     Ok(key.serialize_pem() + &signed(&mut order, request.der()).await?)
 }
 
@@ -253,7 +259,8 @@ async fn refusal(order: &mut Order) -> Failure {
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
         if let Err(error) = authorization.refresh().await {
-            return error.into();
+            write!(text, "{}", causes(&error)).ok();
+            break;
         }
         let name = authorization.identifier().to_string();
         let problems = authorization.challenges.iter().filter_map(|challenge| challenge.error.as_ref());

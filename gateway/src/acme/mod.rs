@@ -53,8 +53,8 @@ struct State {
     served: Option<Kept>,
     /// Why the last attempt failed, while another certificate is due.
     trouble: Option<String>,
-    /// The certificate that is served, while the disk does not take it.
-    unkept: Option<String>,
+    /// The certificate that is served, and where it belongs, while the disk does not take it.
+    unkept: Option<(Kept, String)>,
 }
 
 impl Acme {
@@ -98,7 +98,7 @@ impl Acme {
         let mut kept = self.kept(&wish.config);
         let (mut failures, mut not_before) = self.last_attempt(&kept, &wish.config);
         loop {
-            self.keep_again(&kept).await;
+            self.keep_again().await;
             let due = self.due(&kept, &wish.config);
             if due.is_some_and(|due| due > now()) {
                 self.state().trouble = None;
@@ -191,10 +191,11 @@ impl Acme {
         // Before the authority is asked for anything: a process that dies in each attempt must not ask each time it starts, nor
         // one whose disk takes nothing.
         let unended = "the process ended during the attempt";
-        self.note(kept, config, Failures::and(failures, Cause::Unreachable), unended).await?;
+        self.note(kept, config, Failures::unended(failures), unended).await?;
+        let refused = Acme::noted(config, Failures::and(failures, Cause::Refused), unended);
         let (current, held, asked) = (Arc::clone(&self.current), kept.clone(), config.clone());
         // A task of its own: a panic of the library's, at an answer that nobody expected, ends the attempt alone.
-        let task = tokio::spawn(async move { authority::obtain(&asked, &held, &current.challenges).await });
+        let task = tokio::spawn(async move { authority::obtain(&asked, &held, &current.challenges, &refused).await });
         let pem = match tokio::time::timeout(ATTEMPT, AbortOnDropHandle::new(task)).await {
             Ok(Ok(obtained)) => obtained?,
             Ok(Err(error)) => return Err(Failure::new(Cause::Refused, format!("the attempt broke off: {error}"))),
@@ -212,14 +213,14 @@ impl Acme {
             renewal = time(renewal(validity)),
             "got a certificate"
         );
-        self.state().unkept = Some(pem);
-        self.keep_again(kept).await;
+        self.state().unkept = Some((kept.clone(), pem));
+        self.keep_again().await;
         Ok(least_between(validity))
     }
 
     /// Writes the certificate that is served, if that is still to be done.
-    async fn keep_again(&self, kept: &Kept) {
-        let Some(pem) = self.state().unkept.clone() else { return };
+    async fn keep_again(&self) {
+        let Some((kept, pem)) = self.state().unkept.clone() else { return };
         match kept.keep_certificate(pem).await {
             Ok(()) => self.state().unkept = None,
             Err(error) => tracing::error!(%error, "the certificate serves, but a restart would lose it; trying again"),
@@ -227,10 +228,13 @@ impl Acme {
     }
 
     async fn note(&self, kept: &Kept, config: &AcmeConfig, failures: Failures, why: &str) -> Result<(), Failure> {
+        Ok(kept.keep_attempt(&Acme::noted(config, failures, why)).await?)
+    }
+
+    fn noted(config: &AcmeConfig, failures: Failures, why: &str) -> Attempt {
         let wait = i64::try_from(failures.wait().as_secs()).unwrap_or(i64::MAX);
         let (domains, retry_at) = (config.domains.clone(), now().saturating_add(wait));
-        let attempt = Attempt { domains, failures, why: why.to_owned(), retry_at };
-        Ok(kept.keep_attempt(&attempt).await?)
+        Attempt { domains, failures, why: why.to_owned(), retry_at }
     }
 
     async fn failed(&self, kept: &Kept, config: &AcmeConfig, failure: &Failure, row: Failures) {

@@ -64,6 +64,14 @@ impl Failures {
         Failures { cause, count: count.saturating_add(1) }
     }
 
+    /// For an attempt whose process ends before it does: not less than what was to be waited for before.
+    pub(super) fn unended(before: Option<Failures>) -> Failures {
+        match before {
+            Some(before) if matches!(before.cause, Cause::Refused | Cause::RateLimited) => before,
+            Some(_) | None => Failures::and(before, Cause::Unreachable),
+        }
+    }
+
     pub(super) fn wait(self) -> Duration {
         let (first, longest) = self.cause.waits();
         first.saturating_mul(2_u32.saturating_pow(self.count.saturating_sub(1).min(16))).min(longest)

@@ -6,7 +6,7 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use streamgate_core::{id::Kind, reason::Reason};
 
 /// Seconds: from a fast answer on loopback to Stream's patience of 6 s.
@@ -15,6 +15,8 @@ const ANSWER_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 const HANDLE_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0, 30.0];
 /// Seconds: from at once to the end of the default retry ladder.
 const AGE_BUCKETS: [f64; 12] = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 7200.0];
+
+static RENDERING: Mutex<()> = Mutex::new(());
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal $make:expr;)+) => {
@@ -162,6 +164,8 @@ impl Metrics {
 
     /// The Prometheus text format.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        // One at a time: two would both add the difference.
+        let _adding = RENDERING.lock().unwrap_or_else(PoisonError::into_inner);
         self.log_lines_dropped.inc_by(telemetry::dropped_lines().saturating_sub(self.log_lines_dropped.get()));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

@@ -43,8 +43,10 @@ pub struct FilterError {
 /// Always off, whatever the filter says: this crate logs messages that come back with their bodies, and frames with
 /// everything. What an operator needs of it, the store tells itself.
 const SILENCED: &str = "lapin";
-/// Lines that wait for the thread that writes them: a burst of some seconds, and at most a few megabytes.
+/// Lines that wait for the thread that writes them: a burst of some seconds, and commonly under a megabyte.
 const MOST_WAITING: usize = 4096;
+/// Errors of handlers may be of any length. More than this is cut, so that the lines that wait have at most 64 MiB.
+const LONGEST_LINE: usize = 16 << 10;
 /// How long the end of a process waits for its last lines.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
@@ -77,8 +79,6 @@ pub fn init(format: LogFormat, filter: Option<&str>, host: Host) -> Result<(), F
     let written = Arc::new(Written::default());
     let builder = NonBlockingBuilder::default().buffered_lines_limit(MOST_WAITING).thread_name("log");
     let (queue, guard) = builder.finish(Stderr(Arc::clone(&written)));
-    // Its drop prints to stdout where the queue is stuck; `flush` waits in its place.
-    std::mem::forget(guard);
     let log = Log { full: queue.error_counter(), written, sent: Arc::default() };
     let lines = Lines { queue, sent: Arc::clone(&log.sent) };
     let builder = fmt().with_env_filter(filter).with_writer(lines).with_target(false).log_internal_errors(false);
@@ -91,6 +91,8 @@ pub fn init(format: LogFormat, filter: Option<&str>, host: Host) -> Result<(), F
     };
     // Where it is started already, a second server in one process, as in tests, logs where the first one does.
     if started.is_ok() {
+        // Its drop prints to stdout where the queue is stuck; `flush` waits in its place.
+        std::mem::forget(guard);
         drop(LOG.set(log));
     }
     if host == Host::Ours {
@@ -132,7 +134,10 @@ fn parse(filter: &str) -> Result<EnvFilter, FilterError> {
             )));
         }
     }
-    EnvFilter::try_new(directives.join(",")).map_err(|error| wrong(error.to_string()))
+    // Targets alone would mute all others, our own errors too.
+    let has_level = directives.iter().any(|directive| !directive.contains(['=', '[']));
+    let default = if has_level { "" } else { "info," };
+    EnvFilter::try_new(default.to_owned() + &directives.join(",")).map_err(|error| wrong(error.to_string()))
 }
 
 /// Where the subscriber writes each line, in one piece.
@@ -152,9 +157,11 @@ impl<'a> MakeWriter<'a> for Lines {
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let written = self.queue.write(line);
+        let kept =
+            if line.len() > LONGEST_LINE { [&line[..LONGEST_LINE], b"\xe2\x80\xa6\n"].concat() } else { line.to_vec() };
         self.sent.fetch_add(1, Ordering::Relaxed);
-        written
+        self.queue.write_all(&kept)?;
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -145,6 +145,13 @@ impl Config {
         if gateway.drain_least.is_some_and(|least| least > gateway.drain_timeout) {
             report.problem("gateway.drain_least", "must not be over gateway.drain_timeout: the drain is over then");
         }
+        let left = gateway.drain_timeout.saturating_sub(gateway.drain_least.unwrap_or_default());
+        if gateway.drain_least.is_some() && left < gateway.answer_deadline {
+            report.doubt(
+                "gateway.drain_least",
+                "leaves less than gateway.answer_deadline of gateway.drain_timeout: what comes last may be cut",
+            );
+        }
         if gateway.listen == gateway.ops_listen && gateway.listen.port() != 0 {
             report.problem(
                 "gateway.ops_listen",

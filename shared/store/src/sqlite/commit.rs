@@ -9,6 +9,7 @@ use super::writer::{Health, Limits};
 use super::{answers, clock::Clock, now_ms, schema, seen, unavailable};
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use std::mem::discriminant;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -60,8 +61,14 @@ struct Failed {
     of_the_store: bool,
 }
 
-impl Failed {
-    fn of(error: rusqlite::Error) -> Failed {
+/// The files that are written are not those that a restart would find.
+fn gone(what: String) -> Failed {
+    let what = format!("{what}: deleted, moved or unmounted; bring it back, or restart on another store.data_dir");
+    Failed { error: StoreError::Gone(what), of_the_store: true }
+}
+
+impl From<rusqlite::Error> for Failed {
+    fn from(error: rusqlite::Error) -> Failed {
         let code = error.sqlite_error_code();
         let of_the_store = matches!(
             code,
@@ -93,6 +100,8 @@ pub(super) struct Committer {
     /// Length of the write-ahead log after the last commit.
     pub(super) log_bytes: u64,
     pub(super) clock: Clock,
+    /// The clock was set back, and what is due was not brought forward yet.
+    pub(super) stepped: bool,
 }
 
 impl Committer {
@@ -121,7 +130,7 @@ impl Committer {
 
     /// One transaction for all. Remembers whether it went well: that is what readiness means.
     fn commit(&mut self, batch: &[Write]) -> Result<Vec<Result<Effect, StoreError>>, Failed> {
-        let result = self.transact(batch).map_err(Failed::of).and_then(|done| self.is_kept().map(|()| done));
+        let result = self.transact(batch);
         let health = match &result {
             Ok((_, used)) if *used < self.limits.max_bytes => Ok(()),
             Ok(_) => Err(self.limits.full()),
@@ -129,40 +138,30 @@ impl Committer {
         };
         let mut told = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         match (&told.told, &health) {
-            (Ok(()), Err(error)) => tracing::error!(%error, "events can no longer be stored"),
+            // The same again, in other words or numbers, is no news.
+            (Err(before), Err(error)) if discriminant(before) == discriminant(error) => {}
+            (_, Err(error)) => tracing::error!(%error, "events can no longer be stored"),
             (Err(_), Ok(())) => tracing::info!("events can be stored again"),
-            (Ok(()), Ok(())) | (Err(_), Err(_)) => {}
+            (Ok(()), Ok(())) => {}
         }
         let used = result.as_ref().map_or(told.used, |(_, used)| *used);
-        *told = Health { told: health, at: Instant::now(), used };
+        *told = Health { told: health, at: Instant::now(), used, has_failed: result.is_err() };
         result.map(|(effects, _)| effects)
     }
 
-    /// Looks whether the files that were written are those that a restart would find.
-    fn is_kept(&mut self) -> Result<(), Failed> {
-        match self.witness.look() {
-            Ok(log) => {
-                self.log_bytes = log;
-                Ok(())
-            }
-            Err(what) => {
-                let what =
-                    format!("{what}: deleted, moved or unmounted; bring it back, or restart on another store.data_dir");
-                Err(Failed { error: StoreError::Gone(what), of_the_store: true })
-            }
-        }
-    }
-
     /// Returns what each write did, and how many bytes were in use before it.
-    fn transact(&mut self, batch: &[Write]) -> rusqlite::Result<(Vec<Result<Effect, StoreError>>, u64)> {
+    fn transact(&mut self, batch: &[Write]) -> Result<(Vec<Result<Effect, StoreError>>, u64), Failed> {
+        // Before the lock is waited for.
         let now = now_ms();
+        self.stepped |= self.clock.went_back(now);
         let limits = &self.limits;
         let since = now.saturating_sub(limits.remember_ms);
-        let healthy = self.health.lock().unwrap_or_else(PoisonError::into_inner).told.is_ok();
+        let has_failed = self.health.lock().unwrap_or_else(PoisonError::into_inner).has_failed;
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let used = schema::used_bytes(&transaction)? + self.log_bytes.saturating_sub(schema::LOG_BYTES);
         let (full, pressed) = (used >= limits.max_bytes, used >= limits.max_bytes / 4 * 3);
         let mut effects = Vec::with_capacity(batch.len());
+        let mut has_looked = false;
         for write in batch {
             effects.push(match write {
                 // Its caller gave up and answered 503: the repeat that this asks for should find nothing half done.
@@ -196,13 +195,14 @@ impl Committer {
                 Write::Release(rows, _) => Ok(Effect::Released(queue::delete(&transaction, rows)?)),
                 Write::Tick => {
                     // An empty transaction would succeed on a full disk.
-                    if !healthy {
+                    if has_failed {
                         schema::probe(&transaction)?;
                     }
-                    if self.clock.went_back(now) {
-                        queue::bring_forward(&transaction, &limits.ladder, now)?;
+                    if self.stepped {
+                        queue::bring_forward(&transaction, now)?;
                         self.news.notify_one();
                     }
+                    has_looked = true;
                     Ok(Effect::Settled)
                 }
             });
@@ -211,8 +211,34 @@ impl Committer {
         let keep_ms = if pressed { limits.seen_window_ms } else { limits.remember_ms };
         seen::purge(&transaction, now, keep_ms)?;
         answers::purge(&transaction, now)?;
+        // Before the commit, so that nothing of the batch stands where everybody is told that it does not; and after it, for what
+        // happened meanwhile.
+        self.witness.look().map_err(gone)?;
         transaction.commit()?;
+        self.stepped &= !has_looked;
+        let kept = self.witness.look();
+        if kept.is_err() {
+            self.count(&effects);
+        }
+        self.log_bytes = kept.map_err(gone)?;
+        if has_looked && self.log_bytes > schema::LOG_BYTES {
+            // A reader kept it from being cut back, and may have gone.
+            schema::cut_log(&self.connection)?;
+        }
         Ok((effects, used))
+    }
+
+    /// The rows that came and went, whoever may hear of it.
+    fn count(&self, effects: &[Result<Effect, StoreError>]) {
+        for effect in effects.iter().flatten() {
+            match effect {
+                Effect::Accepted(Some(_)) => drop(self.came.fetch_add(1, Ordering::Relaxed)),
+                Effect::Released(rows) => {
+                    self.came.fetch_sub(i64::try_from(*rows).unwrap_or(i64::MAX), Ordering::Relaxed);
+                }
+                Effect::Accepted(None) | Effect::Settled => {}
+            }
+        }
     }
 
     fn answer(&self, written: impl Iterator<Item = (Write, Result<Effect, StoreError>)>) {

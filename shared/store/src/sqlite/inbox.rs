@@ -310,6 +310,7 @@ fn read(connection: &Connection, cursor: i64, returned: &[i64], held: &HashSet<i
 
 #[cfg(test)]
 mod tests {
+    use super::super::queue::BRING_FORWARD;
     use super::*;
     use crate::sqlite::schema;
 
@@ -317,7 +318,7 @@ mod tests {
     fn no_read_looks_at_all_rows() {
         let directory = tempfile::tempdir().unwrap();
         let connection = schema::open_owner(&directory.path().join("store.db"), 1 << 20).unwrap();
-        for sql in [select(BY_SEQ), select(DUE), select(FRESH), NEXT_DUE.to_owned()] {
+        for sql in [select(BY_SEQ), select(DUE), select(FRESH), NEXT_DUE.to_owned(), BRING_FORWARD.to_owned()] {
             let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let steps = plan.query_map(params![1], |row| row.get::<_, String>(3)).unwrap();
             let steps: Vec<_> = steps.map(Result::unwrap).collect();

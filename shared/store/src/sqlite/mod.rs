@@ -65,8 +65,6 @@ pub struct Options {
     pub prefetch: usize,
     /// Most bytes of bodies in hand.
     pub in_hand_bytes: usize,
-    /// The waits between attempts. What is due later than its own step was written while the clock was ahead.
-    pub ladder: Vec<Duration>,
 }
 
 /// The store of a process that owns its data directory.
@@ -85,7 +83,7 @@ impl Embedded {
         let owned = Owned::take(&options.data_dir)?;
         let mut writing = damage::open_owner(&owned.database(), options.max_bytes)?;
         let failed = |error| OpenError::Database { path: owned.database(), error };
-        queue::bring_forward(&writing, &options.ladder, now_ms()).map_err(failed)?;
+        queue::bring_forward(&writing, now_ms()).map_err(failed)?;
         queue::begin(&mut writing, options.prefetch).map_err(failed)?;
         let reading = schema::open_reader(&owned.database())?;
         let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options))?;
@@ -191,6 +189,7 @@ fn unavailable(error: impl std::fmt::Display) -> StoreError {
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use rusqlite::Connection;
     use streamgate_core::id::Kind;
     use streamgate_core::reason::Reason;
 
@@ -203,7 +202,6 @@ mod tests {
             max_waiting: 64,
             prefetch: 4,
             in_hand_bytes: 1 << 20,
-            ladder: vec![Duration::from_secs(1), Duration::from_secs(3600)],
         }
     }
 
@@ -350,10 +348,32 @@ mod tests {
         let store = Embedded::open(&options).unwrap();
         store.enqueue(event("one")).await.unwrap();
         let delivery = next(&store).await;
-        settle(&store, delivery, Settlement::Retry { delay: Duration::from_secs(1_000_000), attempt: 2 }).await;
+        settle(&store, delivery, Settlement::Retry { delay: Duration::from_millis(10), attempt: 2 }).await;
         store.close().await;
-        let store = Embedded::open(&Options { ladder: vec![Duration::from_millis(10)], ..options }).unwrap();
+        // As the clock had been a day ahead.
+        let file = Connection::open(options.data_dir.join("streamgate.db")).unwrap();
+        assert_eq!(file.execute("UPDATE events SET due_at = due_at + 86400000 WHERE due_at > 0", []).unwrap(), 1);
+        drop(file);
+        let store = Embedded::open(&options).unwrap();
         assert_eq!(next(&store).await.envelope.attempt, 2);
         store.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_start_shortens_no_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = options(directory.path().join("data"));
+        let store = Embedded::open(&options).unwrap();
+        store.enqueue(event("one")).await.unwrap();
+        let delivery = next(&store).await;
+        settle(&store, delivery, Settlement::Retry { delay: Duration::from_secs(3000), attempt: 2 }).await;
+        store.close().await;
+        let due = || -> i64 {
+            let file = Connection::open(options.data_dir.join("streamgate.db")).unwrap();
+            file.query_row("SELECT due_at FROM events", [], |row| row.get(0)).unwrap()
+        };
+        let before = due();
+        Embedded::open(&options).unwrap().close().await;
+        assert_eq!(due(), before);
     }
 }

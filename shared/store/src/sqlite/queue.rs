@@ -3,7 +3,6 @@
 use super::{millis, now_ms, row, seen};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::sync::Arc;
-use std::time::Duration;
 use streamgate_core::{envelope::Envelope, ports::Settlement, retry::ALONE_FROM};
 
 /// How a delivery's row changes.
@@ -58,15 +57,14 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
             delete(connection, &[change.seq])?;
         }
         Settlement::Retry { delay, attempt } => {
-            let sql = "UPDATE events SET due_at = ?2, attempt = ?3, route = ?4, deliveries = 0 WHERE seq = ?1";
-            let due = now.saturating_add(millis(*delay));
-            connection.prepare_cached(sql)?.execute(params![change.seq, due, attempt, change.route.as_deref()])?;
+            let sql = "UPDATE events SET due_at = ?2 + ?5, wait_ms = ?5, attempt = ?3, route = ?4, deliveries = 0 WHERE seq = ?1";
+            let (route, wait) = (change.route.as_deref(), millis(*delay));
+            connection.prepare_cached(sql)?.execute(params![change.seq, now, attempt, route, wait])?;
         }
         Settlement::Wait { delay } => {
-            let due = now.saturating_add(millis(*delay));
             connection
-                .prepare_cached("UPDATE events SET due_at = ?2 WHERE seq = ?1")?
-                .execute(params![change.seq, due])?;
+                .prepare_cached("UPDATE events SET due_at = ?2 + ?3, wait_ms = ?3 WHERE seq = ?1")?
+                .execute(params![change.seq, now, millis(*delay)])?;
         }
         Settlement::Dead { reason, error } => {
             let sql = "INSERT INTO dead
@@ -86,19 +84,13 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
     Ok(())
 }
 
-/// Brings forward what is due later than the step of the ladder that it waits on: it was written while the clock was ahead.
-/// Of the attempt with number `n`, that is the step `n - 1`, from 1; of later ones the last.
-pub(super) fn bring_forward(connection: &Connection, ladder: &[Duration], now: i64) -> rusqlite::Result<()> {
-    let sql = "UPDATE events SET due_at = ?1 WHERE due_at > ?1 AND attempt >= ?2 AND attempt < ?3";
-    let mut bring = connection.prepare_cached(sql)?;
-    for (place, step) in (2_i64..).zip(ladder) {
-        let is_last = usize::try_from(place - 1) == Ok(ladder.len());
-        // A first attempt waits for a lease alone.
-        let first = if place == 2 { 0 } else { place };
-        let end = if is_last { i64::MAX } else { place + 1 };
-        bring.execute(params![now.saturating_add(millis(*step)), first, end])?;
-    }
-    Ok(())
+/// Brings forward what is due later than after its whole wait: it was written while the clock was ahead. Rows of a version that did
+/// not keep their wait had at most an hour, or their ladder's longest step.
+pub(super) const BRING_FORWARD: &str = "UPDATE events SET due_at = ?1 + coalesce(wait_ms, 3600000)
+     WHERE due_at > 0 AND due_at > ?1 AND due_at > ?1 + coalesce(wait_ms, 3600000)";
+
+pub(super) fn bring_forward(connection: &Connection, now: i64) -> rusqlite::Result<()> {
+    connection.prepare_cached(BRING_FORWARD)?.execute(params![now]).map(drop)
 }
 
 /// A process begins to hand events out. Where the one before it died, whatever that may have had in hand is counted: the first

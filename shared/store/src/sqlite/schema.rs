@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Each step brings the file from `user_version` = its index to the next. Never change a step that was released.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
     -- What is owed. A row leaves when it is settled. due_at = 0: never failed; else ready from then on (ms, Unix).
     CREATE TABLE events (
@@ -67,6 +67,10 @@ const MIGRATIONS: [&str; 4] = [
     ALTER TABLE answers RENAME COLUMN at TO until;
     UPDATE answers SET until = until + 120000;
     CREATE INDEX answers_until ON answers (until);
+",
+    "
+    -- How long a row that waits has to wait in all: what is due later was written while the clock was ahead.
+    ALTER TABLE events ADD COLUMN wait_ms INTEGER;
 ",
 ];
 const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -166,6 +170,13 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
 /// Writes without changing anything: fails where a commit would.
 pub(super) fn probe(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", VERSION)
+}
+
+/// Lets the log be written from its beginning again, where no reader needs it, and with that be cut to its limit. Waits for nobody.
+pub(super) fn cut_log(connection: &Connection) -> rusqlite::Result<()> {
+    let pages = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
+    let (in_log, copied) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], pages)?;
+    if in_log == copied { probe(connection) } else { Ok(()) }
 }
 
 /// Copies the log into the file and empties it: deleted text stands in the log as well. Returns whether it could; where somebody

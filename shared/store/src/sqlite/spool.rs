@@ -48,8 +48,6 @@ impl SpoolFile {
             seen_window_ms: window,
             remember_ms: window,
             max_waiting: options.max_waiting,
-            // Rows of a spool are handed over whenever they are due.
-            ladder: Vec::new(),
         };
         Ok(SpoolFile { writer: Writer::start(writing, &path, limits)?, reader, found, _owned: owned })
     }

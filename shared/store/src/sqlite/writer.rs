@@ -29,8 +29,6 @@ pub(super) struct Limits {
     pub(super) seen_window_ms: i64,
     pub(super) remember_ms: i64,
     pub(super) max_waiting: usize,
-    /// The waits between attempts.
-    pub(super) ladder: Vec<Duration>,
 }
 
 impl Limits {
@@ -40,7 +38,6 @@ impl Limits {
             seen_window_ms: millis(options.seen_window),
             remember_ms: millis(options.remember.max(options.seen_window)),
             max_waiting: options.max_waiting,
-            ladder: options.ladder.clone(),
         }
     }
 
@@ -60,6 +57,8 @@ pub(super) struct Health {
     pub(super) told: Result<(), StoreError>,
     pub(super) at: Instant,
     pub(super) used: u64,
+    /// The commit itself failed; a store that is full commits all the same.
+    pub(super) has_failed: bool,
 }
 
 #[derive(Debug)]
@@ -77,7 +76,7 @@ impl Writer {
     /// `database`: the file that the connection has open.
     pub(super) fn start(connection: Connection, database: &Path, limits: Limits) -> Result<Writer, OpenError> {
         let (writes, waiting) = mpsc::channel(limits.max_waiting);
-        let health = Arc::new(Mutex::new(Health { told: Ok(()), at: Instant::now(), used: 0 }));
+        let health = Arc::new(Mutex::new(Health { told: Ok(()), at: Instant::now(), used: 0, has_failed: false }));
         let news = Arc::new(Notify::new());
         let came = Arc::new(AtomicI64::new(0));
         let (told, counted, notified) = (Arc::clone(&health), Arc::clone(&came), Arc::clone(&news));
@@ -90,6 +89,7 @@ impl Writer {
             witness: Witness::of(database),
             log_bytes: 0,
             clock: Clock::now(),
+            stepped: false,
         };
         let thread = std::thread::Builder::new().name("store-writer".into());
         let thread = thread.spawn(move || committer.run(waiting)).map_err(OpenError::Thread)?;
