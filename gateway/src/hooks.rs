@@ -33,6 +33,8 @@ const REPEATS: Duration = Duration::from_secs(120);
 /// Answers that are being remembered at a time, and for how long each: a store that hangs must not make them pile up.
 const REMEMBERING: usize = 256;
 const REMEMBER: Duration = Duration::from_secs(1);
+/// For how long it is tried to take a mark away that would make repeats wait; about as long as it would last.
+const MARKED: Duration = Duration::from_secs(2);
 /// How long a stop waits for them.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Kept back from each deadline for writing the answer, but never more than a tenth of it.
@@ -341,6 +343,15 @@ impl<C: Ask, A: Answers> InWork<C, A> {
         if let Some(error) = error {
             self.hooks.metrics.hook_memory_errors.inc();
             tracing::debug!(error, "cannot remember the answer to a hook; a repeat of it would be asked again");
+            // Else a repeat would wait for an answer that does not come, until the mark lapses.
+            // Redis may be used again before that.
+            let until = Instant::now() + MARKED;
+            while !matches!(tokio::time::timeout(REMEMBER, self.hooks.answers.forget(&self.key)).await, Ok(Ok(()))) {
+                if Instant::now() >= until {
+                    break;
+                }
+                tokio::time::sleep(MARKED / 8).await;
+            }
         }
         drop(permit);
     }

@@ -327,3 +327,37 @@ async fn calls_that_an_alarm_caught_take_no_place_after_it() {
         assert_eq!(ask(&gateway, &message()).await.outcome(), "answered");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_is_asked_again_where_the_first_answer_could_not_be_remembered() {
+    let gate = Gate::default();
+    let closed = gate.clone();
+    let service = Receiver::start(move |_| {
+        closed.wait();
+        json(200, SPACED)
+    });
+    let fleet = Fleet::start(service.await).await;
+    let (_site, gateway) = fleet.server("gateway", "5s").await;
+    let (_site, worker) = fleet.server("worker", "5s").await;
+    there(&gateway, 1.0).await;
+    let webhook = message();
+    let first = tokio::spawn({
+        let (to, webhook) = (gateway.public, webhook.clone());
+        async move { send(to, &webhook).await.unwrap() }
+    });
+    let in_hand = || async { worker.metric("streamgate_worker_calls_in_flight").await == 1.0 };
+    eventually("the call is in hand", in_hand).await;
+    // It is marked as in work; from here on Redis takes nothing more.
+    let redis = &fleet.backends.redis;
+    let marks = || redis.ask(&["EVAL", "return #redis.call('KEYS', '*:answer:*')", "0"]);
+    assert_eq!(marks().await, "1");
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    gate.open();
+    assert_eq!(first.await.unwrap().outcome(), "answered");
+    let errors = || async { gateway.metric("streamgate_hook_memory_errors_total").await == 1.0 };
+    eventually("its answer cannot be remembered", errors).await;
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    eventually("the mark is taken away", || async { marks().await == "0" }).await;
+    assert_eq!(ask(&gateway, &webhook).await.outcome(), "answered");
+    assert_eq!(fleet.service.received().len(), 2);
+}

@@ -4,6 +4,7 @@ use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
 use crate::harness::servers::certificates;
 use crate::harness::servers::{Backends, RedisServer};
+use crate::harness::wire::{Webhook, send};
 use rustix::process::Signal;
 use std::path::Path;
 use std::sync::Arc;
@@ -150,14 +151,69 @@ async fn a_redis_that_hangs_is_left_alone_until_it_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_redis_costs_the_marks_and_nothing_else() {
-    let server = RedisServer::with(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]).await;
+async fn a_redis_that_refuses_writes_is_not_up_until_it_takes_them() {
+    let server = RedisServer::start().await;
     let redis = connect(&server.url(), None);
-    up(&redis).await;
+    let (tell, heard) = tokio::sync::watch::channel(false);
+    let told = redis.clone();
+    let watch = tokio::spawn(async move { told.watch_up(|up| tell.send_modify(|known| *known = up)).await });
+    let is = |up: bool| {
+        let heard = heard.clone();
+        async move { *heard.borrow() == up }
+    };
+    eventually("it is up", || is(true)).await;
     let claims = RedisClaims::new(redis.clone(), Duration::from_secs(60));
-    assert!(claims.claim("key", 1, 1, LEASE).await.unwrap_err().to_string().contains("OOM"));
-    let seen = SeenKeys::start(redis, Duration::from_secs(60), Arc::new(|_| {}));
-    assert!(!seen.contains("key").await.unwrap(), "it still answers");
+    let refused = async || claims.claim("key", 1, 1, LEASE).await.map_err(|error| error.to_string());
+    for (refuse, take, word) in [
+        (&["CONFIG", "SET", "maxmemory", "1"][..], &["CONFIG", "SET", "maxmemory", "0"][..], "OOM"),
+        (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "READONLY"),
+        (
+            &["CONFIG", "SET", "min-replicas-to-write", "1"],
+            &["CONFIG", "SET", "min-replicas-to-write", "0"],
+            "NOREPLICAS",
+        ),
+        (&["ACL", "SETUSER", "default", "-set"], &["ACL", "SETUSER", "default", "+set"], "NOPERM"),
+    ] {
+        server.ask(refuse).await;
+        eventually(&format!("it is down: {word}"), || is(false)).await;
+        let error = refused().await.unwrap_err();
+        assert!(error.contains(word), "{error}");
+        server.ask(take).await;
+        eventually(&format!("it is up again after {word}"), || is(true)).await;
+        eventually("claims are made", || async { refused().await.is_ok() }).await;
+    }
+    watch.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_in_the_place_of_the_master_is_one_line_in_the_log() {
+    let broker = &Backends::shared().await.broker;
+    let server = RedisServer::start().await;
+    let site = Site::new();
+    let prefix = site.name();
+    let tables = format!(
+        "[rabbitmq]\nurl = \"{}\"\nprefix = \"{prefix}\"\n[redis]\nurl = \"{}\"\nprefix = \"{prefix}\"\n",
+        broker.url(),
+        server.url()
+    );
+    site.configure(&Setup { rest: tables, ..Setup::default() });
+    let gateway = site.start_as("gateway").await.ready().await;
+    let up = || gateway.metric("streamgate_gateway_redis_up");
+    eventually("Redis is up", || async { up().await == 1.0 }).await;
+    server.ask(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    eventually("Redis is down", || async {
+        assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+        up().await == 0.0
+    })
+    .await;
+    site.logged("READONLY").await;
+    for _ in 0..50 {
+        assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    }
+    server.ask(&["REPLICAOF", "NO", "ONE"]).await;
+    eventually("Redis is up again", || async { up().await == 1.0 }).await;
+    assert!(gateway.terminate().await.success());
+    assert_eq!(site.log().matches("READONLY").count(), 1, "{}", site.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -208,4 +208,6 @@ pub trait Answers: Send + Sync + 'static {
         answer: Bytes,
         window: Duration,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Of a call whose answer could not be remembered: it is not in work any more, so that a repeat is asked again.
+    fn forget(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
 }

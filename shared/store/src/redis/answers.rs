@@ -20,16 +20,22 @@ if found and string.sub(found, 1, 1) == 'A' then return end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 ";
 
+/// An answer that somebody else has remembered stays.
+const FORGET: &str = "
+if redis.call('GET', KEYS[1]) == 'W' then redis.call('DEL', KEYS[1]) end
+";
+
 /// Answers of all gateways on one Redis.
 #[derive(Debug)]
 pub struct RedisAnswers {
     redis: Redis,
     remember: Script,
+    forget: Script,
 }
 
 impl RedisAnswers {
     pub fn new(redis: Redis) -> RedisAnswers {
-        RedisAnswers { redis, remember: Script::new(REMEMBER) }
+        RedisAnswers { redis, remember: Script::new(REMEMBER), forget: Script::new(FORGET) }
     }
 
     fn place(&self, key: &str) -> String {
@@ -63,5 +69,9 @@ impl Answers for RedisAnswers {
         let mut script = self.remember.key(self.place(key));
         script.arg(value).arg(millis(window));
         self.redis.script(&script).await
+    }
+
+    async fn forget(&self, key: &str) -> Result<(), StoreError> {
+        self.redis.script(&self.forget.key(self.place(key))).await
     }
 }

@@ -1,4 +1,6 @@
-//! The connection to Redis, with a breaker: while it is open nothing waits for Redis, and one task tries to reach it again.
+//! The connection to Redis, with a breaker: while it is open nothing waits for Redis, and one task tries to use it again.
+//!
+//! Redis is up while it does what is needed: it takes a write. One that answers and refuses every write is not.
 
 use super::address::{Address, Connection};
 use crate::backoff::Backoff;
@@ -15,6 +17,11 @@ use tokio_util::task::AbortOnDropHandle;
 const PATIENCE: u32 = 3;
 /// For a new connection, which may ask Sentinels or a whole cluster first.
 const DIAL: Duration = Duration::from_secs(2);
+/// How often a write is tried while nobody else may do one.
+const PROBE: Duration = Duration::from_secs(5);
+/// How servers say that they take no writes, or none of this user's. Scripts wrap these words into others.
+const REFUSALS: [&str; 9] =
+    ["OOM", "MISCONF", "NOPERM", "NOAUTH", "NOREPLICAS", "READONLY", "MOVED", "CLUSTERDOWN", "MASTERDOWN"];
 
 /// A Redis that may be away.
 #[derive(Clone, Debug)]
@@ -39,7 +46,8 @@ impl Redis {
     /// Starts to connect. Call within a tokio runtime.
     pub fn start(address: Address, prefix: &str, timeout: Duration) -> Redis {
         let (state, _) = watch::channel(State::Broken { why: "not connected yet".into() });
-        let task = AbortOnDropHandle::new(tokio::spawn(supervise(address, state.clone())));
+        let probe = probe(prefix);
+        let task = AbortOnDropHandle::new(tokio::spawn(supervise(address, probe, state.clone())));
         let timeouts = AtomicU32::new(0);
         Redis(Arc::new(Shared { prefix: prefix.to_owned(), timeout, state, timeouts, _task: task }))
     }
@@ -91,8 +99,8 @@ impl Redis {
                 Ok(told)
             }
             Ok(Err(error)) => {
-                if ends_connection(&error) {
-                    self.open_breaker(number, &error.to_string());
+                if ends_connection(&error) || is_refusal(&error) {
+                    self.open_breaker(number, &one_line(&error));
                 }
                 Err(StoreError::Unavailable(error.to_string()))
             }
@@ -110,18 +118,24 @@ impl Redis {
 
     /// What failed on an earlier connection says nothing of this one.
     fn open_breaker(&self, failed: u64, why: &str) {
-        let opened = self.0.state.send_if_modified(|state| match state {
-            State::Open { number, .. } if *number == failed => {
-                *state = State::Broken { why: why.into() };
-                true
-            }
-            State::Open { .. } | State::Broken { .. } => false,
-        });
-        if opened {
+        if open_breaker(&self.0.state, failed, why) {
             self.0.timeouts.store(0, Ordering::Relaxed);
-            tracing::error!(why, "Redis does not answer, going on without");
         }
     }
+}
+
+fn open_breaker(state: &watch::Sender<State>, failed: u64, why: &str) -> bool {
+    let opened = state.send_if_modified(|state| match state {
+        State::Open { number, .. } if *number == failed => {
+            *state = State::Broken { why: why.into() };
+            true
+        }
+        State::Open { .. } | State::Broken { .. } => false,
+    });
+    if opened {
+        tracing::error!(why, "Redis cannot be used, going on without");
+    }
+    opened
 }
 
 /// Whether another connection may do better: this one is gone, or leads to a server that is no master, or not yet ready.
@@ -132,35 +146,80 @@ fn ends_connection(error: &RedisError) -> bool {
     server || error.is_io_error() || error.is_unrecoverable_error()
 }
 
-async fn supervise(address: Address, state: watch::Sender<State>) {
-    let mut backoff = Backoff::default();
-    let (mut number, mut last) = (0, String::new());
-    let mut changes = state.subscribe();
+/// Whether the server answers, and does not do what is needed.
+fn is_refusal(error: &RedisError) -> bool {
+    let text = error.to_string();
+    error.code().is_some_and(|code| REFUSALS.contains(&code))
+        || REFUSALS.iter().any(|word| text.contains(&format!("-{word} ")) || text.contains(&format!(": {word} ")))
+}
+
+/// In the server's own words, where it is its own: the same for each command and script. Some of the library's end with a line break.
+fn one_line(error: &RedisError) -> String {
+    let text = match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {}", detail.split(" script: ").next().unwrap_or_default()),
+        _ => error.to_string(),
+    };
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A write as those that are needed, which leaves nothing behind.
+fn probe(prefix: &str) -> Cmd {
+    let mut probe = redis::cmd("SET");
+    probe.arg(format!("{prefix}:probe")).arg(1).arg("PX").arg(1000);
+    probe
+}
+
+async fn supervise(address: Address, probe: Cmd, state: watch::Sender<State>) {
+    let (mut backoff, mut number) = (Backoff::default(), 0);
     loop {
-        if changes.wait_for(|state| matches!(state, State::Broken { .. })).await.is_err() {
-            return;
-        }
-        match ping(&address).await {
+        match reach(&address, &probe).await {
             Ok(connection) => {
                 number += 1;
                 tracing::info!(at = %address, "connected to Redis");
-                state.send_replace(State::Open { connection, number });
-                last.clear();
+                state.send_replace(State::Open { connection: connection.clone(), number });
                 // A server that takes connections and then fails must not be dialled in a tight loop.
                 tokio::time::sleep(backoff.next()).await;
                 if matches!(*state.borrow(), State::Open { .. }) {
                     backoff.reset();
                 }
+                keep_probing(connection, number, &probe, &state).await;
             }
             Err(why) => {
-                if why != last {
+                // One line for each reason, whoever found it.
+                let is_news = !matches!(&*state.borrow(), State::Broken { why: known } if **known == *why);
+                if is_news {
                     tracing::error!(at = %address, why, "no connection to Redis, trying again");
-                    last.clone_from(&why);
                 }
                 state.send_replace(State::Broken { why: why.into() });
                 tokio::time::sleep(backoff.next()).await;
             }
         }
+    }
+}
+
+/// Until the breaker is open. While nobody writes nothing else would find that nobody could.
+async fn keep_probing(mut connection: Connection, number: u64, probe: &Cmd, state: &watch::Sender<State>) {
+    let mut changes = state.subscribe();
+    loop {
+        tokio::select! {
+            broken = changes.wait_for(|state| matches!(state, State::Broken { .. })) => return drop(broken),
+            () = tokio::time::sleep(PROBE) => {}
+        }
+        let why = match tokio::time::timeout(DIAL, probe.query_async::<()>(&mut connection)).await {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => one_line(&error),
+            Err(_) => format!("no answer within {DIAL:?}"),
+        };
+        open_breaker(state, number, &why);
+    }
+}
+
+/// A connection that takes writes.
+async fn reach(address: &Address, probe: &Cmd) -> Result<Connection, String> {
+    let mut connection = ping(address).await?;
+    match tokio::time::timeout(DIAL, probe.query_async::<()>(&mut connection)).await {
+        Ok(written) => written.map(|()| connection).map_err(|error| one_line(&error)),
+        Err(_) => Err(format!("no answer within {DIAL:?}")),
     }
 }
 
@@ -172,10 +231,7 @@ pub(super) async fn ping(address: &Address) -> Result<Connection, String> {
         Ok::<_, RedisError>(connection)
     };
     match tokio::time::timeout(DIAL, dial).await {
-        // In one line: some of the library's errors end with a line break.
-        Ok(connection) => {
-            connection.map_err(|error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
-        }
+        Ok(connection) => connection.map_err(|error| one_line(&error)),
         Err(_) => Err(format!("no answer within {DIAL:?}")),
     }
 }
