@@ -62,7 +62,7 @@ metrics! {
     gateway_returned: IntCounter = "gateway_returned_total" |name, help| IntCounter::new(name, help);
     /// 1 while RabbitMQ takes events, as `gateway` sees it.
     gateway_broker_up: IntGaugeVec = "gateway_broker_up" |name, help| absent_gauge(name, help);
-    /// 1 while Redis answers, as `gateway` sees it.
+    /// 1 while Redis takes writes, as `gateway` sees it.
     gateway_redis_up: IntGaugeVec = "gateway_redis_up" |name, help| absent_gauge(name, help);
     /// Time to make an event durable, in seconds.
     gateway_publish: Histogram = "gateway_publish_seconds" |name, help| histogram(name, help, &ANSWER_BUCKETS);
@@ -92,7 +92,7 @@ metrics! {
     worker_returned: IntCounter = "worker_returned_total" |name, help| IntCounter::new(name, help);
     /// 1 while RabbitMQ hands out events and takes retries, as `worker` sees it.
     worker_broker_up: IntGaugeVec = "worker_broker_up" |name, help| absent_gauge(name, help);
-    /// 1 while Redis answers, as `worker` sees it.
+    /// 1 while Redis takes writes, as `worker` sees it.
     worker_redis_up: IntGaugeVec = "worker_redis_up" |name, help| absent_gauge(name, help);
     /// Handlers running.
     worker_in_flight: IntGauge = "worker_in_flight" |name, help| IntGauge::new(name, help);
