@@ -8,13 +8,13 @@ use crate::wiring;
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_gateway::{Intake, Tls};
 use streamgate_service::config::{self, AppConfig, Config, HooksConfig, RouteConfig, Source, TlsConfig};
-use streamgate_worker::{Hooks, Router};
+use streamgate_worker::{Hooks, Route, Router};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -49,6 +49,8 @@ impl Reload {
     /// Runs until it is dropped. `now`: asks for a reload at once.
     pub async fn watch(mut self, first: Config, now: Arc<Notify>) {
         let mut config = first;
+        // One that was there at the start must be there: without it everything would have its default.
+        let file = self.source.path();
         // Nothing is known of the files yet: they may have changed since they were read at the start.
         let mut stamps = BTreeMap::new();
         let mut retry_at = None;
@@ -63,14 +65,23 @@ impl Reload {
             let is_due = retry_at.is_some_and(|at| Instant::now() >= at);
             if asked || is_due || found != stamps {
                 stamps = found;
-                retry_at = if self.reload(&mut config, asked) { None } else { Some(Instant::now() + RETRY) };
+                retry_at =
+                    if self.reload(&mut config, file.as_deref(), asked) { None } else { Some(Instant::now() + RETRY) };
             }
         }
     }
 
     /// Whether all went well. What is wrong stays as it was, and keeps no other part back.
-    fn reload(&mut self, config: &mut Config, asked: bool) -> bool {
+    fn reload(&mut self, config: &mut Config, file: Option<&Path>, asked: bool) -> bool {
         let loaded = match config::load(&self.source) {
+            Ok(loaded) if file.is_some() && loaded.path.is_none() => {
+                let file = file.map(|file| file.display().to_string());
+                tracing::error!(
+                    file,
+                    "not reloaded: the configuration file is not there any more; everything stays as it runs"
+                );
+                return false;
+            }
             Ok(loaded) => loaded,
             Err(error) => {
                 tracing::error!(%error, "not reloaded: everything stays as it runs");
@@ -165,36 +176,69 @@ impl Part for Certificates {
     }
 }
 
-/// Routes, and who answers hooks: with their URLs, headers and rules.
+/// Which handler gets an event, with the services' URLs and headers.
 #[derive(Debug)]
-pub struct Handlers {
+pub struct Routes {
     pub router: Arc<ArcSwap<Router>>,
-    pub hooks: Arc<ArcSwap<Hooks>>,
-    /// Those that do not come from the configuration.
-    pub code: Code,
-    pub held: (Vec<RouteConfig>, HooksConfig),
+    /// Those of the code, which stand before those of the configuration.
+    pub code: Vec<Route>,
+    pub held: Vec<RouteConfig>,
 }
 
-impl Part for Handlers {
+impl Part for Routes {
     fn name(&self) -> &'static str {
-        "routes and hooks"
+        "routes"
     }
 
     fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
-        let wanted = (&config.worker.routes, &config.hooks);
-        if wanted == (&self.held.0, &self.held.1) {
+        let wanted = &config.worker.routes;
+        if *wanted == self.held {
             return Ok(false);
         }
-        let router = wiring::router(config, self.code.routes.clone())?;
-        let hooks = wiring::hooks(config, self.code.hooks.clone())?;
-        let answers = |hooks: &Hooks| !hooks.is_empty();
-        anyhow::ensure!(
-            answers(&hooks) == answers(&self.hooks.load()),
-            "whether hooks are answered here at all is settled at the start: that needs a restart"
-        );
-        self.router.store(Arc::new(router));
-        self.hooks.store(Arc::new(hooks));
-        self.held = (config.worker.routes.clone(), config.hooks.clone());
+        // Every event would be logged and acknowledged from then on: too much for a file that is just being written.
+        anyhow::ensure!(!wanted.is_empty(), "the configuration names no route any more: that needs a restart");
+        self.router.store(Arc::new(wiring::router(config, self.code.clone())?));
+        self.held.clone_from(wanted);
         Ok(true)
     }
+}
+
+/// Who answers hooks: services, rules and replies.
+#[derive(Debug)]
+pub struct HookHandlers {
+    pub hooks: Arc<ArcSwap<Hooks>>,
+    /// Those of the code.
+    pub code: Hooks,
+    pub held: HooksConfig,
+}
+
+impl Part for HookHandlers {
+    fn name(&self) -> &'static str {
+        "handlers of hooks"
+    }
+
+    fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
+        if config.hooks == self.held {
+            return Ok(false);
+        }
+        let hooks = wiring::hooks(config, self.code.clone())?;
+        anyhow::ensure!(
+            hooks.is_empty() == self.hooks.load().is_empty(),
+            "whether hooks are answered here at all is settled at the start: that needs a restart"
+        );
+        self.hooks.store(Arc::new(hooks));
+        self.held.clone_from(&config.hooks);
+        Ok(true)
+    }
+}
+
+/// Both, of a service that handles events and hooks.
+pub fn handlers(
+    router: Arc<ArcSwap<Router>>,
+    hooks: Arc<ArcSwap<Hooks>>,
+    code: Code,
+    config: &Config,
+) -> [Box<dyn Part>; 2] {
+    let routes = Routes { router, code: code.routes, held: config.worker.routes.clone() };
+    [Box::new(routes), Box::new(HookHandlers { hooks, code: code.hooks, held: config.hooks.clone() })]
 }

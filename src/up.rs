@@ -3,7 +3,7 @@
 use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
-use crate::reload::{Apps, Certificates, Handlers, Part, Reload};
+use crate::reload::{self, Apps, Certificates, Part, Reload};
 use crate::{dev, limits, output, wiring};
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -85,7 +85,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
 
 /// Serves until the drain is done. `ready` is called when everything is open.
 pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let Up { config, router, hooks, code, listener, ops_listener, source, reload, metrics } = up;
+    let Up { config, router, hooks, code, listener, ops_listener, source, reload: hangup, metrics } = up;
     let store = Arc::new(Embedded::open(&wiring::store_options(&config))?);
     // After the store: the data directory is this process's now.
     let tls = config.gateway.tls.as_ref().map(|tls| Tls::load(tls, &config.store.data_dir, &metrics)).transpose()?;
@@ -117,13 +117,13 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     let ops = ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone());
     let ops = AbortOnDropHandle::new(tokio::spawn(ops));
     let renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.run())));
-    let held = (as_loaded.worker.routes.clone(), as_loaded.hooks.clone());
-    let handlers = code.map(|code| Handlers { router, hooks, code, held });
     let mut parts: Vec<Box<dyn Part>> =
         vec![Box::new(Apps::new(intake, as_loaded.apps.clone())), Box::new(Certificates(tls))];
-    parts.extend(handlers.map(|handlers| -> Box<dyn Part> { Box::new(handlers) }));
+    parts.extend(
+        code.into_iter().flat_map(|code| reload::handlers(Arc::clone(&router), Arc::clone(&hooks), code, &as_loaded)),
+    );
     let watch = source.map(|source| Reload { source, parts });
-    let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, reload))));
+    let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, hangup))));
     ready();
     // Events that come in during the drain are durable, and delivered after the next start; hooks are answered to the end.
     let answered = Shutdown { drain: CancellationToken::new(), abort: shutdown.abort.clone() };

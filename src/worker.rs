@@ -3,7 +3,7 @@
 use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
-use crate::reload::{Handlers, Reload};
+use crate::reload::{self, Reload};
 use crate::wiring::{self, Backends, WorkerStores};
 use crate::{limits, output};
 use anyhow::Context;
@@ -64,7 +64,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
 
 /// Works until the drain is done. `ready` is called when everything is open; the backends may not be there yet.
 pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let Back { loaded, router, hooks, reload, ops_listener, metrics } = back;
+    let Back { loaded, router, hooks, reload: again, ops_listener, metrics } = back;
     let hangup = Arc::new(Notify::new());
     shutdown::on_hangup(Arc::clone(&hangup)).context("cannot listen to signals")?;
     let backends = Backends::of(&loaded)?;
@@ -95,10 +95,9 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
         }),
     ]
     .map(AbortOnDropHandle::new);
-    let held = (config.worker.routes.clone(), config.hooks.clone());
-    let watch = reload.map(|(source, code)| {
-        let handlers = Handlers { router, hooks: Arc::clone(&hooks), code, held };
-        let reloading = Reload { source, parts: vec![Box::new(handlers)] };
+    let watch = again.map(|(source, code)| {
+        let parts = reload::handlers(router, Arc::clone(&hooks), code, &config).into();
+        let reloading = Reload { source, parts };
         AbortOnDropHandle::new(tokio::spawn(reloading.watch(config.clone(), hangup)))
     });
     ready();

@@ -33,8 +33,8 @@ const REPEATS: Duration = Duration::from_secs(120);
 /// Answers that are being remembered at a time, and for how long each: a store that hangs must not make them pile up.
 const REMEMBERING: usize = 256;
 const REMEMBER: Duration = Duration::from_secs(1);
-/// For how long it is tried to take a mark away that would make repeats wait; about as long as it would last.
-const MARKED: Duration = Duration::from_secs(2);
+/// How long a mark outlives its call's deadline; at the least, for clocks differ.
+const MARKED: Duration = Duration::from_secs(1);
 /// How long a stop waits for them.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Kept back from each deadline for writing the answer, but never more than a tenth of it.
@@ -82,8 +82,10 @@ pub struct Asked {
 /// What is known of a call before it is asked.
 enum Known {
     Answered(Answered),
-    /// Nothing: ask, and remember.
+    /// Nothing, and it is marked as in work: ask, and remember.
     First,
+    /// Nothing could be learned: the same, without a mark.
+    Unmarked,
     /// It is being answered, and was not told of in time: neither asked again nor remembered.
     Elsewhere,
 }
@@ -222,7 +224,7 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
 
     /// What is known of a call, here and at other gateways.
     async fn known(&self, key: &str, asked: &Asked) -> Known {
-        let mut unknown = Known::First;
+        let mut unknown = Known::Unmarked;
         loop {
             let left = asked.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -307,9 +309,10 @@ impl<C: Ask, A: Answers> InWork<C, A> {
             known = self.hooks.known(&self.key, &asked) => known,
             () = asked.given_up.cancelled() => Known::Elsewhere,
         };
+        let marked_until = if matches!(known, Known::First) { asked.deadline + MARKED } else { Instant::now() };
         let (answered, is_first) = match known {
             Known::Answered(answered) => (answered, false),
-            Known::First => (self.hooks.ask(asked).await, true),
+            Known::First | Known::Unmarked => (self.hooks.ask(asked).await, true),
             Known::Elsewhere => {
                 let reason = if asked.given_up.is_cancelled() { Reason::Draining } else { Reason::HookTimeout };
                 (self.hooks.by_policy(asked.call.kind, &asked.call.body, reason), false)
@@ -322,7 +325,7 @@ impl<C: Ask, A: Answers> InWork<C, A> {
                 Ok(permit) => {
                     let tasks = self.hooks.tasks.clone();
                     let is_said = !matches!(answered.source, Source::Policy(_));
-                    tasks.spawn(self.remember(answered.body.clone(), is_said, permit));
+                    tasks.spawn(self.remember(answered.body.clone(), is_said, marked_until, permit));
                 }
                 Err(_) => self.hooks.metrics.hook_memory_errors.inc(),
             }
@@ -330,7 +333,7 @@ impl<C: Ask, A: Answers> InWork<C, A> {
         answered
     }
 
-    async fn remember(self, answer: Bytes, is_said: bool, permit: OwnedSemaphorePermit) {
+    async fn remember(self, answer: Bytes, is_said: bool, marked_until: Instant, permit: OwnedSemaphorePermit) {
         // What nobody said is not said again for longer than a proxy may repeat the question.
         let window = if is_said { self.window } else { self.window.min(REPEATS) };
         let remembering = self.hooks.answers.remember(&self.key, answer, window);
@@ -344,13 +347,13 @@ impl<C: Ask, A: Answers> InWork<C, A> {
             self.hooks.metrics.hook_memory_errors.inc();
             tracing::debug!(error, "cannot remember the answer to a hook; a repeat of it would be asked again");
             // Else a repeat would wait for an answer that does not come, until the mark lapses.
-            // Redis may be used again before that.
-            let until = Instant::now() + MARKED;
-            while !matches!(tokio::time::timeout(REMEMBER, self.hooks.answers.forget(&self.key)).await, Ok(Ok(()))) {
-                if Instant::now() >= until {
+            // Only while it is ours: after that it may be another gateway's.
+            while Instant::now() < marked_until {
+                let forgetting = tokio::time::timeout(REMEMBER, self.hooks.answers.forget(&self.key)).await;
+                if matches!(forgetting, Ok(Ok(()))) {
                     break;
                 }
-                tokio::time::sleep(MARKED / 8).await;
+                tokio::time::sleep(MARKED / 4).await;
             }
         }
         drop(permit);

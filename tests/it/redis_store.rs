@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use streamgate_core::claim::{self, Conclusion, State};
-use streamgate_core::ports::{Claims, Seen};
-use streamgate_store::redis::{Address, Redis, RedisClaims, SeenKeys};
+use streamgate_core::ports::{Answers, Claims, Seen, Turn};
+use streamgate_store::redis::{Address, Redis, RedisAnswers, RedisClaims, SeenKeys};
 
 /// Long past, and long to come, for any clock.
 const PAST: i64 = 1;
@@ -148,6 +148,23 @@ async fn a_redis_that_hangs_is_left_alone_until_it_answers() {
     seen.close().await;
     let other = SeenKeys::start(redis, Duration::from_secs(60), Arc::new(|_| {}));
     assert!(other.contains("three").await.unwrap(), "Redis was told before the end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_whose_mark_is_taken_away_is_in_work_no_more() {
+    let server = RedisServer::start().await;
+    let redis = connect(&server.url(), None);
+    up(&redis).await;
+    let answers = RedisAnswers::new(redis);
+    let long = Duration::from_secs(1000);
+    assert!(matches!(answers.begin("one", long).await.unwrap(), Turn::First));
+    assert!(matches!(answers.begin("one", long).await.unwrap(), Turn::InWork));
+    answers.forget("one").await.unwrap();
+    assert!(matches!(answers.begin("one", long).await.unwrap(), Turn::First));
+    // An answer stays.
+    answers.remember("one", "{}".into(), long).await.unwrap();
+    answers.forget("one").await.unwrap();
+    assert!(matches!(answers.begin("one", long).await.unwrap(), Turn::Answered(answer) if &answer[..] == b"{}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

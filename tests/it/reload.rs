@@ -124,12 +124,17 @@ async fn a_worker_reads_its_routes_again_and_no_hangup_ends_it() {
     sent("first").await;
     // A file that changes is enough.
     site.write("token", "second");
-    site.logged("reloaded routes and hooks").await;
+    site.logged("reloaded routes").await;
     sent("second").await;
     // One that is wrong changes nothing, and ends nothing.
     route("[");
     worker.signal(Signal::HUP);
     site.logged("not reloaded: everything stays as it runs").await;
+    sent("second").await;
+    // Nor is one without routes taken up: every event would be logged and acknowledged.
+    site.configure(&Setup { rest: backends.tables(&site.name()), ..Setup::default() });
+    worker.signal(Signal::HUP);
+    site.logged("names no route any more").await;
     sent("second").await;
     // Another route is taken up by a signal, too.
     route("reaction.*");

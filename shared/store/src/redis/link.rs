@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use streamgate_core::ports::StoreError;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Commands in a row that end in a timeout before the breaker opens.
@@ -33,6 +33,8 @@ struct Shared {
     timeout: Duration,
     state: watch::Sender<State>,
     timeouts: AtomicU32,
+    /// A write was refused: is it every write?
+    suspicion: Arc<Notify>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -47,9 +49,11 @@ impl Redis {
     pub fn start(address: Address, prefix: &str, timeout: Duration) -> Redis {
         let (state, _) = watch::channel(State::Broken { why: "not connected yet".into() });
         let probe = probe(prefix);
-        let task = AbortOnDropHandle::new(tokio::spawn(supervise(address, probe, state.clone())));
+        let suspicion = Arc::new(Notify::new());
+        let supervised = supervise(address, probe, state.clone(), Arc::clone(&suspicion));
+        let task = AbortOnDropHandle::new(tokio::spawn(supervised));
         let timeouts = AtomicU32::new(0);
-        Redis(Arc::new(Shared { prefix: prefix.to_owned(), timeout, state, timeouts, _task: task }))
+        Redis(Arc::new(Shared { prefix: prefix.to_owned(), timeout, state, timeouts, suspicion, _task: task }))
     }
 
     pub(super) fn key(&self, kind: &str, fingerprint: [u8; 16]) -> String {
@@ -99,8 +103,11 @@ impl Redis {
                 Ok(told)
             }
             Ok(Err(error)) => {
-                if ends_connection(&error) || is_refusal(&error) {
+                if ends_connection(&error) {
                     self.open_breaker(number, &one_line(&error));
+                } else if is_refusal(&error) {
+                    // Not for this one alone, which may be one node's, or one command's: the probe decides.
+                    self.0.suspicion.notify_one();
                 }
                 Err(StoreError::Unavailable(error.to_string()))
             }
@@ -169,7 +176,7 @@ fn probe(prefix: &str) -> Cmd {
     probe
 }
 
-async fn supervise(address: Address, probe: Cmd, state: watch::Sender<State>) {
+async fn supervise(address: Address, probe: Cmd, state: watch::Sender<State>, suspicion: Arc<Notify>) {
     let (mut backoff, mut number) = (Backoff::default(), 0);
     loop {
         match reach(&address, &probe).await {
@@ -182,7 +189,7 @@ async fn supervise(address: Address, probe: Cmd, state: watch::Sender<State>) {
                 if matches!(*state.borrow(), State::Open { .. }) {
                     backoff.reset();
                 }
-                keep_probing(connection, number, &probe, &state).await;
+                keep_probing(connection, number, &probe, &state, &suspicion).await;
             }
             Err(why) => {
                 // One line for each reason, whoever found it.
@@ -198,15 +205,26 @@ async fn supervise(address: Address, probe: Cmd, state: watch::Sender<State>) {
 }
 
 /// Until the breaker is open. While nobody writes nothing else would find that nobody could.
-async fn keep_probing(mut connection: Connection, number: u64, probe: &Cmd, state: &watch::Sender<State>) {
+async fn keep_probing(
+    mut connection: Connection,
+    number: u64,
+    probe: &Cmd,
+    state: &watch::Sender<State>,
+    suspicion: &Notify,
+) {
     let mut changes = state.subscribe();
     loop {
         tokio::select! {
             broken = changes.wait_for(|state| matches!(state, State::Broken { .. })) => return drop(broken),
             () = tokio::time::sleep(PROBE) => {}
+            () = suspicion.notified() => {}
         }
         let why = match tokio::time::timeout(DIAL, probe.query_async::<()>(&mut connection)).await {
-            Ok(Ok(())) => continue,
+            Ok(Ok(())) => {
+                // Whoever is refused goes on asking for it.
+                tokio::time::sleep(PROBE / 5).await;
+                continue;
+            }
             Ok(Err(error)) => one_line(&error),
             Err(_) => format!("no answer within {DIAL:?}"),
         };

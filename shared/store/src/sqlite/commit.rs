@@ -5,7 +5,7 @@
 
 use super::queue::{self, Change};
 use super::witness::Witness;
-use super::writer::{Health, Limits};
+use super::writer::{Health, Limits, TICK};
 use super::{answers, clock::Clock, now_ms, schema, seen, unavailable};
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
@@ -102,6 +102,8 @@ pub(super) struct Committer {
     pub(super) clock: Clock,
     /// The clock was set back, and what is due was not brought forward yet.
     pub(super) stepped: bool,
+    /// When the log was last cut back, or tried to be.
+    pub(super) cut_at: Instant,
 }
 
 impl Committer {
@@ -116,6 +118,18 @@ impl Committer {
                 }
                 Err(_) => self.one_by_one(&mut batch),
             }
+            self.cut_log();
+        }
+    }
+
+    /// A reader kept the log from being cut back, and may have gone. When everybody has been answered: it changes nothing for them.
+    fn cut_log(&mut self) {
+        if self.log_bytes <= schema::LOG_BYTES || self.cut_at.elapsed() < TICK {
+            return;
+        }
+        self.cut_at = Instant::now();
+        if let Err(error) = schema::cut_log(&self.connection) {
+            tracing::debug!(%error, "cannot cut the store's log back yet");
         }
     }
 
@@ -221,10 +235,6 @@ impl Committer {
             self.count(&effects);
         }
         self.log_bytes = kept.map_err(gone)?;
-        if has_looked && self.log_bytes > schema::LOG_BYTES {
-            // A reader kept it from being cut back, and may have gone.
-            schema::cut_log(&self.connection)?;
-        }
         Ok((effects, used))
     }
 

@@ -174,9 +174,15 @@ pub(super) fn probe(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Lets the log be written from its beginning again, where no reader needs it, and with that be cut to its limit. Waits for nobody.
 pub(super) fn cut_log(connection: &Connection) -> rusqlite::Result<()> {
-    let pages = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
-    let (in_log, copied) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], pages)?;
-    if in_log == copied { probe(connection) } else { Ok(()) }
+    let pages = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
+    let (busy, in_log, copied) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], pages)?;
+    if busy != 0 || in_log != copied {
+        return Ok(());
+    }
+    connection.busy_timeout(Duration::ZERO)?;
+    let written = probe(connection);
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    written
 }
 
 /// Copies the log into the file and empties it: deleted text stands in the log as well. Returns whether it could; where somebody

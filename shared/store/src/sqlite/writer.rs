@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 /// How often the store's health and the age of seen keys are looked at while nobody writes.
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK: Duration = Duration::from_secs(1);
 /// Ticks end commits every second: after this long without one the disk hangs.
 const MAX_SILENCE: Duration = Duration::from_secs(3);
 
@@ -90,6 +90,7 @@ impl Writer {
             log_bytes: 0,
             clock: Clock::now(),
             stepped: false,
+            cut_at: Instant::now(),
         };
         let thread = std::thread::Builder::new().name("store-writer".into());
         let thread = thread.spawn(move || committer.run(waiting)).map_err(OpenError::Thread)?;
