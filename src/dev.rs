@@ -5,8 +5,8 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use streamgate_service::{config::AppConfig, secret::Secret};
-use streamgate_store::sqlite::{NO_SYMLINK, SECRET, create_private};
+use streamgate_service::{config::AppConfig, private, secret::Secret};
+use streamgate_store::sqlite::{SECRET, create_private};
 
 /// Its name and its API key.
 pub const DEV: &str = "dev";
@@ -39,11 +39,8 @@ pub fn app(data_dir: &Path) -> anyhow::Result<AppConfig> {
 /// The development app of a data directory, if `up` has made one there.
 pub fn existing(data_dir: &Path) -> anyhow::Result<Option<AppConfig>> {
     let file = secret_file(data_dir);
-    let read = OpenOptions::new().read(true).custom_flags(NO_SYMLINK).open(&file).and_then(std::io::read_to_string);
-    match read {
-        Ok(text) if text.trim().is_empty() => Ok(None),
-        Ok(text) => Ok(Some(AppConfig::single(DEV, DEV.to_owned(), Secret::new(text.trim().to_owned())))),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot read the development secret {}", file.display())),
-    }
+    let read =
+        private::read(&file).with_context(|| format!("cannot read the development secret {}", file.display()))?;
+    let secret = read.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+    Ok(secret.map(|secret| AppConfig::single(DEV, DEV.to_owned(), Secret::new(secret))))
 }

@@ -5,11 +5,20 @@ use crate::harness::process::{Server, Setup, Site};
 use crate::harness::servers::free_port;
 use crate::harness::wire::{Webhook, raw, read_to_end, send};
 use futures_util::future::join_all;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::process::Stdio;
+use tokio::process::Child;
 
 const DROPPED: &str = "streamgate_log_lines_dropped_total";
+
+/// Of a process whose stdout tells no addresses, so that it is no `Server`.
+async fn ends_in_order(mut child: Child) {
+    let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(child.wait().await.unwrap().success());
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_nobody_reads_keeps_nothing_waiting() {
@@ -46,9 +55,7 @@ async fn a_full_device_for_stdout_and_stderr_stops_neither_a_start_nor_a_service
     let metrics = read_to_end(raw(ops, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await).await;
     let dropped = metrics.lines().find_map(|line| line.strip_prefix(DROPPED)?.trim().parse::<f64>().ok());
     assert!(dropped.unwrap() > 0.0, "{metrics}");
-    let pid = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert!(child.wait().await.unwrap().success());
+    ends_in_order(child).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,13 +81,11 @@ async fn a_full_pipe_that_nobody_reads_for_stdout_and_stderr_keeps_nothing_waiti
     while std::io::Write::write(&mut &full, &[b' '; 512]).is_ok() {}
     rustix::io::ioctl_fionbio(&full, false).unwrap();
     let mut command = site.command(&["up"]);
-    let mut child = command.stdout(full.try_clone().unwrap()).stderr(full).spawn().unwrap();
+    let child = command.stdout(full.try_clone().unwrap()).stderr(full).spawn().unwrap();
     eventually("it takes events", || async {
         send(public, &Webhook::fresh()).await.is_ok_and(|answer| answer.outcome() == "enqueued")
     })
     .await;
-    let pid = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert!(child.wait().await.unwrap().success());
+    ends_in_order(child).await;
     drop(unread);
 }

@@ -56,7 +56,7 @@ impl Failure {
     }
 
     fn problem(problem: &Problem) -> Failure {
-        let cause = match problem.r#type.as_deref().and_then(|kind| kind.rsplit(':').next()) {
+        let cause = match kind(problem) {
             Some("badNonce") => Cause::Nonce,
             Some("rateLimited") => Cause::RateLimited,
             Some("serverInternal") => Cause::Unreachable,
@@ -173,7 +173,7 @@ async fn another_account(config: &AcmeConfig, kept: &Kept, error: &Error) -> Res
 
 /// Of an account that was deactivated (RFC 8555, section 7.3.6): its key is of no use any more.
 fn is_closed(error: &Error) -> bool {
-    matches!(error, Error::Api(problem) if is(problem, "unauthorized"))
+    matches!(error, Error::Api(problem) if kind(problem) == Some("unauthorized"))
 }
 
 type AccountKey = (Key, PrivatePkcs8KeyDer<'static>);
@@ -189,9 +189,9 @@ async fn register(config: &AcmeConfig, (key, der): AccountKey) -> Result<Account
     Ok(builder.create_from_key((key, der.into()), config.directory.clone()).await?.0)
 }
 
-/// Whether a problem is of this kind (RFC 8555, section 6.7).
-fn is(problem: &Problem, kind: &str) -> bool {
-    problem.r#type.as_deref().and_then(|name| name.rsplit(':').next()) == Some(kind)
+/// The last word of a problem's type (RFC 8555, section 6.7).
+fn kind(problem: &Problem) -> Option<&str> {
+    problem.r#type.as_deref()?.rsplit(':').next()
 }
 
 /// Proves that the names lead here.

@@ -230,11 +230,8 @@ impl Committer {
         self.witness.look().map_err(gone)?;
         transaction.commit()?;
         self.stepped &= !has_looked;
-        let kept = self.witness.look();
-        if kept.is_err() {
-            self.count(&effects);
-        }
-        self.log_bytes = kept.map_err(gone)?;
+        self.count(&effects);
+        self.log_bytes = self.witness.look().map_err(gone)?;
         Ok((effects, used))
     }
 
@@ -258,13 +255,9 @@ impl Committer {
             match (write, effect) {
                 (Write::Enqueue(_, answer), Ok(Effect::Accepted(row))) => {
                     news |= row.is_some();
-                    self.came.fetch_add(row.is_some().into(), Ordering::Relaxed);
                     drop(answer.send(Ok(row)));
                 }
-                (Write::Release(_, answer), Ok(Effect::Released(rows))) => {
-                    self.came.fetch_sub(i64::try_from(rows).unwrap_or(i64::MAX), Ordering::Relaxed);
-                    drop(answer.send(Ok(())));
-                }
+                (Write::Release(_, answer), Ok(Effect::Released(_))) => drop(answer.send(Ok(()))),
                 (Write::Settle(change, answer), Ok(_)) => {
                     news |= matches!(change.settlement, Settlement::Retry { .. } | Settlement::Wait { .. });
                     drop(answer.send(Ok(())));

@@ -9,7 +9,7 @@ const DATABASE: &str = "streamgate.db";
 const LOCK: &str = "owner.lock";
 /// For the files in the directory: a link in their place leads where somebody else wants it to.
 #[expect(clippy::cast_possible_wrap, reason = "a flag of open(2), which fits")]
-pub const NO_SYMLINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+const NO_SYMLINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 /// The development app's secret, which the command line keeps beside the store.
 pub const SECRET: &str = "dev-secret";
 /// The folder in which a gateway keeps its account with a certificate authority, and the certificate.

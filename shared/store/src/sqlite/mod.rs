@@ -24,7 +24,7 @@ mod witness;
 mod writer;
 
 pub use damage::set_aside_in;
-pub use directory::{NO_SYMLINK, OpenError, SECRET, create_private};
+pub use directory::{OpenError, SECRET, create_private};
 pub use letters::LetterBox;
 pub use schema::inspect;
 pub use seen::SeenWithinEnqueue;
