@@ -1,29 +1,23 @@
 //! TLS with a certificate that can be swapped while serving: from files, validated first, or from an ACME authority.
 
 use crate::acme::{self, Acme, Challenges};
-use crate::certificate::{Certificate, CertificateError, Validity};
+use crate::certificate::{Certificate, Validity};
+use crate::certificate_files::{self, CertificateFileError, read};
 use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use streamgate_service::config::{CertificateFiles, TlsConfig};
+use streamgate_service::config::TlsConfig;
 use streamgate_service::metrics::Metrics;
 use tokio_rustls::TlsAcceptor;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("cannot read {} (gateway.tls.{key}): {error}", path.display())]
-    Unreadable { key: &'static str, path: PathBuf, error: pem::Error },
-    #[error("{} (gateway.tls.cert) holds no certificate", path.display())]
-    Empty { path: PathBuf },
-    #[error("the certificate in {} does not fit the key in {}: {error}", cert.display(), key.display())]
-    Mismatch { cert: PathBuf, key: PathBuf, error: rustls::Error },
-    #[error("the certificate in {} cannot be parsed: {error}", path.display())]
-    Malformed { path: PathBuf, error: String },
+    #[error(transparent)]
+    Files(#[from] CertificateFileError),
     #[error("gateway.tls: a change between certificate files and an ACME authority needs a restart")]
     Restart,
     #[error("cannot set up TLS: {0}")]
@@ -148,27 +142,18 @@ pub async fn inspect(config: &TlsConfig, data_dir: &Path) -> Result<String, Stri
     }
 }
 
-fn read(CertificateFiles { cert, key }: &CertificateFiles) -> Result<Certificate, TlsError> {
-    let unreadable = |error| TlsError::Unreadable { key: "cert", path: cert.clone(), error };
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(cert).map_err(unreadable)?.collect();
-    let chain = chain.map_err(unreadable)?;
-    let private = PrivateKeyDer::from_pem_file(key);
-    let private = private.map_err(|error| TlsError::Unreadable { key: "key", path: key.clone(), error })?;
-    let certificate = Certificate::new(chain, private).map_err(|error| match error {
-        CertificateError::Empty => TlsError::Empty { path: cert.clone() },
-        CertificateError::Malformed(error) => TlsError::Malformed { path: cert.clone(), error },
-        CertificateError::Mismatch(error) => TlsError::Mismatch { cert: cert.clone(), key: key.clone(), error },
-        CertificateError::Pem(error) => unreadable(error),
-    })?;
-    if certificate.validity.not_after <= jiff::Timestamp::now().as_second() {
-        tracing::error!(path = %cert.display(), "the TLS certificate has expired: clients will refuse it; renew the file");
+/// Why a certificate that can be served may be refused by Stream all the same.
+pub fn doubt(config: &TlsConfig) -> Option<String> {
+    match config {
+        TlsConfig::Files(files) => certificate_files::doubt(files),
+        TlsConfig::Acme(_) => None,
     }
-    Ok(certificate)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use streamgate_service::config::CertificateFiles;
 
     #[test]
     fn a_bad_file_is_an_error_and_keeps_the_old_certificate() {

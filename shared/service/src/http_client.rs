@@ -39,11 +39,17 @@ pub fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// The authorities that this machine trusts. A machine without any is served too, for plain HTTP; a call over TLS then says that the
+/// issuer is unknown.
+pub fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}
+
 /// `extra_roots`: a PEM file of certificate authorities to trust beside the system's.
 pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
-    let mut roots = RootCertStore::empty();
-    // A machine without any is served too, for plain HTTP; a call over TLS then says that the issuer is unknown.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let mut roots = system_roots();
     if let Some(file) = extra_roots {
         let path = file.display().to_string();
         let unreadable = |error| ClientError::Roots { path: path.clone(), error };
