@@ -239,6 +239,7 @@ async fn store(waiting: usize, body: &Bytes, length: Duration) -> f64 {
         max_waiting: waiting,
         prefetch: 1,
         in_hand_bytes: 1 << 20,
+        patience: Duration::from_secs(30),
     };
     let store = Arc::new(Embedded::open(&options).unwrap());
     let (started, signature) = (Instant::now(), SigningKey::new(SECRET.as_bytes()).sign(body).to_hex());

@@ -14,10 +14,11 @@ use streamgate_core::envelope::rfc3339;
 use streamgate_core::letter::{Filter, Letter};
 use streamgate_core::ports::{Letters, StoreError};
 use streamgate_core::reason::Reason;
-use streamgate_service::config::StoreKind;
-use streamgate_service::config::reader;
+use streamgate_service::config::{Loaded, StoreKind, reader};
+use streamgate_service::shutdown::Shutdown;
 use streamgate_store::rabbitmq::LetterQueue;
 use streamgate_store::sqlite::LetterBox;
+use tokio_util::sync::CancellationToken;
 
 /// Letters read at a time: their bodies come along.
 const PAGE: usize = 32;
@@ -83,7 +84,7 @@ enum Action {
 struct Select {
     /// Numbers, webhook ids (but for those of digits only) or idempotency keys
     ids: Vec<String>,
-    /// Only this reason: rejected, retries_exhausted, unmatched
+    /// Only this reason: rejected, retries_exhausted, unmatched, poison, dropped_by_broker, unrouted
     #[arg(long, value_parser = reason)]
     reason: Option<Reason>,
     /// Only this event type
@@ -186,51 +187,55 @@ impl View<'_> {
 
 pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
     let loaded = global.load_without_secrets()?;
+    let stop = Shutdown::new();
+    stop.listen().context("cannot listen to signals")?;
+    tokio::select! {
+        ended = run(&loaded, args, &stop.drain) => ended.map(|()| ExitCode::SUCCESS),
+        () = stop.abort.cancelled() => bail!("aborted; `streamgate dead list` shows what is left"),
+    }
+}
+
+/// `interrupted`: what is in hand is settled, and nothing more is begun.
+async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> anyhow::Result<()> {
     match (loaded.config.store.kind, args.queue) {
         (StoreKind::Embedded, Queue::Dead) => {
             let letters = LetterBox::open(&loaded.config.store.data_dir)?;
             let drops = matches!(args.action, Action::Drop { .. });
-            let acted = act(&letters, args.action).await;
+            let acted = act(&letters, args.action, interrupted).await;
             // Whatever happened: what is dropped is gone.
             let emptied = if drops { letters.empty_log().await } else { Ok(()) };
             acted?;
-            emptied?;
+            Ok(emptied?)
         }
         (StoreKind::Embedded, Queue::Unrouted) => {
-            return Err(
-                BadUsage("the embedded store routes every event; only RabbitMQ has --queue unrouted".into()).into()
-            );
+            Err(BadUsage("the embedded store routes every event; only RabbitMQ has --queue unrouted".into()).into())
         }
         (StoreKind::RabbitMq, queue) => {
-            let Backends { endpoint, topology, .. } = Backends::of(&loaded)?;
+            let Backends { endpoint, topology, .. } = Backends::of(loaded)?;
             let letters = match queue {
                 Queue::Dead => LetterQueue::dead(endpoint, &topology),
                 Queue::Unrouted => LetterQueue::unrouted(endpoint, &topology),
             };
-            let acted = act(&letters, args.action).await;
+            let acted = act(&letters, args.action, interrupted).await;
             // Whatever happened: what is held goes back in order.
             let closed = letters.close().await;
             acted?;
-            closed.context("some of these letters still stand in the queue; `streamgate dead list` shows which")?;
+            closed.context("cannot give the letters back in their order")
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-async fn act(letters: &impl Letters, action: Action) -> anyhow::Result<()> {
+async fn act(letters: &impl Letters, action: Action, interrupted: &CancellationToken) -> anyhow::Result<()> {
     match action {
-        Action::List { select, json } => list(letters, &select.filter(), json).await,
-        Action::Show { id, body, json } => show(letters, id, body, json).await,
+        Action::List { select, json } => list(letters, &select.filter(), json, interrupted).await,
+        Action::Show { id, body, json } => show(letters, id, body, json, interrupted).await,
         Action::Replay { select, json } => {
-            let chosen = choose(letters, &select.explicit()?).await?;
-            let mut random = [0; 8];
-            getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
-            let nonce = hex::encode(random);
-            change("replayed", chosen, json, |some| letters.replay(some, nonce.clone())).await
+            let chosen = choose(letters, &select.explicit()?, interrupted).await?;
+            change("replayed", chosen, json, interrupted, |some| letters.replay(some)).await
         }
         Action::Drop { select, json } => {
-            let chosen = choose(letters, &select.explicit()?).await?;
-            change("dropped", chosen, json, |some| letters.discard(some)).await
+            let chosen = choose(letters, &select.explicit()?, interrupted).await?;
+            change("dropped", chosen, json, interrupted, |some| letters.discard(some)).await
         }
     }
 }
@@ -239,10 +244,14 @@ async fn act(letters: &impl Letters, action: Action) -> anyhow::Result<()> {
 async fn each(
     letters: &impl Letters,
     filter: &Filter,
+    interrupted: &CancellationToken,
     mut with: impl FnMut(&Letter) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut after = 0;
     loop {
+        if interrupted.is_cancelled() {
+            bail!("interrupted; nothing was changed");
+        }
         let page = letters.page(after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = last.number;
@@ -252,10 +261,10 @@ async fn each(
     }
 }
 
-async fn choose(letters: &impl Letters, filter: &Filter) -> anyhow::Result<Vec<i64>> {
+async fn choose(letters: &impl Letters, filter: &Filter, interrupted: &CancellationToken) -> anyhow::Result<Vec<i64>> {
     let mut numbers = Vec::new();
     let mut unknown = filter.ids.clone();
-    each(letters, filter, |letter| {
+    each(letters, filter, interrupted, |letter| {
         numbers.push(letter.number);
         unknown.retain(|id| !Filter { ids: vec![id.clone()], ..Filter::default() }.matches(letter));
         Ok(())
@@ -267,10 +276,15 @@ async fn choose(letters: &impl Letters, filter: &Filter) -> anyhow::Result<Vec<i
     Ok(numbers)
 }
 
-async fn list(letters: &impl Letters, filter: &Filter, json: bool) -> anyhow::Result<()> {
+async fn list(
+    letters: &impl Letters,
+    filter: &Filter,
+    json: bool,
+    interrupted: &CancellationToken,
+) -> anyhow::Result<()> {
     let mut views = Vec::new();
     let mut count = 0;
-    each(letters, filter, |letter| {
+    each(letters, filter, interrupted, |letter| {
         count += 1;
         let view = View::of(letter, false);
         if json {
@@ -292,10 +306,16 @@ async fn list(letters: &impl Letters, filter: &Filter, json: bool) -> anyhow::Re
     Ok(())
 }
 
-async fn show(letters: &impl Letters, id: String, body: bool, json: bool) -> anyhow::Result<()> {
+async fn show(
+    letters: &impl Letters,
+    id: String,
+    body: bool,
+    json: bool,
+    interrupted: &CancellationToken,
+) -> anyhow::Result<()> {
     let filter = Filter { ids: vec![id], ..Filter::default() };
     let mut found = 0;
-    each(letters, &filter, |letter| {
+    each(letters, &filter, interrupted, |letter| {
         found += 1;
         if json {
             return Ok(output::line(serde_json::to_string(&View::of(letter, body))?)?);
@@ -323,22 +343,45 @@ async fn show(letters: &impl Letters, id: String, body: bool, json: bool) -> any
     Ok(())
 }
 
-/// Moves the letters some at a time, so that there is progress to show, and says how many it were.
-async fn change<F>(word: &str, numbers: Vec<i64>, json: bool, mut each: impl FnMut(Vec<i64>) -> F) -> anyhow::Result<()>
+/// Moves the letters some at a time, so that there is progress to show, and says how many it were and how many are left.
+async fn change<F>(
+    word: &str,
+    numbers: Vec<i64>,
+    json: bool,
+    interrupted: &CancellationToken,
+    mut each: impl FnMut(Vec<i64>) -> F,
+) -> anyhow::Result<()>
 where
     F: Future<Output = Result<usize, StoreError>>,
 {
     let bar = output::bar(numbers.len() as u64, "letters", json);
-    let mut count = 0;
+    let (mut count, mut failed) = (0, None);
     for some in numbers.chunks(STEP) {
-        count += each(some.to_vec()).await.with_context(|| {
-            format!("{count} {word}, then it failed; a running streamgate may have been writing, so try again")
-        })?;
+        if interrupted.is_cancelled() {
+            break;
+        }
+        match each(some.to_vec()).await {
+            Ok(moved) => count += moved,
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
         bar.inc(some.len() as u64);
     }
     bar.finish_and_clear();
-    if json {
-        return Ok(output::line(serde_json::json!({ word: count }))?);
+    let left = numbers.len() - count;
+    match (json, left) {
+        (true, 0) => output::line(serde_json::json!({ word: count }))?,
+        (true, _) => output::line(serde_json::json!({ word: count, "left": left }))?,
+        (false, 0) => output::line(format!("{count} {word}"))?,
+        (false, _) => output::line(format!("{count} {word}, {left} left"))?,
     }
-    Ok(output::line(format!("{count} {word}"))?)
+    let go_on = "the same command goes on with those that are left";
+    match failed {
+        Some(error) => Err(error).context(go_on),
+        None if interrupted.is_cancelled() && left > 0 => bail!("interrupted; {go_on}"),
+        None if left > 0 => bail!("{left} could not be reached, or somebody else has moved them; {go_on}"),
+        None => Ok(()),
+    }
 }

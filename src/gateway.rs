@@ -3,7 +3,7 @@
 use crate::cli::Global;
 use crate::exit::BadUsage;
 use crate::greeting::{self, Greeting};
-use crate::reload::{Apps, Certificates, Reload};
+use crate::reload::{Apps, Certificates, Part, RabbitMq, RedisServer, Reload};
 use crate::wiring::{Backends, GatewayStores};
 use crate::{limits, output, wiring};
 use anyhow::Context;
@@ -78,6 +78,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
     config.gateway.drain_least.get_or_insert(DRAIN_LEAST.min(config.gateway.drain_timeout / 2));
     let data_dir = config.store.data_dir.clone();
     metrics.begin(&AppConfig::names(&config.apps), &[]);
+    let endpoint = backends.endpoint.clone();
     let stores = GatewayStores::start(&config, backends, &metrics)?;
     let GatewayStores { exchange, spool, seen, calls, answers, redis } = stores;
     // After the stores: the data directory is this process's now.
@@ -95,6 +96,9 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
     let (accepting, secured) = (gateway.accepting(), tls.clone());
     let readiness = ops::unless_draining(&shutdown, move || {
         accepting()?;
+        if let Some(why) = broker.diverted() {
+            return Err(why.to_string());
+        }
         let but = secured.as_ref().map_or(Ok(None), Tls::ready)?;
         let durable = durable.upgrade().ok_or("the spool is closed")?;
         durable.ready().map_err(|error| error.to_string())?;
@@ -110,6 +114,14 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
             }
         }),
         tokio::spawn({
+            let (exchange, metrics) = (Arc::clone(&exchange), Arc::clone(&metrics));
+            async move {
+                let depth =
+                    |queue, messages: u32| metrics.queue_messages.with_label_values(&[queue]).set(messages.into());
+                exchange.watch_queues(depth).await
+            }
+        }),
+        tokio::spawn({
             let (calls, metrics) = (Arc::clone(&calls), Arc::clone(&metrics));
             async move {
                 let there = metrics.gateway_hook_workers.with_label_values(&[] as &[&str]);
@@ -117,14 +129,16 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
             }
         }),
         tokio::spawn({
-            let metrics = Arc::clone(&metrics);
+            let (redis, metrics) = (redis.clone(), Arc::clone(&metrics));
             async move {
                 redis.watch_up(|up| metrics.gateway_redis_up.with_label_values(&[] as &[&str]).set(up.into())).await
             }
         }),
         tokio::spawn({
             let apps = Apps::new(Arc::clone(&intake), config.apps.clone());
-            let reloading = Reload { source, parts: vec![Box::new(apps), Box::new(Certificates(tls.clone()))] };
+            let backends: [Box<dyn Part>; 2] = [Box::new(RabbitMq(endpoint)), Box::new(RedisServer(redis))];
+            let parts: [Box<dyn Part>; 2] = [Box::new(apps), Box::new(Certificates(tls.clone()))];
+            let reloading = Reload { source, parts: parts.into_iter().chain(backends).collect() };
             reloading.watch(config.clone(), reload)
         }),
     ]

@@ -5,6 +5,7 @@
 
 use crate::app::Code;
 use crate::wiring;
+use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +15,8 @@ use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_gateway::{Intake, Tls};
 use streamgate_service::config::{self, AppConfig, Config, HooksConfig, RouteConfig, Source, TlsConfig};
+use streamgate_store::rabbitmq::Endpoint;
+use streamgate_store::redis::Redis;
 use streamgate_worker::{Hooks, Route, Router};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -117,7 +120,9 @@ impl Reload {
 
     fn stamps(&self, config: &Config) -> BTreeMap<PathBuf, Option<Stamp>> {
         let certificates = config.gateway.tls.iter().flat_map(TlsConfig::files);
-        let files = self.source.path().into_iter().chain(self.source.environment.files()).chain(certificates);
+        let backends = config.rabbitmq.files().chain(config.redis.ca.clone());
+        let named = self.source.path().into_iter().chain(self.source.environment.files());
+        let files = named.chain(certificates).chain(backends);
         files
             .map(|file| {
                 let stamp = file.metadata().ok();
@@ -173,6 +178,34 @@ impl Part for Certificates {
             (None, None) => Ok(false),
             (Some(_), None) | (None, Some(_)) => anyhow::bail!("gateway.tls came or went: that needs a restart"),
         }
+    }
+}
+
+/// Where RabbitMQ is, and who we are there: taken with the next connection.
+#[derive(Debug)]
+pub struct RabbitMq(pub Endpoint);
+
+impl Part for RabbitMq {
+    fn name(&self) -> &'static str {
+        "RabbitMQ's address and credentials"
+    }
+
+    fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
+        Ok(self.0.replace(&wiring::endpoint(config).context("rabbitmq.url")?))
+    }
+}
+
+/// Where Redis is, and who we are there: taken with the next connection.
+#[derive(Debug)]
+pub struct RedisServer(pub Redis);
+
+impl Part for RedisServer {
+    fn name(&self) -> &'static str {
+        "Redis's address and credentials"
+    }
+
+    fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
+        Ok(self.0.replace(wiring::address(config).context("redis.url")?))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, bail};
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::{pattern::Pattern, retry::Ladder};
@@ -11,8 +10,8 @@ use streamgate_service::config::reader::Problem;
 use streamgate_service::config::{CommandConfig, Config, ConfigError, ForwardConfig, Loaded};
 use streamgate_service::http_client;
 use streamgate_service::metrics::Metrics;
-use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, Exchange, Topology};
-use streamgate_store::redis::{Address, Redis, RedisAnswers, RedisClaims, SeenKeys};
+use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, EndpointError, Exchange, Topology};
+use streamgate_store::redis::{Address, AddressError, Redis, RedisAnswers, RedisClaims, SeenKeys};
 use streamgate_store::sqlite::{self, OpenError, SpoolFile, SpoolOptions};
 use streamgate_worker::{
     CallPolicy, Forward, ForwardHook, HookHandler, Hooks, Observe, Policy, Reply, Route, Router, Screen,
@@ -28,6 +27,7 @@ pub fn store_options(config: &Config) -> sqlite::Options {
         max_waiting: config.gateway.max_in_flight + config.worker.concurrency,
         prefetch: config.worker.prefetch.max(config.worker.concurrency),
         in_hand_bytes: config.worker.memory_budget,
+        patience: config.worker.handler_timeout,
     }
 }
 
@@ -52,10 +52,8 @@ pub struct Backends {
 impl Backends {
     /// Reads the URLs and the files beside them.
     pub fn of(loaded: &Loaded) -> Result<Backends, ConfigError> {
-        let (rabbitmq, redis) = (&loaded.config.rabbitmq, &loaded.config.redis);
-        let identity = rabbitmq.identity.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
-        let endpoint = Endpoint::parse(rabbitmq.url.expose(), rabbitmq.ca.as_deref(), identity);
-        let address = Address::parse(redis.url.expose(), redis.ca.as_deref().map(Path::new));
+        let rabbitmq = &loaded.config.rabbitmq;
+        let (endpoint, address) = (endpoint(&loaded.config), address(&loaded.config));
         let problem = |key: &str, what: String| Problem { key: key.to_owned(), what };
         match (endpoint, address) {
             (Ok(endpoint), Ok(address)) => {
@@ -72,6 +70,18 @@ impl Backends {
             }
         }
     }
+}
+
+/// RabbitMQ's address and credentials.
+pub fn endpoint(config: &Config) -> Result<Endpoint, EndpointError> {
+    let rabbitmq = &config.rabbitmq;
+    let identity = rabbitmq.identity.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
+    Endpoint::parse(rabbitmq.url.expose(), rabbitmq.ca.as_deref(), identity)
+}
+
+/// Redis's address and credentials.
+pub fn address(config: &Config) -> Result<Address, AddressError> {
+    Address::parse(config.redis.url.expose(), config.redis.ca.as_deref())
 }
 
 /// What a gateway works on.

@@ -3,7 +3,7 @@
 use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
-use crate::reload::{self, Reload};
+use crate::reload::{self, Part, RabbitMq, RedisServer, Reload};
 use crate::wiring::{self, Backends, WorkerStores};
 use crate::{limits, output};
 use anyhow::Context;
@@ -70,8 +70,10 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     let backends = Backends::of(&loaded)?;
     let config = loaded.config;
     metrics.begin(&[], &router.names());
+    let endpoint = backends.endpoint.clone();
     let WorkerStores { consumer, claims, calls, redis } =
         WorkerStores::start(&config, backends, !hooks.is_empty(), &metrics);
+    let addressed = redis.clone();
     let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
     let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
     let worker = Worker::new(Arc::clone(&consumer), claims, Arc::clone(&router), policy, Arc::clone(&metrics), seed)
@@ -96,7 +98,9 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     ]
     .map(AbortOnDropHandle::new);
     let watch = again.map(|(source, code)| {
-        let parts = reload::handlers(router, Arc::clone(&hooks), code, &config).into();
+        let handlers = reload::handlers(router, Arc::clone(&hooks), code, &config);
+        let backends: [Box<dyn Part>; 2] = [Box::new(RabbitMq(endpoint)), Box::new(RedisServer(addressed))];
+        let parts = handlers.into_iter().chain(backends).collect();
         let reloading = Reload { source, parts };
         AbortOnDropHandle::new(tokio::spawn(reloading.watch(config.clone(), hangup)))
     });

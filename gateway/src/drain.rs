@@ -276,6 +276,7 @@ async fn read<Q: Enqueue, D: Spool>(
 
 /// Publishes all, and lets go of those that were confirmed; whether that is all. `refused`: what a refusal says of the queue.
 async fn offer<Q: Enqueue, D: Spool>(desk: Arc<Desk<Q, D>>, rows: Rows, refused: Ended) -> bool {
+    let lost = desk.queue.connections_lost();
     let publishes = rows.into_iter().map(|(row, event)| {
         let publish = desk.publish_as(event, refused);
         async move { publish.await.map(|()| row) }
@@ -283,8 +284,9 @@ async fn offer<Q: Enqueue, D: Spool>(desk: Arc<Desk<Q, D>>, rows: Rows, refused:
     let told = join_all(publishes).await;
     let all = told.len();
     let confirmed: Vec<_> = told.into_iter().filter_map(Result::ok).collect();
-    // A session that a returned message ended may have confirmed what came back: then the rows stay, at the price of repeats.
-    if confirmed.is_empty() || desk.queue.ready().is_err() {
+    // A connection that a returned message ended may have confirmed what came back: then the rows stay, at the price of repeats.
+    // One that an alarm blocks has confirmed what it confirmed.
+    if confirmed.is_empty() || desk.queue.connections_lost() != lost {
         return false;
     }
     let is_all = confirmed.len() == all;

@@ -63,6 +63,8 @@ fn status(reason: Reason) -> StatusCode {
         | Reason::RetriesExhausted
         | Reason::Unmatched
         | Reason::Poison
+        | Reason::DroppedByBroker
+        | Reason::Unrouted
         | Reason::NoWorker
         | Reason::Unhandled
         | Reason::HookFailed
@@ -109,9 +111,12 @@ fn advice(reason: Reason) -> &'static str {
         Reason::DeadlineExceeded => "the event could not be made durable in time; try again",
         Reason::StoreUnavailable => "the event cannot be made durable now; try again",
         Reason::StoreFull => "there is no room for the event now; try again",
-        Reason::Rejected | Reason::RetriesExhausted | Reason::Unmatched | Reason::Poison => {
-            "the event could not be handled"
-        }
+        Reason::Rejected
+        | Reason::RetriesExhausted
+        | Reason::Unmatched
+        | Reason::Poison
+        | Reason::DroppedByBroker
+        | Reason::Unrouted => "the event could not be handled",
         Reason::NoWorker | Reason::Unhandled | Reason::HookFailed | Reason::HookTimeout => "the hook had no answer",
     }
 }
@@ -183,7 +188,7 @@ mod tests {
             "header_timeout" | "body_timeout" | "body_incomplete" | "displaced" => 408,
             "too_large" => 413,
             "unsupported_encoding" => 415,
-            "rejected" | "retries_exhausted" | "unmatched" | "poison" => 500,
+            "rejected" | "retries_exhausted" | "unmatched" | "poison" | "dropped_by_broker" | "unrouted" => 500,
             "no_worker" | "unhandled" | "hook_failed" | "hook_timeout" => 500,
             _ => 503,
         };

@@ -143,11 +143,15 @@ fn run(ops: Vec<Op>) -> Outcome {
     })
 }
 
+fn broker() -> impl Strategy<Value = Broker> {
+    prop_oneof![Just(Broker::Up), Just(Broker::Nacks), Just(Broker::Silent), Just(Broker::Blocked), Just(Broker::Down)]
+}
+
 fn weather() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => Just(Op::Event),
         1 => any::<usize>().prop_map(Op::Repeat),
-        2 => prop_oneof![Just(Broker::Up), Just(Broker::Nacks), Just(Broker::Silent), Just(Broker::Down)].prop_map(Op::Broker),
+        2 => broker().prop_map(Op::Broker),
         2 => prop_oneof![2 => Just(Disk::Works), 1 => Just(Disk::Fails), 1 => Just(Disk::Hangs)].prop_map(Op::Disk),
         4 => prop_oneof![0..50u64, 200..3000u64].prop_map(Op::Pass),
         1 => any::<bool>().prop_map(Op::Crash),

@@ -135,6 +135,11 @@ impl Broker {
         assert!(told.status.success(), "{told:?}");
     }
 
+    /// The management API, as guest.
+    pub fn management_url(&self) -> String {
+        format!("http://guest:guest@127.0.0.1:{}", self.management)
+    }
+
     /// Calls the management API as guest; the answer's body.
     pub async fn manage(&self, method: &str, path: &str, body: &str) -> String {
         let request = format!(

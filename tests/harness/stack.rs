@@ -98,8 +98,7 @@ impl Stack for Embedded {
     }
 
     async fn replay(site: &Site, numbers: Vec<i64>) -> usize {
-        let nonce = format!("nonce-{}", super::unique());
-        LetterBox::open(&site.data_dir()).unwrap().replay(numbers, nonce).await.unwrap()
+        LetterBox::open(&site.data_dir()).unwrap().replay(numbers).await.unwrap()
     }
 }
 
@@ -210,7 +209,7 @@ impl Stack for Services {
 
     async fn replay(site: &Site, numbers: Vec<i64>) -> usize {
         let queue = Services::letter_queue(site).await;
-        let replayed = queue.replay(numbers, format!("nonce-{}", super::unique())).await.unwrap();
+        let replayed = queue.replay(numbers).await.unwrap();
         queue.close().await.unwrap();
         replayed
     }

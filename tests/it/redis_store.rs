@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use streamgate_core::claim::{self, Conclusion, State};
+use streamgate_core::claim::{self, ClaimKey, Conclusion, State};
 use streamgate_core::ports::{Answers, Claims, Seen, Turn};
 use streamgate_store::redis::{Address, Redis, RedisAnswers, RedisClaims, SeenKeys};
 
@@ -31,11 +31,17 @@ async fn up(redis: &Redis) {
     watch.abort();
 }
 
+fn key(event: &str) -> ClaimKey {
+    ClaimKey { event: event.into(), life: "app|".into() }
+}
+
 fn written(state: Option<State>) -> String {
     match state {
         None => String::new(),
-        Some(State::Leased { attempt, holder, until_ms }) => format!("L {attempt} {holder} {until_ms}"),
-        Some(State::Retrying { attempt }) => format!("R {attempt}"),
+        Some(State::Leased { attempt, abandoned, holder, until_ms }) => {
+            format!("L {attempt} {abandoned} {holder} {until_ms}")
+        }
+        Some(State::Retrying { attempt, abandoned }) => format!("R {attempt} {abandoned}"),
         Some(State::Done) => "D".into(),
         Some(State::Dead) => "X".into(),
     }
@@ -45,11 +51,14 @@ fn written(state: Option<State>) -> String {
 fn comparable(state: &str, now_ms: i64) -> String {
     let words: Vec<_> = state.split(' ').collect();
     match words[..] {
-        ["L", attempt, holder, until] => {
+        ["L", attempt, abandoned, holder, until] => {
             let until: i64 = until.parse().unwrap();
             let lease = i64::try_from(LEASE.as_millis()).unwrap();
             let renewed = (until - now_ms - lease).abs() < 600_000 && until != FUTURE;
-            format!("L {attempt} {holder} {}", if renewed { "renewed".to_owned() } else { until.to_string() })
+            format!(
+                "L {attempt} {abandoned} {holder} {}",
+                if renewed { "renewed".to_owned() } else { until.to_string() }
+            )
         }
         _ => state.to_owned(),
     }
@@ -59,10 +68,10 @@ fn every_state() -> Vec<Option<State>> {
     // Beyond what a double holds: a holder is compared as text.
     let holders = [1, u64::MAX - 1, u64::MAX];
     let mut states = vec![None, Some(State::Done), Some(State::Dead)];
-    for attempt in 1..4 {
-        states.push(Some(State::Retrying { attempt }));
+    for (attempt, abandoned) in (1..4).flat_map(|attempt| [(attempt, 0), (attempt, 12)]) {
+        states.push(Some(State::Retrying { attempt, abandoned }));
         for (holder, until_ms) in holders.into_iter().flat_map(|holder| [(holder, PAST), (holder, FUTURE)]) {
-            states.push(Some(State::Leased { attempt, holder, until_ms }));
+            states.push(Some(State::Leased { attempt, abandoned, holder, until_ms }));
         }
     }
     states
@@ -74,14 +83,19 @@ async fn the_scripts_do_as_the_state_machine() {
     let redis = connect(&server.url(), None);
     up(&redis).await;
     let claims = RedisClaims::new(redis, Duration::from_secs(60));
-    let (place, key) = (claims.place("key"), "key");
+    let (place, key) = (claims.place("event"), &key("event"));
     let (now, lease) = (jiff::Timestamp::now().as_millisecond(), i64::try_from(LEASE.as_millis()).unwrap());
     let put = async |state: Option<State>| match state {
-        None => server.ask(&["GETDEL", &place]).await,
-        Some(_) => server.ask(&["SET", &place, &written(state)]).await,
+        None => {
+            server.ask(&["EVAL", "return tostring(redis.call('HDEL', KEYS[1], ARGV[1]))", "1", &place, "app|"]).await
+        }
+        Some(_) => {
+            let set = "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) return 'set'";
+            server.ask(&["EVAL", set, "1", &place, "app|", &written(state)]).await
+        }
     };
     let check = async |what: String, expected: Option<State>| {
-        let found = server.ask(&["GET", &place]).await;
+        let found = server.ask(&["HGET", &place, "app|"]).await;
         assert_eq!(comparable(&found, now), comparable(&written(expected), now), "{what}");
     };
     for state in every_state() {
@@ -106,7 +120,7 @@ async fn the_scripts_do_as_the_state_machine() {
         assert_eq!(renewed, expected.is_some(), "renew {state:?}");
         check(format!("renew {state:?}"), expected.or(state)).await;
     }
-    put(Some(State::Retrying { attempt: 1 })).await;
+    put(Some(State::Retrying { attempt: 1, abandoned: 0 })).await;
     claims.claim(key, 1, 1, LEASE).await.unwrap();
     let left = async || -> i64 {
         let asked = ["EVAL", "return tostring(redis.call('PTTL', KEYS[1]))", "1", &place];
@@ -116,6 +130,11 @@ async fn the_scripts_do_as_the_state_machine() {
     assert!((900_000..=1_000_000).contains(&leased), "not forgotten before its lease ends: {leased}");
     claims.conclude(key, 1, Conclusion::Done).await.unwrap();
     let done = left().await;
+    assert!((60_000..=leased).contains(&done), "and another route's lease is not cut short: {done}");
+    let other = ClaimKey { event: "other".into(), ..key.clone() };
+    claims.conclude(&other, 1, Conclusion::Done).await.unwrap();
+    let asked = ["EVAL", "return tostring(redis.call('PTTL', KEYS[1]))", "1", &claims.place("other")];
+    let done: i64 = server.ask(&asked).await.parse().unwrap();
     assert!((1..=60_000).contains(&done), "forgotten in its time: {done}");
 }
 
@@ -180,7 +199,7 @@ async fn a_redis_that_refuses_writes_is_not_up_until_it_takes_them() {
     };
     eventually("it is up", || is(true)).await;
     let claims = RedisClaims::new(redis.clone(), Duration::from_secs(60));
-    let refused = async || claims.claim("key", 1, 1, LEASE).await.map_err(|error| error.to_string());
+    let refused = async || claims.claim(&key("event"), 1, 1, LEASE).await.map_err(|error| error.to_string());
     for (refuse, take, word) in [
         (&["CONFIG", "SET", "maxmemory", "1"][..], &["CONFIG", "SET", "maxmemory", "0"][..], "OOM"),
         (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "READONLY"),
@@ -245,18 +264,21 @@ async fn a_cluster_and_a_sentinels_master_serve_too() {
     .await;
     let master = RedisServer::with(&["--requirepass", "hunter2"]).await;
     let config = Site::new();
-    let text = format!("sentinel monitor main 127.0.0.1 {} 1\nsentinel auth-pass main hunter2\n", master.port);
+    let text = format!(
+        "sentinel monitor main 127.0.0.1 {} 1\nsentinel auth-pass main hunter2\nrequirepass its%own\n",
+        master.port
+    );
     let file = config.write("sentinel.conf", text);
     let sentinel = RedisServer::sentinel(&file).await;
     for url in [
         format!("redis+cluster://127.0.0.1:{}", cluster.port),
-        format!("redis+sentinel://:hunter2@127.0.0.1:1,127.0.0.1:{}/main", sentinel.port),
+        format!("redis+sentinel://:hunter2@127.0.0.1:1,127.0.0.1:{}/main?sentinel_password=its%25own", sentinel.port),
     ] {
         let redis = connect(&url, None);
         up(&redis).await;
         let claims = RedisClaims::new(redis.clone(), Duration::from_secs(60));
-        assert_eq!(claims.claim("key", 1, 1, LEASE).await.unwrap(), claim::Verdict::Run);
-        assert_eq!(claims.claim("key", 1, 2, LEASE).await.unwrap(), claim::Verdict::Wait);
+        assert_eq!(claims.claim(&key("event"), 1, 1, LEASE).await.unwrap(), claim::Verdict::Run { abandoned: 0 });
+        assert_eq!(claims.claim(&key("event"), 1, 2, LEASE).await.unwrap(), claim::Verdict::Wait);
         let seen = SeenKeys::start(redis.clone(), Duration::from_secs(60), Arc::new(|_| panic!("lost")));
         for n in 0..300 {
             seen.mark(&format!("key {n}")).await.unwrap();
@@ -283,4 +305,24 @@ async fn redis_over_tls_with_a_private_authority() {
     assert!(told.contains("FAIL  redis") && told.contains("UnknownIssuer"), "{told}");
     let told = check(&format!("ca = \"{ca}\"")).await;
     assert!(told.contains("ok    redis") && told.contains("version"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_closes_idle_connections_is_never_found_away() {
+    let server = RedisServer::start().await;
+    server.ask(&["CONFIG", "SET", "timeout", "1"]).await;
+    let redis = connect(&server.url(), None);
+    up(&redis).await;
+    let (tell, heard) = tokio::sync::watch::channel(0);
+    let watched = redis.clone();
+    let watch = tokio::spawn(async move { watched.watch_up(|_| tell.send_modify(|changes| *changes += 1)).await });
+    // Many times as long as an idle one lives there.
+    eventually("the connection grows old", || async {
+        let list = server.ask(&["CLIENT", "LIST"]).await;
+        let ages = list.split_whitespace().filter_map(|word| word.strip_prefix("age=")?.parse::<u32>().ok());
+        ages.max().is_some_and(|age| age >= 8)
+    })
+    .await;
+    assert_eq!(*heard.borrow(), 1, "it was up all the time");
+    watch.abort();
 }

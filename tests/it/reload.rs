@@ -150,3 +150,56 @@ async fn a_worker_reads_its_routes_again_and_no_hangup_ends_it() {
         assert!(server.terminate().await.success());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_the_backends_that_are_rotated_are_taken_with_the_next_connection() {
+    let (site, backends, service) = (Site::new(), Backends::shared().await, Receiver::willing().await);
+    let (broker, redis, user) = (&backends.broker, &backends.redis, format!("u{}", site.name()));
+    let manage = async |password: &str| {
+        let body = format!(r#"{{"password":"{password}","tags":""}}"#);
+        broker.manage("PUT", &format!("users/{user}"), &body).await;
+        redis.ask(&["ACL", "SETUSER", &user, "on", "resetpass", &format!(">{password}"), "~*", "&*", "+@all"]).await;
+    };
+    let write = |password: &str| {
+        site.write("rabbitmq.url", broker.url_of(&user, password, "%2f"));
+        site.write("redis.url", redis.url().replace("redis://", &format!("redis://{user}:{password}@")));
+    };
+    manage("first").await;
+    let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
+    broker.manage("PUT", &format!("permissions/%2f/{user}"), everything).await;
+    write("first");
+    let file = |name: &str| format!("file:{}", site.path(name).display());
+    let tables = backends.tables(&site.name());
+    let tables = tables.replace(&broker.url(), &file("rabbitmq.url")).replace(&redis.url(), &file("redis.url"));
+    site.configure(&Setup { rest: format!("{}\n{tables}", service.route()), ..Setup::default() });
+    let gateway = site.start_as("gateway").await.ready().await;
+    let worker = site.start_as("worker").await.ready().await;
+    let up = async || {
+        gateway.ops("/readyz").await.1.trim() == "ready"
+            && gateway.metric("streamgate_gateway_redis_up").await == 1.0
+            && worker.metric("streamgate_worker_broker_up").await == 1.0
+            && worker.metric("streamgate_worker_redis_up").await == 1.0
+    };
+    eventually("both are connected", || async { up().await }).await;
+    manage("second").await;
+    write("second");
+    for part in ["RabbitMQ's address", "Redis's address"] {
+        let text = format!("reloaded {part}");
+        let second = format!(", {part}");
+        eventually("both have read it", || async {
+            site.log().matches(text.as_str()).count() + site.log().matches(second.as_str()).count() >= 2
+        })
+        .await;
+    }
+    // What is open stays open; it is the next connection that needs the new password.
+    broker.manage("DELETE", &format!("connections/username/{user}"), "").await;
+    redis.ask(&["CLIENT", "KILL", "USER", &user]).await;
+    let ids = ["one", "two"];
+    for id in ids {
+        let webhook = Webhook::push(id, format!(r#"{{"type":"a.b","id":"{id}"}}"#));
+        assert_eq!(send(gateway.public, &webhook).await.unwrap().status, 200);
+    }
+    eventually("both are connected again", || async { up().await }).await;
+    eventually("all are handled", || async { service.ids().len() == ids.len() }).await;
+    assert!(!site.log().contains("first") && !site.log().contains("second"), "no password is in the log");
+}

@@ -6,14 +6,12 @@ use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::{Receiver, reply};
 use crate::harness::servers::{Backends, certificates, free_port};
 use crate::harness::wire::{Webhook, send};
-use lapin::options::{
-    BasicConsumeOptions, BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
-};
+use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use std::time::{Duration, Instant};
 
 /// A site on the shared backends, under a prefix of its own.
-async fn site(more: &str, worker: &str, routes: &str) -> (Site, String, &'static Backends) {
+pub async fn site(more: &str, worker: &str, routes: &str) -> (Site, String, &'static Backends) {
     let (site, backends) = (Site::new(), Backends::shared().await);
     let prefix = site.name();
     let tables = backends.tables_with(&prefix, more);
@@ -32,7 +30,7 @@ async fn says(server: &Server, words: &[&str]) {
 }
 
 /// What `check` finds: its lines that begin with FAIL.
-async fn failures(site: &Site) -> String {
+pub async fn failures(site: &Site) -> String {
     let checked = site.run(&["check"]).await;
     let told = String::from_utf8(checked.stdout).unwrap();
     let failed: Vec<_> = told.lines().filter(|line| line.starts_with("FAIL")).collect();
@@ -93,6 +91,99 @@ async fn a_missing_permission_is_told() {
     assert!(!site.log().contains("secret"));
 }
 
+/// A user of the shared broker, as whom the site's services log in.
+async fn user(site: &Site, prefix: &str, backends: &Backends, permissions: &str) -> String {
+    let user = format!("u{prefix}");
+    backends.broker.manage("PUT", &format!("users/{user}"), r#"{"password":"secret","tags":""}"#).await;
+    let path = format!("permissions/%2f/{user}");
+    backends.broker.manage("PUT", &path, permissions).await;
+    let url = backends.broker.url_of(&user, "secret", "%2f");
+    let configured = std::fs::read_to_string(site.config()).unwrap().replace(&backends.broker.url(), &url);
+    site.write("streamgate.toml", configured);
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_need_no_permission_outside_the_prefix_and_hooks_one_that_is_named() {
+    let service = Receiver::start(|one| match (one.header("x-webhook-id"), one.header("x-streamgate-attempt")) {
+        ("dead", _) => reply(422, &[]),
+        (_, "1") => reply(503, &[]),
+        _ => reply(200, &[]),
+    })
+    .await;
+    let (site, prefix, backends) = site("", "retry = [\"200ms\"]", &service.route()).await;
+    let ours = format!("^{prefix}");
+    let permissions = format!(r#"{{"configure":"{ours}","write":"{ours}","read":"{ours}"}}"#);
+    user(&site, &prefix, backends, &permissions).await;
+    let warns = async || {
+        let checked = site.run(&["check"]).await;
+        let text = String::from_utf8(checked.stdout).unwrap();
+        let warned = text.lines().any(|line| line.starts_with("warn") && line.contains("amq.default"));
+        assert!(checked.status.success() && warned && text.contains("set_permissions"), "{text}");
+    };
+    warns().await;
+    let gateway = site.start_as("gateway").await.ready().await;
+    let worker = site.start_as("worker").await.ready().await;
+    warns().await;
+    for id in ["retried", "dead"] {
+        let webhook = Webhook::push(id, format!(r#"{{"type":"a.b","id":"{id}"}}"#));
+        assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
+    }
+    eventually("one is done, the other dead", || async {
+        worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await == 1.0
+            && worker.metric("streamgate_worker_deliveries_total{outcome=\"dead\",route=\"app\"}").await == 1.0
+    })
+    .await;
+    let replayed = site.run(&["dead", "replay", "--all"]).await;
+    assert!(replayed.status.success(), "{replayed:?}");
+    assert!(!site.log().contains("ACCESS_REFUSED"), "{}", site.log());
+    // Where a hook is configured, its service could never answer.
+    let configured = std::fs::read_to_string(site.config()).unwrap();
+    let hook = "[hooks.before_message_send]\nforward = { url = \"http://127.0.0.1:1/\" }\n";
+    site.write("streamgate.toml", format!("{configured}\n{hook}"));
+    assert!(failures(&site).await.contains("amq.default"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_settlement_backs_off_and_check_names_it() {
+    let service = Receiver::start(|one| match one.header("x-streamgate-attempt") {
+        "1" => reply(503, &[]),
+        _ => reply(200, &[]),
+    })
+    .await;
+    let (site, prefix, backends) = site("", "retry = [\"200ms\"]", &service.route()).await;
+    let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
+    let path = user(&site, &prefix, backends, everything).await;
+    let gateway = site.start_as("gateway").await.ready().await;
+    let worker = site.start_as("worker").await.ready().await;
+    // RabbitMQ keeps what it has found of a permission for as long as a channel lives, so a new connection finds it changed.
+    let refused = format!(
+        r#"{{"configure":".*","write":"^({prefix}|{prefix}\\.(events|dead|back|calls|unrouted))$","read":".*"}}"#
+    );
+    assert!(worker.terminate().await.success());
+    backends.broker.manage("PUT", &path, &refused).await;
+    let told = failures(&site).await;
+    assert!(told.contains(&format!("{prefix}.retry.200")) && told.contains("set_permissions"), "{told}");
+    site.write(
+        "streamgate.toml",
+        std::fs::read_to_string(site.config()).unwrap().replace("[rabbitmq]\n", "[rabbitmq]\ndeclare = false\n"),
+    );
+    let worker = site.start_as("worker").await.ready().await;
+    for _ in 0..50 {
+        assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    }
+    eventually("the refusal is in the log", || async { site.log().contains("ACCESS_REFUSED") }).await;
+    eventually("all were tried", || async { service.ids().len() == 50 }).await;
+    backends.broker.manage("PUT", &path, everything).await;
+    eventually("all are done", || async {
+        worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await == 50.0
+    })
+    .await;
+    assert_eq!(service.received().len(), 100, "none was handed out again meanwhile");
+    let lines = site.log().matches("cannot publish settlements").count();
+    assert!((1..=2).contains(&lines), "one line a minute, not one an event: {lines}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_declare_false_nothing_is_declared_and_all_is_verified() {
     let (theirs, prefix, backends) = site("declare = false", "retry = [\"1s\"]", "").await;
@@ -124,13 +215,8 @@ async fn an_alternate_exchange_deleted_at_run_time_is_noticed_by_the_first_event
     let gateway = site.start_as("gateway").await.ready().await;
     let (_connection, channel) = backends.broker.channel().await;
     let (events, unrouted) = (format!("{prefix}.events"), format!("{prefix}.unrouted"));
-    // Without the queue alone, the alternate exchange takes the event: it is durable, and to be found.
+    // Without both, RabbitMQ confirms what it throws away.
     channel.queue_delete(events.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    assert_eq!(send(gateway.public, &Webhook::push("kept", "{}")).await.unwrap().outcome(), "enqueued");
-    let listed = site.run(&["dead", "list", "--queue", "unrouted", "--json"]).await;
-    let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-    assert_eq!((letters[0]["id"].as_str(), letters[0]["reason"].as_str()), (Some("kept"), Some("unrouted")));
-    // Without both, RabbitMQ confirms all the same, and the event is gone.
     channel.exchange_delete(unrouted.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "spooled");
     assert!(gateway.metric("streamgate_gateway_returned_total").await >= 1.0);
@@ -140,10 +226,6 @@ async fn an_alternate_exchange_deleted_at_run_time_is_noticed_by_the_first_event
     let webhook = Webhook::fresh();
     assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
     assert_eq!(backends.broker.ready(&events).await, 2);
-    let replayed = site.run(&["dead", "replay", "kept", "--queue", "unrouted", "--json"]).await;
-    assert_eq!(String::from_utf8_lossy(&replayed.stdout).trim(), "{\"replayed\":1}");
-    assert_eq!(backends.broker.ready(&events).await, 3);
-    assert_eq!(backends.broker.ready(&unrouted).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,96 +287,6 @@ async fn rabbitmq_over_tls_with_a_private_authority() {
     assert_eq!(failures(&site).await, "");
     let gateway = site.start_as("gateway").await.ready().await;
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
-}
-
-/// Hands the one event of a queue out so often, and never settles it.
-async fn wear(broker: &Broker, queue: &str, times: usize) {
-    use futures_util::StreamExt;
-    for _ in 0..times {
-        let (connection, channel) = broker.channel().await;
-        let options = BasicConsumeOptions::default();
-        let mut consumer =
-            channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
-        consumer.next().await.unwrap().unwrap();
-        connection.close(200, "OK".into()).await.unwrap();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_is_never_settled_is_handled_alone_and_then_given_up() {
-    let service = Receiver::start(|one| {
-        // Long enough for another handler to begin, were it let.
-        std::thread::sleep(Duration::from_millis(if one.header("x-webhook-id") == "other" { 0 } else { 100 }));
-        reply(200, &[])
-    })
-    .await;
-    let (site, prefix, backends) = site("", "concurrency = 4\nretry = [\"1s\"]", &service.route()).await;
-    let events = format!("{prefix}.events");
-    let gateway = site.start_as("gateway").await.ready().await;
-    assert_eq!(send(gateway.public, &Webhook::push("poison", "{}")).await.unwrap().outcome(), "enqueued");
-    wear(&backends.broker, &events, 10).await;
-    let worker = site.start_as("worker").await.ready().await;
-    eventually("it is given up", || async {
-        worker.metric("streamgate_worker_dead_letters_total{reason=\"poison\"}").await == 1.0
-    })
-    .await;
-    assert!(service.received().is_empty(), "it was not handled again");
-    let listed = site.run(&["dead", "list", "--reason", "poison", "--json"]).await;
-    let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-    assert_eq!((letters[0]["id"].as_str(), letters[0]["route"].as_str()), (Some("poison"), Some("app")));
-    assert_eq!(letters[0]["error"], "handed out 10 times and never settled");
-    assert!(worker.terminate().await.success());
-
-    assert_eq!(send(gateway.public, &Webhook::push("suspect", "{}")).await.unwrap().outcome(), "enqueued");
-    wear(&backends.broker, &events, 5).await;
-    for _ in 0..8 {
-        assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
-    }
-    let worker = site.start_as("worker").await.ready().await;
-    eventually("all are handled", || async { service.received().len() == 9 }).await;
-    eventually("and settled", || async {
-        worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await == 9.0
-    })
-    .await;
-    let received = service.received();
-    let place = received.iter().position(|one| one.header("x-webhook-id") == "suspect").unwrap();
-    let suspect = &received[place];
-    for (other, one) in received.iter().enumerate().filter(|(other, _)| *other != place) {
-        let apart = one.ended <= suspect.began || one.began >= suspect.ended;
-        assert!(apart, "handler {other} ran beside the suspect");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_counted_goes_along_while_another_holds_the_lease() {
-    let service = Receiver::willing().await;
-    let (site, prefix, backends) = site("", "retry = [\"1h\"]", &service.route()).await;
-    let (events, waiting) = (format!("{prefix}.events"), format!("{prefix}.retry.3600000"));
-    let gateway = site.start_as("gateway").await.ready().await;
-    let webhook = Webhook::push("held", "{}");
-    assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
-    wear(&backends.broker, &events, 3).await;
-    let (_connection, channel) = backends.broker.channel().await;
-    let peeked = channel.basic_get(events.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
-    let headers = peeked.properties.headers().clone().unwrap();
-    let key = headers.inner().get("x-streamgate-key").unwrap().as_long_string().unwrap().to_string();
-    // The lease of a process that died a moment ago.
-    let address = streamgate_store::redis::Address::parse(&backends.redis.url(), None).unwrap();
-    let redis = streamgate_store::redis::Redis::start(address, &prefix, Duration::from_secs(5));
-    let claims = streamgate_store::redis::RedisClaims::new(redis, Duration::from_secs(60));
-    let place = claims.place(&format!("{key}|app|"));
-    backends.redis.ask(&["SET", &place, "L 1 77 99999999999999"]).await;
-    peeked.nack(lapin::options::BasicNackOptions { requeue: true, ..Default::default() }).await.unwrap();
-    let worker = site.start_as("worker").await.ready().await;
-    eventually("it waits", || async {
-        worker.metric("streamgate_worker_deliveries_total{outcome=\"wait\",route=\"app\"}").await == 1.0
-    })
-    .await;
-    let waits = channel.basic_get(waiting.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
-    let headers = waits.properties.headers().clone().unwrap();
-    assert_eq!(headers.inner().get("x-streamgate-redeliveries"), Some(&AMQPValue::LongString("4".into())));
-    assert_eq!(headers.inner().get("x-streamgate-attempt"), Some(&AMQPValue::LongString("1".into())));
-    assert!(service.received().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

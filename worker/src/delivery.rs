@@ -1,17 +1,20 @@
 //! The life of one delivery: claim, handle, settle.
 
 use crate::handler::{Context, Event, HandlerError};
+use crate::isolation::Isolation;
 use crate::router::{Route, Router};
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::{
-    claim::{Conclusion, Verdict},
+    claim::{ClaimKey, Conclusion, Verdict},
     envelope::Envelope,
     ports::{Claims, Deliveries, Delivery, Settlement},
     reason::Reason,
+    repeated::Repeated,
     retry::{self, Failure, Ladder, Precaution},
 };
 use streamgate_service::config::Unmatched;
@@ -39,13 +42,16 @@ pub(crate) struct Desk<D, C> {
     pub(crate) claims: Arc<C>,
     pub(crate) router: Arc<ArcSwap<Router>>,
     pub(crate) policy: Policy,
+    pub(crate) isolation: Isolation,
+    /// Attempts that failed, by route: a service that is down must not fill the log.
+    pub(crate) failing: Mutex<HashMap<Arc<str>, Repeated>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 /// The right to run a handler, for as long as it is renewed.
 struct Lease<'a, C> {
     claims: &'a C,
-    key: &'a str,
+    key: &'a ClaimKey,
     holder: u64,
     length: Duration,
 }
@@ -64,25 +70,32 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             return;
         };
         let key = delivery.envelope.claim_key(&route.name);
-        let poison = Precaution::of(delivery.redeliveries) == Precaution::Dead;
         let length = self.policy.handler_timeout.saturating_add(LEASE_MARGIN);
         let verdict = self.claims.claim(&key, delivery.envelope.attempt, holder, length).await;
-        let verdict = verdict.unwrap_or_else(|error| {
-            // Without claims an event may be handled twice; without handling it would be late for sure.
-            self.metrics.worker_claim_errors.inc();
-            tracing::debug!(%error, key, "cannot claim, handling all the same");
-            Verdict::Run
-        });
+        let (verdict, precaution) = match verdict {
+            Ok(Verdict::Run { abandoned }) => {
+                let abandoned = abandoned.max(delivery.abandoned);
+                (Verdict::Run { abandoned }, Precaution::of(abandoned))
+            }
+            Ok(verdict) => (verdict, Precaution::None),
+            Err(error) => {
+                // Without claims an event may be handled twice; without handling it would be late for sure.
+                self.metrics.worker_claim_errors.inc();
+                tracing::debug!(%error, %key, "cannot claim, handling all the same");
+                (Verdict::Run { abandoned: 0 }, Precaution::unclaimed(delivery.redelivered))
+            }
+        };
         let settlement = match verdict {
-            Verdict::Run if poison => {
-                tracing::error!(key, redeliveries = delivery.redeliveries, "never settled by any worker: given up");
-                let error = format!("handed out {} times and never settled", delivery.redeliveries);
+            Verdict::Run { abandoned } if precaution == Precaution::Dead => {
+                tracing::error!(%key, abandoned, "begun again and again and never concluded: given up");
+                let error = format!("begun {abandoned} times and never concluded: each time its worker died or hung");
                 Settlement::Dead { reason: Reason::Poison, error: Some(error) }
             }
-            Verdict::Run => {
+            Verdict::Run { .. } => {
                 let lease = Lease { claims: &*self.claims, key: &key, holder, length };
+                let alone = precaution == Precaution::Alone;
                 tokio::select! {
-                    handled = self.handle(&delivery.envelope, route, &lease) => handled,
+                    handled = self.handle(&delivery.envelope, route, &lease, alone) => handled,
                     () = cut.cancelled() => return self.release(&key, holder).await,
                 }
             }
@@ -97,10 +110,10 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
     }
 
     /// Lets whoever gets the delivery next have it at once.
-    async fn release(&self, key: &str, holder: u64) {
+    async fn release(&self, key: &ClaimKey, holder: u64) {
         if let Err(error) = self.claims.conclude(key, holder, Conclusion::Released).await {
             self.metrics.worker_claim_errors.inc();
-            tracing::debug!(%error, key, "cannot release a claim; it lapses by itself");
+            tracing::debug!(%error, %key, "cannot release a claim; it lapses by itself");
         }
     }
 
@@ -121,26 +134,32 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         }
     }
 
-    async fn handle(&self, envelope: &Envelope, route: &Route, lease: &Lease<'_, C>) -> Settlement {
+    async fn handle(&self, envelope: &Envelope, route: &Route, lease: &Lease<'_, C>, alone: bool) -> Settlement {
         let context = Context { attempt: envelope.attempt, timeout: self.policy.handler_timeout };
         let event = Event(envelope.clone());
-        let started = Instant::now();
-        let running = Running::start(&self.metrics.worker_in_flight);
-        // The call itself may panic too, not only its future.
-        let run = AssertUnwindSafe(async { route.handler.handle(event, context).await }).catch_unwind();
+        let run = async {
+            let _place = self.isolation.enter(lease.holder, alone, self.policy.handler_timeout).await;
+            let (started, _running) = (Instant::now(), Running::start(&self.metrics.worker_in_flight));
+            // The call itself may panic too, not only its future.
+            let run = AssertUnwindSafe(async { route.handler.handle(event, context).await }).catch_unwind();
+            let ended = tokio::time::timeout(self.policy.handler_timeout, run).await;
+            self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
+            ended
+        };
         let result = tokio::select! {
-            ended = tokio::time::timeout(self.policy.handler_timeout, run) => ended,
+            ended = run => ended,
             never = lease.renewed() => match never {},
         };
-        drop(running);
-        self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
         let result = result.map_or_else(
             |_| Err(HandlerError::retry(format!("the handler did not end within {:?}", self.policy.handler_timeout))),
             // What a panic says may hold anything: it is told apart, not quoted.
             |ended| ended.unwrap_or_else(|_| Err(HandlerError::retry("the handler panicked"))),
         );
         if let Err(error) = &result {
-            tracing::warn!(key = lease.key, attempt = envelope.attempt, %error, "attempt failed");
+            let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(times) = failing.entry(Arc::clone(&route.name)).or_default().happened(Instant::now()) {
+                tracing::warn!(route = %route.name, key = %lease.key, attempt = envelope.attempt, %error, times, "attempts fail");
+            }
         }
         retry::settlement(&self.policy.ladder, envelope.attempt, result.map_err(Failure::from))
     }
@@ -150,7 +169,7 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         delivery: Delivery<D::Handle>,
         route: &Arc<str>,
         settlement: Settlement,
-        key: &str,
+        key: &ClaimKey,
         holder: u64,
     ) {
         let age_ms = jiff::Timestamp::now().as_millisecond().saturating_sub(delivery.envelope.received_at_ms);
@@ -161,13 +180,13 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
                 && let Err(error) = self.claims.conclude(key, holder, conclusion).await
             {
                 self.metrics.worker_claim_errors.inc();
-                tracing::debug!(%error, key, "cannot record the end of a claim; a repeat may be handled again");
+                tracing::debug!(%error, %key, "cannot record the end of a claim; a repeat may be handled again");
             }
         };
         match self.deliveries.settle(delivery, Some(Arc::clone(route)), settlement.clone(), record).await {
             Ok(()) => self.count(route, &settlement, age_ms),
             Err(error) => {
-                tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
+                tracing::error!(%error, %key, "cannot settle; the event stays in the queue and will be delivered again");
                 self.release(key, holder).await;
             }
         }
@@ -228,8 +247,8 @@ impl<C: Claims> Lease<'_, C> {
             tokio::time::sleep(self.length / 3).await;
             match self.claims.renew(self.key, self.holder, self.length).await {
                 Ok(true) => {}
-                Ok(false) => tracing::warn!(key = self.key, "the lease is another's; the event may be handled twice"),
-                Err(error) => tracing::warn!(%error, key = self.key, "cannot renew the lease"),
+                Ok(false) => tracing::warn!(key = %self.key, "the lease is another's; the event may be handled twice"),
+                Err(error) => tracing::warn!(%error, key = %self.key, "cannot renew the lease"),
             }
         }
     }

@@ -7,6 +7,7 @@ mod delivery;
 mod forward;
 mod handler;
 mod hooks;
+mod isolation;
 mod observe;
 mod router;
 mod run;

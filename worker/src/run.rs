@@ -1,15 +1,15 @@
 //! The worker's loop: bounded concurrency, and a drain that settles what is in hand.
 
 use crate::delivery::{Desk, Policy};
+use crate::isolation::Isolation;
 use crate::router::Router;
 use crate::threads::Threads;
 use arc_swap::ArcSwap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use streamgate_core::ports::{Claims, Deliveries, Delivery};
-use streamgate_core::retry::Precaution;
 use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -37,7 +37,8 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         metrics: Arc<Metrics>,
         holder_seed: u64,
     ) -> io::Result<Worker<D, C>> {
-        let desk = Desk { deliveries, claims, router, policy, metrics };
+        let (isolation, failing) = (Isolation::default(), Mutex::default());
+        let desk = Desk { deliveries, claims, router, policy, isolation, failing, metrics };
         Ok(Worker { desk: Arc::new(desk), threads: Threads::start()?, next_holder: AtomicU64::new(holder_seed) })
     }
 
@@ -76,20 +77,6 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         }
     }
 
-    /// A delivery that may kill the process waits until nothing else runs, and holds every permit while it does.
-    async fn cleared(
-        &self,
-        mut permit: OwnedSemaphorePermit,
-        running: &Arc<Semaphore>,
-        delivery: &Delivery<D::Handle>,
-    ) -> Option<OwnedSemaphorePermit> {
-        if Precaution::of(delivery.redeliveries) == Precaution::Alone {
-            let others = u32::try_from(self.desk.policy.concurrency.saturating_sub(1)).unwrap_or(u32::MAX);
-            permit.merge(Arc::clone(running).acquire_many_owned(others).await.ok()?);
-        }
-        Some(permit)
-    }
-
     /// The next delivery and the permit to run it; none when the drain began.
     async fn take(
         &self,
@@ -100,7 +87,7 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
             let permit = Arc::clone(running).acquire_owned().await.ok()?;
             loop {
                 match self.desk.deliveries.next().await {
-                    Ok(delivery) => return Some((self.cleared(permit, running, &delivery).await?, delivery)),
+                    Ok(delivery) => return Some((permit, delivery)),
                     Err(error) => {
                         tracing::error!(%error, "cannot get events from the store");
                         tokio::time::sleep(STORE_BACKOFF).await;

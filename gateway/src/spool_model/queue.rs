@@ -15,6 +15,8 @@ pub(super) enum Broker {
     Nacks,
     /// Takes, and confirms nothing until it changes.
     Silent,
+    /// Takes nothing, as under a memory alarm; what it was given before is confirmed.
+    Blocked,
     /// No connection. What it had not confirmed is in the queue, or is not.
     Down,
 }
@@ -41,11 +43,14 @@ impl Queue {
 
     pub(super) fn turn(&self, mode: Broker) {
         *self.mode.lock().unwrap() = mode;
+        if mode == Broker::Down {
+            self.lost.lock().unwrap().0 += 1;
+        }
         let held = std::mem::take(&mut *self.held.lock().unwrap());
         for (place, (key, told)) in held.into_iter().enumerate() {
             match mode {
                 Broker::Silent => self.held.lock().unwrap().push((key, told)),
-                Broker::Up | Broker::Nacks => {
+                Broker::Up | Broker::Nacks | Broker::Blocked => {
                     self.messages.lock().unwrap().push(key);
                     drop(told.send(Ok(())));
                 }
@@ -81,7 +86,7 @@ impl Enqueue for Queue {
                 (life == lives()).then_some(Accepted::Enqueued).ok_or_else(lost)
             }
             Broker::Nacks => Err(StoreError::Full("nack".into())),
-            Broker::Down => Err(StoreError::Unavailable("down".into())),
+            Broker::Down | Broker::Blocked => Err(StoreError::Unavailable("down or blocked".into())),
             Broker::Silent => {
                 let (tell, told) = oneshot::channel();
                 self.held.lock().unwrap().push((envelope.key, tell));
@@ -95,8 +100,12 @@ impl Enqueue for Queue {
             return Err(StoreError::Unavailable("connecting".into()));
         }
         match *self.mode.lock().unwrap() {
-            Broker::Down => Err(StoreError::Unavailable("down".into())),
+            Broker::Down | Broker::Blocked => Err(StoreError::Unavailable("down or blocked".into())),
             Broker::Up | Broker::Nacks | Broker::Silent => Ok(()),
         }
+    }
+
+    fn connections_lost(&self) -> u64 {
+        self.lost.lock().unwrap().0
     }
 }

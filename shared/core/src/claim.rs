@@ -3,19 +3,40 @@
 //! Queues deliver at least once, and retry copies may exist beside their originals. The claim lets one of them run at a
 //! time, and none after the event is finished. It is an optimisation of safety's cost, never its base: a store that forgets
 //! costs repeats, not losses, because only a settled delivery leaves the queue.
+//!
+//! It also counts the attempts that were begun and never concluded, which alone tell poison apart from bad luck: a queue's
+//! own count of deliveries includes those that no handler ever saw.
 
-/// What is recorded under a claim key.
+/// What is claimed: an event, for one route, in one of its lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimKey {
+    /// The event's idempotency key.
+    pub event: String,
+    /// Route and replay nonce.
+    pub life: String,
+}
+
+impl std::fmt::Display for ClaimKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}|{}", self.event, self.life)
+    }
+}
+
+/// What is recorded under a claim key. `abandoned` counts the attempts of this number that were begun and never concluded:
+/// their leases lapsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// A handler runs for the copy with this attempt. `holder` tells holders apart; `until_ms` is by the store's clock.
     Leased {
         attempt: u32,
+        abandoned: u32,
         holder: u64,
         until_ms: i64,
     },
-    /// A retry copy with this attempt is durable.
+    /// A copy with this attempt is durable.
     Retrying {
         attempt: u32,
+        abandoned: u32,
     },
     Done,
     Dead,
@@ -25,7 +46,7 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The lease is held: run the handler.
-    Run,
+    Run { abandoned: u32 },
     /// Another holder's lease is live: come back later, without counting an attempt.
     Wait,
     /// The event goes on in a newer copy, or is finished: settle this one, run nothing.
@@ -41,7 +62,7 @@ pub enum Conclusion {
         attempt: u32,
     },
     Dead,
-    /// Nothing was decided: the delivery goes back as it came.
+    /// Nothing was decided, and nobody is to blame: the delivery goes back as it came.
     Released,
 }
 
@@ -53,15 +74,22 @@ pub fn claim(
     now_ms: i64,
     lease_ms: i64,
 ) -> (Verdict, Option<State>) {
-    let leased = State::Leased { attempt, holder, until_ms: now_ms.saturating_add(lease_ms) };
+    let run = |abandoned| {
+        let leased = State::Leased { attempt, abandoned, holder, until_ms: now_ms.saturating_add(lease_ms) };
+        (Verdict::Run { abandoned }, Some(leased))
+    };
     match recorded {
-        None => (Verdict::Run, Some(leased)),
+        None => run(0),
         Some(State::Leased { until_ms, .. }) if until_ms > now_ms => (Verdict::Wait, None),
-        // The holder is gone. A copy that is older than the one it held was settled before that one came to be.
-        Some(State::Leased { attempt: held, .. } | State::Retrying { attempt: held }) if attempt < held => {
+        // A copy that is older than the recorded one was settled before that one came to be.
+        Some(State::Leased { attempt: held, .. } | State::Retrying { attempt: held, .. }) if attempt < held => {
             (Verdict::Superseded, None)
         }
-        Some(State::Leased { .. } | State::Retrying { .. }) => (Verdict::Run, Some(leased)),
+        // The holder is gone, and concluded nothing.
+        Some(State::Leased { attempt: held, abandoned, .. }) if attempt == held => run(abandoned.saturating_add(1)),
+        Some(State::Retrying { attempt: held, abandoned }) if attempt == held => run(abandoned),
+        // A later attempt proves that the recorded one was concluded.
+        Some(State::Leased { .. } | State::Retrying { .. }) => run(0),
         Some(State::Done | State::Dead) => (Verdict::Superseded, None),
     }
 }
@@ -69,8 +97,8 @@ pub fn claim(
 /// The holder asks for more time. Returns the state to record, or none where the lease is no longer its own.
 pub fn renew(recorded: Option<State>, holder: u64, now_ms: i64, lease_ms: i64) -> Option<State> {
     match recorded {
-        Some(State::Leased { attempt, holder: held, .. }) if held == holder => {
-            Some(State::Leased { attempt, holder, until_ms: now_ms.saturating_add(lease_ms) })
+        Some(State::Leased { attempt, abandoned, holder: held, .. }) if held == holder => {
+            Some(State::Leased { attempt, abandoned, holder, until_ms: now_ms.saturating_add(lease_ms) })
         }
         _ => None,
     }
@@ -88,10 +116,14 @@ pub fn conclude(recorded: Option<State>, holder: u64, conclusion: Conclusion) ->
         {
             recorded
         }
-        (Conclusion::Retrying { attempt }, Some(State::Retrying { attempt: held })) if held >= attempt => recorded,
-        (Conclusion::Retrying { attempt }, _) => Some(State::Retrying { attempt }),
+        (Conclusion::Retrying { attempt }, Some(State::Retrying { attempt: held, .. })) if held >= attempt => recorded,
+        (Conclusion::Retrying { attempt }, _) => Some(State::Retrying { attempt, abandoned: 0 }),
         (Conclusion::Released, Some(State::Retrying { .. })) => recorded,
-        (Conclusion::Released, Some(State::Leased { .. }) | None) => None,
+        // What earlier holders abandoned still counts.
+        (Conclusion::Released, Some(State::Leased { attempt, abandoned, .. })) => {
+            (abandoned > 0).then_some(State::Retrying { attempt, abandoned })
+        }
+        (Conclusion::Released, None) => None,
     }
 }
 
@@ -102,48 +134,54 @@ mod tests {
 
     #[test]
     fn a_table_of_claims() {
-        let live = Some(State::Leased { attempt: 2, holder: 9, until_ms: 101 });
-        let lapsed = Some(State::Leased { attempt: 2, holder: 9, until_ms: 100 });
+        let live = Some(State::Leased { attempt: 2, abandoned: 3, holder: 9, until_ms: 101 });
+        let lapsed = Some(State::Leased { attempt: 2, abandoned: 3, holder: 9, until_ms: 100 });
+        let retrying = Some(State::Retrying { attempt: 2, abandoned: 3 });
+        let run = |abandoned| Verdict::Run { abandoned };
         let cases = [
-            (None, 1, Verdict::Run),
+            (None, 1, run(0)),
             (live, 1, Verdict::Wait),
             (live, 2, Verdict::Wait),
             (live, 3, Verdict::Wait),
             (lapsed, 1, Verdict::Superseded),
-            (lapsed, 2, Verdict::Run),
-            (lapsed, 3, Verdict::Run),
-            (Some(State::Retrying { attempt: 2 }), 1, Verdict::Superseded),
-            (Some(State::Retrying { attempt: 2 }), 2, Verdict::Run),
-            (Some(State::Retrying { attempt: 2 }), 3, Verdict::Run),
+            (lapsed, 2, run(4)),
+            (lapsed, 3, run(0)),
+            (retrying, 1, Verdict::Superseded),
+            (retrying, 2, run(3)),
+            (retrying, 3, run(0)),
             (Some(State::Done), 1, Verdict::Superseded),
             (Some(State::Dead), 1, Verdict::Superseded),
         ];
         for (recorded, attempt, expected) in cases {
             let (verdict, state) = claim(recorded, attempt, 1, 100, 50);
             assert_eq!(verdict, expected, "{recorded:?}, attempt {attempt}");
-            let leased = State::Leased { attempt, holder: 1, until_ms: 150 };
-            assert_eq!(state, (verdict == Verdict::Run).then_some(leased));
+            let leased = |abandoned| State::Leased { attempt, abandoned, holder: 1, until_ms: 150 };
+            let expected = if let Verdict::Run { abandoned } = verdict { Some(leased(abandoned)) } else { None };
+            assert_eq!(state, expected);
         }
     }
 
     #[test]
     fn a_table_of_conclusions() {
-        let own = Some(State::Leased { attempt: 1, holder: 1, until_ms: 0 });
-        let other = Some(State::Leased { attempt: 1, holder: 2, until_ms: 0 });
-        let later = Some(State::Leased { attempt: 2, holder: 2, until_ms: 0 });
-        let retrying = Some(State::Retrying { attempt: 2 });
+        let leased = |attempt, abandoned, holder| Some(State::Leased { attempt, abandoned, holder, until_ms: 0 });
+        let (own, other, later, blamed) = (leased(1, 0, 1), leased(1, 0, 2), leased(2, 0, 2), leased(1, 7, 1));
+        let retrying_after = |abandoned| Some(State::Retrying { attempt: 2, abandoned });
+        let retrying = retrying_after(0);
         let cases = [
             (own, Conclusion::Done, Some(State::Done)),
             (own, Conclusion::Dead, Some(State::Dead)),
             (own, Conclusion::Retrying { attempt: 2 }, retrying),
             (own, Conclusion::Released, None),
+            (blamed, Conclusion::Released, Some(State::Retrying { attempt: 1, abandoned: 7 })),
+            (blamed, Conclusion::Retrying { attempt: 2 }, retrying),
+            (retrying_after(3), Conclusion::Retrying { attempt: 2 }, retrying_after(3)),
             (other, Conclusion::Released, other),
             (other, Conclusion::Retrying { attempt: 2 }, other),
             (retrying, Conclusion::Released, retrying),
             (
-                Some(State::Retrying { attempt: 3 }),
+                Some(State::Retrying { attempt: 3, abandoned: 0 }),
                 Conclusion::Retrying { attempt: 2 },
-                Some(State::Retrying { attempt: 3 }),
+                Some(State::Retrying { attempt: 3, abandoned: 0 }),
             ),
             (later, Conclusion::Retrying { attempt: 2 }, later),
             (retrying, Conclusion::Done, Some(State::Done)),
@@ -161,8 +199,8 @@ mod tests {
 
     #[test]
     fn only_the_holder_renews() {
-        let held = Some(State::Leased { attempt: 1, holder: 1, until_ms: 10 });
-        assert_eq!(renew(held, 1, 5, 10), Some(State::Leased { attempt: 1, holder: 1, until_ms: 15 }));
+        let held = Some(State::Leased { attempt: 1, abandoned: 2, holder: 1, until_ms: 10 });
+        assert_eq!(renew(held, 1, 5, 10), Some(State::Leased { attempt: 1, abandoned: 2, holder: 1, until_ms: 15 }));
         assert_eq!(renew(held, 2, 5, 10), None);
         assert_eq!(renew(Some(State::Done), 1, 5, 10), None);
         assert_eq!(renew(None, 1, 5, 10), None);
@@ -179,6 +217,10 @@ mod tests {
         running: Vec<Run>,
         handled: bool,
         dead: bool,
+        /// Processes that died, or whose lease lapsed, while a handler ran.
+        abandoned: u32,
+        /// The most that the event was ever blamed for.
+        blamed: u32,
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -220,7 +262,10 @@ mod tests {
                     let (verdict, state) = claim(self.recorded, attempt, self.next_holder, self.now_ms, LEASE_MS);
                     self.recorded = state.or(self.recorded);
                     match verdict {
-                        Verdict::Run => {
+                        Verdict::Run { abandoned } => {
+                            self.blamed = self.blamed.max(abandoned);
+                            let overrun = self.running.iter().any(|run| run.until_ms <= self.now_ms);
+                            self.abandoned += u32::from(overrun);
                             let free = self.running.iter().all(|run| run.until_ms <= self.now_ms);
                             let until_ms = self.now_ms + LEASE_MS;
                             self.running.push(Run { attempt, holder: self.next_holder, until_ms });
@@ -240,6 +285,7 @@ mod tests {
                     let before = self.recorded;
                     self.end(n, Conclusion::Retrying { attempt }, |world, _| world.queue.push(attempt));
                     if lost {
+                        self.abandoned += 1;
                         self.recorded = before;
                     }
                 }
@@ -247,6 +293,7 @@ mod tests {
                 Step::Crash(n) => {
                     if let Some(at) = pick(n, self.running.len()) {
                         let run = self.running.remove(at);
+                        self.abandoned += 1;
                         self.queue.push(run.attempt);
                     }
                 }
@@ -313,6 +360,7 @@ mod tests {
                 prop_assert!(world.step(step), "two ran at once: {step:?} in {world:?}");
                 prop_assert!(!finished || world.running.len() <= running, "ran after the end: {step:?} in {world:?}");
                 let somewhere = world.handled || world.dead || !world.queue.is_empty() || !world.running.is_empty();
+                prop_assert!(world.blamed <= world.abandoned, "blamed without an abandoned attempt: {step:?} in {world:?}");
                 prop_assert!(somewhere, "the event is nowhere after {step:?}: {world:?}");
             }
         }

@@ -3,6 +3,7 @@
 //! Readers ignore headers that they do not know and have a default for each that is missing, so old and new processes can
 //! share a queue during a rolling upgrade.
 
+use crate::claim::ClaimKey;
 use crate::id::{By, Kind, idempotency_key};
 use bytes::Bytes;
 use std::borrow::Cow;
@@ -74,8 +75,9 @@ pub struct Properties {
 
 impl Envelope {
     /// The key of the worker's claim: one for each route and each life of the event.
-    pub fn claim_key(&self, route: &str) -> String {
-        format!("{}|{route}|{}", self.key, self.replay.as_deref().unwrap_or_default())
+    pub fn claim_key(&self, route: &str) -> ClaimKey {
+        let life = format!("{route}|{}", self.replay.as_deref().unwrap_or_default());
+        ClaimKey { event: self.key.clone(), life }
     }
 
     /// Every header to keep beside the body.

@@ -1,6 +1,9 @@
 //! Dead letters: events that no handler could take, kept with the reason until somebody replays or drops them.
 
-use crate::{envelope::Envelope, reason::Reason, user::names_user};
+use crate::{envelope::Envelope, id::fingerprint, reason::Reason, user::names_user};
+
+/// Hex digits of a replay's nonce.
+const NONCE: usize = 16;
 
 /// One dead letter.
 #[derive(Clone, Debug)]
@@ -14,6 +17,22 @@ pub struct Letter {
     pub error: Option<String>,
     /// Milliseconds since the Unix epoch.
     pub died_at_ms: i64,
+}
+
+impl Letter {
+    /// The event as it goes back to its queue: the first attempt of a new life. The life's nonce is made from the dead letter,
+    /// so that whoever moves it, however often, begins the same life, and the claim absorbs the copies of an interrupted
+    /// replay. What no queue was bound for has not lived yet, and goes back as it came.
+    pub fn replayed(&self) -> Envelope {
+        let envelope = self.envelope.clone();
+        if self.reason == Reason::Unrouted.as_str() {
+            return envelope;
+        }
+        let before = envelope.replay.as_deref().unwrap_or_default();
+        let mut nonce = hex::encode(fingerprint(&format!("{before}|{}|{}", self.number, self.reason)));
+        nonce.truncate(NONCE);
+        Envelope { attempt: 1, replay: Some(nonce), ..envelope }
+    }
 }
 
 /// Which letters are meant. Everything given must hold.
@@ -51,6 +70,35 @@ impl Filter {
 mod tests {
     use super::*;
     use crate::id::Kind;
+
+    #[test]
+    fn a_letter_begins_the_same_life_whoever_moves_it_and_each_death_another() {
+        let envelope = Envelope {
+            app: "chat".into(),
+            kind: Kind::Push,
+            id: "id-1".into(),
+            event_type: "message.new".into(),
+            key: "the-key".into(),
+            webhook_attempt: 1,
+            api_key: String::new(),
+            signature: String::new(),
+            received_at_ms: 0,
+            attempt: 7,
+            cid: None,
+            route: None,
+            replay: None,
+            traceparent: None,
+            body: bytes::Bytes::new(),
+        };
+        let letter = Letter { number: 7, envelope, reason: "rejected".into(), error: None, died_at_ms: 1000 };
+        let life = letter.replayed();
+        assert_eq!((life.attempt, life.replay.as_ref().map(String::len)), (1, Some(16)));
+        assert_eq!(letter.replayed(), life);
+        let again = Letter { number: 8, envelope: life.clone(), ..letter.clone() };
+        assert_ne!(again.replayed().replay, life.replay);
+        let unrouted = Letter { reason: "unrouted".into(), ..letter };
+        assert_eq!(unrouted.replayed(), unrouted.envelope, "it has not lived yet");
+    }
 
     #[test]
     fn a_table_of_filters() {

@@ -19,6 +19,7 @@ pub mod peer;
 pub mod ports;
 pub mod proxy;
 pub mod reason;
+pub mod repeated;
 pub mod retry;
 pub mod rules;
 pub mod signature;

@@ -2,7 +2,7 @@
 //! the embedded store and a test double are the same to the gateway and the worker.
 
 use crate::{
-    claim::{Conclusion, Verdict},
+    claim::{ClaimKey, Conclusion, Verdict},
     envelope::Envelope,
     letter::Letter,
     reason::Reason,
@@ -42,6 +42,11 @@ pub trait Enqueue: Send + Sync + 'static {
     fn enqueue(&self, envelope: Envelope) -> impl Future<Output = Result<Accepted, StoreError>> + Send;
     /// Whether an event could be made durable now; the error says why not.
     fn ready(&self) -> Result<(), StoreError>;
+    /// How many connections to it have ended. What was confirmed while one ended may have been returned unrouted. One that is only
+    /// blocked has not ended.
+    fn connections_lost(&self) -> u64 {
+        0
+    }
 }
 
 /// A gateway's own disk, which keeps events while their queue takes none.
@@ -83,8 +88,10 @@ pub trait Seen: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Delivery<H> {
     pub envelope: Envelope,
-    /// How often it was handed out before and never settled, as far as the store counts.
-    pub redeliveries: u32,
+    /// Attempts that were begun and never concluded, where the queue counts them; elsewhere the claim does.
+    pub abandoned: u32,
+    /// How often it was handed out before. Not all of that was handled: what is only prefetched counts too.
+    pub redelivered: u32,
     /// What the store needs to settle it.
     pub handle: H,
 }
@@ -132,16 +139,21 @@ pub trait Deliveries: Send + Sync + 'static {
 pub trait Claims: Send + Sync + 'static {
     fn claim(
         &self,
-        key: &str,
+        key: &ClaimKey,
         attempt: u32,
         holder: u64,
         lease: Duration,
     ) -> impl Future<Output = Result<Verdict, StoreError>> + Send;
     /// Whether the lease is still the holder's.
-    fn renew(&self, key: &str, holder: u64, lease: Duration) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    fn renew(
+        &self,
+        key: &ClaimKey,
+        holder: u64,
+        lease: Duration,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
     fn conclude(
         &self,
-        key: &str,
+        key: &ClaimKey,
         holder: u64,
         conclusion: Conclusion,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
@@ -151,8 +163,8 @@ pub trait Claims: Send + Sync + 'static {
 pub trait Letters: Send + Sync + 'static {
     /// Up to `limit` letters with a number over `after`, oldest first.
     fn page(&self, after: i64, limit: usize) -> impl Future<Output = Result<Vec<Letter>, StoreError>> + Send;
-    /// Puts the letters back into the queue as attempt 1 of a new life that `nonce` names. Returns how many there were.
-    fn replay(&self, numbers: Vec<i64>, nonce: String) -> impl Future<Output = Result<usize, StoreError>> + Send;
+    /// Puts the letters back into the queue, see [`Letter::replayed`]. Returns how many there were.
+    fn replay(&self, numbers: Vec<i64>) -> impl Future<Output = Result<usize, StoreError>> + Send;
     /// Removes the letters for good. Returns how many there were.
     fn discard(&self, numbers: Vec<i64>) -> impl Future<Output = Result<usize, StoreError>> + Send;
 }

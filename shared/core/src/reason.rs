@@ -40,8 +40,12 @@ pub enum Reason {
     RetriesExhausted,
     /// No route matched, and `worker.unmatched = "dead"`.
     Unmatched,
-    /// Handed out again and again and never settled: it kills its workers.
+    /// Begun again and again and never concluded: its handler ends or hangs the worker.
     Poison,
+    /// RabbitMQ itself took it out of its queue, by a policy.
+    DroppedByBroker,
+    /// No queue was bound for it.
+    Unrouted,
     /// Nobody is there to answer a synchronous hook.
     NoWorker,
     /// Workers are there, but none has a handler for this hook.
@@ -53,7 +57,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 32] = [
+    pub const ALL: [Reason; 34] = [
         Reason::NotFound,
         Reason::MethodNotAllowed,
         Reason::PeerNotAllowed,
@@ -82,6 +86,8 @@ impl Reason {
         Reason::RetriesExhausted,
         Reason::Unmatched,
         Reason::Poison,
+        Reason::DroppedByBroker,
+        Reason::Unrouted,
         Reason::NoWorker,
         Reason::Unhandled,
         Reason::HookFailed,
@@ -119,6 +125,8 @@ impl Reason {
             Reason::RetriesExhausted => "retries_exhausted",
             Reason::Unmatched => "unmatched",
             Reason::Poison => "poison",
+            Reason::DroppedByBroker => "dropped_by_broker",
+            Reason::Unrouted => "unrouted",
             Reason::NoWorker => "no_worker",
             Reason::Unhandled => "unhandled",
             Reason::HookFailed => "hook_failed",

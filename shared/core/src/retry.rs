@@ -36,13 +36,16 @@ impl Ladder {
     }
 }
 
-/// Redeliveries from which on a delivery is handled alone: what else runs should not die with it.
+/// Abandoned attempts from which on a delivery is handled alone: what else runs should not die with it.
 pub const ALONE_FROM: u32 = 5;
-/// Redeliveries from which on a delivery is not handled any more.
+/// Abandoned attempts from which on a delivery is not handled any more.
 const POISON_FROM: u32 = 10;
+/// Deliveries from which on one is handled alone where no claim tells how many attempts were begun. Chosen far above what restarts,
+/// dropped connections and looks at the queue cause.
+const UNKNOWN_ALONE_FROM: u32 = 100;
 
-/// What to do about a delivery that was handed out before and never settled. Its process died or lost its connection each
-/// time; a handler that fails or panics is settled, and not meant here.
+/// What to do about a delivery whose earlier attempts were begun and never concluded. The process died or hung each time; a handler
+/// that fails or panics is concluded, and not meant here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precaution {
     None,
@@ -53,12 +56,17 @@ pub enum Precaution {
 }
 
 impl Precaution {
-    pub fn of(redeliveries: u32) -> Precaution {
-        match redeliveries {
+    pub fn of(abandoned: u32) -> Precaution {
+        match abandoned {
             0..ALONE_FROM => Precaution::None,
             ALONE_FROM..POISON_FROM => Precaution::Alone,
             POISON_FROM.. => Precaution::Dead,
         }
+    }
+
+    /// Where only deliveries are counted: never to the dead letters, for no handler may have seen it.
+    pub fn unclaimed(redelivered: u32) -> Precaution {
+        if redelivered < UNKNOWN_ALONE_FROM { Precaution::None } else { Precaution::Alone }
     }
 }
 
@@ -106,9 +114,11 @@ mod tests {
     #[test]
     fn a_table_of_precautions() {
         let cases = [(0, Precaution::None), (4, Precaution::None), (5, Precaution::Alone), (9, Precaution::Alone)];
-        for (redeliveries, expected) in cases.into_iter().chain([10, u32::MAX].map(|many| (many, Precaution::Dead))) {
-            assert_eq!(Precaution::of(redeliveries), expected, "{redeliveries}");
+        for (abandoned, expected) in cases.into_iter().chain([10, u32::MAX].map(|many| (many, Precaution::Dead))) {
+            assert_eq!(Precaution::of(abandoned), expected, "{abandoned}");
         }
+        let unclaimed = [0, 99, 100, u32::MAX].map(Precaution::unclaimed);
+        assert_eq!(unclaimed, [Precaution::None, Precaution::None, Precaution::Alone, Precaution::Alone]);
     }
 
     #[test]

@@ -66,6 +66,8 @@ metrics! {
     gateway_redis_up: IntGaugeVec = "gateway_redis_up" |name, help| absent_gauge(name, help);
     /// Time to make an event durable, in seconds.
     gateway_publish: Histogram = "gateway_publish_seconds" |name, help| histogram(name, help, &ANSWER_BUCKETS);
+    /// Messages that are ready in RabbitMQ's queues events, dead and unrouted, as a gateway finds them every 5 seconds.
+    queue_messages: IntGaugeVec = "queue_messages" |name, help| gauges(name, help, &["queue"]);
     /// Events that wait on the gateway's own disk for RabbitMQ.
     spool_events: IntGauge = "spool_events" |name, help| IntGauge::new(name, help);
     /// Bytes of store.spool_max that are in use, by waiting events and by the keys of events that were there.
@@ -186,7 +188,11 @@ fn counters(name: &str, help: String, labels: &[&str]) -> prometheus::Result<Int
 
 /// A gauge without labels that has no value before the first: a process that does not know must not say 0.
 fn absent_gauge(name: &str, help: String) -> prometheus::Result<IntGaugeVec> {
-    IntGaugeVec::new(Opts::new(name, help), &[])
+    gauges(name, help, &[])
+}
+
+fn gauges(name: &str, help: String, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    IntGaugeVec::new(Opts::new(name, help), labels)
 }
 
 fn histogram(name: &str, help: String, buckets: &[f64]) -> prometheus::Result<Histogram> {

@@ -24,6 +24,9 @@ pub struct RabbitMqConfig {
     /// How long a publish waits for its confirm; then its event goes to the spool too. Shorter than
     /// `gateway.answer_deadline`, or that holds. Default 2 s.
     pub confirm_timeout: Duration,
+    /// Of RabbitMQ's management API, as http://user:password@host:15672; may be `env:NAME` or `file:PATH`. Only `streamgate check` asks
+    /// it, for policies that AMQP does not show. Default none.
+    pub management_url: Option<Secret>,
     /// Whether exchanges and queues are declared; else operators declare them and they are verified. Default true.
     pub declare: bool,
 }
@@ -43,6 +46,12 @@ pub struct RedisConfig {
 }
 
 impl RabbitMqConfig {
+    /// The files that a connection is made from.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let (cert, key) = self.identity.clone().unzip();
+        [self.ca.clone(), cert, key].into_iter().flatten()
+    }
+
     pub(super) fn read(mut section: Section<'_>, environment: &Environment) -> RabbitMqConfig {
         let url = url(&mut section, environment, "amqp://guest:guest@127.0.0.1:5672/%2f", &["amqp", "amqps"]);
         let files = (file(&mut section, "cert"), file(&mut section, "key"));
@@ -62,6 +71,10 @@ impl RabbitMqConfig {
             events_max: section.size("events_max", 4 << 30),
             spool_after: section.duration("spool_after", Duration::from_millis(250)),
             confirm_timeout: section.duration("confirm_timeout", Duration::from_secs(2)),
+            management_url: section.text("management_url").and_then(|text| {
+                let resolved = environment.resolve(&text);
+                resolved.map_err(|what| section.problem("management_url", what)).ok()
+            }),
             declare: section.flag("declare", true),
         };
         if config.events_max < MIB {

@@ -109,6 +109,6 @@ fn call(raw: Raw) -> Call<Handle> {
     let to = properties.reply_to().clone();
     let to = to.map(|reply_to| (reply_to, properties.correlation_id().clone().unwrap_or_default()));
     let within = headers::within(&properties).unwrap_or(LONGEST).min(LONGEST);
-    let (envelope, _) = headers::read(&properties, routing_key.as_str(), data.into());
+    let envelope = headers::read(&properties, routing_key.as_str(), data.into()).envelope;
     Call { envelope, within, handle: Handle { acker, to } }
 }

@@ -2,7 +2,7 @@
 //! publish, confirm, then acknowledge.
 
 use super::feed::Feed;
-use super::headers::{self, Beside, Death};
+use super::headers::{self, Beside, Came, Death};
 use super::link::{Link, State};
 use super::publisher::{Message, Publisher};
 use super::topology::Topology;
@@ -11,12 +11,13 @@ use lapin::Acker;
 use lapin::message::Delivery as Raw;
 use lapin::options::BasicAckOptions;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use streamgate_core::{
     envelope::Envelope,
     ports::{Deliveries, Delivery, Settlement, StoreError},
+    repeated::Repeated,
 };
 
 /// Between tries to publish a retry or a dead letter. There is no last try while the delivery is ours.
@@ -35,19 +36,20 @@ pub struct Consumer {
 struct Desk {
     topology: Topology,
     publisher: Publisher,
+    /// Publishes that failed.
+    refused: Mutex<Repeated>,
 }
 
 /// What settles a delivery.
 #[derive(Debug)]
 pub struct Handle {
     acker: Acker,
-    redeliveries: u32,
 }
 
 impl Consumer {
     pub(super) fn start(topology: Topology, link: Arc<Link>, publisher: Publisher, prefetch: u16) -> Consumer {
         let feed = Feed::start(link, topology.events(), prefetch);
-        let desk = Arc::new(Desk { topology, publisher });
+        let desk = Arc::new(Desk { topology, publisher, refused: Mutex::default() });
         Consumer { feed, desk, last_death_us: AtomicI64::new(0) }
     }
 
@@ -102,20 +104,19 @@ impl Consumer {
             Settlement::Retry { delay, attempt } => {
                 let next = Envelope { attempt, ..envelope };
                 let until_ms = until(delay);
-                desk.publish(&handle.acker, || desk.later(&next, 0, until_ms)).await
+                desk.publish(&handle.acker, || desk.later(&next, until_ms)).await
             }
-            // Nothing was decided, so what was counted goes along: a process that dies leaves its lease behind, and its
-            // delivery would start from nothing at each round.
             Settlement::Wait { delay } => {
                 let until_ms = until(delay);
-                desk.publish(&handle.acker, || desk.later(&envelope, handle.redeliveries, until_ms)).await
+                desk.publish(&handle.acker, || desk.later(&envelope, until_ms)).await
             }
             Settlement::Dead { reason, error } => {
-                let death = Death { reason: reason.as_str().to_owned(), error, at_us: self.death_us() };
+                let reason = reason.as_str().to_owned();
+                let death = Death { reason, error, at_us: self.death_us(), by_broker: false };
                 let beside = Beside { death: Some(death), ..Beside::default() };
                 let letter = || Message {
-                    exchange: "".into(),
-                    routing_key: desk.topology.dead().into(),
+                    exchange: desk.topology.dead().into(),
+                    routing_key: headers::routing_key(&envelope),
                     properties: headers::properties(&envelope, &beside),
                     body: envelope.body.clone(),
                 };
@@ -136,21 +137,24 @@ impl Desk {
             if !acker.usable() {
                 return Err(error);
             }
-            tracing::warn!(%error, "cannot publish a settlement, trying again");
+            let due = self.refused.lock().unwrap_or_else(PoisonError::into_inner).happened(Instant::now());
+            if let Some(times) = due {
+                tracing::warn!(%error, times, "cannot publish settlements (retries, dead letters), trying again");
+            }
             tokio::time::sleep(SETTLE_BACKOFF).await;
         }
     }
 
     /// A copy for the retry step of that wait, from where it returns to the events.
-    fn later(&self, envelope: &Envelope, redeliveries: u32, until_ms: i64) -> Message {
+    fn later(&self, envelope: &Envelope, until_ms: i64) -> Message {
         let left_ms = until_ms.saturating_sub(now_ms());
         let delay = Duration::from_millis(u64::try_from(left_ms).unwrap_or_default());
         let step = self.topology.step_for(delay);
         let not_before_ms = (Duration::from_millis(step) < delay).then_some(until_ms);
-        let beside = Beside { redeliveries, not_before_ms, death: None };
+        let beside = Beside { not_before_ms, death: None };
         Message {
             exchange: self.topology.retry(step).into(),
-            routing_key: self.topology.events().into(),
+            routing_key: headers::routing_key(envelope),
             properties: headers::properties(envelope, &beside),
             body: envelope.body.clone(),
         }
@@ -158,7 +162,7 @@ impl Desk {
 
     /// Another round of the longest step, for a copy that was asked to wait longer.
     async fn wait_on(&self, envelope: Envelope, handle: Handle, until_ms: i64) {
-        let copy = || self.later(&envelope, handle.redeliveries, until_ms);
+        let copy = || self.later(&envelope, until_ms);
         let waits = match self.publish(&handle.acker, copy).await {
             Ok(()) => acknowledge(&handle.acker).await,
             Err(error) => Err(error),
@@ -175,10 +179,20 @@ impl Deliveries for Consumer {
     async fn next(&self) -> Result<Delivery<Handle>, StoreError> {
         loop {
             let Raw { routing_key, properties, data, acker, .. } = self.feed.next().await;
-            let (envelope, beside) = headers::read(&properties, routing_key.as_str(), Bytes::from(data));
-            let handle = Handle { acker, redeliveries: beside.redeliveries };
+            let handle = Handle { acker };
+            if headers::is_probe(&properties) {
+                drop(acknowledge(&handle.acker).await);
+                continue;
+            }
+            let Came { envelope, redelivered, beside } =
+                headers::read(&properties, routing_key.as_str(), Bytes::from(data));
+            // A dead letter that somebody moved here, by hand or with a tool of RabbitMQ's: a replay.
+            let envelope = match beside.death {
+                Some(death) => headers::dead(envelope, death).replayed(),
+                None => envelope,
+            };
             match beside.not_before_ms.filter(|until_ms| *until_ms > now_ms()) {
-                None => return Ok(Delivery { envelope, redeliveries: handle.redeliveries, handle }),
+                None => return Ok(Delivery { envelope, abandoned: 0, redelivered, handle }),
                 // Beside, for others need not wait for that. As many at a time as were prefetched, at the most.
                 Some(until_ms) => {
                     let desk = Arc::clone(&self.desk);

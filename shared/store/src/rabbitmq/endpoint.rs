@@ -1,10 +1,12 @@
 //! Where RabbitMQ is and who we are there, and what a failed dial means to an operator.
 
+use arc_swap::ArcSwap;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, UnexpectedEof};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Seconds between heartbeats: two missed ones end a connection, ours or the broker's.
@@ -14,11 +16,22 @@ const DIAL: Duration = Duration::from_secs(5);
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
 
-/// A broker's address with credentials. Shows neither user nor password.
+/// A broker's address with credentials, which can be replaced: each dial takes the last one. Shows neither user nor password.
 #[derive(Clone)]
-pub struct Endpoint {
+pub struct Endpoint(Arc<ArcSwap<Login>>);
+
+struct Login {
     uri: AMQPUri,
     tls: OwnedTLSConfig,
+    /// What it was made from.
+    source: Source,
+}
+
+#[derive(PartialEq, Eq)]
+struct Source {
+    url: String,
+    /// The texts of authority, certificate and key.
+    files: [Option<String>; 3],
 }
 
 /// Why a URL or its files cannot be used.
@@ -79,36 +92,58 @@ impl Endpoint {
         let read = |path: &Path| {
             std::fs::read_to_string(path).map_err(|error| EndpointError::File { path: path.to_owned(), error })
         };
-        let identity = identity.map(|(cert, key)| {
-            Ok(OwnedIdentity::PKCS8 { pem: read(cert)?.into_bytes(), key: read(key)?.into_bytes() })
-        });
-        let tls = OwnedTLSConfig { cert_chain: ca.map(read).transpose()?, identity: identity.transpose()? };
-        Ok(Endpoint { uri, tls })
+        let files = [ca, identity.map(|(cert, _)| cert), identity.map(|(_, key)| key)];
+        let [ca, cert, key] = files.map(|path| path.map(read).transpose());
+        let (ca, cert, key) = (ca?, cert?, key?);
+        let identity = cert
+            .as_ref()
+            .zip(key.as_ref())
+            .map(|(cert, key)| OwnedIdentity::PKCS8 { pem: cert.clone().into_bytes(), key: key.clone().into_bytes() });
+        let tls = OwnedTLSConfig { cert_chain: ca.clone(), identity };
+        let source = Source { url: url.to_owned(), files: [ca, cert, key] };
+        Ok(Endpoint(Arc::new(ArcSwap::from_pointee(Login { uri, tls, source }))))
+    }
+
+    /// From the next dial on, everybody who has this endpoint dials the new one. Whether it differs.
+    pub fn replace(&self, new: &Endpoint) -> bool {
+        let (held, new) = (self.0.load(), new.0.load_full());
+        let differs = held.source != new.source;
+        if differs {
+            self.0.store(new);
+        }
+        differs
     }
 
     /// Host and port, for people.
     pub fn address(&self) -> String {
-        format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
+        self.0.load().address()
     }
 
-    pub fn virtual_host(&self) -> &str {
-        &self.uri.vhost
+    pub fn virtual_host(&self) -> String {
+        self.0.load().uri.vhost.clone()
     }
 
     /// `name` shows in RabbitMQ's list of connections.
     pub(super) async fn dial(&self, name: &str) -> Result<Connection, DialError> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let at = self.address();
+        let login = self.0.load_full();
+        let at = login.address();
         let runtime = match lapin::runtime::default_runtime() {
             Ok(runtime) => runtime,
             Err(error) => return Err(DialError::Unreachable { at, error: error.to_string() }),
         };
-        let dial = Connection::connect_uri_with_config(self.uri.clone(), properties, self.tls.clone(), runtime);
+        let dial = Connection::connect_uri_with_config(login.uri.clone(), properties, login.tls.clone(), runtime);
         match tokio::time::timeout(DIAL, dial).await {
             Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(self.judge(&error)),
+            Ok(Err(error)) => Err(login.judge(&error)),
             Err(_) => Err(DialError::Silent { at }),
         }
+    }
+}
+
+impl Login {
+    fn address(&self) -> String {
+        format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
     }
 
     fn judge(&self, error: &lapin::Error) -> DialError {
@@ -145,10 +180,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whoever_has_an_endpoint_has_its_replacement() {
+        let parse = |url| Endpoint::parse(url, None, None).unwrap();
+        let endpoint = parse("amqp://ann:old@one:1/v");
+        let other = endpoint.clone();
+        assert!(!endpoint.replace(&parse("amqp://ann:old@one:1/v")));
+        assert!(endpoint.replace(&parse("amqp://ann:new@two:2/v")));
+        assert_eq!(
+            (other.address().as_str(), other.0.load().uri.authority.userinfo.password.as_str()),
+            ("two:2", "new")
+        );
+    }
+
+    #[test]
     fn urls_are_read_whole_and_never_shown() {
         let endpoint = Endpoint::parse("amqp://ann:hunter2@[::1]:1234/my%2fhost", None, None).unwrap();
-        assert_eq!((endpoint.address().as_str(), endpoint.virtual_host()), ("::1:1234", "my/host"));
-        assert_eq!(endpoint.uri.query.heartbeat, Some(HEARTBEAT));
+        assert_eq!((endpoint.address().as_str(), &*endpoint.virtual_host()), ("::1:1234", "my/host"));
+        assert_eq!(endpoint.0.load().uri.query.heartbeat, Some(HEARTBEAT));
         assert!(!format!("{endpoint:?}").contains("hunter2"));
         assert_eq!(Endpoint::parse("amqp://host", None, None).unwrap().virtual_host(), "/");
         let error = Endpoint::parse("amqp://ann:hunter2@host:port/", None, None).unwrap_err().to_string();

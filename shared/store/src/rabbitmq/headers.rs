@@ -23,19 +23,31 @@ const CONTENT_TYPE: &str = "application/json";
 const REASON: &str = "x-streamgate-reason";
 const ERROR: &str = "x-streamgate-error";
 const DIED_AT: &str = "x-streamgate-died-at";
-/// Redeliveries of the copies before this one, in which nothing was decided.
-const REDELIVERIES: &str = "x-streamgate-redeliveries";
 /// Milliseconds since the Unix epoch: until then a copy waits in further rounds of the longest retry step.
 const NOT_BEFORE: &str = "x-streamgate-not-before";
 /// The broker's count of deliveries that were not acknowledged.
 const DELIVERY_COUNT: &str = "x-delivery-count";
+/// The broker's record of the queues that it took a message out of, the latest first.
+const X_DEATH: &str = "x-death";
+/// Nanoseconds to which a time is known: of a death that a worker recorded, of an event's arrival, of a death by the broker.
+const MICROSECOND: i64 = 1_000;
+const MILLISECOND: i64 = 1_000_000;
+const SECOND: i64 = 1_000_000_000;
 /// A short string of AMQP ends at 255 bytes.
 const MAX_SHORT: usize = 255;
+
+/// A message as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Came {
+    pub(super) envelope: Envelope,
+    /// The broker's count of earlier deliveries.
+    pub(super) redelivered: u32,
+    pub(super) beside: Beside,
+}
 
 /// What a copy carries beside its envelope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Beside {
-    pub(super) redeliveries: u32,
     pub(super) not_before_ms: Option<i64>,
     pub(super) death: Option<Death>,
 }
@@ -46,6 +58,22 @@ pub(super) struct Death {
     pub(super) error: Option<String>,
     /// Microseconds since the Unix epoch: the most of the letter's number.
     pub(super) at_us: i64,
+    /// It was RabbitMQ that took the event out of its queue.
+    pub(super) by_broker: bool,
+}
+
+/// Marks a message that only tries whether an exchange leads to its queue.
+const PROBE: &str = "x-streamgate-probe";
+
+/// A message that whoever finds it takes away: nothing of it is left where it was tried.
+pub(super) fn probe() -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert(PROBE.into(), AMQPValue::LongString(VERSION.to_string().into()));
+    BasicProperties::default().with_headers(headers)
+}
+
+pub(super) fn is_probe(properties: &BasicProperties) -> bool {
+    properties.headers().as_ref().is_some_and(|headers| headers.contains_key(PROBE))
 }
 
 /// `<app>.push.<type>`.
@@ -63,13 +91,10 @@ pub(super) fn properties(envelope: &Envelope, beside: &Beside) -> BasicPropertie
     for (name, value) in envelope.headers() {
         put(name, &value);
     }
-    if beside.redeliveries > 0 {
-        put(REDELIVERIES, &beside.redeliveries.to_string());
-    }
     if let Some(not_before) = beside.not_before_ms {
         put(NOT_BEFORE, &not_before.to_string());
     }
-    if let Some(Death { reason, error, at_us }) = &beside.death {
+    if let Some(Death { reason, error, at_us, by_broker: _ }) = &beside.death {
         put(REASON, reason);
         put(DIED_AT, &jiff::Timestamp::from_microsecond(*at_us).unwrap_or_default().to_string());
         if let Some(error) = error {
@@ -128,7 +153,7 @@ pub(super) fn read_answer(properties: &BasicProperties, body: Vec<u8>) -> Option
 }
 
 /// Reads a message of ours, of this version or another, or a stranger's: whatever is missing has a default.
-pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes) -> (Envelope, Beside) {
+pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes) -> Came {
     let headers: HashMap<&str, String> = properties
         .headers()
         .iter()
@@ -137,46 +162,105 @@ pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes)
         .collect();
     let header = |name: &str| headers.get(name).map(String::as_str);
     let number = |name: &str| header(name).and_then(|value| value.parse::<i64>().ok());
+    let dropped = Dropped::of(properties);
+    // Of a dead letter that the broker made, the routing key is only what it came by.
+    let keys = [dropped.as_ref().and_then(|dropped| dropped.routing_key.as_deref()), Some(routing_key)];
+    let routed = keys.into_iter().flatten().find_map(|key| key.split_once(".push."));
     let key = header(header::KEY);
     let app = properties.app_id().as_ref().map(ShortString::as_str);
-    let app = app.or_else(|| key?.split(':').next()).or_else(|| routing_key.split_once(".push.").map(|(app, _)| app));
+    let app = app.or_else(|| key?.split(':').next()).or_else(|| routed.map(|(app, _)| app));
     let own = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string).filter(|text| !text.is_empty());
     let id = own(properties.message_id()).or_else(|| header(header::WEBHOOK_ID).map(str::to_owned));
+    let event_type = properties.kind().as_ref().map(ShortString::as_str).or(routed.map(|(_, event_type)| event_type));
     let known = Properties {
         app: app.unwrap_or(UNKNOWN_TYPE).to_owned(),
         kind: key.and_then(|key| Kind::parse(key.split(':').nth(1)?)).unwrap_or(Kind::Push),
         id: id.unwrap_or_else(|| body_id(&body)),
-        event_type: safe_type(properties.kind().as_ref().map(ShortString::as_str)).to_owned(),
+        event_type: safe_type(event_type).to_owned(),
     };
-    let count = u32::try_from(number(DELIVERY_COUNT).unwrap_or_default()).unwrap_or(u32::MAX);
-    let before = u32::try_from(number(REDELIVERIES).unwrap_or_default()).unwrap_or_default();
+    let redelivered = u32::try_from(number(DELIVERY_COUNT).unwrap_or_default()).unwrap_or(u32::MAX);
     let died_at = header(DIED_AT).and_then(|text| text.parse::<jiff::Timestamp>().ok());
-    let death = header(REASON).map(|reason| Death {
-        reason: reason.to_owned(),
-        error: header(ERROR).map(str::to_owned),
-        at_us: died_at.map(jiff::Timestamp::as_microsecond).unwrap_or_default(),
-    });
-    let beside = Beside { redeliveries: before.saturating_add(count), not_before_ms: number(NOT_BEFORE), death };
+    let ours = || {
+        header(REASON).map(|reason| Death {
+            reason: reason.to_owned(),
+            error: header(ERROR).map(str::to_owned),
+            at_us: died_at.map(jiff::Timestamp::as_microsecond).unwrap_or_default(),
+            by_broker: false,
+        })
+    };
+    // Nothing that the broker adds goes along when we publish, so what it added came after what we wrote.
+    let death = dropped.map(Dropped::death).or_else(ours);
+    let beside = Beside { not_before_ms: number(NOT_BEFORE), death };
     let stamp = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok()?.checked_mul(1000));
     let mut envelope = Envelope::restore(known, header, body);
     if envelope.received_at_ms == 0 {
         envelope.received_at_ms = stamp.unwrap_or_default();
     }
-    (envelope, beside)
+    Came { envelope, redelivered, beside }
 }
 
-/// A message of a queue of letters. Its number is the same at every look: the time of its death, or of its arrival where it
-/// did not die, as the unrouted, and digits of its key behind it that tell apart what died or arrived at once.
+/// What the broker recorded when it took a message out of its queue, as a policy had it.
+struct Dropped {
+    queue: String,
+    reason: String,
+    at_s: i64,
+    routing_key: Option<String>,
+}
+
+impl Dropped {
+    /// The latest one, but for the ends of retries' waits.
+    fn of(properties: &BasicProperties) -> Option<Dropped> {
+        let AMQPValue::FieldArray(records) = properties.headers().as_ref()?.inner().get(X_DEATH)? else { return None };
+        records.as_slice().iter().find_map(|record| {
+            let AMQPValue::FieldTable(record) = record else { return None };
+            let field = |name: &str| text(record.inner().get(name)?);
+            let keys = match record.inner().get("routing-keys") {
+                Some(AMQPValue::FieldArray(keys)) => keys.as_slice().first().and_then(text),
+                _ => None,
+            };
+            let queue = field("queue")?;
+            let is_step = queue.rsplit_once(".retry.").is_some_and(|(_, ms)| ms.parse::<u64>().is_ok());
+            let dropped = Dropped {
+                reason: field("reason").unwrap_or_else(|| "unknown".to_owned()),
+                at_s: field("time").and_then(|time| time.parse().ok()).unwrap_or_default(),
+                routing_key: keys,
+                queue,
+            };
+            (!is_step).then_some(dropped)
+        })
+    }
+
+    fn death(self) -> Death {
+        let error = format!("RabbitMQ took it out of {}: {}; see the policies on that queue", self.queue, self.reason);
+        let reason = Reason::DroppedByBroker.as_str().to_owned();
+        Death { reason, error: Some(error), at_us: self.at_s.saturating_mul(1_000_000), by_broker: true }
+    }
+}
+
+/// A message of a queue of letters.
 pub(super) fn letter(properties: &BasicProperties, routing_key: &str, body: Bytes) -> Letter {
-    let (envelope, beside) = read(properties, routing_key, body);
-    // In nanoseconds since the Unix epoch: a death is known to the microsecond, an arrival to the millisecond.
-    let (reason, error, at_us, known_to) = match beside.death {
-        Some(Death { reason, error, at_us }) => (reason, error, at_us, 1000),
-        None => ("unrouted".to_owned(), None, envelope.received_at_ms.saturating_mul(1000), 1_000_000),
-    };
+    let Came { envelope, beside, .. } = read(properties, routing_key, body);
+    match beside.death {
+        Some(death) => dead(envelope, death),
+        None => {
+            let (reason, at_us) = (Reason::Unrouted.as_str().to_owned(), envelope.received_at_ms.saturating_mul(1000));
+            numbered(envelope, reason, None, (at_us, MILLISECOND))
+        }
+    }
+}
+
+/// The dead letter of an event.
+pub(super) fn dead(envelope: Envelope, death: Death) -> Letter {
+    let Death { reason, error, at_us, by_broker } = death;
+    numbered(envelope, reason, error, (at_us, if by_broker { SECOND } else { MICROSECOND }))
+}
+
+/// Its number is the same at every look, in nanoseconds since the Unix epoch: the time of its death, or of its arrival where it did
+/// not die, and below what that is known to, digits of its key that tell apart what died or arrived at once.
+fn numbered(envelope: Envelope, reason: String, error: Option<String>, (at_us, known_to): (i64, i64)) -> Letter {
     let life = format!("{}|{}", envelope.key, envelope.replay.as_deref().unwrap_or_default());
-    let [a, b, c, d, ..] = fingerprint(&life);
-    let salt = i64::from(u32::from_be_bytes([a, b, c, d])) % known_to;
+    let [a, b, c, d, e, f, g, h, ..] = fingerprint(&life);
+    let salt = i64::from_be_bytes([a & 0x7f, b, c, d, e, f, g, h]) % known_to;
     let number = at_us.saturating_mul(1000).saturating_add(salt).max(1);
     Letter { number, envelope, reason, error, died_at_ms: at_us / 1000 }
 }
@@ -248,13 +332,14 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        let death = Death { reason: "rejected".into(), error: Some("no".into()), at_us: 1_775_658_215_879_123 };
-        let beside = Beside { redeliveries: 3, not_before_ms: Some(7), death: Some(death) };
+        let at_us = 1_775_658_215_879_123;
+        let death = Death { reason: "rejected".into(), error: Some("no".into()), at_us, by_broker: false };
+        let beside = Beside { not_before_ms: Some(7), death: Some(death) };
         let written = properties(&envelope(), &beside);
         assert_eq!(routing_key(&envelope()).as_str(), "chat.push.message.new");
         assert_eq!(written.delivery_mode(), &Some(2));
-        let (read_back, read_beside) = read(&written, "x.events", envelope().body);
-        assert_eq!((read_back, read_beside), (envelope(), beside));
+        let expected = Came { envelope: envelope(), redelivered: 0, beside };
+        assert_eq!(read(&written, "x.events", envelope().body), expected);
         let letter = letter(&written, "x.dead", envelope().body);
         assert_eq!((letter.number / 1000, letter.died_at_ms), (1_775_658_215_879_123, 1_775_658_215_879));
         assert_eq!((letter.reason.as_str(), letter.error.as_deref()), ("rejected", Some("no")));
@@ -278,8 +363,8 @@ mod tests {
         .with_message_id("id-1".into())
         .with_app_id("chat".into())
         .with_type("message.new".into());
-        let (envelope_read, beside) = read(&first, "chat.push.message.new", Bytes::from_static(b"{}"));
-        assert_eq!((envelope_read, beside), (envelope(), Beside::default()));
+        let expected = Came { envelope: envelope(), redelivered: 0, beside: Beside::default() };
+        assert_eq!(read(&first, "chat.push.message.new", Bytes::from_static(b"{}")), expected);
         let ours = properties(&envelope(), &Beside::default());
         let (ours, first) = (ours.headers().clone().unwrap(), first.headers().clone().unwrap());
         assert_eq!(ours, first, "and a first version reads what this one writes");
@@ -294,11 +379,11 @@ mod tests {
             ("x-delivery-count", AMQPValue::LongLongInt(6)),
             ("x-death", AMQPValue::FieldArray(Vec::new().into())),
         ]);
-        let (read_back, beside) = read(&later, "chat.push.x", Bytes::from_static(b"{}"));
-        assert_eq!((read_back.app.as_str(), read_back.event_type.as_str()), ("chat", "unknown"));
-        assert_eq!((read_back.webhook_attempt, read_back.attempt, beside.redeliveries), (4, 1, 6));
+        let Came { envelope: read_back, redelivered, .. } = read(&later, "chat.push.x.y", Bytes::from_static(b"{}"));
+        assert_eq!((read_back.app.as_str(), read_back.event_type.as_str()), ("chat", "x.y"));
+        assert_eq!((read_back.webhook_attempt, read_back.attempt, redelivered), (4, 1, 6));
         assert_eq!(read_back.key, format!("chat:push:{}:", read_back.id));
-        let (nothing, _) = read(&BasicProperties::default(), "", Bytes::new());
+        let nothing = read(&BasicProperties::default(), "", Bytes::new()).envelope;
         assert_eq!((nothing.app.as_str(), nothing.kind), ("unknown", Kind::Push));
     }
 
@@ -306,12 +391,43 @@ mod tests {
     fn nothing_of_the_brokers_goes_along_again() {
         let came =
             table(&[("x-death", long("?")), ("x-first-death-queue", long("?")), ("x-delivery-count", long("2"))]);
-        let (envelope, beside) = read(&came, "q", Bytes::new());
-        let again = properties(&envelope, &Beside { redeliveries: beside.redeliveries, ..Beside::default() });
+        let again = properties(&read(&came, "q", Bytes::new()).envelope, &Beside::default());
         let headers = again.headers().clone().unwrap();
         let names: Vec<_> = headers.inner().keys().map(ShortString::as_str).collect();
         assert!(!names.iter().any(|name| name.contains("death") || *name == "x-delivery-count"), "{names:?}");
-        assert_eq!(read(&again, "q", Bytes::new()).1.redeliveries, 2, "but what it counted does");
+    }
+
+    /// One record of `x-death`, as RabbitMQ 3.10 writes it.
+    fn record(queue: &str, reason: &str, at_s: u64) -> AMQPValue {
+        let mut record = FieldTable::default();
+        record.insert("queue".into(), long(queue));
+        record.insert("reason".into(), long(reason));
+        record.insert("count".into(), AMQPValue::LongLongInt(1));
+        record.insert("time".into(), AMQPValue::Timestamp(at_s));
+        record.insert("routing-keys".into(), AMQPValue::FieldArray(vec![long("shop.push.user.banned")].into()));
+        AMQPValue::FieldTable(record)
+    }
+
+    #[test]
+    fn what_the_broker_drops_is_a_dead_letter_with_its_word_and_a_number_that_stays() {
+        let deaths = vec![record("p.retry.1000", "expired", 9), record("p.events", "delivery_limit", 7)];
+        let dropped = table(&[("x-death", AMQPValue::FieldArray(deaths.into()))]);
+        let look = || letter(&dropped, "p.dead", Bytes::from_static(b"{}"));
+        let Letter { number, envelope, reason, error, died_at_ms } = look();
+        assert_eq!((reason.as_str(), died_at_ms), ("dropped_by_broker", 7000));
+        assert!(error.unwrap().contains("p.events: delivery_limit"));
+        assert_eq!((envelope.app.as_str(), envelope.event_type.as_str()), ("shop", "user.banned"));
+        assert_eq!((number, number / 1_000_000_000), (look().number, 7));
+        // What only waited for a retry has not died.
+        let waited = AMQPValue::FieldArray(vec![record("p.retry.1000", "expired", 9)].into());
+        assert_eq!(read(&table(&[("x-death", waited)]), "p.events", Bytes::new()).beside, Beside::default());
+    }
+
+    #[test]
+    fn what_the_broker_drops_after_a_death_of_ours_died_by_the_broker() {
+        let deaths = AMQPValue::FieldArray(vec![record("p.events", "expired", 7)].into());
+        let both = table(&[(REASON, long("rejected")), ("x-death", deaths)]);
+        assert_eq!(letter(&both, "p.dead", Bytes::new()).reason, "dropped_by_broker");
     }
 
     #[test]
@@ -320,7 +436,7 @@ mod tests {
             Envelope { kind: Kind::BeforeMessageSend, key: "chat:before-message-send:i:0".into(), ..envelope() };
         let written = call(&asked, 7, Duration::from_millis(1180));
         assert_eq!((written.delivery_mode(), within(&written)), (&Some(1), Some(Duration::from_millis(1180))));
-        assert_eq!(read(&written, "x.calls", asked.body.clone()).0, asked);
+        assert_eq!(read(&written, "x.calls", asked.body.clone()).envelope, asked);
         let correlation = written.correlation_id().clone().unwrap();
         let told = |reason, body: &[u8]| read_answer(&answer(correlation.clone(), reason), body.to_vec());
         assert_eq!(told(None, b"{}"), Some((7, Ok(Bytes::from_static(b"{}")))));

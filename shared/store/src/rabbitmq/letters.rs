@@ -27,6 +27,12 @@ use tokio::sync::Mutex;
 const HELD: u16 = 500;
 /// RabbitMQ's limit of channels is 2047; the last ones are left to others.
 const MOST_CHANNELS: usize = 2000;
+/// Letters settled together, of those that came back though they had been settled.
+const ACKNOWLEDGED: usize = 100;
+/// Half of the settlements that a channel of RabbitMQ 3.10 sends to a quorum queue before it waits.
+const PIECE: usize = 16;
+/// For letters that came back.
+const MOST_LOOKS: usize = 5;
 /// Between looks at whether letters are back in their queue.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -35,31 +41,57 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct LetterQueue {
     endpoint: Endpoint,
     queue: String,
-    events: String,
+    /// The exchange that leads back to the events.
+    back: String,
     browse: Mutex<Option<Browse>>,
+    /// Numbers of letters that were let go. RabbitMQ confirms no acknowledgement.
+    settled: Mutex<HashSet<i64>>,
 }
 
 impl LetterQueue {
     pub fn dead(endpoint: Endpoint, topology: &Topology) -> LetterQueue {
-        LetterQueue { endpoint, queue: topology.dead(), events: topology.events(), browse: Mutex::default() }
+        LetterQueue::of(endpoint, topology.dead(), topology)
     }
 
     pub fn unrouted(endpoint: Endpoint, topology: &Topology) -> LetterQueue {
-        LetterQueue { endpoint, queue: topology.unrouted(), events: topology.events(), browse: Mutex::default() }
+        LetterQueue::of(endpoint, topology.unrouted(), topology)
     }
 
-    /// Lets go what was settled, and gives back the rest in order. After an error some letters that were replayed or dropped
-    /// still stand in the queue.
+    fn of(endpoint: Endpoint, queue: String, topology: &Topology) -> LetterQueue {
+        let (browse, settled) = (Mutex::default(), Mutex::default());
+        LetterQueue { endpoint, queue, back: topology.back(), browse, settled }
+    }
+
+    /// Gives back what was only looked at, in order; what was replayed or dropped is gone from the queue then.
     pub async fn close(&self) -> Result<(), StoreError> {
-        match self.browse.lock().await.take() {
-            Some(browse) => browse.close().await,
-            None => Ok(()),
+        let Some(browse) = self.browse.lock().await.take() else { return Ok(()) };
+        let settled = std::mem::take(&mut *self.settled.lock().await);
+        let mut more = browse.close().await?;
+        for _ in 0..MOST_LOOKS {
+            // Letters that came meanwhile are more, too; then the look finds none of ours.
+            if settled.is_empty() || !more {
+                return Ok(());
+            }
+            let mut browse = Browse::open(&self.endpoint, &self.queue, true).await?;
+            let mut found = false;
+            while let Some(Raw { routing_key, properties, data, acker, .. }) = browse.next().await? {
+                if settled.contains(&headers::letter(&properties, routing_key.as_str(), Bytes::from(data)).number) {
+                    found = true;
+                    browse.choose(acker, None);
+                }
+                if browse.chosen.len() == ACKNOWLEDGED {
+                    browse.settle(&self.back).await;
+                }
+            }
+            browse.settle(&self.back).await;
+            more = browse.close().await? && found;
         }
+        Err(StoreError::Unavailable("letters come back though they were acknowledged".to_owned()))
     }
 
-    /// Does something about the letters of these numbers, which must be in the order in which `page` told them: one walk
-    /// over the queue serves all calls of a command.
-    async fn act(&self, numbers: Vec<i64>, nonce: Option<&str>) -> Result<usize, StoreError> {
+    /// Does something about the letters of these numbers, which must be in the order in which `page` returned them: one walk
+    /// over the queue serves all calls of a command. When it returns, what it counts is gone from the queue.
+    async fn act(&self, numbers: Vec<i64>, action: Action) -> Result<usize, StoreError> {
         let mut held = self.browse.lock().await;
         let mut browse = match held.take() {
             Some(browse) if browse.acting => browse,
@@ -71,27 +103,37 @@ impl LetterQueue {
             }
         };
         let mut wanted: HashSet<_> = numbers.into_iter().collect();
-        let asked = wanted.len();
+        let mut found = Vec::new();
         let walk = async {
             while !wanted.is_empty() {
-                let Some(raw) = browse.next().await? else { break };
-                let Raw { routing_key, properties, data, acker, .. } = raw;
+                let Some(Raw { routing_key, properties, data, acker, .. }) = browse.next().await? else { break };
                 let letter = headers::letter(&properties, routing_key.as_str(), Bytes::from(data));
-                if !wanted.remove(&letter.number) {
-                    continue;
+                if wanted.remove(&letter.number) {
+                    let again = matches!(action, Action::Replay).then(|| letter.replayed());
+                    browse.choose(acker, again);
+                    found.push(letter.number);
                 }
-                if let Some(nonce) = nonce {
-                    let again = Envelope { attempt: 1, replay: Some(nonce.to_owned()), ..letter.envelope };
-                    browse.publish(&self.events, &again).await?;
-                }
-                browse.settle(acker);
             }
             Ok(())
         };
         let walked = walk.await;
+        // Whatever stopped the walk: what was found is settled.
+        let (settled, error) = browse.settle(&self.back).await;
         *held = Some(browse);
-        walked.map(|()| asked - wanted.len())
+        let mut known = self.settled.lock().await;
+        known.extend(found.iter().zip(&settled).filter_map(|(number, settled)| settled.then_some(*number)));
+        match (settled.iter().filter(|settled| **settled).count(), error, walked) {
+            (0, Some(error), _) | (0, None, Err(error)) => Err(error),
+            // The next call meets what stopped this one.
+            (count, ..) => Ok(count),
+        }
     }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Replay,
+    Discard,
 }
 
 impl Letters for LetterQueue {
@@ -120,12 +162,12 @@ impl Letters for LetterQueue {
         read.map(|()| letters)
     }
 
-    async fn replay(&self, numbers: Vec<i64>, nonce: String) -> Result<usize, StoreError> {
-        self.act(numbers, Some(&nonce)).await
+    async fn replay(&self, numbers: Vec<i64>) -> Result<usize, StoreError> {
+        self.act(numbers, Action::Replay).await
     }
 
     async fn discard(&self, numbers: Vec<i64>) -> Result<usize, StoreError> {
-        self.act(numbers, None).await
+        self.act(numbers, Action::Discard).await
     }
 }
 
@@ -137,18 +179,37 @@ struct Browse {
     queue: String,
     /// Asks how many letters are ready.
     asking: Channel,
-    /// In the order in which they were opened, with the letters that each holds; the last one consumes.
-    channels: Vec<(Channel, u32)>,
+    /// In the order in which they were opened; the last one consumes.
+    holding: Vec<Holding>,
     consumer: Option<Consumer>,
-    /// Letters that the current channel was given.
-    given: u16,
     /// Letters of the start that have not come yet.
     left: u32,
     acting: bool,
     /// Publishing has a connection of its own, for an alarm blocks those that publish whole.
     publishing: Option<(Connection, Channel)>,
-    /// Of the last channel, not yet let go.
-    settled: Vec<Acker>,
+    /// Found, and not settled yet.
+    chosen: Vec<Chosen>,
+}
+
+/// A channel, and the letters that it holds.
+#[derive(Debug)]
+struct Holding {
+    channel: Channel,
+    /// Letters that it was given.
+    given: u16,
+    /// Those of them that are not settled.
+    held: u32,
+    cancelled: bool,
+}
+
+/// A letter that leaves its queue.
+#[derive(Debug)]
+struct Chosen {
+    acker: Acker,
+    /// The place of its channel.
+    place: usize,
+    /// What is published before.
+    again: Option<Envelope>,
 }
 
 impl Browse {
@@ -161,13 +222,12 @@ impl Browse {
             connection,
             queue: queue.to_owned(),
             asking,
-            channels: Vec::new(),
+            holding: Vec::new(),
             consumer: None,
-            given: 0,
             left,
             acting,
             publishing: None,
-            settled: Vec::new(),
+            chosen: Vec::new(),
         })
     }
 
@@ -191,17 +251,17 @@ impl Browse {
                 }
             };
             let Some(delivery) = next else {
-                // Cancelled below, and read to its end.
+                // Cancelled, and read to its end.
                 self.consumer = None;
                 continue;
             };
             self.left -= 1;
-            self.given = self.given.saturating_add(1);
-            if let Some((_, held)) = self.channels.last_mut() {
-                *held += 1;
-            }
-            if self.given == HELD {
-                self.cancel().await?;
+            if let Some(holding) = self.holding.last_mut() {
+                holding.given = holding.given.saturating_add(1);
+                holding.held += 1;
+                if holding.given == HELD {
+                    self.cancel().await?;
+                }
             }
             return Ok(Some(delivery));
         }
@@ -210,7 +270,15 @@ impl Browse {
 
     /// Opens the next channel and consumes there; whether there was one left.
     async fn consume(&mut self) -> Result<bool, StoreError> {
-        if self.channels.len() == MOST_CHANNELS {
+        // Those that hold nothing more are of no further use.
+        if self.chosen.is_empty() {
+            let (done, holding) = std::mem::take(&mut self.holding).into_iter().partition(|holding| holding.held == 0);
+            self.holding = holding;
+            for Holding { channel, .. } in done {
+                channel.close(200, "OK".into()).await.map_err(unavailable)?;
+            }
+        }
+        if self.holding.len() == MOST_CHANNELS {
             tracing::warn!(left = self.left, queue = self.queue, "too many letters for one look; these are left out");
             return Ok(false);
         }
@@ -219,68 +287,117 @@ impl Browse {
         let queue = self.queue.as_str().into();
         let consumed = channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default());
         self.consumer = Some(consumed.await.map_err(unavailable)?);
-        self.channels.push((channel, 0));
-        self.given = 0;
+        self.holding.push(Holding { channel, given: 0, held: 0, cancelled: false });
         Ok(true)
     }
 
-    /// The last letter may go. It does when its channel consumes no more: before, it would make room there for letters that
-    /// a cancel sends back, behind those of the next channel.
-    fn settle(&mut self, letter: Acker) {
-        self.settled.push(letter);
-        if let Some((_, held)) = self.channels.last_mut() {
-            *held = held.saturating_sub(1);
-        }
+    /// The last letter leaves its queue, with the next `settle`.
+    fn choose(&mut self, acker: Acker, again: Option<Envelope>) {
+        let place = self.holding.len().saturating_sub(1);
+        self.chosen.push(Chosen { acker, place, again });
     }
 
-    /// Ends the consumer of the last channel, and lets go what is settled there.
+    /// Ends the consumer of the last channel; what it was given can still be read.
     async fn cancel(&mut self) -> Result<(), StoreError> {
-        if let (Some(consumer), Some((channel, _))) = (&self.consumer, self.channels.last()) {
-            let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
+        if let (Some(consumer), Some(holding)) = (&self.consumer, self.holding.last_mut())
+            && !holding.cancelled
+        {
+            let cancelled = holding.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
             cancelled.map_err(unavailable)?;
-        }
-        for letter in self.settled.drain(..) {
-            letter.ack(BasicAckOptions::default()).await.map_err(unavailable)?;
+            holding.cancelled = true;
         }
         Ok(())
     }
 
-    /// Puts an event into a queue; returns when it is confirmed there.
-    async fn publish(&mut self, queue: &str, envelope: &Envelope) -> Result<(), StoreError> {
+    /// Publishes what is chosen, awaits the confirms, and lets go of what was confirmed: which of all that is, and why not all.
+    async fn settle(&mut self, back: &str) -> (Vec<bool>, Option<StoreError>) {
+        let chosen = std::mem::take(&mut self.chosen);
+        // To acknowledge makes room on the channel: its consumer must take no more by then, for the letters that a cancel sends
+        // back stand behind those of the next channel.
+        let confirmed = match self.cancel().await {
+            Ok(()) => self.publish(back, &chosen).await,
+            Err(error) => Err(error),
+        };
+        let (confirmed, error) = match confirmed {
+            Ok(confirmed) => confirmed,
+            Err(error) => return (vec![false; chosen.len()], Some(error)),
+        };
+        let go = chosen.into_iter().zip(&confirmed).filter_map(|(chosen, confirmed)| confirmed.then_some(chosen));
+        let acknowledged = self.acknowledge(go.collect()).await;
+        (confirmed, acknowledged.err().or(error))
+    }
+
+    /// A quorum queue's channel sends only so many settlements at a time, and forgets the rest when it is closed. So what it holds is
+    /// settled with one word where all of it goes, and else in pieces.
+    async fn acknowledge(&mut self, go: Vec<Chosen>) -> Result<(), StoreError> {
+        let mut go = go.into_iter().peekable();
+        while let Some(place) = go.peek().map(|chosen| chosen.place) {
+            let mut here = Vec::new();
+            while let Some(chosen) = go.next_if(|chosen| chosen.place == place) {
+                here.push(chosen.acker);
+            }
+            let Some(holding) = self.holding.get_mut(place) else { continue };
+            let count = u32::try_from(here.len()).unwrap_or(u32::MAX);
+            holding.held = holding.held.saturating_sub(count);
+            let whole = holding.held == 0;
+            for piece in here.chunks(if whole { here.len() } else { PIECE }) {
+                let last = piece.len().saturating_sub(1);
+                for acker in piece.iter().skip(if whole { last } else { 0 }) {
+                    acker.ack(BasicAckOptions { multiple: whole }).await.map_err(unavailable)?;
+                }
+                // Meanwhile they are settled.
+                ready(&holding.channel, &self.queue).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes whatever is to be published; which of all are confirmed, or need not be, and why not all.
+    async fn publish(&mut self, back: &str, chosen: &[Chosen]) -> Result<(Vec<bool>, Option<StoreError>), StoreError> {
+        if chosen.iter().all(|chosen| chosen.again.is_none()) {
+            return Ok((vec![true; chosen.len()], None));
+        }
         if self.publishing.is_none() {
             let connection = self.endpoint.dial("streamgate dead, replays").await.map_err(unavailable)?;
             let channel = connection.create_channel().await.map_err(unavailable)?;
             channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(unavailable)?;
             self.publishing = Some((connection, channel));
         }
-        let Some((_, channel)) = &self.publishing else { return Ok(()) };
+        let Some((_, channel)) = &self.publishing else { return Ok((Vec::new(), None)) };
         let publish = async {
-            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let properties = headers::properties(envelope, &Beside::default());
-            let body = &envelope.body;
-            channel.basic_publish("".into(), queue.into(), options, body, properties).await?.await
+            let mut confirms = Vec::with_capacity(chosen.len());
+            for envelope in chosen.iter().filter_map(|chosen| chosen.again.as_ref()) {
+                let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+                let properties = headers::properties(envelope, &Beside::default());
+                let (key, body) = (headers::routing_key(envelope), &envelope.body);
+                confirms.push(channel.basic_publish(back.into(), key, options, body, properties).await?);
+            }
+            futures_util::future::try_join_all(confirms).await
         };
-        let told = match tokio::time::timeout(PATIENCE, publish).await {
-            Ok(told) => told.map_err(unavailable)?,
+        let confirms = match tokio::time::timeout(PATIENCE, publish).await {
+            Ok(confirms) => confirms.map_err(unavailable)?,
             Err(_) => return Err(StoreError::Unavailable(format!("no confirm within {PATIENCE:?}"))),
         };
-        match told {
-            Confirmation::Ack(None) => Ok(()),
-            Confirmation::Nack(_) => Err(StoreError::Full(format!("{queue} is at its limit"))),
-            Confirmation::Ack(Some(_)) | Confirmation::NotRequested => {
-                Err(StoreError::Unavailable(format!("the queue {queue} is not there")))
-            }
+        // The library may report a return with another publish, so of these no confirm can be believed.
+        if confirms.iter().any(|confirm| !matches!(confirm, Confirmation::Ack(None) | Confirmation::Nack(None))) {
+            let why = format!("no queue is bound to the exchange {back}; the services bind theirs when they start");
+            return Err(StoreError::Unavailable(why));
         }
+        let confirmed: Vec<_> = confirms.iter().map(|confirm| matches!(confirm, Confirmation::Ack(_))).collect();
+        let refused = || StoreError::Full("the queue of events is at its limit".to_owned());
+        let error = confirmed.contains(&false).then(refused);
+        Ok((confirmed, error))
     }
 
-    /// One channel after the other, and nobody consuming meanwhile: so the letters stand in the queue as before.
-    async fn close(mut self) -> Result<(), StoreError> {
-        let settled = match tokio::time::timeout(PATIENCE, self.cancel()).await {
-            Ok(settled) => settled,
+    /// One channel after the other, and nobody consuming meanwhile: so the letters stand in the queue as before. Whether more of them
+    /// do than should.
+    async fn close(mut self) -> Result<bool, StoreError> {
+        let cancelled = match tokio::time::timeout(PATIENCE, self.cancel()).await {
+            Ok(cancelled) => cancelled,
             Err(_) => Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))),
         };
         let mut expected = ready(&self.asking, &self.queue).await.unwrap_or_default();
-        for (channel, held) in &self.channels {
+        for Holding { channel, held, .. } in &self.holding {
             drop(tokio::time::timeout(PATIENCE, channel.close(200, "OK".into())).await);
             expected = expected.saturating_add(*held);
             // A closed channel's letters go back a moment after its close, and nobody is told: the next channel's must not
@@ -292,11 +409,12 @@ impl Browse {
             };
             drop(tokio::time::timeout(PATIENCE, back).await);
         }
+        let more = ready(&self.asking, &self.queue).await.is_ok_and(|ready| ready > expected);
         farewell(&self.connection).await;
         if let Some((connection, _)) = &self.publishing {
             farewell(connection).await;
         }
-        settled
+        cancelled.map(|()| more)
     }
 }
 

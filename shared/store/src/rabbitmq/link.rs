@@ -2,13 +2,15 @@
 //! recovery stays off: it gives up after a while and does not cover channel errors.
 
 use super::endpoint::Endpoint;
-use super::topology::{self, Topology};
+use super::survey;
+use super::topology::Topology;
 use crate::backoff::Backoff;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Connection, Event};
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::ports::StoreError;
@@ -43,6 +45,8 @@ struct Open {
     connection: Connection,
     ended: CancellationToken,
     why: Mutex<Option<String>>,
+    /// Of its link: sessions that ended.
+    lost: Arc<AtomicU64>,
 }
 
 impl Session {
@@ -55,8 +59,17 @@ impl Session {
 
     /// Ends the session for everybody. The first reason is kept.
     pub(super) fn fail(&self, why: impl std::fmt::Display) {
-        self.0.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| why.to_string());
+        self.0.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| {
+            // Before anybody is told what was confirmed on it.
+            self.0.lost.fetch_add(1, Ordering::SeqCst);
+            why.to_string()
+        });
         self.0.ended.cancel();
+    }
+
+    /// Makes sure that the topology is whole; what is wrong with it, in one line.
+    pub(super) async fn ensure(&self, topology: &Topology) -> Result<(), String> {
+        topology.ensure(&self.0.connection).await.map_err(|errors| survey::list(&errors))
     }
 
     pub(super) fn is(&self, other: &Session) -> bool {
@@ -95,6 +108,7 @@ pub(super) fn post(
 #[derive(Debug)]
 pub(super) struct Link {
     state: watch::Receiver<State>,
+    lost: Arc<AtomicU64>,
     stop: CancellationToken,
     task: Mutex<Option<AbortOnDropHandle<()>>>,
 }
@@ -104,9 +118,15 @@ impl Link {
     pub(super) fn start(endpoint: Endpoint, topology: Topology, name: &'static str) -> Arc<Link> {
         let (tell, state) = watch::channel(State::Down("not connected yet".into()));
         let stop = CancellationToken::new();
-        let supervisor = Supervisor { endpoint, topology, name, tell, stop: stop.clone() };
+        let lost = Arc::new(AtomicU64::new(0));
+        let supervisor = Supervisor { endpoint, topology, name, tell, lost: Arc::clone(&lost), stop: stop.clone() };
         let task = AbortOnDropHandle::new(tokio::spawn(supervisor.run()));
-        Arc::new(Link { state, stop, task: Mutex::new(Some(task)) })
+        Arc::new(Link { state, lost, stop, task: Mutex::new(Some(task)) })
+    }
+
+    /// How many sessions have ended.
+    pub(super) fn sessions_lost(&self) -> u64 {
+        self.lost.load(Ordering::SeqCst)
     }
 
     /// The open connection, or why nothing can be published now.
@@ -157,6 +177,7 @@ struct Supervisor {
     topology: Topology,
     name: &'static str,
     tell: watch::Sender<State>,
+    lost: Arc<AtomicU64>,
     stop: CancellationToken,
 }
 
@@ -205,9 +226,10 @@ impl Supervisor {
         let connection = self.endpoint.dial(&name).await.map_err(|error| error.to_string())?;
         if let Err(errors) = self.topology.ensure(&connection).await {
             farewell(&connection).await;
-            return Err(topology::list(&errors));
+            return Err(survey::list(&errors));
         }
-        Ok(Session(Arc::new(Open { connection, ended: CancellationToken::new(), why: Mutex::default() })))
+        let (ended, why, lost) = (CancellationToken::new(), Mutex::default(), Arc::clone(&self.lost));
+        Ok(Session(Arc::new(Open { connection, ended, why, lost })))
     }
 
     /// Returns why the session ended.
@@ -253,7 +275,7 @@ impl Supervisor {
                 _ = ticks.tick(), if !connection.status().blocked() => {
                     if let Err(errors) = self.topology.ensure(connection).await {
                         farewell(connection).await;
-                        return topology::list(&errors);
+                        return survey::list(&errors);
                     }
                 }
             }

@@ -11,7 +11,9 @@ mod incoming;
 mod letters;
 mod link;
 mod publisher;
+mod survey;
 mod topology;
+mod unrouted;
 
 pub use ask::{Caller, OnLate};
 pub use calls::CallQueue;
@@ -24,10 +26,12 @@ pub use topology::{Topology, TopologyError};
 use headers::Beside;
 use link::{Link, State};
 use publisher::{Message, Publisher, Width};
+use std::sync::Arc;
 use streamgate_core::{
     envelope::Envelope,
     ports::{Accepted, Enqueue, StoreError},
 };
+use survey::Inspected;
 
 /// Channels of a gateway: with one, each publish waits for the one before it to be written.
 const GATEWAY_LANES: usize = 4;
@@ -39,6 +43,7 @@ const WORKER_LANES: usize = 8;
 pub struct Exchange {
     topology: Topology,
     publisher: Publisher,
+    unrouted: unrouted::Watch,
 }
 
 impl Exchange {
@@ -46,7 +51,18 @@ impl Exchange {
     pub fn start(endpoint: Endpoint, topology: Topology, max_in_flight: usize, on_return: &OnReturn) -> Exchange {
         let link = Link::start(endpoint, topology.clone(), "gateway");
         let width = Width { lanes: GATEWAY_LANES, window: max_in_flight.div_ceil(GATEWAY_LANES) };
-        Exchange { topology, publisher: Publisher::start(link, width, on_return) }
+        let unrouted = unrouted::Watch::new(topology.clone());
+        Exchange { topology, publisher: Publisher::start(link, width, on_return), unrouted }
+    }
+
+    /// Calls `show` with the depth of each queue, and hands back what was diverted from the events. Never returns.
+    pub async fn watch_queues(&self, show: impl Fn(&'static str, u32) + Send) {
+        self.unrouted.run(self.publisher.link(), show).await;
+    }
+
+    /// Why events do not reach their queue, where they do not: they are durable, but nobody handles them.
+    pub fn diverted(&self) -> Option<Arc<str>> {
+        self.unrouted.diverted()
     }
 
     /// Calls for each change of whether the broker takes events, from now on.
@@ -79,6 +95,10 @@ impl Enqueue for Exchange {
     fn ready(&self) -> Result<(), StoreError> {
         self.publisher.link().session().map(drop)
     }
+
+    fn connections_lost(&self) -> u64 {
+        self.publisher.link().sessions_lost()
+    }
 }
 
 impl Consumer {
@@ -93,20 +113,20 @@ impl Consumer {
 
 /// What a look at the broker found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Inspection {
-    AsItShouldBe,
+pub struct Inspection {
     /// These are not there yet; the services declare them.
-    Absent(Vec<String>),
+    pub absent: Vec<String>,
+    /// Why hooks could not be answered, where only they would fail.
+    pub hooks: Option<String>,
 }
 
-/// Dials, and looks at the topology without changing it. The errors are for people, one each.
+/// Dials, looks at the topology without changing it, and tries what gateway and worker will do. The errors are for people, one each.
 pub async fn inspect(endpoint: &Endpoint, topology: &Topology) -> Result<Inspection, Vec<String>> {
     let connection = endpoint.dial("streamgate check").await.map_err(|error| vec![error.to_string()])?;
-    let found = topology.inspect(&connection).await;
+    let inspected = topology.inspect(&connection).await;
     link::farewell(&connection).await;
-    match found {
-        Ok(absent) if absent.is_empty() => Ok(Inspection::AsItShouldBe),
-        Ok(absent) => Ok(Inspection::Absent(absent)),
+    match inspected {
+        Ok(Inspected { absent, hooks }) => Ok(Inspection { absent, hooks: hooks.map(|error| error.to_string()) }),
         Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
     }
 }

@@ -9,6 +9,7 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisError, RedisFuture,
     RedisResult, TlsCertificates, TlsMode, Value,
 };
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,7 +33,12 @@ pub enum AddressError {
 pub struct Address {
     shown: String,
     target: Target,
+    source: Source,
 }
+
+/// What an address was made from: the URL, and the text of its authorities' file.
+#[derive(PartialEq, Eq)]
+struct Source(String, Option<Vec<u8>>);
 
 enum Target {
     Single(Client),
@@ -58,17 +64,32 @@ struct Parts<'u> {
     credentials: Option<&'u str>,
     hosts: Vec<&'u str>,
     path: Vec<&'u str>,
+    /// What stands behind a `?`, of the Sentinels' own login.
+    query: HashMap<&'u str, &'u str>,
 }
+
+/// The Sentinels' own login, where they have one, as a query of the URL: `…/master?sentinel_password=secret`.
+const SENTINEL_LOGIN: [&str; 2] = ["sentinel_username", "sentinel_password"];
 
 impl Address {
     pub fn parse(url: &str, ca: Option<&Path>) -> Result<Address, AddressError> {
         let read =
             |path: &Path| std::fs::read(path).map_err(|error| AddressError::File { path: path.to_owned(), error });
         let certificates = ca.map(read).transpose()?;
+        let source = Source(url.to_owned(), certificates.clone());
         let certificates = certificates.map(|pem| TlsCertificates { client_tls: None, root_cert: Some(pem) });
         let (scheme, rest) = url.split_once("://").ok_or(AddressError::NoHost)?;
         let (scheme, topology) = scheme.split_once('+').unwrap_or((scheme, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (path, query) = match topology {
+            "sentinel" => path.split_once('?').unwrap_or((path, "")),
+            _ => (path, ""),
+        };
+        let query: HashMap<_, _> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+        if let Some(unknown) = query.keys().find(|name| !SENTINEL_LOGIN.contains(name)) {
+            let known = SENTINEL_LOGIN.join(" and ");
+            return Err(AddressError::Malformed(format!("it has the parameter {unknown}, and only {known} are known")));
+        }
         let (credentials, hosts) = match authority.rsplit_once('@') {
             Some((credentials, hosts)) => (Some(credentials), hosts),
             None => (None, authority),
@@ -78,6 +99,7 @@ impl Address {
             credentials,
             hosts: hosts.split(',').filter(|host| !host.is_empty()).collect(),
             path: path.split('/').filter(|part| !part.is_empty()).collect(),
+            query,
         };
         if parts.hosts.is_empty() {
             return Err(AddressError::NoHost);
@@ -94,7 +116,12 @@ impl Address {
                 Target::Single(client.map_err(malformed)?)
             }
         };
-        Ok(Address { shown: hosts.to_owned(), target })
+        Ok(Address { shown: hosts.to_owned(), target, source })
+    }
+
+    /// Whether it was made from other words than this one.
+    pub(super) fn differs(&self, other: &Address) -> bool {
+        self.source != other.source
     }
 
     pub(super) async fn dial(&self, timeout: Duration) -> RedisResult<Connection> {
@@ -159,6 +186,19 @@ fn sentinel(parts: &Parts<'_>, certificates: Option<TlsCertificates>) -> Result<
     }
     if let Some(password) = login.password() {
         builder = builder.set_client_to_redis_password(password);
+    }
+    let [user, password] = SENTINEL_LOGIN.map(|name| parts.query.get(name).copied());
+    if user.is_some() || password.is_some() {
+        // The library decodes what is percent-encoded.
+        let url = format!("redis://{}:{}@sentinel", user.unwrap_or_default(), password.unwrap_or_default());
+        let known = Client::open(url.as_str()).map_err(malformed)?;
+        let login = known.get_connection_info().redis_settings();
+        if let Some(user) = login.username() {
+            builder = builder.set_client_to_sentinel_username(user);
+        }
+        if let Some(password) = login.password() {
+            builder = builder.set_client_to_sentinel_password(password);
+        }
     }
     if let Some(tls) = parts.tls() {
         builder = builder.set_client_to_redis_tls_mode(tls).set_client_to_sentinel_tls_mode(tls);
@@ -234,6 +274,9 @@ mod tests {
         let shown = |url: &str| Address::parse(url, None).map(|address| address.to_string()).map_err(|e| e.to_string());
         assert_eq!(shown("redis://ann:hunter2@host:1/2"), Ok("host:1".into()));
         assert_eq!(shown("redis+sentinel://:hunter2@a:1,b/main/3"), Ok("a:1,b".into()));
+        assert_eq!(shown("redis+sentinel://a:1/main?sentinel_password=hunter2"), Ok("a:1".into()));
+        let unknown = shown("redis+sentinel://a:1/main?password=hunter2").unwrap_err();
+        assert!(unknown.contains("sentinel_password") && !unknown.contains("hunter2"), "{unknown}");
         assert_eq!(shown("rediss+cluster://ann:hunter2@a:1,b:2"), Ok("a:1,b:2".into()));
         for wrong in ["redis://", "redis+sentinel://a:1", "redis+cluster:///", "redis://ann:hunter2@host:port"] {
             let error = shown(wrong).unwrap_err();

@@ -4,6 +4,7 @@
 
 use super::address::{Address, Connection};
 use crate::backoff::Backoff;
+use arc_swap::ArcSwap;
 use redis::{Cmd, FromRedisValue, Pipeline, RedisError, ScriptInvocation, ServerErrorKind};
 use std::future::Future;
 use std::sync::Arc;
@@ -17,8 +18,9 @@ use tokio_util::task::AbortOnDropHandle;
 const PATIENCE: u32 = 3;
 /// For a new connection, which may ask Sentinels or a whole cluster first.
 const DIAL: Duration = Duration::from_secs(2);
-/// How often a write is tried while nobody else may do one.
-const PROBE: Duration = Duration::from_secs(5);
+/// How often a write is tried while nobody else may do one: more often than any server closes idle connections, which with `timeout 1` is
+/// after little more than a second.
+const PROBE: Duration = Duration::from_millis(500);
 /// How servers say that they take no writes, or none of this user's. Scripts wrap these words into others.
 const REFUSALS: [&str; 9] =
     ["OOM", "MISCONF", "NOPERM", "NOAUTH", "NOREPLICAS", "READONLY", "MOVED", "CLUSTERDOWN", "MASTERDOWN"];
@@ -31,6 +33,7 @@ pub struct Redis(Arc<Shared>);
 struct Shared {
     prefix: String,
     timeout: Duration,
+    address: Arc<ArcSwap<Address>>,
     state: watch::Sender<State>,
     timeouts: AtomicU32,
     /// A write was refused: is it every write?
@@ -50,10 +53,21 @@ impl Redis {
         let (state, _) = watch::channel(State::Broken { why: "not connected yet".into() });
         let probe = probe(prefix);
         let suspicion = Arc::new(Notify::new());
-        let supervised = supervise(address, probe, state.clone(), Arc::clone(&suspicion));
+        let address = Arc::new(ArcSwap::from_pointee(address));
+        let supervised = supervise(Arc::clone(&address), probe, state.clone(), Arc::clone(&suspicion));
         let task = AbortOnDropHandle::new(tokio::spawn(supervised));
         let timeouts = AtomicU32::new(0);
-        Redis(Arc::new(Shared { prefix: prefix.to_owned(), timeout, state, timeouts, suspicion, _task: task }))
+        let prefix = prefix.to_owned();
+        Redis(Arc::new(Shared { prefix, timeout, address, state, timeouts, suspicion, _task: task }))
+    }
+
+    /// From the next dial on, this is where Redis is. Whether it differs.
+    pub fn replace(&self, new: Address) -> bool {
+        let differs = new.differs(&self.0.address.load());
+        if differs {
+            self.0.address.store(Arc::new(new));
+        }
+        differs
     }
 
     pub(super) fn key(&self, kind: &str, fingerprint: [u8; 16]) -> String {
@@ -176,9 +190,10 @@ fn probe(prefix: &str) -> Cmd {
     probe
 }
 
-async fn supervise(address: Address, probe: Cmd, state: watch::Sender<State>, suspicion: Arc<Notify>) {
+async fn supervise(address: Arc<ArcSwap<Address>>, probe: Cmd, state: watch::Sender<State>, suspicion: Arc<Notify>) {
     let (mut backoff, mut number) = (Backoff::default(), 0);
     loop {
+        let address = address.load_full();
         match reach(&address, &probe).await {
             Ok(connection) => {
                 number += 1;

@@ -94,7 +94,10 @@ pub(super) struct Committer {
     pub(super) connection: Connection,
     pub(super) limits: Limits,
     pub(super) health: Arc<Mutex<Health>>,
-    pub(super) came: Arc<AtomicI64>,
+    /// Events that wait, where anybody asks for that.
+    pub(super) waiting: Option<Arc<AtomicI64>>,
+    /// Changes with each commit of another connection: `dead replay` inserts events too.
+    pub(super) data_version: i64,
     pub(super) news: Arc<Notify>,
     pub(super) witness: Witness,
     /// Length of the write-ahead log after the last commit.
@@ -173,6 +176,8 @@ impl Committer {
         let has_failed = self.health.lock().unwrap_or_else(PoisonError::into_inner).has_failed;
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let used = schema::used_bytes(&transaction)? + self.log_bytes.saturating_sub(schema::LOG_BYTES);
+        let version = schema::data_version(&transaction)?;
+        let others_wrote = self.data_version != version;
         let (full, pressed) = (used >= limits.max_bytes, used >= limits.max_bytes / 4 * 3);
         let mut effects = Vec::with_capacity(batch.len());
         let mut has_looked = false;
@@ -225,27 +230,34 @@ impl Committer {
         let keep_ms = if pressed { limits.seen_window_ms } else { limits.remember_ms };
         seen::purge(&transaction, now, keep_ms)?;
         answers::purge(&transaction, now)?;
+        let recounted = match (&self.waiting, others_wrote) {
+            (Some(_), true) => Some(queue::count(&transaction)?),
+            _ => None,
+        };
         // Before the commit, so that nothing of the batch stands where everybody is told that it does not; and after it, for what
         // happened meanwhile.
         self.witness.look().map_err(gone)?;
         transaction.commit()?;
+        self.data_version = version;
         self.stepped &= !has_looked;
-        self.count(&effects);
+        self.count(&effects, recounted);
         self.log_bytes = self.witness.look().map_err(gone)?;
         Ok((effects, used))
     }
 
-    /// The rows that came and went, whoever may hear of it.
-    fn count(&self, effects: &[Result<Effect, StoreError>]) {
-        for effect in effects.iter().flatten() {
-            match effect {
-                Effect::Accepted(Some(_)) => drop(self.came.fetch_add(1, Ordering::Relaxed)),
-                Effect::Released(rows) => {
-                    self.came.fetch_sub(i64::try_from(*rows).unwrap_or(i64::MAX), Ordering::Relaxed);
-                }
-                Effect::Accepted(None) | Effect::Settled => {}
-            }
+    /// The rows that came and went, whoever may hear of it. `recounted`: all that wait, with this commit.
+    fn count(&self, effects: &[Result<Effect, StoreError>], recounted: Option<i64>) {
+        let Some(waiting) = &self.waiting else { return };
+        if let Some(all) = recounted {
+            waiting.store(all, Ordering::Relaxed);
+            return;
         }
+        let change = effects.iter().flatten().map(|effect| match effect {
+            Effect::Accepted(Some(_)) => 1,
+            Effect::Released(rows) => i64::try_from(*rows).unwrap_or(i64::MAX).saturating_neg(),
+            Effect::Accepted(None) | Effect::Settled => 0,
+        });
+        waiting.fetch_add(change.sum(), Ordering::Relaxed);
     }
 
     fn answer(&self, written: impl Iterator<Item = (Write, Result<Effect, StoreError>)>) {

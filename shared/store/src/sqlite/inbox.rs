@@ -6,9 +6,9 @@
 
 use super::{now_ms, reader::MAX_BYTES, reader::Reader, row, unavailable, writer::Marker};
 use rusqlite::{Connection, params};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streamgate_core::envelope::Envelope;
 use streamgate_core::ports::{Delivery, StoreError};
 use streamgate_core::retry::Precaution;
@@ -29,6 +29,17 @@ pub(super) struct Inbox {
     reader: Arc<Reader>,
     health: Arc<Mutex<Result<(), StoreError>>>,
     feeder: AbortOnDropHandle<()>,
+}
+
+/// What may be in hand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Deliveries.
+    pub(super) prefetch: usize,
+    /// Bytes of their bodies.
+    pub(super) in_hand_bytes: usize,
+    /// How long a handler may take.
+    pub(super) patience: Duration,
 }
 
 /// A row in hand. Dropped without [`settled`](Handle::settled), the row is delivered again.
@@ -55,6 +66,8 @@ impl Drop for Handle {
     fn drop(&mut self) {
         let mut state = self.hands.lock();
         state.held.remove(&self.seq);
+        state.since.remove(&self.seq);
+        state.end_alone(self.seq);
         if !self.settled {
             state.returned.push(self.seq);
             drop(state);
@@ -73,7 +86,30 @@ struct Hands {
 #[derive(Debug, Default)]
 struct HandsState {
     held: HashSet<i64>,
+    /// When those that the worker has were handed to it.
+    since: HashMap<i64, Instant>,
     returned: Vec<i64>,
+    /// The one that is alone in hand, with the slots that keep the others out.
+    alone: Option<(i64, OwnedSemaphorePermit)>,
+}
+
+impl HandsState {
+    /// Lets others in again, where this one kept them out.
+    fn end_alone(&mut self, seq: i64) {
+        self.alone.take_if(|(alone, _)| *alone == seq);
+    }
+
+    /// How many deliveries have been with the worker for longer than a handler may take, and when the next one will have been.
+    fn overdue(&self, patience: Duration, now: Instant) -> (u32, Option<Instant>) {
+        let (mut overdue, mut next) = (0, None);
+        for since in self.since.values() {
+            match *since + patience {
+                until if until <= now => overdue += 1,
+                until => next = Some(next.map_or(until, |next: Instant| next.min(until))),
+            }
+        }
+        (overdue, next)
+    }
 }
 
 impl Hands {
@@ -83,13 +119,8 @@ impl Hands {
 }
 
 impl Inbox {
-    /// With at most so many deliveries, and bytes of their bodies, in hand.
-    pub(super) fn start(
-        reader: Reader,
-        marker: Marker,
-        news: Arc<Notify>,
-        (prefetch, in_hand_bytes): (usize, usize),
-    ) -> Inbox {
+    pub(super) fn start(reader: Reader, marker: Marker, news: Arc<Notify>, bounds: Bounds) -> Inbox {
+        let Bounds { prefetch, in_hand_bytes, patience } = bounds;
         let (deliver, arrived) = mpsc::channel(prefetch);
         let units = u32::try_from(in_hand_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(1);
         let (reader, health) = (Arc::new(reader), Arc::new(Mutex::new(Ok(()))));
@@ -103,6 +134,7 @@ impl Inbox {
             prefetch: u32::try_from(prefetch).unwrap_or(u32::MAX),
             memory: Arc::new(Semaphore::new(units as usize)),
             units,
+            patience,
             cursor: 0,
             health: Arc::clone(&health),
         };
@@ -146,6 +178,7 @@ struct Feeder {
     prefetch: u32,
     memory: Arc<Semaphore>,
     units: u32,
+    patience: Duration,
     /// Every fresh row up to here was read.
     cursor: i64,
     health: Arc<Mutex<Result<(), StoreError>>>,
@@ -227,11 +260,8 @@ impl Feeder {
             let units = u32::try_from(envelope.body.len() / UNIT + 1).unwrap_or(u32::MAX).min(self.units);
             // One that may kill the process is alone in hand, so that no other is blamed for it.
             let suspect = Precaution::of(deliveries) != Precaution::None;
-            let slots = if suspect { self.prefetch } else { 1 };
-            let (Ok(slot), Ok(memory)) = (
-                Arc::clone(&self.slots).acquire_many_owned(slots).await,
-                Arc::clone(&self.memory).acquire_many_owned(units).await,
-            ) else {
+            let slot = if suspect { self.alone(seq).await } else { Arc::clone(&self.slots).acquire_owned().await.ok() };
+            let (Some(slot), Ok(memory)) = (slot, Arc::clone(&self.memory).acquire_many_owned(units).await) else {
                 return false;
             };
             let handle = Handle { seq, settled: false, hands: Arc::clone(&self.hands), _room: (slot, memory) };
@@ -240,11 +270,46 @@ impl Feeder {
                 tokio::time::sleep(TICK).await;
                 continue;
             }
-            if self.deliver.send(Delivery { envelope, redeliveries: deliveries, handle }).await.is_err() {
+            self.hands.lock().since.insert(seq, Instant::now());
+            let delivery = Delivery { envelope, abandoned: deliveries, redelivered: 0, handle };
+            if self.deliver.send(delivery).await.is_err() {
                 return false;
             }
         }
         true
+    }
+
+    /// Waits until nothing else is in hand, and keeps it so for as long as this delivery may take. A handler that blocks its thread
+    /// is waited for no longer than its time, be it this one's or another's.
+    async fn alone(&self, seq: i64) -> Option<OwnedSemaphorePermit> {
+        let mut slots = self.all_slots().await?;
+        let own = slots.split(1);
+        self.hands.lock().alone = Some((seq, slots));
+        let (hands, patience) = (Arc::downgrade(&self.hands), self.patience);
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            if let Some(hands) = hands.upgrade() {
+                hands.lock().end_alone(seq);
+            }
+        });
+        own
+    }
+
+    async fn all_slots(&self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            let (overdue, next) = self.hands.lock().overdue(self.patience, Instant::now());
+            let wanted = self.prefetch.saturating_sub(overdue).max(1);
+            let next = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                slots = Arc::clone(&self.slots).acquire_many_owned(wanted) => return slots.ok(),
+                () = next => {}
+            }
+        }
     }
 }
 

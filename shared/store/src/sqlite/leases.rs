@@ -4,7 +4,7 @@ use super::millis;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use streamgate_core::claim::{self, Conclusion, State, Verdict};
+use streamgate_core::claim::{self, ClaimKey, Conclusion, State, Verdict};
 
 #[derive(Debug)]
 pub(super) struct Leases {
@@ -29,29 +29,29 @@ impl Leases {
         millis(self.since.elapsed())
     }
 
-    pub(super) fn claim(&self, key: &str, attempt: u32, holder: u64, lease: Duration) -> Verdict {
-        let mut leases = self.lock();
-        let (verdict, state) = claim::claim(leases.get(key).copied(), attempt, holder, self.now_ms(), millis(lease));
+    pub(super) fn claim(&self, key: &ClaimKey, attempt: u32, holder: u64, lease: Duration) -> Verdict {
+        let (key, mut leases) = (key.to_string(), self.lock());
+        let (verdict, state) = claim::claim(leases.get(&key).copied(), attempt, holder, self.now_ms(), millis(lease));
         if let Some(state) = state {
-            leases.insert(key.to_owned(), state);
+            leases.insert(key, state);
         }
         verdict
     }
 
-    pub(super) fn renew(&self, key: &str, holder: u64, lease: Duration) -> bool {
-        let mut leases = self.lock();
-        match claim::renew(leases.get(key).copied(), holder, self.now_ms(), millis(lease)) {
-            Some(state) => leases.insert(key.to_owned(), state).is_some(),
+    pub(super) fn renew(&self, key: &ClaimKey, holder: u64, lease: Duration) -> bool {
+        let (key, mut leases) = (key.to_string(), self.lock());
+        match claim::renew(leases.get(&key).copied(), holder, self.now_ms(), millis(lease)) {
+            Some(state) => leases.insert(key, state).is_some(),
             None => false,
         }
     }
 
     /// Only leases are kept: how an event ended stands in the queue and among the seen keys.
-    pub(super) fn conclude(&self, key: &str, holder: u64, conclusion: Conclusion) {
-        let mut leases = self.lock();
-        match claim::conclude(leases.get(key).copied(), holder, conclusion) {
-            Some(state @ State::Leased { .. }) => leases.insert(key.to_owned(), state),
-            Some(State::Retrying { .. } | State::Done | State::Dead) | None => leases.remove(key),
+    pub(super) fn conclude(&self, key: &ClaimKey, holder: u64, conclusion: Conclusion) {
+        let (key, mut leases) = (key.to_string(), self.lock());
+        match claim::conclude(leases.get(&key).copied(), holder, conclusion) {
+            Some(state @ State::Leased { .. }) => leases.insert(key, state),
+            Some(State::Retrying { .. } | State::Done | State::Dead) | None => leases.remove(&key),
         };
     }
 }

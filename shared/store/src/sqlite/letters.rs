@@ -5,7 +5,6 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use streamgate_core::{
-    envelope::Envelope,
     letter::Letter,
     ports::{Letters, StoreError},
 };
@@ -54,22 +53,19 @@ impl Letters for LetterBox {
     async fn page(&self, after: i64, limit: usize) -> Result<Vec<Letter>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.run(move |connection| {
-            let sql = format!(
-                "SELECT number, reason, error, died_at, {} FROM dead WHERE number > ?1 ORDER BY number LIMIT ?2",
-                row::COLUMNS
-            );
+            let sql =
+                format!("SELECT {COLUMNS}, {} FROM dead WHERE number > ?1 ORDER BY number LIMIT ?2", row::COLUMNS);
             let mut letters = connection.prepare_cached(&sql)?;
             letters.query_map(params![after, limit], letter)?.collect()
         })
         .await
     }
 
-    async fn replay(&self, numbers: Vec<i64>, nonce: String) -> Result<usize, StoreError> {
+    async fn replay(&self, numbers: Vec<i64>) -> Result<usize, StoreError> {
         let (mut replayed, mut left) = (0, numbers);
         while !left.is_empty() {
-            let nonce = nonce.clone();
             let moved = self.run(move |connection| {
-                let (count, taken) = replay(connection, &left, &nonce)?;
+                let (count, taken) = replay(connection, &left)?;
                 Ok((count, left.split_off(taken)))
             });
             let (count, rest) = moved.await?;
@@ -96,6 +92,9 @@ impl Letters for LetterBox {
     }
 }
 
+/// Of a letter, before those of its event.
+const COLUMNS: &str = "number, reason, error, died_at";
+
 fn letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<Letter> {
     Ok(Letter {
         number: row.get(0)?,
@@ -108,7 +107,7 @@ fn letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<Letter> {
 
 /// In one transaction a letter becomes an event again: it is never in both places, nor in none. Returns how many did, and how
 /// many of the numbers were looked at.
-fn replay(connection: &mut Connection, numbers: &[i64], nonce: &str) -> rusqlite::Result<(usize, usize)> {
+fn replay(connection: &mut Connection, numbers: &[i64]) -> rusqlite::Result<(usize, usize)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (mut count, mut taken, mut bytes) = (0, 0, 0);
     for number in numbers {
@@ -116,15 +115,14 @@ fn replay(connection: &mut Connection, numbers: &[i64], nonce: &str) -> rusqlite
             break;
         }
         taken += 1;
-        let sql = format!("SELECT {} FROM dead WHERE number = ?1", row::COLUMNS);
-        let found = transaction.prepare_cached(&sql)?.query_row(params![number], |row| row::envelope(row, 0));
-        let envelope = match found {
+        let sql = format!("SELECT {COLUMNS}, {} FROM dead WHERE number = ?1", row::COLUMNS);
+        let found = transaction.prepare_cached(&sql)?.query_row(params![number], letter);
+        let letter = match found {
             Err(rusqlite::Error::QueryReturnedNoRows) => continue,
             found => found?,
         };
-        bytes += envelope.body.len();
-        let replayed = Envelope { attempt: 1, replay: Some(nonce.to_owned()), ..envelope };
-        queue::insert_event(&transaction, &replayed)?;
+        bytes += letter.envelope.body.len();
+        queue::insert_event(&transaction, &letter.replayed())?;
         count += delete(&transaction, *number)?;
     }
     transaction.commit().map(|()| (count, taken))

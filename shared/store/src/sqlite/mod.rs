@@ -31,7 +31,7 @@ pub use seen::SeenWithinEnqueue;
 pub use spool::{SpoolFile, SpoolOptions};
 
 use directory::Owned;
-use inbox::{Handle, Inbox};
+use inbox::{Bounds, Handle, Inbox};
 use leases::Leases;
 use queue::Change;
 use reader::Reader;
@@ -40,7 +40,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::{
-    claim::{Conclusion, Verdict},
+    claim::{ClaimKey, Conclusion, Verdict},
     envelope::Envelope,
     ports::{Accepted, Claims, Deliveries, Delivery, Enqueue, Settlement, StoreError},
 };
@@ -65,6 +65,8 @@ pub struct Options {
     pub prefetch: usize,
     /// Most bytes of bodies in hand.
     pub in_hand_bytes: usize,
+    /// How long a handler may take: one that blocks its thread for longer is not waited for.
+    pub patience: Duration,
 }
 
 /// The store of a process that owns its data directory.
@@ -86,9 +88,10 @@ impl Embedded {
         queue::bring_forward(&writing, now_ms()).map_err(failed)?;
         queue::begin(&mut writing, options.prefetch).map_err(failed)?;
         let reading = schema::open_reader(&owned.database())?;
-        let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options))?;
-        let (reader, most) = (Reader::start(reading)?, (options.prefetch, options.in_hand_bytes));
-        let inbox = Inbox::start(reader, writer.marker(), writer.news(), most);
+        let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options), None)?;
+        let Options { prefetch, in_hand_bytes, patience, .. } = *options;
+        let bounds = Bounds { prefetch, in_hand_bytes, patience };
+        let inbox = Inbox::start(Reader::start(reading)?, writer.marker(), writer.news(), bounds);
         Ok(Embedded { writer, inbox, leases: Leases::default(), _owned: owned })
     }
 
@@ -148,7 +151,7 @@ impl Deliveries for Embedded {
 impl Claims for Embedded {
     fn claim(
         &self,
-        key: &str,
+        key: &ClaimKey,
         attempt: u32,
         holder: u64,
         lease: Duration,
@@ -156,13 +159,18 @@ impl Claims for Embedded {
         std::future::ready(Ok(self.leases.claim(key, attempt, holder, lease)))
     }
 
-    fn renew(&self, key: &str, holder: u64, lease: Duration) -> impl Future<Output = Result<bool, StoreError>> + Send {
+    fn renew(
+        &self,
+        key: &ClaimKey,
+        holder: u64,
+        lease: Duration,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
         std::future::ready(Ok(self.leases.renew(key, holder, lease)))
     }
 
     fn conclude(
         &self,
-        key: &str,
+        key: &ClaimKey,
         holder: u64,
         conclusion: Conclusion,
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
@@ -202,6 +210,7 @@ mod tests {
             max_waiting: 64,
             prefetch: 4,
             in_hand_bytes: 1 << 20,
+            patience: Duration::from_secs(3600),
         }
     }
 
@@ -270,10 +279,10 @@ mod tests {
         let mut never_given_back = Vec::new();
         for _life in 0..40 {
             let first = next(&store).await;
-            if first.redeliveries < 5 {
+            if first.abandoned < 5 {
                 // Beside each other: all are in hand when the process dies.
                 let others = [next(&store).await, next(&store).await];
-                assert!(others.iter().all(|other| other.redeliveries == first.redeliveries));
+                assert!(others.iter().all(|other| other.abandoned == first.abandoned));
                 never_given_back.extend(others.into_iter().chain([first]));
             } else {
                 let mut delivery = first;
@@ -282,11 +291,11 @@ mod tests {
                     settle(&store, delivery, Settlement::Done).await;
                     delivery = next(&store).await;
                 }
-                counts.push(delivery.redeliveries);
-                if delivery.redeliveries >= 10 {
+                counts.push(delivery.abandoned);
+                if delivery.abandoned >= 10 {
                     settle(&store, delivery, Settlement::Dead { reason: Reason::Poison, error: None }).await;
                     let last = next(&store).await;
-                    assert_eq!((last.envelope.id.as_str(), last.redeliveries), ("two", 5));
+                    assert_eq!((last.envelope.id.as_str(), last.abandoned), ("two", 5));
                     settle(&store, last, Settlement::Done).await;
                     store.close().await;
                     break;
@@ -304,7 +313,30 @@ mod tests {
         drop(next(&store).await);
         store.close().await;
         let store = Embedded::open(&options).unwrap();
-        assert_eq!(next(&store).await.redeliveries, 0);
+        assert_eq!(next(&store).await.abandoned, 0);
+        store.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_delivery_that_is_never_given_back_keeps_a_suspect_waiting_no_longer_than_a_handler_may_take() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options { patience: Duration::from_millis(300), ..options(directory.path().join("data")) };
+        let store = Embedded::open(&options).unwrap();
+        for id in ["stuck", "suspect", "other", "another"] {
+            store.enqueue(event(id)).await.unwrap();
+        }
+        store.close().await;
+        let connection = Connection::open(directory.path().join("data").join("streamgate.db")).unwrap();
+        connection.execute("UPDATE events SET deliveries = 5 WHERE webhook_id = 'suspect'", []).unwrap();
+        drop(connection);
+        let store = Embedded::open(&options).unwrap();
+        // Handlers that block their threads for ever: the one before the suspect, and then the suspect itself.
+        let (stuck, suspect) = (next(&store).await, next(&store).await);
+        assert_eq!((stuck.envelope.id.as_str(), suspect.envelope.id.as_str()), ("stuck", "suspect"));
+        assert_eq!((stuck.abandoned, suspect.abandoned), (0, 5));
+        let others = [next(&store).await, next(&store).await];
+        assert!(others.iter().all(|other| other.envelope.id.ends_with("other")));
+        drop((stuck, suspect, others));
         store.close().await;
     }
 

@@ -84,6 +84,11 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
     Ok(())
 }
 
+/// Events that wait.
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT count(*) FROM events", [], |row| row.get(0))
+}
+
 /// Brings forward what is due later than after its whole wait: it was written while the clock was ahead. Rows of a version that did
 /// not keep their wait had at most an hour, or their ladder's longest step.
 pub(super) const BRING_FORWARD: &str = "UPDATE events SET due_at = ?1 + coalesce(wait_ms, 3600000)

@@ -3,7 +3,7 @@
 use super::directory::Owned;
 use super::reader::{MAX_BYTES, Reader};
 use super::writer::{Limits, Writer};
-use super::{OpenError, damage, millis, row, schema};
+use super::{OpenError, damage, millis, queue, row, schema};
 use rusqlite::{Connection, params};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,8 +27,6 @@ pub struct SpoolOptions {
 pub struct SpoolFile {
     writer: Writer,
     reader: Reader,
-    /// Events that were there at the start.
-    found: i64,
     /// Last: the lock is let go after the threads that use the file have been told to end.
     _owned: Owned,
 }
@@ -39,8 +37,7 @@ impl SpoolFile {
         let owned = Owned::take(&options.data_dir)?;
         let path = owned.database();
         let writing = damage::open_owner(&path, options.max_bytes)?;
-        let found = writing.query_row("SELECT count(*) FROM events", [], |row| row.get(0));
-        let found = found.map_err(|error| OpenError::Database { path: path.clone(), error })?;
+        let waiting = queue::count(&writing).map_err(|error| OpenError::Database { path: path.clone(), error })?;
         let reader = Reader::start(schema::open_reader(&path)?)?;
         let window = millis(options.seen_window);
         let limits = Limits {
@@ -49,12 +46,12 @@ impl SpoolFile {
             remember_ms: window,
             max_waiting: options.max_waiting,
         };
-        Ok(SpoolFile { writer: Writer::start(writing, &path, limits)?, reader, found, _owned: owned })
+        Ok(SpoolFile { writer: Writer::start(writing, &path, limits, Some(waiting))?, reader, _owned: owned })
     }
 
     /// Ends the threads after what they were given is committed, and lets the directory go.
     pub async fn close(self) {
-        let SpoolFile { writer, reader, found: _, _owned } = self;
+        let SpoolFile { writer, reader, _owned } = self;
         reader.close().await;
         writer.close().await;
     }
@@ -78,8 +75,7 @@ impl Spool for SpoolFile {
     }
 
     fn usage(&self) -> Usage {
-        let events = self.found.saturating_add(self.writer.came());
-        Usage { events: u64::try_from(events).unwrap_or(0), bytes: self.writer.used() }
+        Usage { events: self.writer.waiting(), bytes: self.writer.used() }
     }
 }
 

@@ -6,7 +6,7 @@ use super::clock::Clock;
 use super::commit::{Answer, Committer, Remembered, Write};
 use super::queue::Change;
 use super::witness::Witness;
-use super::{OpenError, Options, millis, unavailable};
+use super::{OpenError, Options, millis, schema, unavailable};
 use bytes::Bytes;
 use rusqlite::Connection;
 use std::path::Path;
@@ -65,26 +65,34 @@ pub(super) struct Health {
 pub(super) struct Writer {
     writes: mpsc::Sender<Write>,
     health: Arc<Mutex<Health>>,
-    /// Events that came and were not released since the start.
-    came: Arc<AtomicI64>,
+    /// Events that wait, where they are counted.
+    waiting: Option<Arc<AtomicI64>>,
     news: Arc<Notify>,
     thread: JoinHandle<()>,
     ticker: AbortOnDropHandle<()>,
 }
 
 impl Writer {
-    /// `database`: the file that the connection has open.
-    pub(super) fn start(connection: Connection, database: &Path, limits: Limits) -> Result<Writer, OpenError> {
-        let (writes, waiting) = mpsc::channel(limits.max_waiting);
+    /// `database`: the file that the connection has open. `waiting`: how many events wait there, to count on from.
+    pub(super) fn start(
+        connection: Connection,
+        database: &Path,
+        limits: Limits,
+        waiting: Option<i64>,
+    ) -> Result<Writer, OpenError> {
+        let failed = |error| OpenError::Database { path: database.to_owned(), error };
+        let data_version = schema::data_version(&connection).map_err(failed)?;
+        let waiting = waiting.map(|count| Arc::new(AtomicI64::new(count)));
+        let (writes, queue) = mpsc::channel(limits.max_waiting);
         let health = Arc::new(Mutex::new(Health { told: Ok(()), at: Instant::now(), used: 0, has_failed: false }));
         let news = Arc::new(Notify::new());
-        let came = Arc::new(AtomicI64::new(0));
-        let (told, counted, notified) = (Arc::clone(&health), Arc::clone(&came), Arc::clone(&news));
+        let (told, counted, notified) = (Arc::clone(&health), waiting.clone(), Arc::clone(&news));
         let mut committer = Committer {
             connection,
             limits,
             health: told,
-            came: counted,
+            waiting: counted,
+            data_version,
             news: notified,
             witness: Witness::of(database),
             log_bytes: 0,
@@ -93,7 +101,7 @@ impl Writer {
             cut_at: Instant::now(),
         };
         let thread = std::thread::Builder::new().name("store-writer".into());
-        let thread = thread.spawn(move || committer.run(waiting)).map_err(OpenError::Thread)?;
+        let thread = thread.spawn(move || committer.run(queue)).map_err(OpenError::Thread)?;
         let ticks = writes.clone();
         let ticker = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut interval = tokio::time::interval(TICK);
@@ -105,7 +113,7 @@ impl Writer {
                 }
             }
         }));
-        Ok(Writer { writes, health, came, news, thread, ticker })
+        Ok(Writer { writes, health, waiting, news, thread, ticker })
     }
 
     /// Told of whenever rows came or their time changed.
@@ -127,10 +135,11 @@ impl Writer {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).used
     }
 
-    /// Events that came since the start, less those that were released: counted where they are committed, for callers may
-    /// have given up by then.
-    pub(super) fn came(&self) -> i64 {
-        self.came.load(Ordering::Relaxed)
+    /// Events that wait, where they are counted: with their commits, for callers may have given up by then. What another process
+    /// writes is counted within a second.
+    pub(super) fn waiting(&self) -> u64 {
+        let waiting = self.waiting.as_ref().map_or(0, |waiting| waiting.load(Ordering::Relaxed));
+        u64::try_from(waiting).unwrap_or(0)
     }
 
     pub(super) async fn enqueue(&self, envelope: Envelope) -> Result<Option<i64>, StoreError> {

@@ -1,5 +1,7 @@
 //! `streamgate check`: the configuration, then everything it names.
 
+mod policies;
+
 use crate::cli::Global;
 use crate::wiring::Backends;
 use crate::{exit, output, wiring};
@@ -9,7 +11,7 @@ use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use streamgate_gateway::inspect_tls;
+use streamgate_gateway::{doubt_tls, inspect_tls};
 use streamgate_service::config::{Config, ConfigError, Loaded, StoreKind, TlsConfig};
 use streamgate_store::rabbitmq::{self, Inspection};
 use streamgate_store::redis;
@@ -117,7 +119,9 @@ async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
 
 /// What cannot be checked from here.
 fn doubts(tls: &TlsConfig, listen: SocketAddr) -> Vec<Finding> {
-    let TlsConfig::Acme(acme) = tls else { return Vec::new() };
+    let TlsConfig::Acme(acme) = tls else {
+        return doubt_tls(tls).into_iter().map(|doubt| Finding::warning("gateway.tls.cert", doubt)).collect();
+    };
     let names = acme.domains.join(", ");
     let mut doubts = vec![Finding::warning(
         "gateway.tls.acme",
@@ -145,20 +149,25 @@ async fn services(config: &Config, backends: Backends) -> Vec<Finding> {
     let topology = topology.with_steps(&config.worker.retry).with_calls();
     let mut checks = Vec::new();
     match rabbitmq::inspect(&endpoint, &topology).await {
-        Ok(found) => {
+        Ok(Inspection { absent, hooks }) => {
             let (at, vhost) = (endpoint.address(), endpoint.virtual_host());
-            let told = match found {
-                Inspection::AsItShouldBe => {
-                    format!("{at}, virtual host {vhost}: all exchanges and queues are as they should be")
-                }
-                Inspection::Absent(things) => format!(
-                    "{at}, virtual host {vhost}: {} things are not there yet; `gateway` and `worker` declare them",
-                    things.len()
-                ),
+            let state = match absent.len() {
+                0 => "all exchanges and queues are as they should be".to_owned(),
+                count => format!("{count} things are not there yet; `gateway` and `worker` declare them"),
             };
-            checks.push(Finding::new("rabbitmq", Ok(told)));
+            checks.push(Finding::new("rabbitmq", Ok(format!("{at}, virtual host {vhost}: {state}"))));
+            // Only hooks need it: where none is configured, a handler in code may still answer some.
+            let configured = wiring::hooks(config, Hooks::default()).is_ok_and(|hooks| !hooks.is_empty());
+            checks.extend(hooks.map(|why| match configured {
+                true => Finding::new("rabbitmq, hooks", Err(why)),
+                false => Finding::warning("rabbitmq, hooks", why),
+            }));
         }
         Err(errors) => checks.extend(errors.into_iter().map(|error| Finding::new("rabbitmq", Err(error)))),
+    }
+    if let Some(url) = &config.rabbitmq.management_url {
+        let (vhost, queues) = (endpoint.virtual_host(), topology.queues());
+        checks.extend(policies::look(url.expose(), &vhost, queues, &topology.dead()).await);
     }
     checks.push(Finding::new("redis", redis::inspect(&address, &config.redis.prefix).await));
     checks

@@ -1,0 +1,199 @@
+//! Events that no queue was bound for. RabbitMQ keeps them in a queue of their own; here they are noticed, and handed back.
+
+use super::headers;
+use super::link::{Link, PATIENCE, Session};
+use super::topology::Topology;
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Channel, Confirmation};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// Between looks at the depths of the queues.
+const LOOK: Duration = Duration::from_secs(5);
+/// Messages handed back together.
+const BATCH: u16 = 64;
+
+/// What was found in the queue of the unrouted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct HandedBack {
+    /// To the events.
+    events: u64,
+    /// To the dead letters: no event of ours has such a routing key.
+    strangers: u64,
+}
+
+/// Watches the queues, and hands back what was diverted.
+#[derive(Debug)]
+pub(super) struct Watch {
+    topology: Topology,
+    /// Why events do not reach their queue, as the last look found.
+    diverted: Mutex<Option<Arc<str>>>,
+}
+
+impl Watch {
+    pub(super) fn new(topology: Topology) -> Watch {
+        Watch { topology, diverted: Mutex::default() }
+    }
+
+    /// Why events do not reach their queue, where they do not.
+    pub(super) fn diverted(&self) -> Option<Arc<str>> {
+        self.diverted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks again and again. `show` is called with the depth of each queue. Never returns.
+    pub(super) async fn run(&self, link: &Link, show: impl Fn(&'static str, u32) + Send) {
+        let mut ticks = interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Ok(session) = link.session() else { continue };
+            if let Err(why) = self.look(&session, &show).await {
+                tracing::debug!(why, "cannot look at the queues");
+                // A queue that is gone, perhaps: the session is of use only where all is as it must be.
+                if let Err(why) = session.ensure(&self.topology).await {
+                    session.fail(why);
+                }
+            }
+        }
+    }
+
+    async fn look(&self, session: &Session, show: &(impl Fn(&'static str, u32) + Send)) -> Result<(), String> {
+        let channel = session.channel().await?;
+        let queues = [
+            ("events", self.topology.events()),
+            ("dead", self.topology.dead()),
+            ("unrouted", self.topology.unrouted()),
+        ];
+        let mut waiting = 0;
+        for (label, queue) in queues {
+            let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            let declared = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
+            let declared = timeout(PATIENCE, declared).await.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
+            waiting = declared.map_err(|error| error.to_string())?.message_count();
+            show(label, waiting);
+        }
+        let mut found = HandedBack::default();
+        let mut stopped = None;
+        if waiting > 0 {
+            // Whoever declares mends what diverts them, if that is to be mended.
+            session.ensure(&self.topology).await?;
+            stopped = self.hand_back(session, waiting, &mut found).await.err();
+        }
+        drop(channel.close(200, "OK".into()).await);
+        self.report(found, stopped);
+        Ok(())
+    }
+
+    /// The first `waiting` messages, oldest first. Whatever is not settled goes back with its channel.
+    async fn hand_back(&self, session: &Session, waiting: u32, found: &mut HandedBack) -> Result<(), String> {
+        let (taking, putting) = (session.channel().await?, session.channel().await?);
+        let handed = self.hand_back_over(&taking, &putting, waiting, found).await;
+        drop(tokio::join!(taking.close(200, "OK".into()), putting.close(200, "OK".into())));
+        handed
+    }
+
+    async fn hand_back_over(
+        &self,
+        taking: &Channel,
+        putting: &Channel,
+        waiting: u32,
+        found: &mut HandedBack,
+    ) -> Result<(), String> {
+        let text = |error: lapin::Error| error.to_string();
+        putting.confirm_select(ConfirmSelectOptions::default()).await.map_err(text)?;
+        taking.basic_qos(BATCH, BasicQosOptions::default()).await.map_err(text)?;
+        let (queue, options) = (self.topology.unrouted(), BasicConsumeOptions::default());
+        let mut consumer = taking
+            .basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default())
+            .await
+            .map_err(text)?;
+        let mut left = waiting;
+        while left > 0 {
+            let mut batch = Vec::new();
+            while batch.len() < usize::from(BATCH) && left > 0 {
+                match timeout(PATIENCE, consumer.next()).await {
+                    Ok(Some(message)) => batch.push(message.map_err(text)?),
+                    Ok(None) => return Err(format!("the consumer of {queue} ended")),
+                    // Another gateway has the others.
+                    Err(_) => left = 1,
+                }
+                left -= 1;
+            }
+            let Some(last) = batch.last() else { return Ok(()) };
+            let messages = batch.iter().filter(|message| !headers::is_probe(&message.properties));
+            let (events, strangers): (Vec<_>, Vec<_>) = messages.partition(|message| is_event(message));
+            found.events += events.len() as u64;
+            found.strangers += strangers.len() as u64;
+            let put = async {
+                self.put(putting, &self.topology.back(), &events).await?;
+                self.put(putting, &self.topology.dead(), &strangers).await
+            };
+            timeout(PATIENCE, put).await.map_err(|_| format!("no confirm within {PATIENCE:?}"))??;
+            last.ack(BasicAckOptions { multiple: true }).await.map_err(text)?;
+        }
+        Ok(())
+    }
+
+    /// Publishes messages as they are; returns when all are confirmed. A copy of what was confirmed costs a repeat.
+    async fn put(&self, channel: &Channel, exchange: &str, messages: &[&Delivery]) -> Result<(), String> {
+        let mut confirms = Vec::with_capacity(messages.len());
+        for message in messages {
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            let (key, properties) = (message.routing_key.clone(), message.properties.clone());
+            let published = channel.basic_publish(exchange.into(), key, options, &message.data, properties).await;
+            confirms.push(published.map_err(|error| error.to_string())?);
+        }
+        let confirms = futures_util::future::try_join_all(confirms).await.map_err(|error| error.to_string())?;
+        // The library may report a return with another publish: of these no confirm can be believed.
+        match confirms.iter().find(|confirm| !matches!(confirm, Confirmation::Ack(None))) {
+            None => Ok(()),
+            Some(Confirmation::Nack(_)) => Err(format!("what the exchange {exchange} leads to is at its limit")),
+            Some(_) => Err(format!("no queue is bound to the exchange {exchange}")),
+        }
+    }
+
+    fn report(&self, found: HandedBack, stopped: Option<String>) {
+        let Topology { prefix, .. } = &self.topology;
+        let (HandedBack { events, strangers }, unrouted) = (found, self.topology.unrouted());
+        if strangers > 0 {
+            tracing::error!(
+                messages = strangers,
+                "messages that are no events of ours were published to the exchange {prefix}: they stand in the dead letters, \
+                 reason unrouted"
+            );
+        }
+        let diverted = match (events, stopped) {
+            (0, None) => None,
+            (_, stopped) => {
+                let outcome = stopped.map_or_else(
+                    || "they are handed back".to_owned(),
+                    |why| format!("they cannot be handed back now: {why}"),
+                );
+                Some(format!(
+                    "RabbitMQ diverts events to {unrouted}, for no queue was bound for them; {outcome}. Is the queue {} bound to \
+                     the exchange {prefix} with *.push.#?",
+                    self.topology.events()
+                ))
+            }
+        };
+        let mut known = self.diverted.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*known, &diverted) {
+            (Some(_), None) => tracing::info!("no more events are diverted to {unrouted}"),
+            (before, Some(now)) if before.as_deref() != Some(now) => tracing::error!(events, "{now}"),
+            _ => {}
+        }
+        *known = diverted.map(Arc::from);
+    }
+}
+
+/// Whether it has the routing key that the events are bound by.
+fn is_event(message: &Delivery) -> bool {
+    message.routing_key.as_str().split('.').nth(1) == Some("push")
+}

@@ -1,0 +1,188 @@
+//! The policies on our queues. AMQP does not show them, so RabbitMQ's management API is asked, where its URL is configured.
+
+use super::Finding;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{AUTHORIZATION, HOST};
+use hyper::{Request, StatusCode, Uri};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use streamgate_service::http_client::{self, HttpClient};
+
+const WHAT: &str = "rabbitmq.management_url";
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What RabbitMQ says of one queue takes a few kilobytes.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// What RabbitMQ says of a queue, as far as it is of interest.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Queue {
+    policy: Option<String>,
+    operator_policy: Option<String>,
+    /// An empty list where there is none.
+    effective_policy_definition: serde_json::Value,
+}
+
+/// What a policy does to a queue of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing that matters.
+    Harmless,
+    /// Events go another way than usual, and none is lost.
+    Notable(&'static str),
+    /// Events are lost, and we can neither stop nor see it.
+    Loses(&'static str),
+}
+
+/// `queues`: their names; `dead`: the one of the dead letters.
+pub(super) async fn look(url: &str, vhost: &str, queues: Vec<String>, dead: &str) -> Vec<Finding> {
+    let api = match Api::of(url) {
+        Ok(api) => api,
+        Err(why) => return vec![Finding::new(WHAT, Err(why))],
+    };
+    let mut findings = Vec::new();
+    for name in queues {
+        match api.queue(vhost, &name).await {
+            Ok(Some(queue)) => findings.extend(judge_all(&name, name == dead, &queue)),
+            Ok(None) => {}
+            // The others would fail alike.
+            Err(why) => return vec![Finding::new(WHAT, Err(why))],
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::new(WHAT, Ok("no policy takes events out of the queues".to_owned())));
+    }
+    findings
+}
+
+struct Api {
+    client: HttpClient,
+    /// Scheme, host and port.
+    base: String,
+    host: String,
+    authorization: Option<String>,
+}
+
+impl Api {
+    fn of(url: &str) -> Result<Api, String> {
+        let uri: Uri =
+            url.parse().map_err(|_| "is no URL; write it like http://user:password@host:15672".to_owned())?;
+        let (scheme, authority) = uri
+            .scheme_str()
+            .zip(uri.authority())
+            .ok_or("names no host; write it like http://user:password@host:15672".to_owned())?;
+        let (login, host) = match authority.as_str().rsplit_once('@') {
+            Some((login, host)) => (Some(login), host),
+            None => (None, authority.as_str()),
+        };
+        let authorization = login.map(|login| {
+            let decoded: Vec<u8> = percent_decode_str(login).collect();
+            format!("Basic {}", STANDARD.encode(decoded))
+        });
+        let client = http_client::client(None).map_err(|error| error.to_string())?;
+        Ok(Api { client, base: format!("{scheme}://{host}"), host: host.to_owned(), authorization })
+    }
+
+    /// None where there is no such queue.
+    async fn queue(&self, vhost: &str, name: &str) -> Result<Option<Queue>, String> {
+        let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+        let uri = format!("{}/api/queues/{}/{}", self.base, encoded(vhost), encoded(name));
+        let mut request = Request::get(uri).header(HOST, &self.host);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = request.body(Full::<Bytes>::default()).map_err(|error| error.to_string())?;
+        let ask = async {
+            let answer = self.client.request(request).await.map_err(|error| http_client::causes(&error))?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+            Ok::<_, String>((status, body.map_err(|error| error.to_string())?.to_bytes()))
+        };
+        let answered = tokio::time::timeout(PATIENCE, ask).await;
+        let (status, body) = answered.map_err(|_| format!("{} does not answer within {PATIENCE:?}", self.host))??;
+        match status {
+            StatusCode::OK => serde_json::from_slice(&body)
+                .map(Some)
+                .map_err(|error| format!("what {} answers is not RabbitMQ's management API: {error}", self.host)),
+            StatusCode::NOT_FOUND => Ok(None),
+            StatusCode::UNAUTHORIZED => Err(format!(
+                "{} refuses the login; the user needs the tag `monitoring` or `management`, and the URL its password",
+                self.host
+            )),
+            status => Err(format!("{} answers {status}", self.host)),
+        }
+    }
+}
+
+fn judge_all(name: &str, is_dead: bool, queue: &Queue) -> Vec<Finding> {
+    let definition: BTreeMap<_, _> = queue.effective_policy_definition.as_object().into_iter().flatten().collect();
+    let policies = [&queue.policy, &queue.operator_policy].into_iter().flatten().filter(|name| !name.is_empty());
+    let policies = policies.map(|name| format!("{name:?}")).collect::<Vec<_>>().join(" and ");
+    let found = definition.into_iter().filter_map(|(key, value)| {
+        let said = |effect| format!("the policy {policies} sets {key} = {value} on the queue {name}: {effect}");
+        match judge(key, value, is_dead) {
+            Verdict::Harmless => None,
+            Verdict::Notable(effect) => Some(Finding::warning(WHAT, said(effect))),
+            Verdict::Loses(effect) => Some(Finding::new(WHAT, Err(said(effect)))),
+        }
+    });
+    found.collect()
+}
+
+fn judge(key: &str, value: &serde_json::Value, is_dead: bool) -> Verdict {
+    match key {
+        "overflow" if value != "reject-publish" => Verdict::Loses("what is over a limit is thrown away; remove it"),
+        "expires" => Verdict::Loses("RabbitMQ deletes the queue with its events when nobody uses it; remove it"),
+        "message-ttl" if is_dead => {
+            Verdict::Loses("dead letters are deleted; remove it, and use `streamgate dead drop`")
+        }
+        "message-ttl" | "delivery-limit" => {
+            Verdict::Notable("what it takes out becomes a dead letter, dropped_by_broker")
+        }
+        "max-length" | "max-length-bytes" => {
+            Verdict::Notable("over it RabbitMQ refuses, and events wait where they are")
+        }
+        _ => Verdict::Harmless,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_table_of_policies() {
+        let cases = [
+            ("overflow", json!("drop-head"), false, "loses"),
+            ("overflow", json!("reject-publish"), false, "harmless"),
+            ("expires", json!(1000), false, "loses"),
+            ("message-ttl", json!(1000), true, "loses"),
+            ("message-ttl", json!(1000), false, "notable"),
+            ("delivery-limit", json!(2), false, "notable"),
+            ("max-length", json!(10), false, "notable"),
+            ("queue-leader-locator", json!("balanced"), false, "harmless"),
+        ];
+        for (key, value, is_dead, expected) in cases {
+            let verdict = match judge(key, &value, is_dead) {
+                Verdict::Harmless => "harmless",
+                Verdict::Notable(_) => "notable",
+                Verdict::Loses(_) => "loses",
+            };
+            assert_eq!(verdict, expected, "{key} {value}");
+        }
+    }
+
+    #[test]
+    fn urls_are_read_and_no_password_shows() {
+        assert!(Api::of("hunter2").is_err_and(|error| !error.contains("hunter2")));
+        let api = Api::of("http://ann:p%40ss@host:1").unwrap();
+        assert_eq!((api.base.as_str(), api.host.as_str()), ("http://host:1", "host:1"));
+        assert_eq!(api.authorization, Some(format!("Basic {}", STANDARD.encode("ann:p@ss"))));
+    }
+}

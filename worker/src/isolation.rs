@@ -1,0 +1,174 @@
+//! Which handlers run at the same time: one whose event was abandoned again and again runs alone, so that what ends the process
+//! or hangs takes no other with it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Beyond a handler's timeout, after which it can only be one that blocks its thread: nobody waits for that.
+const MARGIN: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+pub(crate) struct Isolation {
+    state: Mutex<State>,
+    /// Notified of each change that somebody waits for.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: HashMap<u64, Running>,
+    /// Handlers that wait to run alone: nobody else begins.
+    wanting: usize,
+    waiting: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    alone: bool,
+    /// From then on it is not waited for.
+    overdue: Instant,
+}
+
+/// What a handler that wants to begin finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Free,
+    /// Until something changes, or until then at the latest.
+    Blocked(Option<Instant>),
+}
+
+impl State {
+    fn way(&self, alone: bool, now: Instant) -> Way {
+        let blocking = self.running.values().filter(|other| other.overdue > now && (alone || other.alone));
+        match blocking.map(|other| other.overdue).min() {
+            Some(overdue) => Way::Blocked(Some(overdue)),
+            None if !alone && self.wanting > 0 => Way::Blocked(None),
+            None => Way::Free,
+        }
+    }
+}
+
+impl Isolation {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the right to run a handler, which lasts until the place is dropped. `id`: unique among all that run.
+    pub(crate) async fn enter(&self, id: u64, alone: bool, timeout: Duration) -> Place<'_> {
+        let _wanting = alone.then(|| Count::begin(self, |state| &mut state.wanting));
+        let _waiting = Count::begin(self, |state| &mut state.waiting);
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let blocked_until = {
+                let (mut state, now) = (self.lock(), Instant::now());
+                match state.way(alone, now) {
+                    Way::Free => {
+                        let overdue = now + timeout.saturating_add(MARGIN);
+                        state.running.insert(id, Running { alone, overdue });
+                        return Place { isolation: self, id };
+                    }
+                    Way::Blocked(until) => until,
+                }
+            };
+            match blocked_until {
+                Some(until) => drop(tokio::time::timeout_at(until, changed).await),
+                None => changed.await,
+            }
+        }
+    }
+}
+
+/// The right to run a handler.
+#[derive(Debug)]
+pub(crate) struct Place<'i> {
+    isolation: &'i Isolation,
+    id: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.isolation.lock();
+        state.running.remove(&self.id);
+        let heard = state.waiting > 0;
+        drop(state);
+        if heard {
+            self.isolation.changed.notify_waiters();
+        }
+    }
+}
+
+/// One of those that want or wait, however it ends.
+struct Count<'i> {
+    isolation: &'i Isolation,
+    of: fn(&mut State) -> &mut usize,
+}
+
+impl<'i> Count<'i> {
+    fn begin(isolation: &'i Isolation, of: fn(&mut State) -> &mut usize) -> Count<'i> {
+        *of(&mut isolation.lock()) += 1;
+        Count { isolation, of }
+    }
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        *(self.of)(&mut self.isolation.lock()) -= 1;
+        self.isolation.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspect_runs_alone_and_others_before_and_after_it() {
+        let isolation = Isolation::default();
+        let first = isolation.enter(1, false, TIMEOUT).await;
+        let second = isolation.enter(2, false, TIMEOUT).now_or_never().expect("others run at the same time");
+        let mut suspect = std::pin::pin!(isolation.enter(3, true, TIMEOUT));
+        assert!(suspect.as_mut().now_or_never().is_none(), "while others run");
+        let mut later = std::pin::pin!(isolation.enter(4, false, TIMEOUT));
+        assert!(later.as_mut().now_or_never().is_none(), "nobody begins while a suspect waits");
+        drop(first);
+        assert!(suspect.as_mut().now_or_never().is_none());
+        drop(second);
+        let alone = suspect.await;
+        assert!(later.as_mut().now_or_never().is_none());
+        drop(alone);
+        drop(later.await);
+        assert!(isolation.lock().running.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspect_that_gives_up_keeps_nobody_waiting() {
+        let isolation = Isolation::default();
+        let first = isolation.enter(1, false, TIMEOUT).await;
+        {
+            let mut suspect = std::pin::pin!(isolation.enter(2, true, TIMEOUT));
+            assert!(suspect.as_mut().now_or_never().is_none());
+        }
+        isolation.enter(3, false, TIMEOUT).now_or_never().expect("nobody waits to be alone");
+        drop(first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handler_that_blocks_its_thread_is_not_waited_for_beyond_its_time() {
+        let isolation = Isolation::default();
+        let started = Instant::now();
+        let blocked = isolation.enter(1, false, TIMEOUT).await;
+        let alone = isolation.enter(2, true, TIMEOUT).await;
+        assert_eq!(started.elapsed(), TIMEOUT + MARGIN);
+        // Nor is one that was to run alone.
+        let other = isolation.enter(3, false, TIMEOUT).await;
+        assert_eq!(started.elapsed(), 2 * (TIMEOUT + MARGIN));
+        drop((blocked, alone, other));
+    }
+}
