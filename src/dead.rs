@@ -11,8 +11,8 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 use streamgate_core::envelope::rfc3339;
-use streamgate_core::letter::{Filter, Letter};
-use streamgate_core::ports::{Letters, StoreError};
+use streamgate_core::letter::{Filter, Letter, LetterId};
+use streamgate_core::ports::{Letters, Moved};
 use streamgate_core::reason::Reason;
 use streamgate_service::config::{Loaded, StoreKind, reader};
 use streamgate_service::shutdown::Shutdown;
@@ -261,11 +261,15 @@ async fn each(
     }
 }
 
-async fn choose(letters: &impl Letters, filter: &Filter, interrupted: &CancellationToken) -> anyhow::Result<Vec<i64>> {
-    let mut numbers = Vec::new();
+async fn choose(
+    letters: &impl Letters,
+    filter: &Filter,
+    interrupted: &CancellationToken,
+) -> anyhow::Result<Vec<LetterId>> {
+    let mut chosen = Vec::new();
     let mut unknown = filter.ids.clone();
     each(letters, filter, interrupted, |letter| {
-        numbers.push(letter.number);
+        chosen.push(letter.id());
         unknown.retain(|id| !Filter { ids: vec![id.clone()], ..Filter::default() }.matches(letter));
         Ok(())
     })
@@ -273,7 +277,7 @@ async fn choose(letters: &impl Letters, filter: &Filter, interrupted: &Cancellat
     if !unknown.is_empty() {
         bail!("no such dead letter: {}; nothing was changed, `streamgate dead list` shows them", unknown.join(", "));
     }
-    Ok(numbers)
+    Ok(chosen)
 }
 
 async fn list(
@@ -346,31 +350,27 @@ async fn show(
 /// Moves the letters some at a time, so that there is progress to show, and says how many it were and how many are left.
 async fn change<F>(
     word: &str,
-    numbers: Vec<i64>,
+    letters: Vec<LetterId>,
     json: bool,
     interrupted: &CancellationToken,
-    mut each: impl FnMut(Vec<i64>) -> F,
+    mut each: impl FnMut(Vec<LetterId>) -> F,
 ) -> anyhow::Result<()>
 where
-    F: Future<Output = Result<usize, StoreError>>,
+    F: Future<Output = Moved>,
 {
-    let bar = output::bar(numbers.len() as u64, "letters", json);
-    let (mut count, mut failed) = (0, None);
-    for some in numbers.chunks(STEP) {
-        if interrupted.is_cancelled() {
+    let bar = output::bar(letters.len() as u64, "letters", json);
+    let mut all = Moved::default();
+    for some in letters.chunks(STEP) {
+        if interrupted.is_cancelled() || all.stopped.is_some() {
             break;
         }
-        match each(some.to_vec()).await {
-            Ok(moved) => count += moved,
-            Err(error) => {
-                failed = Some(error);
-                break;
-            }
-        }
+        let Moved { count, stopped } = each(some.to_vec()).await;
+        all = Moved { count: all.count + count, stopped };
         bar.inc(some.len() as u64);
     }
     bar.finish_and_clear();
-    let left = numbers.len() - count;
+    let Moved { count, stopped } = all;
+    let left = letters.len() - count;
     match (json, left) {
         (true, 0) => output::line(serde_json::json!({ word: count }))?,
         (true, _) => output::line(serde_json::json!({ word: count, "left": left }))?,
@@ -378,7 +378,7 @@ where
         (false, _) => output::line(format!("{count} {word}, {left} left"))?,
     }
     let go_on = "the same command goes on with those that are left";
-    match failed {
+    match stopped {
         Some(error) => Err(error).context(go_on),
         None if interrupted.is_cancelled() && left > 0 => bail!("interrupted; {go_on}"),
         None if left > 0 => bail!("{left} could not be reached, or somebody else has moved them; {go_on}"),

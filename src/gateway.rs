@@ -96,7 +96,8 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
     let (accepting, secured) = (gateway.accepting(), tls.clone());
     let readiness = ops::unless_draining(&shutdown, move || {
         accepting()?;
-        if let Some(why) = broker.diverted() {
+        // Without RabbitMQ events go to the spool, wherever they went before.
+        if let (Ok(()), Some(why)) = (broker.ready(), broker.diverted()) {
             return Err(why.to_string());
         }
         let but = secured.as_ref().map_or(Ok(None), Tls::ready)?;

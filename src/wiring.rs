@@ -27,7 +27,8 @@ pub fn store_options(config: &Config) -> sqlite::Options {
         max_waiting: config.gateway.max_in_flight + config.worker.concurrency,
         prefetch: config.worker.prefetch.max(config.worker.concurrency),
         in_hand_bytes: config.worker.memory_budget,
-        patience: config.worker.handler_timeout,
+        // Its own handler's time, and that of those that run when it is to run alone.
+        patience: config.worker.handler_timeout.saturating_mul(2),
     }
 }
 

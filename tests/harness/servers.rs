@@ -130,6 +130,11 @@ impl RedisServer {
         RedisServer::with(&[&["--tls-auth-clients", "no", "--tls-port"], &files[..]].concat()).await
     }
 
+    /// Where it would save what it holds.
+    pub fn dump(&self) -> PathBuf {
+        self.files.join("dump.rdb")
+    }
+
     pub async fn restart(&mut self) {
         assert!(self.guard.is_none(), "it runs");
         std::fs::write(self.files.join("keep"), "").unwrap();

@@ -10,7 +10,7 @@ use streamgate::{
     BoxFuture, Context, Event, Handler, HandlerError, Hooks, Metrics, Pattern, Route, Router, Shutdown, gateway, up,
     wiring, worker,
 };
-use streamgate_core::letter::Letter;
+use streamgate_core::letter::{Letter, LetterId};
 use streamgate_core::ports::Letters;
 use streamgate_service::config::{self, Environment, Source};
 use streamgate_store::rabbitmq::LetterQueue;
@@ -37,7 +37,7 @@ pub trait Stack: Sized {
         self.drain()
     }
     fn letters(site: &Site) -> impl Future<Output = Vec<Letter>>;
-    fn replay(site: &Site, numbers: Vec<i64>) -> impl Future<Output = usize>;
+    fn replay(site: &Site, letters: Vec<LetterId>) -> impl Future<Output = usize>;
 }
 
 /// `streamgate up` on the embedded store.
@@ -97,8 +97,8 @@ impl Stack for Embedded {
         LetterBox::open(&site.data_dir()).unwrap().page(0, 1000).await.unwrap()
     }
 
-    async fn replay(site: &Site, numbers: Vec<i64>) -> usize {
-        LetterBox::open(&site.data_dir()).unwrap().replay(numbers).await.unwrap()
+    async fn replay(site: &Site, letters: Vec<LetterId>) -> usize {
+        LetterBox::open(&site.data_dir()).unwrap().replay(letters).await.count
     }
 }
 
@@ -207,9 +207,9 @@ impl Stack for Services {
         letters
     }
 
-    async fn replay(site: &Site, numbers: Vec<i64>) -> usize {
+    async fn replay(site: &Site, letters: Vec<LetterId>) -> usize {
         let queue = Services::letter_queue(site).await;
-        let replayed = queue.replay(numbers).await.unwrap();
+        let replayed = queue.replay(letters).await.count;
         queue.close().await.unwrap();
         replayed
     }

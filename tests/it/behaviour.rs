@@ -6,6 +6,7 @@ use crate::harness::wire::{Webhook, send};
 use crate::harness::{eventually, unique};
 use std::collections::HashSet;
 use std::sync::Arc;
+use streamgate_core::letter::Letter;
 use tokio::sync::Semaphore;
 
 /// Each behaviour as a test of its own, for each stack.
@@ -203,9 +204,9 @@ async fn a_replayed_letter_is_handled_again<S: Stack>() {
     accept(&stack, &webhook, "enqueued").await;
     let first = script.next().await;
     eventually("it is dead", || async { settled(&stack, "dead") == 1 }).await;
-    let numbers: Vec<_> = S::letters(&site).await.iter().map(|letter| letter.number).collect();
+    let letters: Vec<_> = S::letters(&site).await.iter().map(Letter::id).collect();
     broken.store(false, std::sync::atomic::Ordering::SeqCst);
-    assert_eq!(S::replay(&site, numbers).await, 1);
+    assert_eq!(S::replay(&site, letters).await, 1);
     let again = script.next().await;
     assert_eq!((&again.key, again.attempt, &again.body), (&first.key, 1, &webhook.body));
     eventually("it is done", || async { settled(&stack, "done") == 1 }).await;

@@ -64,12 +64,12 @@ async fn looks_at_a_queue_dropped_connections_and_restarts_blame_no_event() {
     }
     wear(&backends.broker, &events, 12).await;
     // Graceful ends in the middle of handlers, each of which had all events in its prefetch.
-    for _ in 0..3 {
+    for round in 1..=3 {
         let worker = site.start_as("worker").await.ready().await;
         eventually("handlers run", || async { worker.metric("streamgate_worker_in_flight").await >= 1.0 }).await;
         // The second signal cuts the drain short.
         worker.signal(rustix::process::Signal::TERM);
-        site.logged("draining; a second signal aborts").await;
+        eventually("it drains", || async { site.log().matches("draining; a second signal").count() == round }).await;
         worker.terminate().await;
     }
     gate.open();

@@ -53,6 +53,22 @@ enum Fault {
     /// A gateway does not start on it, and says so.
     SpoolReadOnly,
     BrokerAndRedisKilled,
+    /// What waits expires: it is replayed from the dead letters.
+    PolicyExpiresEvents,
+    /// Whoever connects may not publish any more.
+    PermissionsTaken,
+    /// A look at the queue with the management UI, a dozen times, and dead letters moved by hand.
+    OperatorPeeks,
+    /// It takes no writes: it became a replica.
+    RedisReplica,
+    /// It takes no writes: it cannot save.
+    RedisCannotSave,
+    /// A gateway's, with its database open.
+    DataDirectoryMoved,
+    /// A gateway writes every line there is into a pipe that nobody reads.
+    LogStalled,
+    /// A worker's, by a day.
+    ClockSetBack,
 }
 
 use Fault::*;
@@ -66,7 +82,7 @@ enum Part {
     Process,
 }
 
-const ALL: [(Fault, &[Part]); 23] = [
+const ALL: [(Fault, &[Part]); 31] = [
     (BrokerKilled, &[Part::Broker]),
     (BrokerRestarted, &[Part::Broker]),
     (BrokerHangs, &[Part::Broker]),
@@ -90,6 +106,14 @@ const ALL: [(Fault, &[Part]); 23] = [
     (SpoolFull, &[Part::Process]),
     (SpoolReadOnly, &[Part::Process]),
     (BrokerAndRedisKilled, &[Part::Broker, Part::Redis]),
+    (PolicyExpiresEvents, &[Part::Broker, Part::Process]),
+    (PermissionsTaken, &[Part::Broker]),
+    (OperatorPeeks, &[Part::Broker]),
+    (RedisReplica, &[Part::Redis]),
+    (RedisCannotSave, &[Part::Redis]),
+    (DataDirectoryMoved, &[Part::Process, Part::Broker]),
+    (LogStalled, &[Part::Process]),
+    (ClockSetBack, &[Part::Process]),
 ];
 
 /// A disk is needed only while RabbitMQ takes nothing.
@@ -128,6 +152,7 @@ async fn whatever_breaks_nothing_acknowledged_is_lost() {
         let faults: Vec<_> = both.into_iter().filter(|fault| world.can(*fault)).collect();
         println!("{}", world.suffer(&faults, events(&faults)).await);
     }
+    world.promises_were_kept();
     let World { load, service, workers, .. } = &mut world;
     load.paused.send_replace(true);
     let repeats = load.ledger.prove(service).await;

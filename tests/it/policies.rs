@@ -15,6 +15,13 @@ struct Policy<'b> {
 }
 
 impl Policy<'_> {
+    /// RabbitMQ applies a policy a while after it is set, and takes it away a while after it is deleted.
+    async fn is_on(broker: &Broker, name: &str, queue: &str) -> bool {
+        let queue = broker.manage("GET", &format!("queues/%2f/{queue}"), "").await;
+        let queue: serde_json::Value = serde_json::from_str(&queue).unwrap();
+        queue["policy"] == name
+    }
+
     async fn set<'b>(broker: &'b Broker, name: &str, pattern: &str, definition: &str) -> Policy<'b> {
         let path = format!("policies/%2f/{name}");
         let body = format!(r#"{{"pattern":"{pattern}","definition":{definition},"apply-to":"queues"}}"#);
@@ -58,11 +65,12 @@ async fn what_a_policys_ttl_drops_is_a_dead_letter_and_can_be_replayed() {
     drop(site.start_as("worker").await.ready().await);
     let pattern = format!("^{prefix}\\\\.(events|unrouted)$");
     let policy = Policy::set(&backends.broker, &prefix, &pattern, r#"{"message-ttl":500}"#).await;
+    let (events, dead) = (format!("{prefix}.events"), format!("{prefix}.dead"));
+    eventually("the policy is applied", || Policy::is_on(&backends.broker, &prefix, &events)).await;
     let _gateway = accept(&site, 20).await;
-    let dead = format!("{prefix}.dead");
-    // RabbitMQ applies a policy a while after it is set.
     within(2 * PATIENCE, "all have expired", || async { backends.broker.ready(&dead).await == 20 }).await;
     policy.lift().await;
+    eventually("the policy is gone", async || !Policy::is_on(&backends.broker, &prefix, &events).await).await;
     let letters = letters(&site).await;
     assert_eq!(letters.len(), 20);
     for (number, letter) in letters.iter().enumerate() {
@@ -84,14 +92,7 @@ async fn what_a_policys_delivery_limit_drops_is_a_dead_letter() {
         Policy::set(&backends.broker, &prefix, &format!("^{prefix}\\\\.events$"), r#"{"delivery-limit":2}"#).await;
     let _gateway = accept(&site, 1).await;
     let events = format!("{prefix}.events");
-    eventually("the policy is applied", || async {
-        backends
-            .broker
-            .manage("GET", &format!("queues/%2f/{events}"), "")
-            .await
-            .contains(&format!("\"policy\":\"{prefix}\""))
-    })
-    .await;
+    eventually("the policy is applied", || Policy::is_on(&backends.broker, &prefix, &events)).await;
     wear(&backends.broker, &events, 3).await;
     eventually("it is a dead letter", || async { letters(&site).await.len() == 1 }).await;
     assert!(letters(&site).await[0]["error"].as_str().unwrap().contains("delivery_limit"));

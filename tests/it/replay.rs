@@ -96,14 +96,15 @@ async fn a_drop_that_is_interrupted_says_what_is_left_and_goes_on() {
     assert!(site.start_as("worker").await.ready().await.terminate().await.success());
     let dead = format!("{prefix}.dead");
     let (_connection, channel) = backends.broker.channel().await;
-    bury(&channel, &prefix, 2000).await;
+    let all = 6000;
+    bury(&channel, &prefix, all.into()).await;
     // The look at all of them is interrupted before anything is dropped, or the drop is.
     let args = ["dead", "drop", "--all"];
-    let output = interrupted(&site, &args, Signal::INT, async || backends.broker.ready(&dead).await < 2000).await;
+    let output = interrupted(&site, &args, Signal::INT, async || backends.broker.ready(&dead).await < all).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     let left = match error.contains("nothing was changed") {
-        true => 2000,
+        true => all,
         false => counts(&output, "dropped").1,
     };
     eventually("the rest is back", || async { backends.broker.ready(&dead).await == left }).await;

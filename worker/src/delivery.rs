@@ -71,19 +71,20 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         };
         let key = delivery.envelope.claim_key(&route.name);
         let length = self.policy.handler_timeout.saturating_add(LEASE_MARGIN);
-        let verdict = self.claims.claim(&key, delivery.envelope.attempt, holder, length).await;
-        let (verdict, precaution) = match verdict {
-            Ok(Verdict::Run { abandoned }) => {
-                let abandoned = abandoned.max(delivery.abandoned);
-                (Verdict::Run { abandoned }, Precaution::of(abandoned))
+        let mut alone = Precaution::of(delivery.abandoned) == Precaution::Alone;
+        let (place, verdict, precaution) = loop {
+            // The place first, then the lease: who only waits for a turn has begun nothing, and is not to blame.
+            let place = tokio::select! {
+                place = self.isolation.enter(holder, alone, self.policy.handler_timeout) => place,
+                () = cut.cancelled() => return,
+            };
+            let counts = (delivery.abandoned, delivery.redelivered);
+            let (verdict, precaution) = self.claim(&delivery.envelope, counts, &key, holder, length).await;
+            if precaution != Precaution::Alone || alone {
+                break (place, verdict, precaution);
             }
-            Ok(verdict) => (verdict, Precaution::None),
-            Err(error) => {
-                // Without claims an event may be handled twice; without handling it would be late for sure.
-                self.metrics.worker_claim_errors.inc();
-                tracing::debug!(%error, %key, "cannot claim, handling all the same");
-                (Verdict::Run { abandoned: 0 }, Precaution::unclaimed(delivery.redelivered))
-            }
+            self.release(&key, holder).await;
+            alone = true;
         };
         let settlement = match verdict {
             Verdict::Run { abandoned } if precaution == Precaution::Dead => {
@@ -93,19 +94,44 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             }
             Verdict::Run { .. } => {
                 let lease = Lease { claims: &*self.claims, key: &key, holder, length };
-                let alone = precaution == Precaution::Alone;
                 tokio::select! {
-                    handled = self.handle(&delivery.envelope, route, &lease, alone) => handled,
+                    handled = self.handle(&delivery.envelope, route, &lease) => handled,
                     () = cut.cancelled() => return self.release(&key, holder).await,
                 }
             }
             Verdict::Wait => Settlement::Wait { delay: self.policy.ladder.shortest() },
             Verdict::Superseded => Settlement::Superseded,
         };
+        drop(place);
         tokio::select! {
             () = self.settle(delivery, &route.name, settlement, &key, holder) => {}
-            // It may be settled already, so its lease is left to lapse.
-            () = cut.cancelled() => {}
+            // A stop blames nobody. What is settled by now is recorded, or repeated.
+            () = cut.cancelled() => self.release(&key, holder).await,
+        }
+    }
+
+    /// Asks for the lease, and what is to be feared of the event. `counts`: what the queue knows of abandoned attempts and of
+    /// deliveries.
+    async fn claim(
+        &self,
+        envelope: &Envelope,
+        (abandoned_before, redelivered): (u32, u32),
+        key: &ClaimKey,
+        holder: u64,
+        length: Duration,
+    ) -> (Verdict, Precaution) {
+        match self.claims.claim(key, envelope.attempt, holder, length).await {
+            Ok(Verdict::Run { abandoned }) => {
+                let abandoned = abandoned.max(abandoned_before);
+                (Verdict::Run { abandoned }, Precaution::of(abandoned))
+            }
+            Ok(verdict) => (verdict, Precaution::None),
+            Err(error) => {
+                // Without claims an event may be handled twice; without handling it would be late for sure.
+                self.metrics.worker_claim_errors.inc();
+                tracing::debug!(%error, %key, "cannot claim, handling all the same");
+                (Verdict::Run { abandoned: 0 }, Precaution::unclaimed(redelivered))
+            }
         }
     }
 
@@ -134,22 +160,19 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         }
     }
 
-    async fn handle(&self, envelope: &Envelope, route: &Route, lease: &Lease<'_, C>, alone: bool) -> Settlement {
+    async fn handle(&self, envelope: &Envelope, route: &Route, lease: &Lease<'_, C>) -> Settlement {
         let context = Context { attempt: envelope.attempt, timeout: self.policy.handler_timeout };
         let event = Event(envelope.clone());
-        let run = async {
-            let _place = self.isolation.enter(lease.holder, alone, self.policy.handler_timeout).await;
-            let (started, _running) = (Instant::now(), Running::start(&self.metrics.worker_in_flight));
-            // The call itself may panic too, not only its future.
-            let run = AssertUnwindSafe(async { route.handler.handle(event, context).await }).catch_unwind();
-            let ended = tokio::time::timeout(self.policy.handler_timeout, run).await;
-            self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
-            ended
-        };
+        let started = Instant::now();
+        let running = Running::start(&self.metrics.worker_in_flight);
+        // The call itself may panic too, not only its future.
+        let run = AssertUnwindSafe(async { route.handler.handle(event, context).await }).catch_unwind();
         let result = tokio::select! {
-            ended = run => ended,
+            ended = tokio::time::timeout(self.policy.handler_timeout, run) => ended,
             never = lease.renewed() => match never {},
         };
+        drop(running);
+        self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
         let result = result.map_or_else(
             |_| Err(HandlerError::retry(format!("the handler did not end within {:?}", self.policy.handler_timeout))),
             // What a panic says may hold anything: it is told apart, not quoted.

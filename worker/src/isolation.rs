@@ -58,9 +58,9 @@ impl Isolation {
 
     /// Waits for the right to run a handler, which lasts until the place is dropped. `id`: unique among all that run.
     pub(crate) async fn enter(&self, id: u64, alone: bool, timeout: Duration) -> Place<'_> {
-        let _wanting = alone.then(|| Count::begin(self, |state| &mut state.wanting));
-        let _waiting = Count::begin(self, |state| &mut state.waiting);
-        loop {
+        let wanting = alone.then(|| Count::begin(self, |state| &mut state.wanting));
+        let waiting = Count::begin(self, |state| &mut state.waiting);
+        let others_wait = loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             let blocked_until = {
@@ -69,7 +69,7 @@ impl Isolation {
                     Way::Free => {
                         let overdue = now + timeout.saturating_add(MARGIN);
                         state.running.insert(id, Running { alone, overdue });
-                        return Place { isolation: self, id };
+                        break state.waiting > 1;
                     }
                     Way::Blocked(until) => until,
                 }
@@ -78,7 +78,15 @@ impl Isolation {
                 Some(until) => drop(tokio::time::timeout_at(until, changed).await),
                 None => changed.await,
             }
+        };
+        let place = Place { isolation: self, id };
+        drop((wanting, waiting));
+        if others_wait {
+            // The last one that was woken just now waits on this thread, where nobody can take it from: it must look before a
+            // handler blocks the thread.
+            tokio::task::yield_now().await;
         }
+        place
     }
 }
 

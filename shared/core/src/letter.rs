@@ -19,7 +19,21 @@ pub struct Letter {
     pub died_at_ms: i64,
 }
 
+/// Which letter is meant. Two may share a number, by chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LetterId {
+    pub number: i64,
+    /// A fingerprint of the event and its life.
+    pub life: u128,
+}
+
 impl Letter {
+    pub fn id(&self) -> LetterId {
+        let Envelope { key, replay, .. } = &self.envelope;
+        let life = fingerprint(&format!("{key}|{}", replay.as_deref().unwrap_or_default()));
+        LetterId { number: self.number, life: u128::from_be_bytes(life) }
+    }
+
     /// The event as it goes back to its queue: the first attempt of a new life. The life's nonce is made from the dead letter,
     /// so that whoever moves it, however often, begins the same life, and the claim absorbs the copies of an interrupted
     /// replay. What no queue was bound for has not lived yet, and goes back as it came.

@@ -4,7 +4,7 @@
 use crate::{
     claim::{ClaimKey, Conclusion, Verdict},
     envelope::Envelope,
-    letter::Letter,
+    letter::{Letter, LetterId},
     reason::Reason,
 };
 use bytes::Bytes;
@@ -159,14 +159,23 @@ pub trait Claims: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
+/// What became of letters that were to be replayed or dropped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// That many are gone from where they were.
+    pub count: usize,
+    /// Why the others are not, where something stopped it.
+    pub stopped: Option<StoreError>,
+}
+
 /// The dead letters.
 pub trait Letters: Send + Sync + 'static {
     /// Up to `limit` letters with a number over `after`, oldest first.
     fn page(&self, after: i64, limit: usize) -> impl Future<Output = Result<Vec<Letter>, StoreError>> + Send;
-    /// Puts the letters back into the queue, see [`Letter::replayed`]. Returns how many there were.
-    fn replay(&self, numbers: Vec<i64>) -> impl Future<Output = Result<usize, StoreError>> + Send;
-    /// Removes the letters for good. Returns how many there were.
-    fn discard(&self, numbers: Vec<i64>) -> impl Future<Output = Result<usize, StoreError>> + Send;
+    /// Puts the letters back into the queue, see [`Letter::replayed`].
+    fn replay(&self, letters: Vec<LetterId>) -> impl Future<Output = Moved> + Send;
+    /// Removes the letters for good.
+    fn discard(&self, letters: Vec<LetterId>) -> impl Future<Output = Moved> + Send;
 }
 
 /// Asks a worker for an answer that a caller waits for.

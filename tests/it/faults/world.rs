@@ -1,6 +1,7 @@
 //! Two gateways and two workers under load, how each fault is made and ended, and what is counted meanwhile.
 
 use super::Fault::{self, *};
+use super::{ALL, Part};
 use crate::harness::fleet::Fleet;
 use crate::harness::ledger::Load;
 use crate::harness::process::{Server, Site};
@@ -14,6 +15,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use rusqlite::Connection;
 use rustix::process::Signal;
 use std::collections::HashSet;
+use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio_util::task::AbortOnDropHandle;
@@ -38,6 +40,8 @@ pub struct World {
     /// Ids of what gateways published, and how often an id came again.
     published: HashSet<String>,
     published_again: u64,
+    /// What was promised and not kept: told at the end, for the table says why.
+    broken: Vec<String>,
 }
 
 impl World {
@@ -79,6 +83,7 @@ impl World {
             slowness,
             published,
             published_again: 0,
+            broken: Vec::new(),
         };
         let (_connection, channel) = world.backends.broker.channel().await;
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -231,7 +236,61 @@ impl World {
                 self.backends.broker.kill();
                 self.backends.redis.kill();
             }
+            PolicyExpiresEvents => {
+                self.signal_workers(Signal::STOP);
+                let policy = format!(
+                    r#"{{"pattern":"^{}[.]events$","definition":{{"message-ttl":100}},"apply-to":"queues"}}"#,
+                    self.prefix
+                );
+                self.backends.broker.manage("PUT", "policies/%2f/expires", &policy).await;
+                let dead = format!("{}.dead", self.prefix);
+                let dropped = || async { self.backends.broker.ready(&dead).await > 0 };
+                within(Duration::from_secs(120), "RabbitMQ drops events", dropped).await;
+            }
+            PermissionsTaken => self.permit("^$").await,
+            OperatorPeeks => {
+                let events = format!("{}.events", self.prefix);
+                crate::blame::wear(&self.backends.broker, &events, 12).await;
+            }
+            RedisReplica => drop(self.backends.redis.ask(&["REPLICAOF", "127.0.0.1", "1"]).await),
+            RedisCannotSave => {
+                // In the place of its file.
+                std::fs::create_dir_all(self.backends.redis.dump().join("taken")).unwrap();
+                let redis = &self.backends.redis;
+                redis.ask(&["CONFIG", "SET", "save", "3600 1"]).await;
+                redis.ask(&["BGSAVE"]).await;
+                eventually("it could not save", || async {
+                    redis.ask(&["INFO", "persistence"]).await.contains("rdb_last_bgsave_status:err")
+                })
+                .await;
+            }
+            DataDirectoryMoved => {
+                let place = &self.gateways[1].0;
+                std::fs::rename(place.data_dir(), place.path("moved")).unwrap();
+            }
+            LogStalled => {
+                let (site, server) = &mut self.gateways[1];
+                assert!(server.take().unwrap().terminate().await.success());
+                let mut command = site.command(&["gateway"]);
+                command.env("STREAMGATE_LOG", "trace");
+                // The pipe holds 64 KiB, and each event is more than a line.
+                *server = Some(Server::with_log(command, Stdio::piped(), site).await);
+            }
+            ClockSetBack => {
+                let (site, server) = &mut self.workers[1];
+                assert!(server.take().unwrap().terminate().await.success());
+                site.set_clock("+0");
+                *server = Some(Server::of(site.command_by_clock(&["worker"]), site).await.ready().await);
+                site.set_clock("-1d");
+            }
         }
+    }
+
+    /// What the user of the services may publish to, from its next connection on.
+    async fn permit(&self, write: &str) {
+        let permissions = format!(r#"{{"configure":".*","write":"{write}","read":".*"}}"#);
+        self.backends.broker.manage("PUT", "permissions/%2f/guest", &permissions).await;
+        self.backends.broker.manage("DELETE", "connections/username/guest", "").await;
     }
 
     async fn heal(&mut self, fault: Fault) {
@@ -285,7 +344,62 @@ impl World {
                 self.backends.broker.restart().await;
                 self.backends.redis.restart().await;
             }
+            PolicyExpiresEvents => {
+                self.backends.broker.manage("DELETE", "policies/%2f/expires", "").await;
+                self.signal_workers(Signal::CONT);
+                let dead = format!("{}.dead", self.prefix);
+                // The policy goes a while after it is deleted.
+                eventually("no more events are dropped", || async {
+                    let replay = ["dead", "replay", "--reason", "dropped_by_broker"];
+                    self.workers[0].0.run(&replay).await.status.success()
+                        && self.backends.broker.ready(&dead).await == 0
+                })
+                .await;
+            }
+            PermissionsTaken => self.permit(".*").await,
+            OperatorPeeks => {}
+            RedisReplica => drop(self.backends.redis.ask(&["REPLICAOF", "NO", "ONE"]).await),
+            RedisCannotSave => {
+                drop(self.backends.redis.ask(&["CONFIG", "SET", "save", ""]).await);
+                std::fs::remove_dir_all(self.backends.redis.dump()).unwrap();
+            }
+            DataDirectoryMoved => {
+                let place = &self.gateways[1].0;
+                std::fs::rename(place.path("moved"), place.data_dir()).unwrap();
+            }
+            LogStalled => {
+                let (site, server) = &mut self.gateways[1];
+                assert!(server.take().unwrap().terminate().await.success());
+                *server = Some(site.start_as("gateway").await);
+            }
+            ClockSetBack => {
+                let (site, server) = &mut self.workers[1];
+                assert!(server.take().unwrap().terminate().await.success());
+                *server = Some(site.start_as("worker").await);
+            }
         }
+    }
+
+    /// Nothing is refused that could have been taken: none is given up by its sender, for one gateway can always take it; and while only
+    /// RabbitMQ or Redis is ill, no request at all is refused. Memory stays within what is promised.
+    fn judge(&mut self, faults: &[Fault], name: &str, failed: u64, given_up: u64) {
+        const PROMISED: u64 = (256 + 128) << 20;
+        let ill = ALL.iter().filter(|(fault, _)| faults.contains(fault)).flat_map(|(_, parts)| parts.iter());
+        if failed > 0 && !ill.clone().any(|part| *part == Part::Process) {
+            self.broken.push(format!("{name}: {failed} requests refused, though each gateway and its disk were well"));
+        }
+        if given_up > 0 {
+            self.broken
+                .push(format!("{name}: {given_up} events given up by their sender, though one gateway was well"));
+        }
+        let peak = self.peak_memory();
+        if peak > PROMISED {
+            self.broken.push(format!("{name}: {} MiB of memory", peak >> 20));
+        }
+    }
+
+    pub fn promises_were_kept(&self) {
+        assert!(self.broken.is_empty(), "{}", self.broken.join("\n"));
     }
 
     fn signal_workers(&self, signal: Signal) {
@@ -311,7 +425,7 @@ impl World {
     pub async fn suffer(&mut self, faults: &[Fault], events: usize) -> String {
         let ledger = std::sync::Arc::clone(&self.load.ledger);
         let count = |of: &std::sync::atomic::AtomicU64| of.load(Ordering::Relaxed);
-        let (requests, failed) = (count(&ledger.requests), count(&ledger.failed));
+        let (requests, failed, given_up) = (count(&ledger.requests), count(&ledger.failed), count(&ledger.refused));
         let (repeats, again, spooled) = (self.service.repeats(), self.published_again, self.spooled().await);
         for fault in faults {
             self.strike(*fault).await;
@@ -337,6 +451,7 @@ impl World {
         // Those of a process that was killed are not counted.
         let spooled = (self.spooled().await - spooled).max(0.0);
         let name = faults.iter().map(|fault| format!("{fault:?}")).collect::<Vec<_>>().join(" + ");
+        self.judge(faults, &name, failed, count(&ledger.refused) - given_up);
         format!(
             "{name:<46} {requests:>8} {:>7.2} {spooled:>8} {:>11} {repeats:>8} {:>9.1} {:>8}",
             100.0 - failed as f64 * 100.0 / requests as f64,

@@ -4,6 +4,7 @@
 use super::endpoint::Endpoint;
 use super::headers::{self, Beside};
 use super::link::{PATIENCE, farewell};
+use super::publisher::LOST;
 use super::topology::Topology;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -18,8 +19,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 use streamgate_core::{
     envelope::Envelope,
-    letter::Letter,
-    ports::{Letters, StoreError},
+    letter::{Letter, LetterId},
+    ports::{Letters, Moved, StoreError},
 };
 use tokio::sync::Mutex;
 
@@ -27,6 +28,8 @@ use tokio::sync::Mutex;
 const HELD: u16 = 500;
 /// RabbitMQ's limit of channels is 2047; the last ones are left to others.
 const MOST_CHANNELS: usize = 2000;
+/// Bytes of bodies after which letters are settled, however few.
+const MAX_BYTES: usize = 4 << 20;
 /// Letters settled together, of those that came back though they had been settled.
 const ACKNOWLEDGED: usize = 100;
 /// Half of the settlements that a channel of RabbitMQ 3.10 sends to a quorum queue before it waits.
@@ -44,8 +47,8 @@ pub struct LetterQueue {
     /// The exchange that leads back to the events.
     back: String,
     browse: Mutex<Option<Browse>>,
-    /// Numbers of letters that were let go. RabbitMQ confirms no acknowledgement.
-    settled: Mutex<HashSet<i64>>,
+    /// Letters that were let go. RabbitMQ confirms no acknowledgement.
+    settled: Mutex<HashSet<LetterId>>,
 }
 
 impl LetterQueue {
@@ -75,7 +78,7 @@ impl LetterQueue {
             let mut browse = Browse::open(&self.endpoint, &self.queue, true).await?;
             let mut found = false;
             while let Some(Raw { routing_key, properties, data, acker, .. }) = browse.next().await? {
-                if settled.contains(&headers::letter(&properties, routing_key.as_str(), Bytes::from(data)).number) {
+                if settled.contains(&headers::letter(&properties, routing_key.as_str(), Bytes::from(data)).id()) {
                     found = true;
                     browse.choose(acker, None);
                 }
@@ -89,44 +92,60 @@ impl LetterQueue {
         Err(StoreError::Unavailable("letters come back though they were acknowledged".to_owned()))
     }
 
-    /// Does something about the letters of these numbers, which must be in the order in which `page` returned them: one walk
-    /// over the queue serves all calls of a command. When it returns, what it counts is gone from the queue.
-    async fn act(&self, numbers: Vec<i64>, action: Action) -> Result<usize, StoreError> {
+    /// Does something about these letters, which must be in the order in which `page` returned them: one walk over the queue serves
+    /// all calls of a command. When it returns, what it counts is gone from the queue.
+    async fn act(&self, letters: Vec<LetterId>, action: Action) -> Moved {
         let mut held = self.browse.lock().await;
-        let mut browse = match held.take() {
-            Some(browse) if browse.acting => browse,
-            looked => {
-                if let Some(looked) = looked {
-                    looked.close().await?;
-                }
-                Browse::open(&self.endpoint, &self.queue, true).await?
-            }
+        let browse = match held.take() {
+            Some(browse) if browse.acting => Ok(browse),
+            looked => self.begin_acting(looked).await,
         };
-        let mut wanted: HashSet<_> = numbers.into_iter().collect();
-        let mut found = Vec::new();
-        let walk = async {
-            while !wanted.is_empty() {
-                let Some(Raw { routing_key, properties, data, acker, .. }) = browse.next().await? else { break };
-                let letter = headers::letter(&properties, routing_key.as_str(), Bytes::from(data));
-                if wanted.remove(&letter.number) {
-                    let again = matches!(action, Action::Replay).then(|| letter.replayed());
-                    browse.choose(acker, again);
-                    found.push(letter.number);
-                }
-            }
-            Ok(())
+        let mut moved = Moved::default();
+        let mut browse = match browse {
+            Ok(browse) => browse,
+            Err(error) => return Moved { stopped: Some(error), ..moved },
         };
-        let walked = walk.await;
-        // Whatever stopped the walk: what was found is settled.
-        let (settled, error) = browse.settle(&self.back).await;
-        *held = Some(browse);
-        let mut known = self.settled.lock().await;
-        known.extend(found.iter().zip(&settled).filter_map(|(number, settled)| settled.then_some(*number)));
-        match (settled.iter().filter(|settled| **settled).count(), error, walked) {
-            (0, Some(error), _) | (0, None, Err(error)) => Err(error),
-            // The next call meets what stopped this one.
-            (count, ..) => Ok(count),
+        let mut wanted: HashSet<_> = letters.into_iter().collect();
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while !wanted.is_empty() && moved.stopped.is_none() {
+            let next = match browse.next().await {
+                Ok(next) => next,
+                Err(error) => {
+                    moved.stopped = Some(error);
+                    break;
+                }
+            };
+            let Some(Raw { routing_key, properties, data, acker, .. }) = next else { break };
+            let letter = headers::letter(&properties, routing_key.as_str(), Bytes::from(data));
+            if wanted.remove(&letter.id()) {
+                bytes += letter.envelope.body.len();
+                found.push(letter.id());
+                browse.choose(acker, matches!(action, Action::Replay).then(|| letter.replayed()));
+            }
+            if bytes >= MAX_BYTES {
+                bytes = 0;
+                self.let_go(&mut browse, &mut found, &mut moved).await;
+            }
         }
+        // Whatever stopped the walk: what was found is settled.
+        self.let_go(&mut browse, &mut found, &mut moved).await;
+        *held = Some(browse);
+        moved
+    }
+
+    async fn begin_acting(&self, looked: Option<Browse>) -> Result<Browse, StoreError> {
+        if let Some(looked) = looked {
+            looked.close().await?;
+        }
+        Browse::open(&self.endpoint, &self.queue, true).await
+    }
+
+    async fn let_go(&self, browse: &mut Browse, found: &mut Vec<LetterId>, moved: &mut Moved) {
+        let (gone, error) = browse.settle(&self.back).await;
+        let gone: Vec<_> = found.drain(..).zip(gone).filter_map(|(letter, gone)| gone.then_some(letter)).collect();
+        moved.count += gone.len();
+        moved.stopped = moved.stopped.take().or(error);
+        self.settled.lock().await.extend(gone);
     }
 }
 
@@ -162,12 +181,12 @@ impl Letters for LetterQueue {
         read.map(|()| letters)
     }
 
-    async fn replay(&self, numbers: Vec<i64>) -> Result<usize, StoreError> {
-        self.act(numbers, Action::Replay).await
+    async fn replay(&self, letters: Vec<LetterId>) -> Moved {
+        self.act(letters, Action::Replay).await
     }
 
-    async fn discard(&self, numbers: Vec<i64>) -> Result<usize, StoreError> {
-        self.act(numbers, Action::Discard).await
+    async fn discard(&self, letters: Vec<LetterId>) -> Moved {
+        self.act(letters, Action::Discard).await
     }
 }
 
@@ -256,6 +275,8 @@ impl Browse {
                 continue;
             };
             self.left -= 1;
+            // It tries a binding, and whoever hands the unrouted back takes it away.
+            let probe = headers::is_probe(&delivery.properties);
             if let Some(holding) = self.holding.last_mut() {
                 holding.given = holding.given.saturating_add(1);
                 holding.held += 1;
@@ -263,7 +284,9 @@ impl Browse {
                     self.cancel().await?;
                 }
             }
-            return Ok(Some(delivery));
+            if !probe {
+                return Ok(Some(delivery));
+            }
         }
         Ok(None)
     }
@@ -322,31 +345,42 @@ impl Browse {
             Ok(confirmed) => confirmed,
             Err(error) => return (vec![false; chosen.len()], Some(error)),
         };
-        let go = chosen.into_iter().zip(&confirmed).filter_map(|(chosen, confirmed)| confirmed.then_some(chosen));
-        let acknowledged = self.acknowledge(go.collect()).await;
-        (confirmed, acknowledged.err().or(error))
+        let mut gone = vec![false; chosen.len()];
+        let acknowledged = self.acknowledge(&chosen, &confirmed, &mut gone).await;
+        (gone, acknowledged.err().or(error))
     }
 
-    /// A quorum queue's channel sends only so many settlements at a time, and forgets the rest when it is closed. So what it holds is
-    /// settled with one word where all of it goes, and else in pieces.
-    async fn acknowledge(&mut self, go: Vec<Chosen>) -> Result<(), StoreError> {
-        let mut go = go.into_iter().peekable();
-        while let Some(place) = go.peek().map(|chosen| chosen.place) {
-            let mut here = Vec::new();
-            while let Some(chosen) = go.next_if(|chosen| chosen.place == place) {
-                here.push(chosen.acker);
-            }
-            let Some(holding) = self.holding.get_mut(place) else { continue };
-            let count = u32::try_from(here.len()).unwrap_or(u32::MAX);
-            holding.held = holding.held.saturating_sub(count);
+    /// Acknowledges what is confirmed, and notes what is gone by that. A quorum queue's channel sends only so many settlements at a
+    /// time, and forgets the rest when it is closed. So what a channel holds is settled with one frame where all of it goes, and else
+    /// in pieces.
+    async fn acknowledge(
+        &mut self,
+        chosen: &[Chosen],
+        confirmed: &[bool],
+        gone: &mut [bool],
+    ) -> Result<(), StoreError> {
+        let all = chosen.iter().zip(confirmed).zip(gone);
+        let mut go: Vec<_> =
+            all.filter_map(|((chosen, confirmed), gone)| confirmed.then_some((chosen, gone))).collect();
+        for here in go.chunk_by_mut(|(one, _), (other, _)| one.place == other.place) {
+            let Some(holding) = here.first().and_then(|(chosen, _)| self.holding.get_mut(chosen.place)) else {
+                continue;
+            };
+            holding.held = holding.held.saturating_sub(u32::try_from(here.len()).unwrap_or(u32::MAX));
             let whole = holding.held == 0;
-            for piece in here.chunks(if whole { here.len() } else { PIECE }) {
-                let last = piece.len().saturating_sub(1);
-                for acker in piece.iter().skip(if whole { last } else { 0 }) {
-                    acker.ack(BasicAckOptions { multiple: whole }).await.map_err(unavailable)?;
+            let size = if whole { here.len() } else { PIECE };
+            for piece in here.chunks_mut(size) {
+                let first = if whole { piece.len().saturating_sub(1) } else { 0 };
+                for (chosen, _) in piece.iter().skip(first) {
+                    match chosen.acker.ack(BasicAckOptions { multiple: whole }).await {
+                        Ok(true) => {}
+                        Ok(false) => return Err(unavailable("the connection to RabbitMQ ended")),
+                        Err(error) => return Err(unavailable(error)),
+                    }
                 }
                 // Meanwhile they are settled.
                 ready(&holding.channel, &self.queue).await?;
+                piece.iter_mut().for_each(|(_, gone)| **gone = true);
             }
         }
         Ok(())
@@ -374,9 +408,9 @@ impl Browse {
             }
             futures_util::future::try_join_all(confirms).await
         };
-        let confirms = match tokio::time::timeout(PATIENCE, publish).await {
+        let confirms = match tokio::time::timeout(LOST, publish).await {
             Ok(confirms) => confirms.map_err(unavailable)?,
-            Err(_) => return Err(StoreError::Unavailable(format!("no confirm within {PATIENCE:?}"))),
+            Err(_) => return Err(StoreError::Unavailable(format!("no confirm within {LOST:?}"))),
         };
         // The library may report a return with another publish, so of these no confirm can be believed.
         if confirms.iter().any(|confirm| !matches!(confirm, Confirmation::Ack(None) | Confirmation::Nack(None))) {
@@ -389,10 +423,25 @@ impl Browse {
         Ok((confirmed, error))
     }
 
+    /// Takes no more letters, and counts those that came and were not looked at: they go back too.
+    async fn read_on(&mut self) -> Result<(), StoreError> {
+        self.cancel().await?;
+        let Some(consumer) = &mut self.consumer else { return Ok(()) };
+        let mut unread = 0;
+        while let Some(letter) = consumer.next().await {
+            letter.map_err(unavailable)?;
+            unread += 1;
+        }
+        if let Some(holding) = self.holding.last_mut() {
+            holding.held += unread;
+        }
+        Ok(())
+    }
+
     /// One channel after the other, and nobody consuming meanwhile: so the letters stand in the queue as before. Whether more of them
     /// do than should.
     async fn close(mut self) -> Result<bool, StoreError> {
-        let cancelled = match tokio::time::timeout(PATIENCE, self.cancel()).await {
+        let cancelled = match tokio::time::timeout(PATIENCE, self.read_on()).await {
             Ok(cancelled) => cancelled,
             Err(_) => Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))),
         };

@@ -5,7 +5,7 @@ use super::link::PATIENCE;
 use super::topology::{Item, Topology, TopologyError, text};
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
@@ -286,6 +286,10 @@ impl<'c> Survey<'c> {
             self.may_write(name.as_str()).await;
             self.may_read(name.as_str()).await;
         }
+        // It goes with its last binding, and perhaps it had none.
+        let delete =
+            |channel: Channel| async move { channel.exchange_delete(name, ExchangeDeleteOptions::default()).await };
+        drop(self.run("what was tried", delete).await);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::headers;
 use super::link::{Link, PATIENCE, Session};
+use super::publisher::LOST;
 use super::topology::Topology;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -12,13 +13,17 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{Channel, Confirmation};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use streamgate_core::repeated::Repeated;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// Between looks at the depths of the queues.
 const LOOK: Duration = Duration::from_secs(5);
-/// Messages handed back together.
-const BATCH: u16 = 64;
+/// Messages handed back together: few enough that their bodies are a small part of a gateway's memory, and that a channel settles
+/// each of them alone.
+const BATCH: u16 = 16;
+/// Looks without a diverted event after which none is.
+const CLEAN: u32 = 2;
 
 /// What was found in the queue of the unrouted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,18 +38,29 @@ struct HandedBack {
 #[derive(Debug)]
 pub(super) struct Watch {
     topology: Topology,
-    /// Why events do not reach their queue, as the last look found.
-    diverted: Mutex<Option<Arc<str>>>,
+    known: Mutex<Known>,
+}
+
+/// What the looks so far have found.
+#[derive(Debug, Default)]
+struct Known {
+    /// Why events do not reach their queue.
+    diverted: Option<Arc<str>>,
+    /// Looks in a row that found diverted events, and such that found none.
+    found: u32,
+    clean: u32,
+    lines: Repeated,
 }
 
 impl Watch {
     pub(super) fn new(topology: Topology) -> Watch {
-        Watch { topology, diverted: Mutex::default() }
+        // Looks at the unrouted of its own; what it would try them with would wait behind what is there.
+        Watch { topology: topology.without_probe(), known: Mutex::default() }
     }
 
     /// Why events do not reach their queue, where they do not.
     pub(super) fn diverted(&self) -> Option<Arc<str>> {
-        self.diverted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).diverted.clone()
     }
 
     /// Looks again and again. `show` is called with the depth of each queue. Never returns.
@@ -77,7 +93,9 @@ impl Watch {
             let declared = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
             let declared = timeout(PATIENCE, declared).await.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
             waiting = declared.map_err(|error| error.to_string())?.message_count();
-            show(label, waiting);
+            if label != "unrouted" {
+                show(label, waiting);
+            }
         }
         let mut found = HandedBack::default();
         let mut stopped = None;
@@ -87,7 +105,13 @@ impl Watch {
             stopped = self.hand_back(session, waiting, &mut found).await.err();
         }
         drop(channel.close(200, "OK".into()).await);
-        self.report(found, stopped);
+        // Probes do not count.
+        let diverted = found.events + found.strangers;
+        show("unrouted", if stopped.is_some() { waiting } else { u32::try_from(diverted).unwrap_or(waiting) });
+        // Others may have what was there a moment ago.
+        if waiting == 0 || diverted > 0 || stopped.is_some() {
+            self.report(found, stopped);
+        }
         Ok(())
     }
 
@@ -132,16 +156,20 @@ impl Watch {
             found.events += events.len() as u64;
             found.strangers += strangers.len() as u64;
             let put = async {
-                self.put(putting, &self.topology.back(), &events).await?;
-                self.put(putting, &self.topology.dead(), &strangers).await
+                let events = self.put(putting, &self.topology.back(), &events).await;
+                events.and(self.put(putting, &self.topology.dead(), &strangers).await)
             };
-            timeout(PATIENCE, put).await.map_err(|_| format!("no confirm within {PATIENCE:?}"))??;
-            last.ack(BasicAckOptions { multiple: true }).await.map_err(text)?;
+            match timeout(LOST, put).await {
+                Ok(Ok(())) => drop(last.ack(BasicAckOptions { multiple: true }).await.map_err(text)?),
+                Ok(Err(why)) => return Err(why),
+                Err(_) => return Err(format!("no confirm within {LOST:?}")),
+            }
         }
         Ok(())
     }
 
-    /// Publishes messages as they are; returns when all are confirmed. A copy of what was confirmed costs a repeat.
+    /// Publishes messages as they are; returns when all are confirmed. Of a batch of which one is refused, those that were confirmed are
+    /// acknowledged.
     async fn put(&self, channel: &Channel, exchange: &str, messages: &[&Delivery]) -> Result<(), String> {
         let mut confirms = Vec::with_capacity(messages.len());
         for message in messages {
@@ -152,11 +180,18 @@ impl Watch {
         }
         let confirms = futures_util::future::try_join_all(confirms).await.map_err(|error| error.to_string())?;
         // The library may report a return with another publish: of these no confirm can be believed.
-        match confirms.iter().find(|confirm| !matches!(confirm, Confirmation::Ack(None))) {
-            None => Ok(()),
-            Some(Confirmation::Nack(_)) => Err(format!("what the exchange {exchange} leads to is at its limit")),
-            Some(_) => Err(format!("no queue is bound to the exchange {exchange}")),
+        if confirms.iter().any(|confirm| !matches!(confirm, Confirmation::Ack(None) | Confirmation::Nack(None))) {
+            return Err(format!("no queue is bound to the exchange {exchange}"));
         }
+        if confirms.iter().all(|confirm| matches!(confirm, Confirmation::Ack(_))) {
+            return Ok(());
+        }
+        for (message, confirm) in messages.iter().zip(confirms) {
+            if matches!(confirm, Confirmation::Ack(_)) {
+                message.ack(BasicAckOptions::default()).await.map_err(|error| error.to_string())?;
+            }
+        }
+        Err(format!("what the exchange {exchange} leads to is at its limit"))
     }
 
     fn report(&self, found: HandedBack, stopped: Option<String>) {
@@ -169,27 +204,30 @@ impl Watch {
                  reason unrouted"
             );
         }
-        let diverted = match (events, stopped) {
-            (0, None) => None,
-            (_, stopped) => {
-                let outcome = stopped.map_or_else(
-                    || "they are handed back".to_owned(),
-                    |why| format!("they cannot be handed back now: {why}"),
-                );
-                Some(format!(
-                    "RabbitMQ diverts events to {unrouted}, for no queue was bound for them; {outcome}. Is the queue {} bound to \
-                     the exchange {prefix} with *.push.#?",
-                    self.topology.events()
-                ))
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if events == 0 && stopped.is_none() {
+            (known.found, known.clean) = (0, known.clean + 1);
+            if known.clean >= CLEAN && known.diverted.take().is_some() {
+                tracing::info!("no more events are diverted to {unrouted}");
             }
-        };
-        let mut known = self.diverted.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*known, &diverted) {
-            (Some(_), None) => tracing::info!("no more events are diverted to {unrouted}"),
-            (before, Some(now)) if before.as_deref() != Some(now) => tracing::error!(events, "{now}"),
-            _ => {}
+            return;
         }
-        *known = diverted.map(Arc::from);
+        (known.found, known.clean) = (known.found + 1, 0);
+        // Where it is ours to declare, it has just been mended: then only what is found again is diverted still.
+        let lasts = stopped.is_some() || known.found > 1 || !self.topology.declare;
+        let outcome = stopped
+            .map_or_else(|| "they are handed back".to_owned(), |why| format!("they cannot be handed back now: {why}"));
+        let why = format!(
+            "RabbitMQ diverts events to {unrouted}, for no queue was bound for them; {outcome}. Is the queue {} bound to the exchange \
+             {prefix} with *.push.#?",
+            self.topology.events()
+        );
+        if let Some(looks) = known.lines.happened(Instant::now()) {
+            tracing::error!(events, looks, "{why}");
+        }
+        if lasts {
+            known.diverted = Some(why.into());
+        }
     }
 }
 

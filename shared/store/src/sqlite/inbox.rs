@@ -38,7 +38,7 @@ pub(super) struct Bounds {
     pub(super) prefetch: usize,
     /// Bytes of their bodies.
     pub(super) in_hand_bytes: usize,
-    /// How long a handler may take.
+    /// How long a delivery may be with the worker.
     pub(super) patience: Duration,
 }
 
@@ -48,12 +48,31 @@ pub struct Handle {
     seq: i64,
     settled: bool,
     hands: Arc<Hands>,
+    /// How long it may take.
+    patience: Duration,
     _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 
 impl Handle {
     pub(super) fn seq(&self) -> i64 {
         self.seq
+    }
+
+    /// The worker has it. One that is alone keeps the others out for as long as it may take, and no longer: its handler may block its
+    /// thread.
+    fn begins(&self) {
+        let mut state = self.hands.lock();
+        state.since.insert(self.seq, Instant::now());
+        if state.alone.as_ref().is_none_or(|(alone, _)| *alone != self.seq) {
+            return;
+        }
+        let (hands, seq, patience) = (Arc::downgrade(&self.hands), self.seq, self.patience);
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            if let Some(hands) = hands.upgrade() {
+                hands.lock().end_alone(seq);
+            }
+        });
     }
 
     /// The row is gone, or waits for its new time.
@@ -143,7 +162,10 @@ impl Inbox {
     }
 
     pub(super) async fn next(&self) -> Result<Delivery<Handle>, StoreError> {
-        self.arrived.lock().await.recv().await.ok_or_else(|| unavailable("the store is closed"))
+        let delivery = self.arrived.lock().await.recv().await.ok_or_else(|| unavailable("the store is closed"))?;
+        // Its time begins when the worker has a handler free for it, not while it waits for one.
+        delivery.handle.begins();
+        Ok(delivery)
     }
 
     /// Runs a query on the reading thread.
@@ -264,13 +286,18 @@ impl Feeder {
             let (Some(slot), Ok(memory)) = (slot, Arc::clone(&self.memory).acquire_many_owned(units).await) else {
                 return false;
             };
-            let handle = Handle { seq, settled: false, hands: Arc::clone(&self.hands), _room: (slot, memory) };
+            let handle = Handle {
+                seq,
+                settled: false,
+                hands: Arc::clone(&self.hands),
+                patience: self.patience,
+                _room: (slot, memory),
+            };
             if suspect && let Err(error) = self.marker.alone(seq).await {
                 tracing::error!(%error, key = envelope.key, "cannot mark an event that may kill the process, trying again");
                 tokio::time::sleep(TICK).await;
                 continue;
             }
-            self.hands.lock().since.insert(seq, Instant::now());
             let delivery = Delivery { envelope, abandoned: deliveries, redelivered: 0, handle };
             if self.deliver.send(delivery).await.is_err() {
                 return false;
@@ -279,35 +306,26 @@ impl Feeder {
         true
     }
 
-    /// Waits until nothing else is in hand, and keeps it so for as long as this delivery may take. A handler that blocks its thread
-    /// is waited for no longer than its time, be it this one's or another's.
+    /// Waits until nothing else is in hand, but for what has been there for longer than it may take; and keeps it so.
     async fn alone(&self, seq: i64) -> Option<OwnedSemaphorePermit> {
         let mut slots = self.all_slots().await?;
         let own = slots.split(1);
         self.hands.lock().alone = Some((seq, slots));
-        let (hands, patience) = (Arc::downgrade(&self.hands), self.patience);
-        tokio::spawn(async move {
-            tokio::time::sleep(patience).await;
-            if let Some(hands) = hands.upgrade() {
-                hands.lock().end_alone(seq);
-            }
-        });
         own
     }
 
     async fn all_slots(&self) -> Option<OwnedSemaphorePermit> {
         loop {
-            let (overdue, next) = self.hands.lock().overdue(self.patience, Instant::now());
+            let (now, mut wait) = (Instant::now(), TICK);
+            let (overdue, next) = self.hands.lock().overdue(self.patience, now);
+            if let Some(next) = next {
+                wait = wait.min(next.saturating_duration_since(now));
+            }
             let wanted = self.prefetch.saturating_sub(overdue).max(1);
-            let next = async {
-                match next {
-                    Some(next) => tokio::time::sleep_until(next.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                slots = Arc::clone(&self.slots).acquire_many_owned(wanted) => return slots.ok(),
-                () = next => {}
+            let slots = Arc::clone(&self.slots).acquire_many_owned(wanted);
+            // Meanwhile the worker may have taken one whose time was not running yet.
+            if let Ok(slots) = tokio::time::timeout(wait, slots).await {
+                return slots.ok();
             }
         }
     }

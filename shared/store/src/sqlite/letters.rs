@@ -5,8 +5,8 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use streamgate_core::{
-    letter::Letter,
-    ports::{Letters, StoreError},
+    letter::{Letter, LetterId},
+    ports::{Letters, Moved, StoreError},
 };
 
 /// Letters moved in one transaction: the running owner waits no longer than that for its own.
@@ -61,22 +61,24 @@ impl Letters for LetterBox {
         .await
     }
 
-    async fn replay(&self, numbers: Vec<i64>) -> Result<usize, StoreError> {
-        let (mut replayed, mut left) = (0, numbers);
+    async fn replay(&self, letters: Vec<LetterId>) -> Moved {
+        let (mut moved, mut left) = (Moved::default(), numbers(&letters));
         while !left.is_empty() {
-            let moved = self.run(move |connection| {
+            let replayed = self.run(move |connection| {
                 let (count, taken) = replay(connection, &left)?;
                 Ok((count, left.split_off(taken)))
             });
-            let (count, rest) = moved.await?;
-            (replayed, left) = (replayed + count, rest);
+            match replayed.await {
+                Ok((count, rest)) => (moved.count, left) = (moved.count + count, rest),
+                Err(error) => return Moved { stopped: Some(error), ..moved },
+            }
         }
-        Ok(replayed)
+        moved
     }
 
-    async fn discard(&self, numbers: Vec<i64>) -> Result<usize, StoreError> {
-        let mut dropped = 0;
-        for some in numbers.chunks(MAX_MOVED) {
+    async fn discard(&self, letters: Vec<LetterId>) -> Moved {
+        let mut moved = Moved::default();
+        for some in numbers(&letters).chunks(MAX_MOVED) {
             let some = some.to_vec();
             let discard = move |connection: &mut Connection| {
                 let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -86,10 +88,18 @@ impl Letters for LetterBox {
                 }
                 transaction.commit().map(|()| count)
             };
-            dropped += self.run(discard).await?;
+            match self.run(discard).await {
+                Ok(count) => moved.count += count,
+                Err(error) => return Moved { stopped: Some(error), ..moved },
+            }
         }
-        Ok(dropped)
+        moved
     }
+}
+
+/// In this store a number is a letter's own.
+fn numbers(letters: &[LetterId]) -> Vec<i64> {
+    letters.iter().map(|letter| letter.number).collect()
 }
 
 /// Of a letter, before those of its event.

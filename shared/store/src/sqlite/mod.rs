@@ -65,7 +65,7 @@ pub struct Options {
     pub prefetch: usize,
     /// Most bytes of bodies in hand.
     pub in_hand_bytes: usize,
-    /// How long a handler may take: one that blocks its thread for longer is not waited for.
+    /// How long a delivery may be with the worker: a handler that blocks its thread for longer is not waited for.
     pub patience: Duration,
 }
 
