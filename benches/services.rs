@@ -2,7 +2,9 @@
 //! a bare consumer: on one RabbitMQ and one Redis, started here, with the same bodies and headers.
 //!
 //! Run with `cargo bench --bench services`. Every program measured is a process of its own; what counts is the ratio within
-//! one run. Options, by environment: BENCH_SECONDS (3), BENCH_ROUNDS (3), BENCH_EVENTS (20000, of the consumers).
+//! one run. Options, by environment: BENCH_SECONDS (3), BENCH_ROUNDS (3), BENCH_EVENTS (20000, of the consumers), BENCH_OTHER (paths of
+//! another build's `streamgate` and of its build of this bench, with a colon between them: both builds are measured in turn, under
+//! prefixes of their own).
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that cannot go on should say where")]
 #![expect(clippy::print_stdout, reason = "it prints a table")]
@@ -12,7 +14,7 @@
 mod harness;
 
 use futures_util::StreamExt;
-use harness::process::{Setup, Site};
+use harness::process::{Server, Setup, Site};
 use harness::servers::Backends;
 use harness::wire::Webhook;
 use lapin::options::{
@@ -21,6 +23,8 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -54,36 +58,72 @@ async fn main() {
     println!("{} {} {} {}", figure.rate, figure.cpu, figure.p50, figure.p99);
 }
 
+/// One build of the two services.
+struct Build {
+    label: String,
+    site: Site,
+    prefix: String,
+    gateway: Server,
+    /// This bench in that build: its worker is measured from within.
+    bench: PathBuf,
+}
+
+impl Build {
+    async fn start(label: &str, binary: &Path, bench: PathBuf, backends: &Backends) -> Build {
+        let site = Site::new();
+        let prefix = site.name();
+        site.configure(&Setup { rest: backends.tables(&prefix), ..Setup::default() });
+        let start = async |service: &str| {
+            let mut command = tokio::process::Command::new(binary);
+            command.arg(service).env_clear().env("STREAMGATE_CONFIG", site.config()).kill_on_drop(true);
+            command.stdin(Stdio::null()).current_dir(site.path("."));
+            Server::of(command, &site).await.ready().await
+        };
+        let gateway = start("gateway").await;
+        drop(start("worker").await);
+        Build { label: label.to_owned(), site, prefix, gateway, bench }
+    }
+}
+
 async fn compare() {
     let seconds = setting("BENCH_SECONDS", 3);
     let events = setting("BENCH_EVENTS", 20_000);
-    let (backends, site) = (Backends::start().await, Site::new());
-    let (prefix, url) = (site.name(), backends.broker.url());
-    site.configure(&Setup { rest: backends.tables(&prefix), ..Setup::default() });
-    let gateway = site.start_as("gateway").await.ready().await;
-    drop(site.start_as("worker").await.ready().await);
+    let backends = Backends::start().await;
+    let url = backends.broker.url();
+    let (this, own) = (std::env::current_exe().unwrap(), PathBuf::from(env!("CARGO_BIN_EXE_streamgate")));
+    let mut builds = vec![Build::start("", &own, this.clone(), &backends).await];
+    if let Ok(other) = std::env::var("BENCH_OTHER") {
+        let (binary, bench) = other.split_once(':').expect("BENCH_OTHER names two paths");
+        builds.push(Build::start(", other", Path::new(binary), bench.into(), &backends).await);
+    }
     println!("{BODY}-byte bodies, {seconds} s a round, {events} events for the consumers; CPU of the process measured");
-    println!("{:<34} {:>12} {:>14} {:>9} {:>9}", "", "events/s", "CPU µs/event", "p50 ms", "p99 ms");
-    let mut rows: Vec<(&str, Vec<Figure>)> = Vec::new();
+    println!("{:<42} {:>12} {:>14} {:>9} {:>9}", "", "events/s", "CPU µs/event", "p50 ms", "p99 ms");
+    let mut rows: Vec<(String, Vec<Figure>)> = Vec::new();
     for round in 0..=setting("BENCH_ROUNDS", 3) {
-        let length = seconds.to_string();
-        let count = events.to_string();
-        let config = site.config().display().to_string();
+        let (length, count) = (seconds.to_string(), events.to_string());
         let mut measured = Vec::new();
-        measured.push(("bare publisher, 256 in flight", child(&["--measure-publisher", &url, &prefix, &length]).await));
-        purge(&url, &prefix).await;
-        for (name, connections) in [("gateway, 64 connections", 64), ("gateway, 256 connections", 256)] {
-            measured.push((name, load(gateway.public, gateway.pid(), connections, Duration::from_secs(seconds)).await));
-            purge(&url, &prefix).await;
+        let prefix = &builds[0].prefix;
+        let publisher = child(&this, &["--measure-publisher", &url, prefix, &length]).await;
+        measured.push(("bare publisher, 256 in flight".to_owned(), publisher));
+        purge(&url, prefix).await;
+        fill(&url, prefix, events).await;
+        measured.push(("bare consumer".into(), child(&this, &["--measure-consumer", &url, prefix, &count]).await));
+        for Build { label, site, prefix, gateway, bench } in &builds {
+            for connections in [64, 256] {
+                let length = Duration::from_secs(seconds);
+                let figure = load(gateway.public, gateway.pid(), connections, length).await;
+                measured.push((format!("gateway, {connections} connections{label}"), figure));
+                purge(&url, prefix).await;
+            }
+            fill(&url, prefix, events).await;
+            let config = site.config().display().to_string();
+            let figure = child(bench, &["--measure-worker", &config, &count]).await;
+            measured.push((format!("worker, a handler that does nothing{label}"), figure));
         }
-        fill(&url, &prefix, events).await;
-        measured.push(("bare consumer", child(&["--measure-consumer", &url, &prefix, &count]).await));
-        fill(&url, &prefix, events).await;
-        measured.push(("worker, a handler that does nothing", child(&["--measure-worker", &config, &count]).await));
         // The first round warms up.
         if round > 0 {
             for (name, figure) in measured {
-                println!("{name:<34} {figure}");
+                println!("{name:<42} {figure}");
                 match rows.iter_mut().find(|(known, _)| *known == name) {
                     Some((_, figures)) => figures.push(figure),
                     None => rows.push((name, vec![figure])),
@@ -93,14 +133,24 @@ async fn compare() {
     }
     println!("medians");
     for (name, figures) in &rows {
-        println!("{name:<34} {}", Figure::median(figures));
+        println!("{name:<42} {}", Figure::median(figures));
     }
-    let median = |place: usize| Figure::median(&rows[place].1);
-    for (what, one, other) in [("gateway (256) / publisher", 2, 0), ("worker / consumer", 4, 3)] {
-        let (one, other) = (median(one), median(other));
-        println!("{what}: events/s {:.2}, CPU {:.2}", one.rate / other.rate, one.cpu / other.cpu);
+    let median = |name: &str| rows.iter().find(|(known, _)| known == name).map(|(_, figures)| Figure::median(figures));
+    let (gateway, worker) = ("gateway, 256 connections", "worker, a handler that does nothing");
+    for (what, one, other) in [
+        ("gateway (256) / publisher", gateway, "bare publisher, 256 in flight"),
+        ("worker / consumer", worker, "bare consumer"),
+        ("gateway (64) / other", "gateway, 64 connections", "gateway, 64 connections, other"),
+        ("gateway (256) / other", gateway, "gateway, 256 connections, other"),
+        ("worker / other", worker, "worker, a handler that does nothing, other"),
+    ] {
+        if let (Some(one), Some(other)) = (median(one), median(other)) {
+            println!("{what}: events/s {:.3}, CPU {:.3}", one.rate / other.rate, one.cpu / other.cpu);
+        }
     }
-    assert!(gateway.terminate().await.success());
+    for build in builds {
+        assert!(build.gateway.terminate().await.success());
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -141,8 +191,8 @@ impl std::fmt::Display for Figure {
 }
 
 /// Measures in a process of its own, which prints the figure.
-async fn child(args: &[&str]) -> Figure {
-    let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+async fn child(bench: &Path, args: &[&str]) -> Figure {
+    let mut command = tokio::process::Command::new(bench);
     let told = command.args(args).kill_on_drop(true).stderr(std::process::Stdio::inherit()).output().await.unwrap();
     let text = String::from_utf8(told.stdout).unwrap();
     let numbers: Vec<f64> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 /// Tries of one event after network errors and 5xx, as Stream makes them.
 const ATTEMPTS: u32 = 3;
+/// A delivery that comes within this after all were handled is a repeat that `prove` sees.
+const QUIET: Duration = Duration::from_millis(250);
 
 /// What was promised.
 #[derive(Debug, Default)]
@@ -51,6 +53,16 @@ impl Ledger {
     /// were repeats.
     pub async fn prove(&self, receiver: &Receiver) -> usize {
         super::eventually("every accepted event is handled", || async { self.missing(receiver) == 0 }).await;
+        // A repeat comes later than what it repeats.
+        let last = Mutex::new((receiver.received().len(), Instant::now()));
+        super::eventually("nothing more comes", || async {
+            let (mut last, now) = (last.lock().unwrap(), receiver.received().len());
+            if now != last.0 {
+                *last = (now, Instant::now());
+            }
+            last.1.elapsed() >= QUIET
+        })
+        .await;
         let received = receiver.received();
         let accepted = self.accepted.lock().unwrap();
         for one in &received {

@@ -1,6 +1,7 @@
 //! What the documents say holds: promises name tests that exist, metrics and commands are as they are called.
 
 use crate::harness::process::{Setup, Site, bare_command};
+use crate::harness::servers::Backends;
 use crate::harness::wire::{Webhook, send};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -62,26 +63,45 @@ fn every_path_of_the_map_exists() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_metric_of_the_readme_is_served() {
-    let site = Site::new();
-    site.configure(&Setup::default());
-    let server = site.start().await;
-    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
-    crate::harness::eventually("it is handled", || async {
-        server.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"log\"}").await == 1.0
+async fn every_metric_of_the_readme_is_served_and_every_one_that_is_served_is_in_it() {
+    let (alone, site, backends) = (Site::new(), Site::new(), Backends::shared().await);
+    let rules = "[hooks.before_message_send]\nrules = [{ pattern = \"x\", action = \"reject\" }]".into();
+    alone.configure(&Setup { rest: rules, ..Setup::default() });
+    site.configure(&Setup { rest: backends.tables(&site.name()), ..Setup::default() });
+    let up = alone.start().await;
+    let gateway = site.start_as("gateway").await.ready().await;
+    let worker = site.start_as("worker").await.ready().await;
+    for (public, handles) in [(up.public, &up), (gateway.public, &worker)] {
+        assert_eq!(send(public, &Webhook::fresh()).await.unwrap().status, 200);
+        assert_eq!(send(public, &Webhook::moderation(r#"{"text":"x"}"#)).await.unwrap().status, 200);
+        crate::harness::eventually("it is handled", || async {
+            handles.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"log\"}").await == 1.0
+        })
+        .await;
+    }
+    crate::harness::eventually("the gateway has looked at the queues", || async {
+        gateway.ops("/metrics").await.1.contains("streamgate_queue_messages{")
     })
     .await;
-    let served = server.ops("/metrics").await.1;
-    let told = quoted(&read("README.md"), |word| word.starts_with("streamgate_"));
-    assert!(told.len() > 10, "{told:?}");
-    // Counters of what has not happened yet have no line: their declaration is looked up instead.
-    let declared = read("shared/service/src/metrics.rs");
-    for metric in told {
-        let name = metric.split('{').next().unwrap();
-        let short = format!("\"{}\"", name.trim_start_matches("streamgate_"));
-        assert!(served.contains(&format!("# TYPE {name} ")) || declared.contains(&short), "{metric}");
+    let mut served = BTreeSet::new();
+    for server in [&up, &gateway, &worker] {
+        let text = server.ops("/metrics").await.1;
+        let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        served.extend(names.filter(|name| name.starts_with("streamgate_")).map(str::to_owned));
     }
-    assert!(server.terminate().await.success());
+    let readme = quoted(&read("README.md"), |word| word.starts_with("streamgate_"));
+    let documented: BTreeSet<_> = readme.iter().map(|metric| metric.split('{').next().unwrap().to_owned()).collect();
+    assert!(documented.len() > 10, "{documented:?}");
+    assert_eq!(
+        documented.difference(&served).collect::<Vec<_>>(),
+        Vec::<&String>::new(),
+        "in the README, and not served"
+    );
+    assert_eq!(
+        served.difference(&documented).collect::<Vec<_>>(),
+        Vec::<&String>::new(),
+        "served, and not in the README"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

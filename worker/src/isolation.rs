@@ -20,6 +20,8 @@ pub(crate) struct Isolation {
 #[derive(Debug, Default)]
 struct State {
     running: HashMap<u64, Running>,
+    /// Those of them that run alone.
+    alone: usize,
     /// Handlers that wait to run alone: nobody else begins.
     wanting: usize,
     waiting: usize,
@@ -42,12 +44,27 @@ enum Way {
 
 impl State {
     fn way(&self, alone: bool, now: Instant) -> Way {
+        if !alone && self.alone == 0 {
+            return if self.wanting > 0 { Way::Blocked(None) } else { Way::Free };
+        }
         let blocking = self.running.values().filter(|other| other.overdue > now && (alone || other.alone));
         match blocking.map(|other| other.overdue).min() {
             Some(overdue) => Way::Blocked(Some(overdue)),
             None if !alone && self.wanting > 0 => Way::Blocked(None),
             None => Way::Free,
         }
+    }
+}
+
+impl State {
+    fn run(&mut self, id: u64, alone: bool, now: Instant, timeout: Duration) {
+        self.alone += usize::from(alone);
+        self.running.insert(id, Running { alone, overdue: now + timeout.saturating_add(MARGIN) });
+    }
+
+    fn end(&mut self, id: u64) {
+        let ended = self.running.remove(&id);
+        self.alone -= usize::from(ended.is_some_and(|ended| ended.alone));
     }
 }
 
@@ -58,6 +75,9 @@ impl Isolation {
 
     /// Waits for the right to run a handler, which lasts until the place is dropped. `id`: unique among all that run.
     pub(crate) async fn enter(&self, id: u64, alone: bool, timeout: Duration) -> Place<'_> {
+        if let Some(place) = self.try_enter(id, alone, timeout) {
+            return place;
+        }
         let wanting = alone.then(|| Count::begin(self, |state| &mut state.wanting));
         let waiting = Count::begin(self, |state| &mut state.waiting);
         let others_wait = loop {
@@ -67,8 +87,7 @@ impl Isolation {
                 let (mut state, now) = (self.lock(), Instant::now());
                 match state.way(alone, now) {
                     Way::Free => {
-                        let overdue = now + timeout.saturating_add(MARGIN);
-                        state.running.insert(id, Running { alone, overdue });
+                        state.run(id, alone, now, timeout);
                         break state.waiting > 1;
                     }
                     Way::Blocked(until) => until,
@@ -88,6 +107,16 @@ impl Isolation {
         }
         place
     }
+
+    /// As nearly always: nobody waits, and nothing stands in the way.
+    fn try_enter(&self, id: u64, alone: bool, timeout: Duration) -> Option<Place<'_>> {
+        let (mut state, now) = (self.lock(), Instant::now());
+        let is_free = state.waiting == 0 && state.way(alone, now) == Way::Free;
+        is_free.then(|| {
+            state.run(id, alone, now, timeout);
+            Place { isolation: self, id }
+        })
+    }
 }
 
 /// The right to run a handler.
@@ -100,7 +129,7 @@ pub(crate) struct Place<'i> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.isolation.lock();
-        state.running.remove(&self.id);
+        state.end(self.id);
         let heard = state.waiting > 0;
         drop(state);
         if heard {

@@ -65,6 +65,7 @@ impl Watch {
 
     /// Looks again and again. `show` is called with the depth of each queue. Never returns.
     pub(super) async fn run(&self, link: &Link, show: impl Fn(&'static str, u32) + Send) {
+        drop(link.up().await);
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
