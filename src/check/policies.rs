@@ -9,6 +9,7 @@ use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{Request, StatusCode, Uri};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use streamgate_service::http_client::{self, HttpClient};
@@ -45,6 +46,10 @@ pub(super) async fn look(url: &str, vhost: &str, queues: Vec<String>, dead: &str
         Ok(api) => api,
         Err(why) => return vec![Finding::new(WHAT, Err(why))],
     };
+    // Anything may answer 404 to what is asked of a queue.
+    if let Err(why) = api.overview().await {
+        return vec![Finding::new(WHAT, Err(why))];
+    }
     let mut findings = Vec::new();
     for name in queues {
         match api.queue(vhost, &name).await {
@@ -62,7 +67,7 @@ pub(super) async fn look(url: &str, vhost: &str, queues: Vec<String>, dead: &str
 
 struct Api {
     client: HttpClient,
-    /// Scheme, host and port.
+    /// Scheme, host, port, and a path where the API stands behind one.
     base: String,
     host: String,
     authorization: Option<String>,
@@ -85,13 +90,27 @@ impl Api {
             format!("Basic {}", STANDARD.encode(decoded))
         });
         let client = http_client::client(None).map_err(|error| error.to_string())?;
-        Ok(Api { client, base: format!("{scheme}://{host}"), host: host.to_owned(), authorization })
+        let base = format!("{scheme}://{host}{}", uri.path().trim_end_matches('/'));
+        Ok(Api { client, base, host: host.to_owned(), authorization })
+    }
+
+    /// Whether it is RabbitMQ's management API that answers.
+    async fn overview(&self) -> Result<(), String> {
+        match self.get::<serde_json::Value>("overview").await? {
+            Some(overview) if overview.get("rabbitmq_version").is_some() => Ok(()),
+            Some(_) | None => Err(format!("what answers at {} is not RabbitMQ's management API", self.base)),
+        }
     }
 
     /// None where there is no such queue.
     async fn queue(&self, vhost: &str, name: &str) -> Result<Option<Queue>, String> {
         let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
-        let uri = format!("{}/api/queues/{}/{}", self.base, encoded(vhost), encoded(name));
+        self.get(&format!("queues/{}/{}", encoded(vhost), encoded(name))).await
+    }
+
+    /// None where there is no such thing.
+    async fn get<T: DeserializeOwned>(&self, what: &str) -> Result<Option<T>, String> {
+        let uri = format!("{}/api/{what}", self.base);
         let mut request = Request::get(uri).header(HOST, &self.host);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
@@ -141,6 +160,8 @@ fn judge(key: &str, value: &serde_json::Value, is_dead: bool) -> Verdict {
         "message-ttl" if is_dead => {
             Verdict::Loses("dead letters are deleted; remove it, and use `streamgate dead drop`")
         }
+        // Each look at the dead letters is a delivery.
+        "delivery-limit" if is_dead => Verdict::Loses("dead letters that are looked at are deleted; remove it"),
         "message-ttl" | "delivery-limit" => {
             Verdict::Notable("what it takes out becomes a dead letter, dropped_by_broker")
         }
@@ -165,6 +186,7 @@ mod tests {
             ("message-ttl", json!(1000), true, "loses"),
             ("message-ttl", json!(1000), false, "notable"),
             ("delivery-limit", json!(2), false, "notable"),
+            ("delivery-limit", json!(2), true, "loses"),
             ("max-length", json!(10), false, "notable"),
             ("queue-leader-locator", json!("balanced"), false, "harmless"),
         ];

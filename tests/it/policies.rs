@@ -9,14 +9,14 @@ use crate::harness::{PATIENCE, eventually, within};
 use crate::topology::{failures, site};
 
 /// A policy on the queues of that pattern, for as long as it lives.
-struct Policy<'b> {
+pub struct Policy<'b> {
     broker: &'b Broker,
     path: String,
 }
 
 impl Policy<'_> {
     /// RabbitMQ applies a policy a while after it is set, and takes it away a while after it is deleted.
-    async fn is_on(broker: &Broker, name: &str, queue: &str) -> bool {
+    pub async fn is_on(broker: &Broker, name: &str, queue: &str) -> bool {
         let queue = broker.manage("GET", &format!("queues/%2f/{queue}"), "").await;
         let queue: serde_json::Value = serde_json::from_str(&queue).unwrap();
         queue["policy"] == name

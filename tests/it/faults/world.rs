@@ -10,6 +10,7 @@ use crate::harness::receiver::Receiver;
 use crate::harness::servers::Backends;
 use crate::harness::volume::Volume;
 use crate::harness::{eventually, within};
+use crate::policies::Policy;
 use lapin::options::{BasicGetOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use rusqlite::Connection;
@@ -29,7 +30,7 @@ pub struct World {
     proxy: Proxy,
     pub service: Receiver,
     prefix: String,
-    gateways: Vec<(Site, Option<Server>)>,
+    pub gateways: Vec<(Site, Option<Server>)>,
     pub workers: Vec<(Site, Option<Server>)>,
     pub load: Load,
     /// The first gateway's; none where the tests may not mount one.
@@ -280,7 +281,7 @@ impl World {
                 let (site, server) = &mut self.workers[1];
                 assert!(server.take().unwrap().terminate().await.success());
                 site.set_clock("+0");
-                *server = Some(Server::of(site.command_by_clock(&["worker"]), site).await.ready().await);
+                *server = Some(Server::of(site.command_by_clock(&["worker"]), site).await);
                 site.set_clock("-1d");
             }
         }
@@ -306,7 +307,7 @@ impl World {
             }
             EventsQueueDeleted | AlternateExchangeDeleted => {
                 // Declared again by whoever met the gap, or looks at it once a minute; what the alternate exchange took
-                // meanwhile is put back.
+                // meanwhile is handed back by the gateways.
                 within(Duration::from_secs(120), "the topology is whole", || async {
                     let queue = self.backends.broker.manage("GET", "queues?columns=name", "").await;
                     let exchanges = self.backends.broker.manage("GET", "exchanges?columns=name", "").await;
@@ -315,8 +316,9 @@ impl World {
                 })
                 .await;
                 self.audits(true).await;
-                let replayed = self.workers[1].0.run(&["dead", "replay", "--queue", "unrouted", "--all"]).await;
-                assert!(replayed.status.success(), "{replayed:?}");
+                let unrouted = format!("{}.unrouted", self.prefix);
+                let handed_back = || async { self.backends.broker.ready(&unrouted).await == 0 };
+                eventually("what was diverted is handed back", handed_back).await;
             }
             CutBeforeTheConfirm | CutAfterThePublish => {
                 self.proxy.cut();
@@ -348,7 +350,9 @@ impl World {
                 self.backends.broker.manage("DELETE", "policies/%2f/expires", "").await;
                 self.signal_workers(Signal::CONT);
                 let dead = format!("{}.dead", self.prefix);
-                // The policy goes a while after it is deleted.
+                let events = format!("{}.events", self.prefix);
+                let is_on = || Policy::is_on(&self.backends.broker, "expires", &events);
+                eventually("the policy is gone", async || !is_on().await).await;
                 eventually("no more events are dropped", || async {
                     let replay = ["dead", "replay", "--reason", "dropped_by_broker"];
                     self.workers[0].0.run(&replay).await.status.success()

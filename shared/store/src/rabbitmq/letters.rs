@@ -15,7 +15,8 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{Acker, Channel, Confirmation, Connection, Consumer};
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use streamgate_core::{
     envelope::Envelope,
@@ -97,7 +98,8 @@ impl LetterQueue {
     async fn act(&self, letters: Vec<LetterId>, action: Action) -> Moved {
         let mut held = self.browse.lock().await;
         let browse = match held.take() {
-            Some(browse) if browse.acting => Ok(browse),
+            // One that is at its end has passed over what is wanted now, where something before that was missing.
+            Some(browse) if browse.acting && browse.left > 0 => Ok(browse),
             looked => self.begin_acting(looked).await,
         };
         let mut moved = Moved::default();
@@ -105,7 +107,9 @@ impl LetterQueue {
             Ok(browse) => browse,
             Err(error) => return Moved { stopped: Some(error), ..moved },
         };
-        let mut wanted: HashSet<_> = letters.into_iter().collect();
+        // One may be there more than once.
+        let mut wanted = HashMap::<LetterId, usize>::new();
+        letters.into_iter().for_each(|letter| *wanted.entry(letter).or_default() += 1);
         let (mut found, mut bytes) = (Vec::new(), 0);
         while !wanted.is_empty() && moved.stopped.is_none() {
             let next = match browse.next().await {
@@ -117,7 +121,11 @@ impl LetterQueue {
             };
             let Some(Raw { routing_key, properties, data, acker, .. }) = next else { break };
             let letter = headers::letter(&properties, routing_key.as_str(), Bytes::from(data));
-            if wanted.remove(&letter.id()) {
+            if let Entry::Occupied(mut count) = wanted.entry(letter.id()) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
                 bytes += letter.envelope.body.len();
                 found.push(letter.id());
                 browse.choose(acker, matches!(action, Action::Replay).then(|| letter.replayed()));

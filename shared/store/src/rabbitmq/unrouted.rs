@@ -22,6 +22,10 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Messages handed back together: few enough that their bodies are a small part of a gateway's memory, and that a channel settles
 /// each of them alone.
 const BATCH: u16 = 16;
+/// Messages handed back in one look: then it is said what was found, and the next look follows at once.
+const MOST: u32 = 1000;
+/// More messages than there can be probes: no need to look at them before it is said.
+const MANY: u32 = 64;
 /// Looks without a diverted event after which none is.
 const CLEAN: u32 = 2;
 
@@ -50,6 +54,7 @@ struct Known {
     found: u32,
     clean: u32,
     lines: Repeated,
+    strangers: Repeated,
 }
 
 impl Watch {
@@ -68,20 +73,31 @@ impl Watch {
         drop(link.up().await);
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut more = false;
         loop {
-            ticks.tick().await;
+            if !std::mem::take(&mut more) {
+                ticks.tick().await;
+            }
             let Ok(session) = link.session() else { continue };
-            if let Err(why) = self.look(&session, &show).await {
-                tracing::debug!(why, "cannot look at the queues");
-                // A queue that is gone, perhaps: the session is of use only where all is as it must be.
-                if let Err(why) = session.ensure(&self.topology).await {
-                    session.fail(why);
+            match self.look(&session, &show).await {
+                Ok(left) => more = left,
+                Err(why) => {
+                    tracing::debug!(why, "cannot look at the queues");
+                    // A queue that is gone, perhaps: the session is of use only where all is as it must be. One that an alarm blocks
+                    // answers nothing, and has not ended.
+                    if link.session().is_ok_and(|now| now.is(&session))
+                        && let Err(why) = session.ensure(&self.topology).await
+                        && link.session().is_ok_and(|now| now.is(&session))
+                    {
+                        session.fail(why);
+                    }
                 }
             }
         }
     }
 
-    async fn look(&self, session: &Session, show: &(impl Fn(&'static str, u32) + Send)) -> Result<(), String> {
+    /// Whether more is left to be handed back.
+    async fn look(&self, session: &Session, show: &(impl Fn(&'static str, u32) + Send)) -> Result<bool, String> {
         let channel = session.channel().await?;
         let queues = [
             ("events", self.topology.events()),
@@ -94,7 +110,7 @@ impl Watch {
             let declared = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
             let declared = timeout(PATIENCE, declared).await.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
             waiting = declared.map_err(|error| error.to_string())?.message_count();
-            if label != "unrouted" {
+            if label != "unrouted" || waiting > MANY {
                 show(label, waiting);
             }
         }
@@ -103,17 +119,20 @@ impl Watch {
         if waiting > 0 {
             // Whoever declares mends what diverts them, if that is to be mended.
             session.ensure(&self.topology).await?;
-            stopped = self.hand_back(session, waiting, &mut found).await.err();
+            stopped = self.hand_back(session, waiting.min(MOST), &mut found).await.err();
         }
         drop(channel.close(200, "OK".into()).await);
         // Probes do not count.
         let diverted = found.events + found.strangers;
-        show("unrouted", if stopped.is_some() { waiting } else { u32::try_from(diverted).unwrap_or(waiting) });
+        if waiting <= MANY {
+            show("unrouted", if stopped.is_some() { waiting } else { u32::try_from(diverted).unwrap_or(waiting) });
+        }
+        let more = waiting > MOST && stopped.is_none();
         // Others may have what was there a moment ago.
         if waiting == 0 || diverted > 0 || stopped.is_some() {
             self.report(found, stopped);
         }
-        Ok(())
+        Ok(more)
     }
 
     /// The first `waiting` messages, oldest first. Whatever is not settled goes back with its channel.
@@ -151,62 +170,70 @@ impl Watch {
                 }
                 left -= 1;
             }
-            let Some(last) = batch.last() else { return Ok(()) };
+            if batch.is_empty() {
+                return Ok(());
+            }
             let messages = batch.iter().filter(|message| !headers::is_probe(&message.properties));
             let (events, strangers): (Vec<_>, Vec<_>) = messages.partition(|message| is_event(message));
             found.events += events.len() as u64;
             found.strangers += strangers.len() as u64;
-            let put = async {
-                let events = self.put(putting, &self.topology.back(), &events).await;
-                events.and(self.put(putting, &self.topology.dead(), &strangers).await)
-            };
-            match timeout(LOST, put).await {
-                Ok(Ok(())) => drop(last.ack(BasicAckOptions { multiple: true }).await.map_err(text)?),
-                Ok(Err(why)) => return Err(why),
-                Err(_) => return Err(format!("no confirm within {LOST:?}")),
+            let mut failed = None;
+            for (exchange, messages) in [(self.topology.back(), &events), (self.topology.dead(), &strangers)] {
+                let put = timeout(LOST, self.put(putting, &exchange, messages)).await;
+                let put = put.unwrap_or_else(|_| Err(format!("no confirm within {LOST:?}")));
+                failed = failed.or(put.err());
+            }
+            for probe in batch.iter().filter(|message| headers::is_probe(&message.properties)) {
+                probe.ack(BasicAckOptions::default()).await.map_err(text)?;
+            }
+            if let Some(why) = failed {
+                return Err(why);
             }
         }
         Ok(())
     }
 
-    /// Publishes messages as they are; returns when all are confirmed. Of a batch of which one is refused, those that were confirmed are
-    /// acknowledged.
+    /// Publishes messages as they are, and acknowledges each that is confirmed; why not all, if so.
     async fn put(&self, channel: &Channel, exchange: &str, messages: &[&Delivery]) -> Result<(), String> {
+        let text = |error: lapin::Error| error.to_string();
         let mut confirms = Vec::with_capacity(messages.len());
         for message in messages {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let (key, properties) = (message.routing_key.clone(), message.properties.clone());
             let published = channel.basic_publish(exchange.into(), key, options, &message.data, properties).await;
-            confirms.push(published.map_err(|error| error.to_string())?);
+            confirms.push(published.map_err(text)?);
         }
-        let confirms = futures_util::future::try_join_all(confirms).await.map_err(|error| error.to_string())?;
+        let confirms = futures_util::future::try_join_all(confirms).await.map_err(text)?;
         // The library may report a return with another publish: of these no confirm can be believed.
         if confirms.iter().any(|confirm| !matches!(confirm, Confirmation::Ack(None) | Confirmation::Nack(None))) {
             return Err(format!("no queue is bound to the exchange {exchange}"));
         }
-        if confirms.iter().all(|confirm| matches!(confirm, Confirmation::Ack(_))) {
-            return Ok(());
-        }
+        let mut all = true;
         for (message, confirm) in messages.iter().zip(confirms) {
-            if matches!(confirm, Confirmation::Ack(_)) {
-                message.ack(BasicAckOptions::default()).await.map_err(|error| error.to_string())?;
+            match confirm {
+                Confirmation::Ack(_) => drop(message.ack(BasicAckOptions::default()).await.map_err(text)?),
+                Confirmation::Nack(_) | Confirmation::NotRequested => all = false,
             }
         }
-        Err(format!("what the exchange {exchange} leads to is at its limit"))
+        all.then_some(()).ok_or_else(|| format!("what the exchange {exchange} leads to is at its limit"))
     }
 
     fn report(&self, found: HandedBack, stopped: Option<String>) {
         let Topology { prefix, .. } = &self.topology;
         let (HandedBack { events, strangers }, unrouted) = (found, self.topology.unrouted());
-        if strangers > 0 {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if strangers > 0
+            && let Some(looks) = known.strangers.happened(Instant::now())
+        {
             tracing::error!(
                 messages = strangers,
+                looks,
+                stopped,
                 "messages that are no events of ours were published to the exchange {prefix}: they stand in the dead letters, \
                  reason unrouted"
             );
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if events == 0 && stopped.is_none() {
+        if events == 0 && (stopped.is_none() || strangers > 0) {
             (known.found, known.clean) = (0, known.clean + 1);
             if known.clean >= CLEAN && known.diverted.take().is_some() {
                 tracing::info!("no more events are diverted to {unrouted}");

@@ -86,9 +86,11 @@ impl Address {
             _ => (path, ""),
         };
         let query: HashMap<_, _> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
-        if let Some(unknown) = query.keys().find(|name| !SENTINEL_LOGIN.contains(name)) {
+        // What stands there is not quoted: it may be a part of a password.
+        if query.keys().any(|name| !SENTINEL_LOGIN.contains(name)) {
             let known = SENTINEL_LOGIN.join(" and ");
-            return Err(AddressError::Malformed(format!("it has the parameter {unknown}, and only {known} are known")));
+            let what = format!("of its parameters only {known} are known, and an & in a password is written %26");
+            return Err(AddressError::Malformed(what));
         }
         let (credentials, hosts) = match authority.rsplit_once('@') {
             Some((credentials, hosts)) => (Some(credentials), hosts),
