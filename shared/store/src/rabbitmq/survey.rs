@@ -13,6 +13,8 @@ use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
+/// For a publish that is refused: its reason may be lost on the way.
+const TRIES: usize = 5;
 /// Messages looked at for our own probe: other gateways' probes stand before it at the most.
 const MOST_PROBES: usize = 64;
 
@@ -243,16 +245,26 @@ impl<'c> Survey<'c> {
 
     /// Whether we may publish to an exchange, by a publish that is taken back before it is routed.
     async fn may_write(&mut self, exchange: &str) {
-        let publish = |channel: Channel| async move {
-            channel.tx_select().await?;
-            let options = BasicPublishOptions::default();
-            channel.basic_publish(exchange.into(), "probe".into(), options, b"", headers::probe()).await?;
-            channel.tx_rollback().await
-        };
         let name = if exchange.is_empty() { "the default exchange (amq.default)" } else { exchange };
-        self.at(&format!("what is published to {name}"), publish).await;
-        // In a transaction, and of no further use.
-        self.channel = None;
+        let what = format!("what is published to {name}");
+        for attempt in 1..=TRIES {
+            let publish = |channel: Channel| async move {
+                channel.tx_select().await?;
+                let options = BasicPublishOptions::default();
+                let publish = channel.basic_publish(exchange.into(), "probe".into(), options, b"", headers::probe());
+                // Both at once: the library forgets why a channel was closed where nothing waited for an answer on it.
+                let (published, rolled_back) = tokio::join!(publish, channel.tx_rollback());
+                rolled_back.and(published.map(drop))
+            };
+            let tried = self.run(&what, publish).await;
+            // In a transaction, and of no further use.
+            self.channel = None;
+            match tried {
+                Ok(()) => return,
+                Err(error) if !error.is_passing() || attempt == TRIES => return self.errors.push(error),
+                Err(_) => {}
+            }
+        }
     }
 
     /// Whether we may consume a queue: a message is looked at, if there is one, and given back.
