@@ -1,7 +1,7 @@
 //! Dead letters that are replayed or dropped: whatever interrupts the command, each is in one place, and the next run goes on.
 
 use crate::harness::eventually;
-use crate::harness::process::Site;
+use crate::harness::process::{Setup, Site};
 use crate::harness::receiver::Receiver;
 use crate::topology::site;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -136,7 +136,7 @@ async fn a_second_signal_ends_a_command_that_waits_for_a_broker_that_hangs() {
     let backends = Backends::start().await;
     let site = Site::new();
     let tables = backends.tables(&site.name());
-    site.configure(&crate::harness::process::Setup { rest: tables, ..Default::default() });
+    site.configure(&Setup { rest: tables, ..Default::default() });
     assert!(site.start_as("worker").await.ready().await.terminate().await.success());
     let (_connection, channel) = backends.broker.channel().await;
     bury(&channel, &site.name(), 10).await;
@@ -163,7 +163,6 @@ async fn a_second_signal_ends_a_command_that_waits_for_a_broker_that_hangs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_both_services_beside_a_broker_that_hangs() {
-    use crate::harness::process::Setup;
     use crate::harness::servers::Backends;
     use crate::harness::wire::{Webhook, raw, send};
     let backends = Backends::start().await;
@@ -194,4 +193,21 @@ async fn a_second_signal_ends_both_services_beside_a_broker_that_hangs() {
     drop(stream);
     gate.open();
     backends.broker.signal(Signal::CONT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_is_replayed_into_a_gateways_directory_is_handed_over() {
+    let (site, prefix, backends) = site("", "", "").await;
+    let gateway = site.start_as("gateway").await.ready().await;
+    // As an `up` that had this directory before left it.
+    let letter = "INSERT INTO dead (reason, died_at, attempt, app, kind, webhook_id, type, headers, body)
+                  VALUES ('rejected', 1, 3, 'chat', 'push', 'left', 'a.b', '{}', CAST('{}' AS BLOB))";
+    site.store().execute(letter, []).unwrap();
+    let alone = Site::new();
+    alone.write("streamgate.toml", Setup::default().toml(&site.data_dir()));
+    let replayed = alone.run(&["dead", "replay", "--all"]).await;
+    assert_eq!(String::from_utf8_lossy(&replayed.stdout).trim(), "1 replayed", "{replayed:?}");
+    let events = format!("{prefix}.events");
+    eventually("it is handed over", || async { backends.broker.ready(&events).await == 1 }).await;
+    eventually("and counted", || async { gateway.metric("streamgate_spool_events").await == 0.0 }).await;
 }

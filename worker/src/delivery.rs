@@ -180,7 +180,8 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         );
         if let Err(error) = &result {
             let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(times) = failing.entry(Arc::clone(&route.name)).or_default().happened(Instant::now()) {
+            let repeated = failing.entry(Arc::clone(&route.name)).or_default();
+            if let Some(times) = repeated.happened(&error.to_string(), Instant::now()) {
                 tracing::warn!(route = %route.name, key = %lease.key, attempt = envelope.attempt, %error, times, "attempts fail");
             }
         }

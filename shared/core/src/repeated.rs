@@ -1,25 +1,45 @@
-//! What happens again and again for one cause: one line in the log at once, then one a minute with the count.
+//! What happens again and again: one line in the log at once for each cause, then one a minute with the count.
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
 /// Chosen: often enough to see that it lasts, seldom enough to read the rest.
 const EVERY: Duration = Duration::from_secs(60);
+/// Causes that are told apart. Beyond them, as where each text holds another id, there are no further lines within the minute.
+const CAUSES: usize = 8;
 
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Repeated {
-    last: Option<Instant>,
+#[derive(Clone, Debug, Default)]
+pub struct Repeated(Vec<Cause>);
+
+#[derive(Clone, Copy, Debug)]
+struct Cause {
+    fingerprint: u64,
+    last: Instant,
     unsaid: u64,
 }
 
 impl Repeated {
-    /// It happened. Returns how often it did since the last line, this time included, where a line is due.
-    pub fn happened(&mut self, now: Instant) -> Option<u64> {
-        self.unsaid += 1;
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) < EVERY) {
+    /// It happened, for this cause. Returns how often it did since the last line about it, this time included, where a line is due.
+    pub fn happened(&mut self, cause: &str, now: Instant) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        cause.hash(&mut hasher);
+        let (fingerprint, causes) = (hasher.finish(), &mut self.0);
+        let is_old = |cause: &Cause| now.saturating_duration_since(cause.last) >= EVERY;
+        let known = causes.iter().position(|cause| cause.fingerprint == fingerprint);
+        let place =
+            known.or_else(|| if causes.len() < CAUSES { None } else { causes.iter().position(is_old).or(Some(0)) });
+        let Some(known_cause) = place.and_then(|place| causes.get_mut(place)) else {
+            causes.push(Cause { fingerprint, last: now, unsaid: 0 });
+            return Some(1);
+        };
+        known_cause.unsaid += 1;
+        if !is_old(known_cause) {
             return None;
         }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.unsaid))
+        let times = known_cause.unsaid;
+        *known_cause = Cause { fingerprint, last: now, unsaid: 0 };
+        Some(times)
     }
 }
 
@@ -28,10 +48,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_at_once_and_then_one_a_minute_with_the_count() {
+    fn a_line_at_once_for_each_cause_and_then_one_a_minute_with_the_count() {
         let (start, mut repeated) = (Instant::now(), Repeated::default());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let lines: Vec<_> = [0, 1, 2, 59, 60, 61, 200].map(|second| repeated.happened(at(second))).into();
+        let lines: Vec<_> = [0, 1, 2, 59, 60, 61, 200].map(|second| repeated.happened("down", at(second))).into();
         assert_eq!(lines, [Some(1), None, None, None, Some(4), None, Some(2)]);
+        assert_eq!(repeated.happened("silent", at(201)), Some(1), "another cause is news");
+        assert_eq!(repeated.happened("down", at(202)), None);
+    }
+
+    #[test]
+    fn causes_without_end_make_no_lines_without_end() {
+        let (start, mut repeated) = (Instant::now(), Repeated::default());
+        let lines = (0..1000).filter(|number| repeated.happened(&number.to_string(), start).is_some()).count();
+        assert_eq!(lines, CAUSES);
+        assert!(repeated.happened("a minute later", start + EVERY).is_some());
     }
 }

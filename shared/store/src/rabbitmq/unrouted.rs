@@ -223,7 +223,7 @@ impl Watch {
         let (HandedBack { events, strangers }, unrouted) = (found, self.topology.unrouted());
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if strangers > 0
-            && let Some(looks) = known.strangers.happened(Instant::now())
+            && let Some(looks) = known.strangers.happened("", Instant::now())
         {
             tracing::error!(
                 messages = strangers,
@@ -250,7 +250,7 @@ impl Watch {
              {prefix} with *.push.#?",
             self.topology.events()
         );
-        if let Some(looks) = known.lines.happened(Instant::now()) {
+        if let Some(looks) = known.lines.happened(&why, Instant::now()) {
             tracing::error!(events, looks, "{why}");
         }
         if lasts {
