@@ -13,8 +13,8 @@ use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
-/// For a publish that is refused: its reason may be lost on the way.
-const TRIES: usize = 5;
+/// For a publish that is refused: its reason is lost where the refusal comes between the publish and the next call.
+const TRIES: usize = 10;
 /// Messages looked at for our own probe: other gateways' probes stand before it at the most.
 const MOST_PROBES: usize = 64;
 
@@ -251,11 +251,10 @@ impl<'c> Survey<'c> {
             let publish = |channel: Channel| async move {
                 channel.tx_select().await?;
                 let options = BasicPublishOptions::default();
-                let publish = channel.basic_publish(exchange.into(), "probe".into(), options, b"", headers::probe());
-                // Both at once: the library forgets why a channel was closed where nothing waited for an answer on it.
-                let (published, rolled_back) = tokio::join!(publish, channel.tx_rollback());
-                rolled_back.and(published.map(drop))
+                channel.basic_publish(exchange.into(), "probe".into(), options, b"", headers::probe()).await?;
+                channel.tx_rollback().await
             };
+            // The library forgets why a channel was closed where nothing waits for an answer on it at that moment.
             let tried = self.run(&what, publish).await;
             // In a transaction, and of no further use.
             self.channel = None;
