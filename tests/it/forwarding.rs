@@ -158,6 +158,7 @@ async fn the_first_route_that_matches_gets_the_event() {
     }
     eventually("all arrive", || async { messages.ids().len() + rest.ids().len() == 4 }).await;
     assert_eq!(messages.ids(), HashSet::from(["one".to_owned(), "two".to_owned()]));
-    assert_eq!(server.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"2\"}").await, 2.0);
+    let done = "streamgate_worker_deliveries_total{outcome=\"done\",route=\"2\"}";
+    eventually("and are settled", || async { server.metric(done).await == 2.0 }).await;
     assert!(server.terminate().await.success());
 }
