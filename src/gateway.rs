@@ -3,7 +3,7 @@
 use crate::cli::Global;
 use crate::exit::BadUsage;
 use crate::greeting::{self, Greeting};
-use crate::reload::{Apps, Certificates, Part, RabbitMq, RedisServer, Reload};
+use crate::reload::{self, Apps, Certificates, Part, Reload};
 use crate::wiring::{Backends, GatewayStores};
 use crate::{limits, output, wiring};
 use anyhow::Context;
@@ -137,9 +137,9 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
         }),
         tokio::spawn({
             let apps = Apps::new(Arc::clone(&intake), config.apps.clone());
-            let backends: [Box<dyn Part>; 2] = [Box::new(RabbitMq(endpoint)), Box::new(RedisServer(redis))];
             let parts: [Box<dyn Part>; 2] = [Box::new(apps), Box::new(Certificates(tls.clone()))];
-            let reloading = Reload { source, parts: parts.into_iter().chain(backends).collect() };
+            let parts = parts.into_iter().chain(reload::backends(endpoint, redis)).collect();
+            let reloading = Reload { source, parts };
             reloading.watch(config.clone(), reload)
         }),
     ]

@@ -275,3 +275,8 @@ pub fn handlers(
     let routes = Routes { router, code: code.routes, held: config.worker.routes.clone() };
     [Box::new(routes), Box::new(HookHandlers { hooks, code: code.hooks, held: config.hooks.clone() })]
 }
+
+/// The backends of either service.
+pub fn backends(endpoint: Endpoint, redis: Redis) -> [Box<dyn Part>; 2] {
+    [Box::new(RabbitMq(endpoint)), Box::new(RedisServer(redis))]
+}

@@ -3,7 +3,7 @@
 use crate::app::Code;
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
-use crate::reload::{self, Part, RabbitMq, RedisServer, Reload};
+use crate::reload::{self, Reload};
 use crate::wiring::{self, Backends, WorkerStores};
 use crate::{limits, output};
 use anyhow::Context;
@@ -99,8 +99,7 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     .map(AbortOnDropHandle::new);
     let watch = again.map(|(source, code)| {
         let handlers = reload::handlers(router, Arc::clone(&hooks), code, &config);
-        let backends: [Box<dyn Part>; 2] = [Box::new(RabbitMq(endpoint)), Box::new(RedisServer(addressed))];
-        let parts = handlers.into_iter().chain(backends).collect();
+        let parts = handlers.into_iter().chain(reload::backends(endpoint, addressed)).collect();
         let reloading = Reload { source, parts };
         AbortOnDropHandle::new(tokio::spawn(reloading.watch(config.clone(), hangup)))
     });

@@ -99,8 +99,12 @@ fn with_backends(loaded: Loaded) -> Result<(Loaded, Option<Backends>), ConfigErr
 
 async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
     let mut checks = vec![Finding::new("apps", Ok(apps(config)))];
+    let hooks = wiring::hooks(config, Hooks::default());
     match backends {
-        Some(backends) => checks.extend(services(config, backends).await),
+        Some(backends) => {
+            let answers = hooks.as_ref().is_ok_and(|hooks| !hooks.is_empty());
+            checks.extend(services(config, backends, answers).await);
+        }
         None => checks.push(Finding::new("store", store(config))),
     }
     if let Some(tls) = &config.gateway.tls {
@@ -112,7 +116,7 @@ async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
         count => count.to_string(),
     });
     checks.push(Finding::new("worker.routes", routes.map_err(|error| error.to_string())));
-    let hooks = wiring::hooks(config, Hooks::default()).map(|hooks| crate::greeting::hooks(&hooks));
+    let hooks = hooks.map(|hooks| crate::greeting::hooks(&hooks));
     checks.push(Finding::new("hooks", hooks.map_err(|error| error.to_string())));
     checks
 }
@@ -144,7 +148,8 @@ fn apps(config: &Config) -> String {
     if names.is_empty() { "none: `up` makes a development app".to_owned() } else { names.join(", ") }
 }
 
-async fn services(config: &Config, backends: Backends) -> Vec<Finding> {
+/// `answers`: whether the configuration answers hooks.
+async fn services(config: &Config, backends: Backends, answers: bool) -> Vec<Finding> {
     let Backends { endpoint, topology, address } = backends;
     let topology = topology.with_steps(&config.worker.retry).with_calls();
     let mut checks = Vec::new();
@@ -157,8 +162,7 @@ async fn services(config: &Config, backends: Backends) -> Vec<Finding> {
             };
             checks.push(Finding::new("rabbitmq", Ok(format!("{at}, virtual host {vhost}: {state}"))));
             // Only hooks need it: where none is configured, a handler in code may still answer some.
-            let configured = wiring::hooks(config, Hooks::default()).is_ok_and(|hooks| !hooks.is_empty());
-            checks.extend(hooks.map(|why| match configured {
+            checks.extend(hooks.map(|why| match answers {
                 true => Finding::new("rabbitmq, hooks", Err(why)),
                 false => Finding::warning("rabbitmq, hooks", why),
             }));

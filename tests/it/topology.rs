@@ -29,6 +29,14 @@ async fn says(server: &Server, words: &[&str]) {
     .await;
 }
 
+/// Declares what a site needs that may not do so itself, as an operator's own tool would: here a service that may.
+pub async fn declared_by_an_operator(site: &Site) {
+    let operator = Site::new();
+    let declaring = std::fs::read_to_string(site.config()).unwrap().replace("declare = false", "declare = true");
+    operator.write("streamgate.toml", declaring);
+    drop(operator.start_as("worker").await.ready().await);
+}
+
 /// What `check` finds: its lines that begin with FAIL.
 pub async fn failures(site: &Site) -> String {
     let checked = site.run(&["check"]).await;
@@ -192,11 +200,7 @@ async fn with_declare_false_nothing_is_declared_and_all_is_verified() {
     assert!(failures(&theirs).await.contains(&format!("the queue {prefix}.retry.1000 does not exist")));
     let queues = backends.broker.manage("GET", "queues", "").await;
     assert!(!queues.contains(&format!("\"{prefix}.")), "nothing was declared");
-    // An operator's own tool: here a service that may declare.
-    let operator = Site::new();
-    let declaring = std::fs::read_to_string(theirs.config()).unwrap().replace("declare = false", "declare = true");
-    operator.write("streamgate.toml", declaring);
-    drop(operator.start_as("worker").await.ready().await);
+    declared_by_an_operator(&theirs).await;
     let gateway = gateway.ready().await;
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
     assert_eq!(failures(&theirs).await, "");

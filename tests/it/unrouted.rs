@@ -1,10 +1,10 @@
 //! Events that no queue is bound for: noticed, said, handed back, and nothing else left in their queue.
 
 use crate::harness::eventually;
-use crate::harness::process::{Server, Site};
+use crate::harness::process::Server;
 use crate::harness::receiver::Receiver;
 use crate::harness::wire::{Webhook, send};
-use crate::topology::{failures, site};
+use crate::topology::{declared_by_an_operator, failures, site};
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, QueueBindOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
@@ -48,10 +48,7 @@ async fn events_diverted_by_a_deleted_queue_are_handed_back() {
 async fn a_missing_binding_that_may_not_be_declared_is_said_until_it_is_mended() {
     let service = Receiver::willing().await;
     let (site, prefix, backends) = site("declare = false", "retry = [\"1s\"]", &service.route()).await;
-    let operator = Site::new();
-    let declaring = std::fs::read_to_string(site.config()).unwrap().replace("declare = false", "declare = true");
-    operator.write("streamgate.toml", declaring);
-    drop(operator.start_as("worker").await.ready().await);
+    declared_by_an_operator(&site).await;
     let gateway = site.start_as("gateway").await.ready().await;
     let _worker = site.start_as("worker").await.ready().await;
     let (_connection, channel) = backends.broker.channel().await;
@@ -75,10 +72,7 @@ async fn a_missing_binding_that_may_not_be_declared_is_said_until_it_is_mended()
 async fn probes_leave_nothing_behind() {
     let service = Receiver::willing().await;
     let (site, prefix, backends) = site("declare = false", "retry = [\"1s\"]", &service.route()).await;
-    let operator = Site::new();
-    let declaring = std::fs::read_to_string(site.config()).unwrap().replace("declare = false", "declare = true");
-    operator.write("streamgate.toml", declaring);
-    drop(operator.start_as("worker").await.ready().await);
+    declared_by_an_operator(&site).await;
     // Each start tries the exchanges whose bindings cannot be asked for, and so does each check.
     for _ in 0..3 {
         let gateway = site.start_as("gateway").await.ready().await;

@@ -8,7 +8,7 @@
 //! own count of deliveries includes those that no handler ever saw.
 
 /// What is claimed: an event, for one route, in one of its lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClaimKey {
     /// The event's idempotency key.
     pub event: String,

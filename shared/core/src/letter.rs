@@ -85,8 +85,8 @@ mod tests {
     use super::*;
     use crate::id::Kind;
 
-    #[test]
-    fn a_letter_begins_the_same_life_whoever_moves_it_and_each_death_another() {
+    /// Of the seventh attempt.
+    fn letter(body: &'static [u8]) -> Letter {
         let envelope = Envelope {
             app: "chat".into(),
             kind: Kind::Push,
@@ -99,12 +99,17 @@ mod tests {
             received_at_ms: 0,
             attempt: 7,
             cid: None,
-            route: None,
+            route: Some("app".into()),
             replay: None,
             traceparent: None,
-            body: bytes::Bytes::new(),
+            body: bytes::Bytes::from_static(body),
         };
-        let letter = Letter { number: 7, envelope, reason: "rejected".into(), error: None, died_at_ms: 1000 };
+        Letter { number: 7, envelope, reason: "rejected".into(), error: None, died_at_ms: 1000 }
+    }
+
+    #[test]
+    fn a_letter_begins_the_same_life_whoever_moves_it_and_each_death_another() {
+        let letter = letter(b"{}");
         let life = letter.replayed();
         assert_eq!((life.attempt, life.replay.as_ref().map(String::len)), (1, Some(16)));
         assert_eq!(letter.replayed(), life);
@@ -118,24 +123,7 @@ mod tests {
     fn a_table_of_filters() {
         let body =
             br#"{"type":"message.new","user":{"id":"ann"},"message":{"user":{"id":"bob"}},"member":{"user_id":"cid"}}"#;
-        let envelope = Envelope {
-            app: "chat".into(),
-            kind: Kind::Push,
-            id: "id-1".into(),
-            event_type: "message.new".into(),
-            key: "the-key".into(),
-            webhook_attempt: 1,
-            api_key: String::new(),
-            signature: String::new(),
-            received_at_ms: 0,
-            attempt: 1,
-            cid: None,
-            route: Some("app".into()),
-            replay: None,
-            traceparent: None,
-            body: bytes::Bytes::from_static(body),
-        };
-        let letter = Letter { number: 7, envelope, reason: "rejected".into(), error: None, died_at_ms: 1000 };
+        let letter = letter(body);
         let ids = |id: &str| Filter { ids: vec!["other".into(), id.into()], ..Filter::default() };
         let user = |id: &str| Filter { user: Some(id.into()), ..Filter::default() };
         let cases = [

@@ -6,8 +6,8 @@ use super::survey;
 use super::topology::Topology;
 use crate::backoff::Backoff;
 use futures_util::{FutureExt, StreamExt};
-use lapin::options::BasicPublishOptions;
-use lapin::types::ShortString;
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, Event};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -102,6 +102,14 @@ pub(super) fn post(
         Some(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
         Some(Ok(_)) | None => Ok(()),
     }
+}
+
+/// Messages of a queue that nobody holds.
+pub(super) async fn ready(channel: &Channel, queue: &str) -> Result<u32, StoreError> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+    let declared = declared.map_err(|error| StoreError::Unavailable(format!("the queue {queue}: {error}")))?;
+    Ok(declared.message_count())
 }
 
 /// Keeps one connection open for as long as it lives.

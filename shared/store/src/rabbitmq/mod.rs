@@ -2,6 +2,7 @@
 //! that is verified before anything is believed (`topology`).
 
 mod ask;
+mod browse;
 mod calls;
 mod consumer;
 mod endpoint;

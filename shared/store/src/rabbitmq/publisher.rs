@@ -18,7 +18,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 /// A confirm that is this late will not come: the channel is given up with all that wait on it.
-pub(super) const LOST: Duration = Duration::from_secs(30);
+const LOST: Duration = Duration::from_secs(30);
 /// Confirms looked at together: a return may be told with another publish of the same acknowledgement.
 const TOGETHER: usize = 256;
 
@@ -37,6 +37,34 @@ pub(super) struct Message {
     pub(super) routing_key: ShortString,
     pub(super) properties: BasicProperties,
     pub(super) body: Bytes,
+}
+
+/// Publishes all on a channel in confirm mode that nobody else uses, and awaits their confirms: which of them the broker has. Where one
+/// came back no confirm can be believed, for the library may report a return with another publish.
+pub(super) async fn publish_batch(
+    channel: &Channel,
+    messages: impl Iterator<Item = Message> + Send,
+) -> Result<Vec<bool>, String> {
+    let text = |error: lapin::Error| error.to_string();
+    let publish = async {
+        let (mut exchanges, mut confirms) = (Vec::new(), Vec::new());
+        for Message { exchange, routing_key, properties, body } in messages {
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            exchanges.push(exchange.clone());
+            confirms
+                .push(channel.basic_publish(exchange, routing_key, options, &body, properties).await.map_err(text)?);
+        }
+        let confirms = futures_util::future::try_join_all(confirms).await.map_err(text)?;
+        let confirmed = exchanges.iter().zip(confirms).map(|(exchange, confirm)| match confirm {
+            Confirmation::Ack(None) => Ok(true),
+            Confirmation::Nack(None) => Ok(false),
+            Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) | Confirmation::NotRequested => {
+                Err(format!("no queue is bound to the exchange {exchange}; the services bind theirs when they start"))
+            }
+        });
+        confirmed.collect()
+    };
+    tokio::time::timeout(LOST, publish).await.unwrap_or_else(|_| Err(format!("no confirm within {LOST:?}")))
 }
 
 /// Called for each message that came back because no queue took it.

@@ -72,9 +72,10 @@ impl Topology {
             for exchange in self.written() {
                 survey.may_write(&exchange).await;
             }
-            for queue in [self.events(), self.unrouted(), self.dead()] {
+            for queue in [self.events(), self.dead()] {
                 survey.may_read(&queue).await;
             }
+            // Which reads that queue too.
             survey.keeps(&self.unrouted()).await;
         } else if !absent.is_empty() {
             survey.may_declare().await;

@@ -1,17 +1,15 @@
 //! Events that no queue was bound for. RabbitMQ keeps them in a queue of their own; here they are noticed, and handed back.
 
 use super::headers;
-use super::link::{Link, PATIENCE, Session};
-use super::publisher::LOST;
+use super::link::{Link, PATIENCE, Session, ready};
+use super::publisher::{self, Message};
 use super::topology::Topology;
+use bytes::Bytes;
 use futures_util::StreamExt;
+use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
-};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Confirmation};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::repeated::Repeated;
@@ -106,10 +104,9 @@ impl Watch {
         ];
         let mut waiting = 0;
         for (label, queue) in queues {
-            let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let declared = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
-            let declared = timeout(PATIENCE, declared).await.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
-            waiting = declared.map_err(|error| error.to_string())?.message_count();
+            let depth = timeout(PATIENCE, ready(&channel, &queue)).await;
+            let depth = depth.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
+            waiting = depth.map_err(|error| error.to_string())?;
             if label != "unrouted" || waiting > MANY {
                 show(label, waiting);
             }
@@ -179,9 +176,7 @@ impl Watch {
             found.strangers += strangers.len() as u64;
             let mut failed = None;
             for (exchange, messages) in [(self.topology.back(), &events), (self.topology.dead(), &strangers)] {
-                let put = timeout(LOST, self.put(putting, &exchange, messages)).await;
-                let put = put.unwrap_or_else(|_| Err(format!("no confirm within {LOST:?}")));
-                failed = failed.or(put.err());
+                failed = failed.or(self.put(putting, &exchange, messages).await.err());
             }
             for probe in batch.iter().filter(|message| headers::is_probe(&message.properties)) {
                 probe.ack(BasicAckOptions::default()).await.map_err(text)?;
@@ -195,27 +190,18 @@ impl Watch {
 
     /// Publishes messages as they are, and acknowledges each that is confirmed; why not all, if so.
     async fn put(&self, channel: &Channel, exchange: &str, messages: &[&Delivery]) -> Result<(), String> {
-        let text = |error: lapin::Error| error.to_string();
-        let mut confirms = Vec::with_capacity(messages.len());
-        for message in messages {
-            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let (key, properties) = (message.routing_key.clone(), message.properties.clone());
-            let published = channel.basic_publish(exchange.into(), key, options, &message.data, properties).await;
-            confirms.push(published.map_err(text)?);
+        let as_it_is = |message: &&Delivery| Message {
+            exchange: exchange.into(),
+            routing_key: message.routing_key.clone(),
+            properties: message.properties.clone(),
+            body: Bytes::copy_from_slice(&message.data),
+        };
+        let confirmed = publisher::publish_batch(channel, messages.iter().map(as_it_is)).await?;
+        for (message, _) in messages.iter().zip(&confirmed).filter(|(_, confirmed)| **confirmed) {
+            message.ack(BasicAckOptions::default()).await.map_err(|error| error.to_string())?;
         }
-        let confirms = futures_util::future::try_join_all(confirms).await.map_err(text)?;
-        // The library may report a return with another publish: of these no confirm can be believed.
-        if confirms.iter().any(|confirm| !matches!(confirm, Confirmation::Ack(None) | Confirmation::Nack(None))) {
-            return Err(format!("no queue is bound to the exchange {exchange}"));
-        }
-        let mut all = true;
-        for (message, confirm) in messages.iter().zip(confirms) {
-            match confirm {
-                Confirmation::Ack(_) => drop(message.ack(BasicAckOptions::default()).await.map_err(text)?),
-                Confirmation::Nack(_) | Confirmation::NotRequested => all = false,
-            }
-        }
-        all.then_some(()).ok_or_else(|| format!("what the exchange {exchange} leads to is at its limit"))
+        let refused = || format!("what the exchange {exchange} leads to is at its limit");
+        if confirmed.contains(&false) { Err(refused()) } else { Ok(()) }
     }
 
     fn report(&self, found: HandedBack, stopped: Option<String>) {

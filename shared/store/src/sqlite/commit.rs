@@ -176,7 +176,10 @@ impl Committer {
         let has_failed = self.health.lock().unwrap_or_else(PoisonError::into_inner).has_failed;
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let used = schema::used_bytes(&transaction)? + self.log_bytes.saturating_sub(schema::LOG_BYTES);
-        let version = schema::data_version(&transaction)?;
+        let version = match self.waiting {
+            Some(_) => schema::data_version(&transaction)?,
+            None => self.data_version,
+        };
         let others_wrote = self.data_version != version;
         let (full, pressed) = (used >= limits.max_bytes, used >= limits.max_bytes / 4 * 3);
         let mut effects = Vec::with_capacity(batch.len());
@@ -230,10 +233,7 @@ impl Committer {
         let keep_ms = if pressed { limits.seen_window_ms } else { limits.remember_ms };
         seen::purge(&transaction, now, keep_ms)?;
         answers::purge(&transaction, now)?;
-        let recounted = match (&self.waiting, others_wrote) {
-            (Some(_), true) => Some(queue::count(&transaction)?),
-            _ => None,
-        };
+        let recounted = others_wrote.then(|| queue::count(&transaction)).transpose()?;
         // Before the commit, so that nothing of the batch stands where everybody is told that it does not; and after it, for what
         // happened meanwhile.
         self.witness.look().map_err(gone)?;

@@ -48,8 +48,6 @@ pub struct Handle {
     seq: i64,
     settled: bool,
     hands: Arc<Hands>,
-    /// How long it may take.
-    patience: Duration,
     _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 
@@ -66,7 +64,7 @@ impl Handle {
         if state.alone.as_ref().is_none_or(|(alone, _)| *alone != self.seq) {
             return;
         }
-        let (hands, seq, patience) = (Arc::downgrade(&self.hands), self.seq, self.patience);
+        let (hands, seq, patience) = (Arc::downgrade(&self.hands), self.seq, self.hands.patience);
         tokio::spawn(async move {
             tokio::time::sleep(patience).await;
             if let Some(hands) = hands.upgrade() {
@@ -100,6 +98,8 @@ impl Drop for Handle {
 struct Hands {
     state: Mutex<HandsState>,
     news: Arc<Notify>,
+    /// How long a delivery may be with the worker.
+    patience: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -147,13 +147,12 @@ impl Inbox {
             reader: Arc::clone(&reader),
             marker,
             deliver,
-            hands: Arc::new(Hands { state: Mutex::default(), news: Arc::clone(&news) }),
+            hands: Arc::new(Hands { state: Mutex::default(), news: Arc::clone(&news), patience }),
             news,
             slots: Arc::new(Semaphore::new(prefetch)),
             prefetch: u32::try_from(prefetch).unwrap_or(u32::MAX),
             memory: Arc::new(Semaphore::new(units as usize)),
             units,
-            patience,
             cursor: 0,
             health: Arc::clone(&health),
         };
@@ -200,7 +199,6 @@ struct Feeder {
     prefetch: u32,
     memory: Arc<Semaphore>,
     units: u32,
-    patience: Duration,
     /// Every fresh row up to here was read.
     cursor: i64,
     health: Arc<Mutex<Result<(), StoreError>>>,
@@ -286,13 +284,7 @@ impl Feeder {
             let (Some(slot), Ok(memory)) = (slot, Arc::clone(&self.memory).acquire_many_owned(units).await) else {
                 return false;
             };
-            let handle = Handle {
-                seq,
-                settled: false,
-                hands: Arc::clone(&self.hands),
-                patience: self.patience,
-                _room: (slot, memory),
-            };
+            let handle = Handle { seq, settled: false, hands: Arc::clone(&self.hands), _room: (slot, memory) };
             if suspect && let Err(error) = self.marker.alone(seq).await {
                 tracing::error!(%error, key = envelope.key, "cannot mark an event that may kill the process, trying again");
                 tokio::time::sleep(TICK).await;
@@ -317,7 +309,7 @@ impl Feeder {
     async fn all_slots(&self) -> Option<OwnedSemaphorePermit> {
         loop {
             let (now, mut wait) = (Instant::now(), TICK);
-            let (overdue, next) = self.hands.lock().overdue(self.patience, now);
+            let (overdue, next) = self.hands.lock().overdue(self.hands.patience, now);
             if let Some(next) = next {
                 wait = wait.min(next.saturating_duration_since(now));
             }

@@ -8,7 +8,7 @@ use streamgate_core::claim::{self, ClaimKey, Conclusion, State, Verdict};
 
 #[derive(Debug)]
 pub(super) struct Leases {
-    states: Mutex<HashMap<String, State>>,
+    states: Mutex<HashMap<ClaimKey, State>>,
     /// Time is counted from here: nobody can set it back, and no other process looks at these leases.
     since: Instant,
 }
@@ -21,7 +21,7 @@ impl Default for Leases {
 
 impl Leases {
     /// A panic while the map was held cannot leave it half changed: every change is one insert or remove.
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, State>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ClaimKey, State>> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -30,28 +30,28 @@ impl Leases {
     }
 
     pub(super) fn claim(&self, key: &ClaimKey, attempt: u32, holder: u64, lease: Duration) -> Verdict {
-        let (key, mut leases) = (key.to_string(), self.lock());
-        let (verdict, state) = claim::claim(leases.get(&key).copied(), attempt, holder, self.now_ms(), millis(lease));
+        let mut leases = self.lock();
+        let (verdict, state) = claim::claim(leases.get(key).copied(), attempt, holder, self.now_ms(), millis(lease));
         if let Some(state) = state {
-            leases.insert(key, state);
+            leases.insert(key.clone(), state);
         }
         verdict
     }
 
     pub(super) fn renew(&self, key: &ClaimKey, holder: u64, lease: Duration) -> bool {
-        let (key, mut leases) = (key.to_string(), self.lock());
-        match claim::renew(leases.get(&key).copied(), holder, self.now_ms(), millis(lease)) {
-            Some(state) => leases.insert(key, state).is_some(),
+        let mut leases = self.lock();
+        match claim::renew(leases.get(key).copied(), holder, self.now_ms(), millis(lease)) {
+            Some(state) => leases.insert(key.clone(), state).is_some(),
             None => false,
         }
     }
 
     /// Only leases are kept: how an event ended stands in the queue and among the seen keys.
     pub(super) fn conclude(&self, key: &ClaimKey, holder: u64, conclusion: Conclusion) {
-        let (key, mut leases) = (key.to_string(), self.lock());
-        match claim::conclude(leases.get(&key).copied(), holder, conclusion) {
-            Some(state @ State::Leased { .. }) => leases.insert(key, state),
-            Some(State::Retrying { .. } | State::Done | State::Dead) | None => leases.remove(&key),
+        let mut leases = self.lock();
+        match claim::conclude(leases.get(key).copied(), holder, conclusion) {
+            Some(state @ State::Leased { .. }) => leases.insert(key.clone(), state),
+            Some(State::Retrying { .. } | State::Done | State::Dead) | None => leases.remove(key),
         };
     }
 }
