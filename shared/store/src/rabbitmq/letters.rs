@@ -8,6 +8,7 @@ use bytes::Bytes;
 use lapin::message::Delivery as Raw;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use streamgate_core::{
     letter::{Letter, LetterId},
     ports::{Letters, Moved, StoreError},
@@ -31,6 +32,8 @@ pub struct LetterQueue {
     browse: Mutex<Option<Browse>>,
     /// Letters that were let go. RabbitMQ confirms no acknowledgement.
     settled: Mutex<HashSet<LetterId>>,
+    /// A walk before the last one ended with more letters in the queue than should be.
+    came_back: AtomicBool,
 }
 
 impl LetterQueue {
@@ -43,15 +46,15 @@ impl LetterQueue {
     }
 
     fn of(endpoint: Endpoint, queue: String, topology: &Topology) -> LetterQueue {
-        let (browse, settled) = (Mutex::default(), Mutex::default());
-        LetterQueue { endpoint, queue, back: topology.back(), browse, settled }
+        let (browse, settled, came_back) = Default::default();
+        LetterQueue { endpoint, queue, back: topology.back(), browse, settled, came_back }
     }
 
     /// Gives back what was only looked at, in order; what was replayed or dropped is gone from the queue then.
     pub async fn close(&self) -> Result<(), StoreError> {
         let Some(browse) = self.browse.lock().await.take() else { return Ok(()) };
         let settled = std::mem::take(&mut *self.settled.lock().await);
-        let mut more = browse.close().await?;
+        let mut more = browse.close().await? | self.came_back.swap(false, Ordering::Relaxed);
         for _ in 0..MOST_LOOKS {
             // Letters that came meanwhile are more, too; then the look finds none of ours.
             if settled.is_empty() || !more {
@@ -124,7 +127,10 @@ impl LetterQueue {
 
     async fn begin_acting(&self, looked: Option<Browse>) -> Result<Browse, StoreError> {
         if let Some(looked) = looked {
-            looked.close().await?;
+            let acting = looked.acting;
+            if looked.close().await? && acting {
+                self.came_back.store(true, Ordering::Relaxed);
+            }
         }
         Browse::open(&self.endpoint, &self.queue, true).await
     }
