@@ -80,7 +80,7 @@ pub(crate) fn doubt(files: &CertificateFiles) -> Option<String> {
     let path = files.cert.display();
     if roots.is_empty() {
         return Some(format!(
-            "{path}: this machine trusts no authority, so it cannot be told whether Stream will trust this one"
+            "{path}: this machine trusts no authority, so `check` cannot say whether Stream will trust this one"
         ));
     }
     let verifier =

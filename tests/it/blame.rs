@@ -1,5 +1,5 @@
-//! Who is to blame: only attempts that were begun and never concluded make an event poison; and whoever moves a dead letter
-//! replays it.
+//! Who is to blame: only attempts that were begun and never concluded make an event poison; and a dead letter
+//! that is moved is replayed.
 
 use crate::harness::broker::Broker;
 use crate::harness::eventually;

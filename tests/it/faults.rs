@@ -55,7 +55,7 @@ enum Fault {
     BrokerAndRedisKilled,
     /// What waits expires: it is replayed from the dead letters.
     PolicyExpiresEvents,
-    /// Whoever connects may not publish any more.
+    /// New connections may not publish any more.
     PermissionsTaken,
     /// A look at the queue, a dozen times, as with the management UI.
     OperatorPeeks,

@@ -35,7 +35,7 @@ impl Letter {
     }
 
     /// The event as it goes back to its queue: the first attempt of a new life. The life's nonce is made from the dead letter,
-    /// so that whoever moves it, however often, begins the same life, and the claim absorbs the copies of an interrupted
+    /// so that each move of it, by any tool and however often, begins the same life, and the claim absorbs the copies of an interrupted
     /// replay. What no queue was bound for has not lived yet, and goes back as it came.
     pub fn replayed(&self) -> Envelope {
         let envelope = self.envelope.clone();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// Chosen: often enough to see that it lasts, seldom enough to read the rest.
 const EVERY: Duration = Duration::from_secs(60);
-/// Causes that are told apart. Beyond them, as where each text holds another id, there are no further lines within the minute.
+/// Causes that have lines of their own. Beyond them, as where each text holds another id, there are no further lines within the minute.
 const CAUSES: usize = 8;
 
 #[derive(Clone, Debug, Default)]

@@ -41,7 +41,7 @@ pub struct World {
     /// Ids of what gateways published, and how often an id came again.
     published: HashSet<String>,
     published_again: u64,
-    /// What was promised and not kept: told at the end, for the table says why.
+    /// Promises that were broken: reported at the end, when the table is whole.
     broken: Vec<String>,
 }
 

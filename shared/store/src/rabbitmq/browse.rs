@@ -107,7 +107,7 @@ impl Browse {
                 continue;
             };
             self.left -= 1;
-            // It tries a binding, and whoever hands the unrouted back takes it away.
+            // It tries a binding. The gateways take it away when they hand the unrouted back.
             let probe = headers::is_probe(&delivery.properties);
             if let Some(holding) = self.holding.last_mut() {
                 holding.given = holding.given.saturating_add(1);
@@ -268,7 +268,7 @@ impl Browse {
         for Holding { channel, held, .. } in &self.holding {
             drop(tokio::time::timeout(PATIENCE, channel.close(200, "OK".into())).await);
             expected = expected.saturating_add(*held);
-            // A closed channel's letters go back a moment after its close, and nobody is told: the next channel's must not
+            // A closed channel's letters go back a moment after its close, without a notification: the next channel's must not
             // overtake them.
             let back = async {
                 while ready(&self.asking, &self.queue).await.is_ok_and(|ready| ready < expected) {

@@ -137,7 +137,7 @@ impl Desk {
             if !acker.usable() {
                 return Err(error);
             }
-            // Of one cause, whatever each of them meets: the same outage is told in several ways.
+            // All as one cause: the same outage shows as several errors.
             let due = self.refused.lock().unwrap_or_else(PoisonError::into_inner).happened("", Instant::now());
             if let Some(times) = due {
                 tracing::warn!(%error, times, "cannot publish settlements (retries, dead letters), trying again");

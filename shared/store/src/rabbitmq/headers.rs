@@ -65,7 +65,7 @@ pub(super) struct Death {
 /// Marks a message that only tries whether an exchange leads to its queue.
 const PROBE: &str = "x-streamgate-probe";
 
-/// A message that whoever finds it takes away: nothing of it is left where it was tried.
+/// A message that each of our readers takes away: nothing of it is left where it was tried.
 pub(super) fn probe() -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert(PROBE.into(), AMQPValue::LongString(VERSION.to_string().into()));

@@ -60,7 +60,7 @@ impl Session {
     /// Ends the session for everybody. The first reason is kept.
     pub(super) fn fail(&self, why: impl std::fmt::Display) {
         self.0.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| {
-            // Before anybody is told what was confirmed on it.
+            // Before the publishers get the results of what was confirmed on it.
             self.0.lost.fetch_add(1, Ordering::SeqCst);
             why.to_string()
         });

@@ -38,7 +38,7 @@ impl Topology {
             } else {
                 survey.verify(&item, Owner::Operator).await;
             }
-            // Whoever needs the queue of calls reports what is wrong with it. It stands on one node: without that, events go on.
+            // The roles that need the queue of calls report what is wrong with it. It stands on one node: without that, events go on.
             let of_calls = matches!(&item, Item::Queue { name, .. } if *name == self.calls());
             if of_calls && !self.calls && !survey.errors.last().is_some_and(TopologyError::is_passing) {
                 survey.errors.truncate(before);
@@ -217,8 +217,8 @@ impl<'c> Survey<'c> {
         self.channel = None;
     }
 
-    /// Whether what no queue is bound for is kept. The probe is taken away again; where events stand before it, whoever hands
-    /// those back takes it away.
+    /// Whether what no queue is bound for is kept. The probe is taken away again; where events stand before it, the
+    /// gateway that hands those back takes it away.
     async fn keeps(&mut self, unrouted: &str) {
         // First whether it could be taken away.
         let before = self.errors.len();

@@ -114,7 +114,7 @@ impl Watch {
         let mut found = HandedBack::default();
         let mut stopped = None;
         if waiting > 0 {
-            // Whoever declares mends what diverts them, if that is to be mended.
+            // With `declare` this mends what diverts them: a queue or a binding that is missing.
             session.ensure(&self.topology).await?;
             stopped = self.hand_back(session, waiting.min(MOST), &mut found).await.err();
         }

@@ -245,7 +245,7 @@ impl Committer {
         Ok((effects, used))
     }
 
-    /// The rows that came and went, whoever may hear of it. `recounted`: all that wait, with this commit.
+    /// Counts the rows that came and went, even where their callers have given up. `recounted`: all that wait, with this commit.
     fn count(&self, effects: &[Result<Effect, StoreError>], recounted: Option<i64>) {
         let Some(waiting) = &self.waiting else { return };
         if let Some(all) = recounted {

@@ -86,11 +86,11 @@ impl Writer {
         let (writes, queue) = mpsc::channel(limits.max_waiting);
         let health = Arc::new(Mutex::new(Health { told: Ok(()), at: Instant::now(), used: 0, has_failed: false }));
         let news = Arc::new(Notify::new());
-        let (told, counted, notified) = (Arc::clone(&health), waiting.clone(), Arc::clone(&news));
+        let (shown, counted, notified) = (Arc::clone(&health), waiting.clone(), Arc::clone(&news));
         let mut committer = Committer {
             connection,
             limits,
-            health: told,
+            health: shown,
             waiting: counted,
             data_version,
             news: notified,
