@@ -26,6 +26,7 @@ pub struct Proxy {
     pub port: u16,
     weather: Arc<watch::Sender<Weather>>,
     cuts: Arc<watch::Sender<u64>>,
+    taken: watch::Receiver<u64>,
     _server: AbortOnDropHandle<()>,
 }
 
@@ -46,10 +47,12 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let (weather, cuts) = (Arc::new(watch::channel(Weather::Fair).0), Arc::new(watch::channel(0).0));
         let (sky, scissors) = (Arc::clone(&weather), Arc::clone(&cuts));
+        let (count, taken) = watch::channel(0);
         let server = tokio::spawn(async move {
             let mut random = Random(seed | 1);
             loop {
                 let (client, _) = listener.accept().await.unwrap();
+                count.send_modify(|count| *count += 1);
                 let Some(server) = connect(&ports).await else { continue };
                 let mut cut = scissors.subscribe();
                 let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
@@ -64,11 +67,16 @@ impl Proxy {
                 });
             }
         });
-        Proxy { port, weather, cuts, _server: AbortOnDropHandle::new(server) }
+        Proxy { port, weather, cuts, taken, _server: AbortOnDropHandle::new(server) }
     }
 
     pub fn turn(&self, weather: Weather) {
         self.weather.send_replace(weather);
+    }
+
+    /// Waits until somebody has connected.
+    pub async fn connected(&self) {
+        tokio::time::timeout(super::PATIENCE, self.taken.clone().wait_for(|count| *count > 0)).await.unwrap().unwrap();
     }
 
     /// Ends every connection.

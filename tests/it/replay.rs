@@ -2,6 +2,7 @@
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
+use crate::harness::proxy::Proxy;
 use crate::harness::receiver::Receiver;
 use crate::topology::site;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -140,19 +141,18 @@ async fn a_second_signal_ends_a_command_that_waits_for_a_broker_that_hangs() {
     assert!(site.start_as("worker").await.ready().await.terminate().await.success());
     let (_connection, channel) = backends.broker.channel().await;
     bury(&channel, &site.name(), 10).await;
+    let proxy = Proxy::start(backends.broker.port, 1).await;
+    let configured = std::fs::read_to_string(site.config()).unwrap();
+    let (direct, through) = (format!(":{}/", backends.broker.port), format!(":{}/", proxy.port));
+    assert!(configured.contains(&direct), "{configured}");
+    site.write("streamgate.toml", configured.replace(&direct, &through));
     backends.broker.signal(Signal::STOP);
     let mut command = site.command(&["dead", "replay", "--all"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
     let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
-    // Signals are heard from the start of its work on: before, the first one ends it.
-    eventually("it listens to signals", || async {
-        std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).is_ok_and(|status| {
-            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0").trim();
-            u64::from_str_radix(caught, 16).is_ok_and(|caught| caught & (1 << (Signal::INT.as_raw() - 1)) != 0)
-        })
-    })
-    .await;
+    // From here on it waits for the broker: before, the first signal ends it.
+    proxy.connected().await;
     kill_process(pid, Signal::INT).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
     let ended = tokio::time::timeout(crate::harness::PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
