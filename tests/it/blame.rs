@@ -81,12 +81,7 @@ async fn looks_at_a_queue_dropped_connections_and_restarts_blame_no_event() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_kills_its_workers_is_handled_alone_and_then_given_up() {
-    let service = Receiver::start(|one| {
-        // Long enough for another handler to begin, were it let.
-        std::thread::sleep(Duration::from_millis(if one.header("x-webhook-id") == "other" { 0 } else { 100 }));
-        reply(200, &[])
-    })
-    .await;
+    let service = slow_service().await;
     let (site, prefix, backends) = site("", "concurrency = 4\nretry = [\"1s\"]", &service.route()).await;
     let events = format!("{prefix}.events");
     let gateway = site.start_as("gateway").await.ready().await;
@@ -113,13 +108,57 @@ async fn an_event_that_kills_its_workers_is_handled_alone_and_then_given_up() {
     let worker = site.start_as("worker").await.ready().await;
     eventually("all are handled", || async { service.received().len() == 9 }).await;
     eventually("and settled", || async { done(&worker).await == 9.0 }).await;
-    let received = service.received();
-    let place = received.iter().position(|one| one.header("x-webhook-id") == "suspect").unwrap();
-    let suspect = &received[place];
-    for (other, one) in received.iter().enumerate().filter(|(other, _)| *other != place) {
-        let apart = one.ended <= suspect.began || one.began >= suspect.ended;
-        assert!(apart, "handler {other} ran beside the suspect");
+    ran_alone(&service, "suspect");
+}
+
+/// One whose calls take long enough for another to begin, were it let.
+async fn slow_service() -> Receiver {
+    Receiver::start(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        reply(200, &[])
+    })
+    .await
+}
+
+fn ran_alone(service: &Receiver, id: &str) {
+    let (alone, others): (Vec<_>, Vec<_>) =
+        service.received().into_iter().partition(|one| one.header("x-webhook-id") == id);
+    assert_eq!(alone.len(), 1);
+    for other in others {
+        let apart = other.ended <= alone[0].began || other.began >= alone[0].ended;
+        assert!(apart, "{} was handled beside {id}", other.header("x-webhook-id"));
     }
+}
+
+/// Takes the first event of a queue and gives it back, so often: each time counts as a delivery.
+async fn peek(broker: &Broker, queue: &str, times: usize) {
+    let (_connection, channel) = broker.channel().await;
+    for _ in 0..times {
+        let peeked = channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap().unwrap();
+        peeked.nack(BasicNackOptions { requeue: true, ..Default::default() }).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_an_event_that_is_delivered_again_and_again_is_handled_alone_and_never_given_up() {
+    let (gone, backends) = (crate::harness::servers::free_port(), Backends::shared().await);
+    let service = slow_service().await;
+    let (site, prefix) = (Site::new(), Site::new().name());
+    let tables = backends.tables(&prefix).replace(&backends.redis.url(), &format!("redis://127.0.0.1:{gone}"));
+    assert!(tables.contains(&gone.to_string()), "{tables}");
+    let rest = format!("{}\n{tables}", service.route());
+    site.configure(&Setup { worker: "concurrency = 4\nretry = [\"1s\"]".into(), rest, ..Setup::default() });
+    let gateway = site.start_as("gateway").await;
+    eventually("RabbitMQ is up", || async { gateway.metric("streamgate_gateway_broker_up").await == 1.0 }).await;
+    assert_eq!(send(gateway.public, &Webhook::push("suspect", "{}")).await.unwrap().outcome(), "enqueued");
+    peek(&backends.broker, &format!("{prefix}.events"), 150).await;
+    for _ in 0..8 {
+        assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    }
+    let _worker = site.start_as("worker").await;
+    eventually("all are handled", || async { service.ids().len() == 9 }).await;
+    ran_alone(&service, "suspect");
+    assert_eq!(backends.broker.ready(&format!("{prefix}.dead")).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -99,6 +99,30 @@ async fn a_missing_permission_is_told() {
     assert!(!site.log().contains("secret"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_the_broker_is_told_as_a_limit() {
+    let (site, prefix, backends) = site("", "", "").await;
+    let manage = async |method: &str, path: &str, body: &str| {
+        backends.broker.manage(method, path, body).await;
+    };
+    manage("PUT", &format!("vhosts/{prefix}"), "").await;
+    let url = backends.broker.url_of("guest", "guest", &prefix);
+    let configured = std::fs::read_to_string(site.config()).unwrap().replace(&backends.broker.url(), &url);
+    site.write("streamgate.toml", configured);
+    manage("PUT", &format!("vhost-limits/{prefix}/max-queues"), r#"{"value":1}"#).await;
+    let gateway = site.start_as("gateway").await;
+    says(&gateway, &["queue limit in vhost", "set_vhost_limits"]).await;
+    assert!(!gateway.ops("/readyz").await.1.contains("delete it when it is empty"));
+    manage("DELETE", &format!("vhost-limits/{prefix}/max-queues"), "").await;
+    let gateway = gateway.ready().await;
+    assert!(gateway.terminate().await.success());
+    manage("PUT", &format!("vhost-limits/{prefix}/max-connections"), r#"{"value":0}"#).await;
+    let told = failures(&site).await;
+    assert!(told.contains("connection limit") && told.contains("set_vhost_limits"), "{told}");
+    assert!(!told.contains("add_vhost"), "{told}");
+    manage("DELETE", &format!("vhosts/{prefix}"), "").await;
+}
+
 /// A user of the shared broker, as whom the site's services log in.
 async fn user(site: &Site, prefix: &str, backends: &Backends, permissions: &str) -> String {
     let user = format!("u{prefix}");

@@ -65,6 +65,11 @@ pub enum DialError {
     )]
     VirtualHost { at: String, user: String, vhost: String, error: String },
     #[error(
+        "RabbitMQ at {at} takes no further connection of user {user:?} to virtual host {vhost:?}: {error}; raise that limit \
+         (rabbitmqctl set_vhost_limits, set_user_limits), or close connections that nobody needs"
+    )]
+    Full { at: String, user: String, vhost: String, error: String },
+    #[error(
         "TLS with RabbitMQ at {at} fails: {error}; is its authority in rabbitmq.ca, and is the host's name the certificate's?"
     )]
     Tls { at: String, error: String },
@@ -153,8 +158,11 @@ impl Login {
             match told.get_id() {
                 ACCESS_REFUSED => return DialError::Login { at, user },
                 NOT_ALLOWED => {
-                    let vhost = self.uri.vhost.clone();
-                    return DialError::VirtualHost { at, user, vhost, error: told.get_message().to_string() };
+                    let (vhost, error) = (self.uri.vhost.clone(), told.get_message().to_string());
+                    return match error.contains("limit") {
+                        true => DialError::Full { at, user, vhost, error },
+                        false => DialError::VirtualHost { at, user, vhost, error },
+                    };
                 }
                 _ => {}
             }

@@ -166,6 +166,9 @@ impl<'c> Survey<'c> {
         let ErrorKind::ProtocolError(reply) = error.kind() else { return failed(error.to_string()) };
         let text = reply.get_message().to_string();
         match reply.get_id() {
+            PRECONDITION_FAILED if text.contains("limit") && text.contains("is reached") => {
+                TopologyError::LimitReached(text)
+            }
             PRECONDITION_FAILED => TopologyError::Mismatch(text),
             NOT_FOUND if text.contains("down or inaccessible") => TopologyError::NodeDown(text),
             NOT_FOUND => TopologyError::Missing { what: what.to_owned() },

@@ -33,6 +33,11 @@ pub enum TopologyError {
     Mismatch(String),
     #[error("{what} does not exist; declare it, or set rabbitmq.declare = true")]
     Missing { what: String },
+    #[error(
+        "{0}; raise it (rabbitmqctl set_vhost_limits -p VHOST '{{\"max-queues\": -1}}', or cluster_queue_limit in rabbitmq.conf), \
+         or delete queues that nobody needs"
+    )]
+    LimitReached(String),
     #[error("{0}; it is back when that node is, or delete it with rabbitmqctl to have it on another")]
     NodeDown(String),
     #[error(
