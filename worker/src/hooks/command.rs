@@ -1,7 +1,7 @@
 //! A custom command, as a handler sees it.
 
 use super::moderation::read;
-use super::{Answer, Hook};
+use super::{Answer, Hook, user};
 use crate::handler::HandlerError;
 use bytes::Bytes;
 use serde_json::Value;
@@ -52,14 +52,14 @@ impl Command {
         self.request.value(field)
     }
 
+    /// Who sends it.
     pub fn user_id(&self) -> Option<String> {
-        self.request.object("user")?.text("id")
+        user::id(&self.request)
     }
 
     /// The user's name, or the id where there is none.
     pub fn user_name(&self) -> Option<String> {
-        let user = self.request.object("user")?;
-        user.text("name").filter(|name| !name.is_empty()).or_else(|| user.text("id"))
+        user::name(&self.request)
     }
 
     /// `channel_type:channel_id`

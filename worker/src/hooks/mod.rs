@@ -9,6 +9,7 @@ mod moderation;
 mod reply;
 mod run;
 mod screen;
+mod user;
 
 pub use answer::{Answer, Button, Style};
 pub use command::Command;

@@ -1,6 +1,6 @@
 //! Before-message-send, as a handler sees it.
 
-use super::{Answer, Hook};
+use super::{Answer, Hook, user};
 use crate::handler::HandlerError;
 use bytes::Bytes;
 use serde_json::Value;
@@ -62,7 +62,12 @@ impl BeforeMessageSend {
 
     /// Who sends it.
     pub fn user_id(&self) -> Option<String> {
-        self.request.object("user")?.text("id")
+        user::id(&self.request)
+    }
+
+    /// The user's name, or the id where there is none.
+    pub fn user_name(&self) -> Option<String> {
+        user::name(&self.request)
     }
 
     /// `channel_type:channel_id`
