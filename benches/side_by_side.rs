@@ -280,6 +280,7 @@ fn envelope(body: &Bytes, signature: &str) -> Envelope {
         route: None,
         replay: None,
         traceparent: None,
+        further: streamgate_core::further::FurtherHeaders::default(),
         body: body.clone(),
     }
 }

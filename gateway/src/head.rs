@@ -10,6 +10,7 @@ use streamgate_core::{
     admission::{self, Facts, Limits, Single},
     apps::Apps,
     envelope::{header, safe_traceparent},
+    further::FurtherHeaders,
     hook::is_command_name,
     id::{Kind, header_id},
     peer::{Client, Peers},
@@ -32,6 +33,7 @@ pub(crate) struct Head {
     /// The X-Webhook-Attempt, from 1.
     pub(crate) attempt: u32,
     pub(crate) traceparent: Option<String>,
+    pub(crate) further: FurtherHeaders,
     /// The command's name as the URL has it.
     pub(crate) query_type: Option<String>,
 }
@@ -72,6 +74,7 @@ pub(crate) fn admit(
         id: header_id(text(header::WEBHOOK_ID)),
         attempt: attempt.unwrap_or(1),
         traceparent: safe_traceparent(text(header::TRACEPARENT)).map(str::to_owned),
+        further: FurtherHeaders::of(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))),
         query_type: named(target, parts),
     };
     Ok((head, Verifier::new(&admitted.key.secrets, admitted.signature)))

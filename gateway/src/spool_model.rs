@@ -51,6 +51,7 @@ fn event(key: &str) -> Envelope {
         route: None,
         replay: None,
         traceparent: None,
+        further: streamgate_core::further::FurtherHeaders::default(),
         body: Bytes::new(),
     }
 }

@@ -50,6 +50,7 @@ pub fn envelope(id: &str, body: Bytes) -> Envelope {
         route: None,
         replay: None,
         traceparent: None,
+        further: streamgate_core::further::FurtherHeaders::default(),
         body,
     }
 }

@@ -4,6 +4,7 @@
 //! share a queue during a rolling upgrade.
 
 use crate::claim::ClaimKey;
+use crate::further::FurtherHeaders;
 use crate::id::{By, Kind, idempotency_key};
 use bytes::Bytes;
 use std::borrow::Cow;
@@ -32,6 +33,7 @@ pub mod header {
     pub const ROUTE: &str = "x-streamgate-route";
     pub const REPLAY: &str = "x-streamgate-replay";
     pub const TRACEPARENT: &str = "traceparent";
+    pub const FURTHER: &str = "x-streamgate-further-headers";
 }
 
 /// One event, from the answer to the gateway's caller until it is settled.
@@ -60,6 +62,8 @@ pub struct Envelope {
     /// Set on a replayed dead letter: makes its claims distinct from those of the first life.
     pub replay: Option<String>,
     pub traceparent: Option<String>,
+    /// Stream's headers beyond the four: passed on to services.
+    pub further: FurtherHeaders,
     /// The uncompressed bytes that Stream signed.
     pub body: Bytes,
 }
@@ -99,6 +103,9 @@ impl Envelope {
             (header::TRACEPARENT, &self.traceparent),
         ];
         headers.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?.into()))));
+        if !self.further.is_empty() {
+            headers.push((header::FURTHER, self.further.to_json().into()));
+        }
         headers
     }
 
@@ -118,6 +125,7 @@ impl Envelope {
             route: text(header::ROUTE),
             replay: text(header::REPLAY),
             traceparent: text(header::TRACEPARENT),
+            further: header(header::FURTHER).map(FurtherHeaders::parse).unwrap_or_default(),
             app,
             kind,
             id,
@@ -196,6 +204,7 @@ mod tests {
             route: Some("app".into()),
             replay: Some("nonce".into()),
             traceparent: None,
+            further: FurtherHeaders::of([("target-agent", b"a/1".as_slice())]),
             body: Bytes::from_static(b"{}"),
         }
     }
@@ -268,10 +277,11 @@ mod tests {
     proptest! {
         /// Whatever a broker holds beside an event is read, and what was read is written and read back as it is.
         #[test]
-        fn any_headers_are_read_and_read_back(values in proptest::collection::vec(any::<String>(), 12)) {
+        fn any_headers_are_read_and_read_back(values in proptest::collection::vec(any::<String>(), 13)) {
             let names = [
                 header::WEBHOOK_ID, header::WEBHOOK_ATTEMPT, header::API_KEY, header::SIGNATURE, header::VERSION, header::KEY,
                 header::RECEIVED_AT, header::ATTEMPT, header::CID, header::ROUTE, header::REPLAY, header::TRACEPARENT,
+                header::FURTHER,
             ];
             let properties = || Properties { app: "chat".into(), kind: Kind::Push, id: "id".into(), event_type: "a.b".into() };
             let header = |name: &str| Some(values[names.iter().position(|known| *known == name)?].as_str());

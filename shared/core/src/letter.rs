@@ -83,6 +83,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::further::FurtherHeaders;
     use crate::id::Kind;
 
     /// Of the seventh attempt.
@@ -102,6 +103,7 @@ mod tests {
             route: Some("app".into()),
             replay: None,
             traceparent: None,
+            further: FurtherHeaders::default(),
             body: bytes::Bytes::from_static(body),
         };
         Letter { number: 7, envelope, reason: "rejected".into(), error: None, died_at_ms: 1000 }

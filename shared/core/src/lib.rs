@@ -6,8 +6,10 @@
 pub mod admission;
 pub mod apps;
 pub mod claim;
+pub mod duration;
 pub mod envelope;
 pub mod fields;
+pub mod further;
 pub mod gate;
 pub mod hook;
 pub mod id;

@@ -314,6 +314,7 @@ mod tests {
             route: Some("app".into()),
             replay: None,
             traceparent: None,
+            further: streamgate_core::further::FurtherHeaders::default(),
             body: Bytes::from_static(b"{}"),
         }
     }

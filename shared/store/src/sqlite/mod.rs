@@ -230,6 +230,7 @@ mod tests {
             route: None,
             replay: None,
             traceparent: None,
+            further: streamgate_core::further::FurtherHeaders::default(),
             body: Bytes::from_static(b"{}"),
         }
     }

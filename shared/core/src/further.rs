@@ -1,0 +1,158 @@
+//! The headers of a webhook beyond the four that Stream documents: `target-agent`, which public Stream apps filter on, and whatever
+//! Stream may add. Nobody signs them, so they are passed on within bounds, and none that a service could take for its own proxy's.
+
+/// Most headers of a webhook that are passed on.
+const MAX_HEADERS: usize = 16;
+/// Bytes of one name, of one value, and of all of them.
+const MAX_NAME: usize = 64;
+const MAX_VALUE: usize = 256;
+const MAX_BYTES: usize = 1024;
+
+/// Passed on though its name does not begin with `x-`.
+const TARGET_AGENT: &str = "target-agent";
+/// What the gateway reads itself, or writes itself.
+const OURS: [&str; 5] = ["x-api-key", "x-signature", "x-streamgate-", "x-webhook-attempt", "x-webhook-id"];
+/// How proxies say who a client is and what it asked for: services believe these, so they must be a proxy's.
+const PROXIES: [&str; 15] = [
+    "x-amz",
+    "x-auth",
+    "x-b3-",
+    "x-client-",
+    "x-cluster-client-ip",
+    "x-cloud-trace-context",
+    "x-envoy-",
+    "x-forwarded",
+    "x-http-method",
+    "x-method-override",
+    "x-original-",
+    "x-real-ip",
+    "x-remote-",
+    "x-rewrite-",
+    "x-user",
+];
+
+/// Names in lower case with their values, each name once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FurtherHeaders(Vec<(String, String)>);
+
+impl FurtherHeaders {
+    /// Those of a request that are passed on. `headers`: in lower case. Of a name that stands twice the first is taken; what is over
+    /// the bounds is left out.
+    pub fn of<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> FurtherHeaders {
+        let (mut further, mut bytes) = (FurtherHeaders::default(), 0);
+        for (name, value) in headers {
+            let Ok(text) = std::str::from_utf8(value) else { continue };
+            let size = name.len() + text.len();
+            let is_known = further.0.iter().any(|(known, _)| known == name);
+            let fits = further.0.len() < MAX_HEADERS && bytes + size <= MAX_BYTES;
+            if is_passed_on(name) && is_value(text) && !is_known && fits {
+                bytes += size;
+                further.0.push((name.to_owned(), text.to_owned()));
+            }
+        }
+        further
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// As one header beside a stored event: a JSON list of pairs.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(&self.0).unwrap_or_default()
+    }
+
+    /// Reads back what [`to_json`](FurtherHeaders::to_json) wrote. Whoever wrote it, the same bounds hold.
+    pub(crate) fn parse(json: &str) -> FurtherHeaders {
+        let pairs: Vec<(String, String)> = serde_json::from_str(json).unwrap_or_default();
+        FurtherHeaders::of(pairs.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
+    }
+}
+
+fn is_passed_on(name: &str) -> bool {
+    let is_safe = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.');
+    let is_theirs = |known: &[&str]| known.iter().any(|start| name.starts_with(start));
+    name == TARGET_AGENT
+        || (name.len() <= MAX_NAME
+            && name.bytes().all(is_safe)
+            && name.strip_prefix("x-").is_some_and(|rest| !rest.is_empty())
+            && !is_theirs(&OURS)
+            && !is_theirs(&PROXIES))
+}
+
+fn is_value(text: &str) -> bool {
+    text.len() <= MAX_VALUE && text.bytes().all(|byte| matches!(byte, 0x20..=0x7e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(headers: &[(&str, &str)]) -> Vec<(String, String)> {
+        FurtherHeaders::of(headers.iter().map(|(name, value)| (*name, value.as_bytes()))).0
+    }
+
+    #[test]
+    fn a_table_of_headers() {
+        let (long, wide) = (format!("x-{}", "a".repeat(MAX_NAME)), "v".repeat(MAX_VALUE + 1));
+        for passed in ["target-agent", "x-stream-region", "x-retry_count", "x-request-id"] {
+            assert_eq!(of(&[(passed, "v")]), [(passed.to_owned(), "v".to_owned())]);
+        }
+        let kept = [
+            "x-",
+            "x-api-key",
+            "x-signature",
+            "x-webhook-id",
+            "x-webhook-attempt",
+            "x-streamgate-key",
+            "x-forwarded-for",
+            "x-real-ip",
+            "x-original-url",
+            "x-remote-user",
+            "x-http-method-override",
+            "authorization",
+            "cookie",
+            "host",
+            &long,
+            "x-\u{e9}",
+            "x-a b",
+        ];
+        for kept in kept {
+            assert_eq!(of(&[(kept, "v")]), [], "{kept}");
+        }
+        assert_eq!(of(&[("x-a", &wide)]), []);
+        assert_eq!(of(&[("x-a", "caf\u{e9}")]), []);
+        assert_eq!(of(&[("x-a", "1"), ("x-a", "2")]), [("x-a".to_owned(), "1".to_owned())]);
+    }
+
+    #[test]
+    fn many_headers_are_bounded() {
+        let names: Vec<_> = (0..100).map(|number| format!("x-{number}")).collect();
+        let short: Vec<_> = names.iter().map(|name| (name.as_str(), "v")).collect();
+        assert_eq!(of(&short).len(), MAX_HEADERS);
+        let value = "v".repeat(MAX_VALUE);
+        let wide: Vec<_> = names.iter().map(|name| (name.as_str(), value.as_str())).collect();
+        assert_eq!(of(&wide).len(), MAX_BYTES / (MAX_VALUE + 3));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_passed_on_reads_back(headers in proptest::collection::vec(("x-[a-z]{1,9}|[ -~]{0,9}", "[ -~]{0,30}"), 0..20)) {
+            let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+            let further = FurtherHeaders::of(headers);
+            prop_assert_eq!(FurtherHeaders::parse(&further.to_json()), further);
+        }
+
+        #[test]
+        fn nothing_that_is_read_is_over_the_bounds(json in any::<String>(), pairs in any::<Vec<(String, String)>>()) {
+            FurtherHeaders::parse(&json);
+            let read = FurtherHeaders::parse(&serde_json::to_string(&pairs).unwrap());
+            prop_assert!(read.iter().all(|(name, value)| is_passed_on(name) && is_value(value)));
+        }
+    }
+}
