@@ -2,13 +2,14 @@
 
 use anyhow::{Context, bail};
 use std::collections::HashSet;
+use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::{pattern::Pattern, retry::Ladder};
 use streamgate_gateway::{SpoolPolicy, Spooled};
 use streamgate_service::config::reader::Problem;
 use streamgate_service::config::{CommandConfig, Config, ConfigError, ForwardConfig, Loaded};
-use streamgate_service::http_client;
+use streamgate_service::http_client::{ClientError, ServiceClient};
 use streamgate_service::metrics::Metrics;
 use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, EndpointError, Exchange, Topology};
 use streamgate_store::redis::{Address, AddressError, Redis, RedisAnswers, RedisClaims, SeenKeys};
@@ -154,6 +155,19 @@ impl WorkerStores {
     }
 }
 
+/// One client for each set of authorities, so that what goes to one service shares its connections.
+#[derive(Default)]
+struct ServiceClients(HashMap<Option<String>, ServiceClient>);
+
+impl ServiceClients {
+    fn of(&mut self, to: &ForwardConfig) -> Result<ServiceClient, ClientError> {
+        Ok(match self.0.entry(to.ca.clone()) {
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(place) => place.insert(ServiceClient::new(to.ca.as_deref())?).clone(),
+        })
+    }
+}
+
 /// The routes of the code, then those of the configuration; without any, every event is logged.
 pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
     let (mut routes, configured) = (code, &config.worker.routes);
@@ -162,24 +176,28 @@ pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
         let log = Route { name: "log".into(), events: vec![every], apps: Vec::new(), handler: Arc::new(Observe) };
         return Ok(Router::new(vec![log]));
     }
-    let client = http_client::client(None)?;
-    routes.extend(configured.iter().map(|route| Route {
-        name: route.name.as_str().into(),
-        events: route.events.clone(),
-        apps: route.apps.clone(),
-        handler: Arc::new(Forward::new(client.clone(), &route.forward)),
-    }));
+    let mut clients = ServiceClients::default();
+    for route in configured {
+        routes.push(Route {
+            name: route.name.as_str().into(),
+            events: route.events.clone(),
+            apps: route.apps.clone(),
+            handler: Arc::new(Forward::new(clients.of(&route.forward)?, &route.forward)),
+        });
+    }
     Ok(Router::new(routes))
 }
 
 /// The hooks of the configuration, beside those of the code: each has one handler.
 pub fn hooks(config: &Config, code: Hooks) -> anyhow::Result<Hooks> {
     let (moderation, commands) = (&config.hooks.before_message_send, &config.hooks.custom_commands);
-    let client = http_client::client(None)?;
-    let forward = |to: &ForwardConfig| -> Arc<dyn HookHandler> { Arc::new(ForwardHook::new(client.clone(), to)) };
+    let mut clients = ServiceClients::default();
+    let mut forward = |to: &ForwardConfig| -> anyhow::Result<Arc<dyn HookHandler>> {
+        Ok(Arc::new(ForwardHook::new(clients.of(to)?, to)))
+    };
     let mut hooks = code;
-    let asked =
-        one(hooks.before_message_send, moderation.forward.as_ref().map(forward), "before_message_send.forward")?;
+    let service = moderation.forward.as_ref().map(&mut forward).transpose()?;
+    let asked = one(hooks.before_message_send, service, "before_message_send.forward")?;
     if asked.is_some() && moderation.rules.masks() {
         bail!(
             "hooks.before_message_send.rules that mask do not go with a handler in the code: it does as it likes itself"
@@ -187,10 +205,11 @@ pub fn hooks(config: &Config, code: Hooks) -> anyhow::Result<Hooks> {
     }
     hooks.before_message_send =
         if moderation.rules.is_empty() { asked } else { Some(Arc::new(Screen::new(moderation.rules.clone(), asked))) };
-    hooks.any_command = one(hooks.any_command, commands.forward.as_ref().map(forward), "custom_commands.forward")?;
+    let service = commands.forward.as_ref().map(&mut forward).transpose()?;
+    hooks.any_command = one(hooks.any_command, service, "custom_commands.forward")?;
     for (name, command) in &commands.commands {
         let configured: Arc<dyn HookHandler> = match command {
-            CommandConfig::Forward(to) => forward(to),
+            CommandConfig::Forward(to) => forward(to)?,
             CommandConfig::Reply { text, reply_type } => {
                 Arc::new(Reply { text: text.clone(), reply_type: *reply_type })
             }

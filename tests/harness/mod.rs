@@ -6,6 +6,7 @@ pub mod ledger;
 pub mod pebble;
 pub mod process;
 pub mod proxy;
+pub mod raw_service;
 pub mod receiver;
 pub mod servers;
 pub mod stack;

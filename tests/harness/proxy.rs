@@ -16,9 +16,13 @@ pub enum Weather {
     Stalled,
     /// What the server says is thrown away: requests arrive, confirms do not. Connections must be cut after it.
     Deaf,
+    /// Far away: each piece takes 25 ms, in either direction.
+    Far,
     /// As TCP behaves over a line that loses packets: pieces come late and in bursts, and some connections break.
     Lossy,
 }
+
+const FAR: Duration = Duration::from_millis(25);
 
 /// Serves until it is dropped.
 #[derive(Debug)]
@@ -108,6 +112,7 @@ async fn pass(
         let now = weather.wait_for(|weather| *weather != Weather::Stalled).await.map(|weather| *weather);
         match now {
             Ok(Weather::Deaf) if side == Side::Server => continue,
+            Ok(Weather::Far) => tokio::time::sleep(FAR).await,
             Ok(Weather::Lossy) => match random.next() % 100 {
                 0 => return,
                 1..=20 => tokio::time::sleep(Duration::from_millis(random.next() % 300)).await,

@@ -249,6 +249,11 @@ impl Backends {
 
 /// Files of an authority, and of a certificate that it made for loopback, for either side, with its key.
 pub fn certificates(site: &super::process::Site) -> (String, String, String) {
+    certificates_for(site, &["localhost", "127.0.0.1"], 2099)
+}
+
+/// For these names, and until the end of this year.
+pub fn certificates_for(site: &super::process::Site, names: &[&str], year: i32) -> (String, String, String) {
     use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
     let (authority_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -256,9 +261,10 @@ pub fn certificates(site: &super::process::Site) -> (String, String, String) {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     let authority = params.self_signed(&authority_key).unwrap();
     let issuer = Issuer::new(params, authority_key);
-    let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+    let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
     params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.not_after = rcgen::date_time_ymd(year, 12, 31);
     let cert = params.signed_by(&key, &issuer).unwrap();
     let write = |name: &str, pem: String| site.write(name, pem).display().to_string();
     (write("ca.pem", authority.pem()), write("cert.pem", cert.pem()), write("key.pem", key.serialize_pem()))

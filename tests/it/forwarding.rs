@@ -31,6 +31,7 @@ async fn the_service_gets_what_stream_sent() {
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let body = r#"{"type":"message.new","cid":"messaging:x","html":"\u003cb\u003e"}"#;
     let webhook = Webhook::push("the-id", body).set("x-webhook-attempt", "3").add("traceparent", trace);
+    let webhook = webhook.add("target-agent", "public/1").add("x-stream-new", "n").add("x-forwarded-user", "root");
     accept(&server, &webhook.clone().zipped()).await;
     eventually("it arrives", || async { !service.received().is_empty() }).await;
     let received = &service.received()[0];
@@ -48,6 +49,10 @@ async fn the_service_gets_what_stream_sent() {
         ("x-streamgate-type", "message.new"),
         ("traceparent", trace),
         ("authorization", "Bearer of-the-service"),
+        ("target-agent", "public/1"),
+        ("x-stream-new", "n"),
+        ("x-forwarded-user", ""),
+        ("accept-encoding", "identity"),
         ("content-encoding", ""),
         ("transfer-encoding", ""),
     ];

@@ -70,28 +70,44 @@ async fn a_service_without_a_proper_answer_is_a_failure() {
         "empty" => json(200, ""),
         "html" => json(200, "<html>"),
         "array" => json(200, "[]"),
+        "error" => json(200, r#"{"errorMessage":"words of the service","code":7}"#),
+        "ok" => json(200, r#"{"ok":true}"#),
+        "text" => json(200, r#"{"message":"Internal server error"}"#),
+        "list" => json(200, r#"{"message":[]}"#),
+        "bare" => json(200, "{}"),
         "silent" => {
             closed.wait();
             json(200, "{}")
         }
-        _ => json(200, "{}"),
+        _ => json(200, SPACED),
     })
     .await;
     let away = "[hooks.custom_commands]\nforward = { url = \"http://127.0.0.1:9/\" }\n";
     let forward = format!("forward = {{ url = \"{}\", timeout = \"200ms\" }}", service.url());
     let server = up(&site, format!("[hooks.before_message_send]\n{forward}\n{away}")).await;
-    for id in ["refused", "redirected", "empty", "html", "array", "silent"] {
+    for id in ["refused", "redirected", "empty", "html", "array", "error", "ok", "text", "list", "bare", "silent"] {
         let answer = ask(&server, &Webhook::moderation(r#"{"text":"x"}"#).set("x-webhook-id", id)).await;
         assert_eq!((&answer.body[..], answer.outcome()), (&br#"{"message":{"text":"x"}}"#[..], "hook_failed"), "{id}");
     }
     assert_eq!(ask(&server, &Webhook::command("ticket", "x", None)).await.outcome(), "hook_failed");
     gate.open();
     assert_eq!(ask(&server, &Webhook::moderation("{}")).await.outcome(), "answered");
-    for text in ["answered 403", "answered 302", "no JSON object", "did not answer within 200ms", "cannot connect"] {
+    for text in [
+        "answered 403",
+        "answered 302",
+        "but no JSON",
+        "but nothing",
+        r#"but {\"errorMessage\":string,\"code\":number}"#,
+        r#"but {\"message\":array}"#,
+        "did not answer within 200ms",
+        "cannot connect to the service at 127.0.0.1:9: connection refused",
+    ] {
         site.logged(text).await;
     }
     assert!(server.terminate().await.success());
-    assert!(!site.log().contains("<html>"), "nothing of what services say is logged");
+    for said in ["<html>", "words of the service", "Internal server error"] {
+        assert!(!site.log().contains(said), "nothing of what services say is logged");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

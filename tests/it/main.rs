@@ -37,4 +37,5 @@ mod services;
 mod spool;
 mod statuses;
 mod topology;
+mod transport;
 mod unrouted;

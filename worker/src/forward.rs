@@ -3,13 +3,15 @@
 use crate::handler::{BoxFuture, Context, Event, Handler, HandlerError};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::header::{
+    ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
+};
 use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::envelope::{Envelope, header};
 use streamgate_service::config::ForwardConfig;
-use streamgate_service::http_client::{CallError, HttpClient};
+use streamgate_service::http_client::ServiceClient;
 
 /// Bytes of an answer that are read, and thrown away, so that the connection can be used again.
 const MAX_ANSWER: usize = 64 << 10;
@@ -20,12 +22,11 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 const ANSWER_AT_HAND: Duration = Duration::from_millis(20);
 
 /// One service: where it is, and what every request to it carries.
-#[derive(Clone)]
 pub(crate) struct Service {
-    pub(crate) client: HttpClient,
+    pub(crate) client: ServiceClient,
     pub(crate) url: Uri,
     pub(crate) timeout: Duration,
-    headers: Arc<HeaderMap>,
+    headers: HeaderMap,
 }
 
 impl std::fmt::Debug for Service {
@@ -38,10 +39,12 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    pub(crate) fn new(client: HttpClient, config: &ForwardConfig) -> Service {
+    pub(crate) fn new(client: ServiceClient, config: &ForwardConfig) -> Service {
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("streamgate/", env!("CARGO_PKG_VERSION"))));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // Replies are read as they come.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for (name, value) in &config.headers {
             // The configuration has tried each of them already.
             if let Ok(mut value) = HeaderValue::from_str(value.expose()) {
@@ -49,7 +52,7 @@ impl Service {
                 headers.insert(name, value);
             }
         }
-        Service { client, url: config.url.clone(), timeout: config.timeout, headers: Arc::new(headers) }
+        Service { client, url: config.url.clone(), timeout: config.timeout, headers }
     }
 
     /// The webhook as Stream sent it, to this URL.
@@ -61,6 +64,12 @@ impl Service {
         headers.clone_from(&self.headers);
         // For an empty body too, where HTTP libraries leave it out of a POST and servers then stumble.
         headers.insert(CONTENT_LENGTH, HeaderValue::from(envelope.body.len()));
+        for (name, value) in envelope.further.iter() {
+            // A configured header stands.
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+                headers.entry(name).or_insert(value);
+            }
+        }
         let attempt = envelope.attempt.to_string();
         let webhook_attempt = envelope.webhook_attempt.to_string();
         let own = [
@@ -83,38 +92,29 @@ impl Service {
     }
 }
 
-/// Why a service gave no answer, without a word of its own.
-pub(crate) fn unanswered(error: &CallError) -> HandlerError {
-    HandlerError::retry(if error.is_connect() {
-        "cannot connect to the service"
-    } else {
-        "the service broke the connection"
-    })
-}
-
 /// Posts each event to one URL.
 #[derive(Clone, Debug)]
-pub struct Forward(Service);
+pub struct Forward(Arc<Service>);
 
 impl Forward {
-    pub fn new(client: HttpClient, config: &ForwardConfig) -> Forward {
-        Forward(Service::new(client, config))
+    pub fn new(client: ServiceClient, config: &ForwardConfig) -> Forward {
+        Forward(Arc::new(Service::new(client, config)))
     }
 }
 
 impl Handler for Forward {
     fn handle(&self, event: Event, _context: Context) -> BoxFuture<Result<(), HandlerError>> {
-        let Forward(service) = self;
-        let answer = service.client.request(service.request(service.url.clone(), event.envelope()));
-        let timeout = service.timeout;
+        let service = Arc::clone(&self.0);
         Box::pin(async move {
+            let timeout = service.timeout;
+            let answer = service.client.call(|| service.request(service.url.clone(), event.envelope()));
             match tokio::time::timeout(timeout, answer).await {
                 Ok(Ok(response)) => {
                     let verdict = verdict(response.status(), response.headers(), jiff::Timestamp::now());
                     finish(response).await;
                     verdict
                 }
-                Ok(Err(error)) => Err(unanswered(&error)),
+                Ok(Err(failure)) => Err(HandlerError::retry(failure.to_string())),
                 Err(_) => Err(HandlerError::retry(format!("the service did not answer within {timeout:?}"))),
             }
         })

@@ -3,12 +3,15 @@
 //! An answer is always JSON with HTTP 200. An empty one, or another status, counts as a failed hook for Stream, which pauses
 //! hooks that fail.
 
-use crate::peek::{field, text};
+use crate::peek::{each_field, field, text};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 /// Longest name of a custom command, in bytes.
 const MAX_COMMAND: usize = 64;
+
+/// Bytes of a reply's shape, for the log.
+pub const MAX_SHAPE: usize = 80;
 
 /// What Stream is answered when a hook has no answer in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +56,47 @@ pub fn is_command_name(name: &str) -> bool {
     (1..=MAX_COMMAND).contains(&name.len()) && name.bytes().all(is_safe)
 }
 
-/// Whether these bytes can be an answer: a JSON object.
+/// Whether these bytes can be an answer to Stream: a JSON object whose `message` is an object, or null, which deletes the message.
+/// Anything else, `{"error":"…"}` with status 200 say, must not pass for the service's decision.
 pub fn is_answer(bytes: &[u8]) -> bool {
     let is_object = bytes.trim_ascii_start().starts_with(b"{");
-    is_object && serde_json::from_slice::<&RawValue>(bytes).is_ok()
+    let is_message = |value: &RawValue| value.get().starts_with('{') || value.get() == "null";
+    is_object && serde_json::from_slice::<&RawValue>(bytes).is_ok() && field(bytes, "message").is_some_and(is_message)
+}
+
+/// What stands there instead of an answer, without any of its values: `{"errorMessage":string,"code":number}`. At most
+/// [`MAX_SHAPE`] bytes.
+pub fn shape(bytes: &[u8]) -> String {
+    let mut shape = match serde_json::from_slice::<&RawValue>(bytes) {
+        Err(_) if bytes.trim_ascii().is_empty() => "nothing".to_owned(),
+        Err(_) => "no JSON".to_owned(),
+        Ok(value) if value.get().starts_with('{') => {
+            let mut fields = Vec::new();
+            let enough = |fields: &[String]| fields.iter().map(String::len).sum::<usize>() > MAX_SHAPE;
+            each_field(bytes, |name, value| {
+                fields.push(format!("{}:{}", serde_json::Value::from(name), kind(value)));
+                !enough(&fields)
+            });
+            format!("{{{}}}", fields.join(","))
+        }
+        Ok(value) => kind(value).to_owned(),
+    };
+    if shape.len() > MAX_SHAPE {
+        shape.truncate(shape.floor_char_boundary(MAX_SHAPE));
+        shape.push('…');
+    }
+    shape
+}
+
+fn kind(value: &RawValue) -> &'static str {
+    match value.get().as_bytes().first() {
+        Some(b'{') => "object",
+        Some(b'[') => "array",
+        Some(b'"') => "string",
+        Some(b't' | b'f') => "boolean",
+        Some(b'n') => "null",
+        _ => "number",
+    }
 }
 
 /// The request's own message, so that nothing changes. `{"message":null}` would delete it, so where it cannot be read an
@@ -141,13 +181,52 @@ mod tests {
     }
 
     #[test]
-    fn only_objects_are_answers() {
-        for good in [&b"{}"[..], b" {\"message\":null}\n", b"{\"message\":{\"n\":1e999}}"] {
+    fn an_answer_is_an_object_whose_message_is_an_object_or_null() {
+        for good in [
+            &b"{\"message\":{}}"[..],
+            b" {\"message\":null}\n",
+            b"{\"message\":{\"n\":1e999}}",
+            b"{\"message\":7,\"message\":{}}",
+            b"{\"m\\u0065ssage\":{},\"more\":[]}",
+        ] {
             assert!(is_answer(good), "{good:?}");
         }
-        for bad in [&b""[..], b"null", b"[]", b"{", b"{} {}", b"<html>", b"{\"a\":\"\xff\"}"] {
+        for bad in [
+            &b""[..],
+            b"null",
+            b"[]",
+            b"{",
+            b"{}",
+            b"{} {}",
+            b"<html>",
+            b"{\"a\":\"\xff\"}",
+            b"{\"errorMessage\":\"x\"}",
+            b"{\"ok\":true}",
+            b"{\"message\":\"Internal server error\"}",
+            b"{\"message\":[]}",
+            b"{\"message\":{},\"message\":7}",
+        ] {
             assert!(!is_answer(bad), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_shape_shows_keys_and_no_values() {
+        let long = format!("{{\"{}\":1}}", "é".repeat(100));
+        for (reply, expected) in [
+            ("", "nothing"),
+            ("<html>", "no JSON"),
+            ("[1]", "array"),
+            ("\"words\"", "string"),
+            ("{}", "{}"),
+            (
+                r#"{"errorMessage":"words","ok":true,"n":-1,"x":null,"l":[],"message":{"text":"words"}}"#,
+                "{\"errorMessage\":string,\"ok\":boolean,\"n\":number,\"x\":null,\"l\":array,\"message\":obje…",
+            ),
+        ] {
+            assert_eq!(shape(reply.as_bytes()), expected);
+        }
+        assert!(shape(long.as_bytes()).len() <= MAX_SHAPE + "…".len());
     }
 
     proptest! {

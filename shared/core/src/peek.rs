@@ -34,6 +34,31 @@ pub fn field<'a>(json: &'a [u8], name: &str) -> Option<&'a RawValue> {
     found
 }
 
+/// Shows the fields of an object in their order, until `more` says that it is enough, or to where the JSON breaks off.
+pub fn each_field<'a>(json: &'a [u8], more: impl FnMut(&str, &'a RawValue) -> bool) {
+    let mut json = serde_json::Deserializer::from_slice(json);
+    drop((&mut json).deserialize_map(Each(more)));
+}
+
+struct Each<F>(F);
+
+impl<'de, F: FnMut(&str, &'de RawValue) -> bool> Visitor<'de> for Each<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some((key, value)) = map.next_entry::<&'de RawValue, &'de RawValue>()? {
+            if !(self.0)(&text(key).unwrap_or_default(), value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
 struct One<'a, 'de> {
     name: &'a str,
     found: &'a mut Option<&'de RawValue>,

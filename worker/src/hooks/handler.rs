@@ -32,7 +32,7 @@ impl Hook {
     }
 }
 
-/// Answers hooks, with a JSON object. A failure is answered by the kind's policy, and its text goes into the log.
+/// Answers hooks, with a JSON object whose `message` is an object or null. A failure is answered by the kind's policy, and its text goes into the log.
 pub trait HookHandler: Send + Sync + 'static {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>>;
 }

@@ -6,7 +6,8 @@ use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use streamgate_core::hook::is_answer;
+use streamgate_core::duration::rounded;
+use streamgate_core::hook::{is_answer, shape};
 use streamgate_core::ports::{Call, Calls};
 use streamgate_core::reason::Reason;
 use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
@@ -96,11 +97,13 @@ impl<C: Calls> Desk<C> {
                 let run = AssertUnwindSafe(async { handler.answer(hook).await }).catch_unwind();
                 match tokio::time::timeout(within, run).await {
                     Ok(Ok(Ok(body))) if is_answer(&body) => Ok(body),
-                    Ok(Ok(Ok(_))) => Err((Reason::HookFailed, "its answer is no JSON object".to_owned())),
+                    Ok(Ok(Ok(body))) => Err((Reason::HookFailed, not_an_answer(&body))),
                     Ok(Ok(Err(error))) => Err((Reason::HookFailed, error.to_string())),
                     // What a panic says may hold anything: it is told apart, not quoted.
                     Ok(Err(_)) => Err((Reason::HookFailed, "the handler panicked".to_owned())),
-                    Err(_) => Err((Reason::HookTimeout, format!("the handler did not end within {within:?}"))),
+                    Err(_) => {
+                        Err((Reason::HookTimeout, format!("the handler did not end within {:?}", rounded(within))))
+                    }
                 }
             }
         };
@@ -116,4 +119,8 @@ impl<C: Calls> Desk<C> {
             tracing::debug!(%error, key, "cannot answer a hook; its caller goes by its policy");
         }
     }
+}
+
+fn not_an_answer(body: &[u8]) -> String {
+    format!("its answer is no object whose `message` is an object or null, but {}", shape(body))
 }

@@ -5,6 +5,7 @@ use super::{
     load::Environment,
     reader::{Report, Section},
 };
+use crate::http_client::roots_with;
 use crate::secret::Secret;
 use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
@@ -79,7 +80,7 @@ pub struct RouteConfig {
     pub forward: ForwardConfig,
 }
 
-/// `forward = { url, timeout, headers }`
+/// `forward = { url, timeout, headers, ca }`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardConfig {
     pub url: Uri,
@@ -87,6 +88,8 @@ pub struct ForwardConfig {
     pub timeout: Duration,
     /// Sent with each request. The values may be secrets.
     pub headers: Vec<(HeaderName, Secret)>,
+    /// A PEM file of certificate authorities to trust beside the system's: what it holds.
+    pub ca: Option<String>,
 }
 
 impl WorkerConfig {
@@ -189,8 +192,18 @@ impl ForwardConfig {
                 Err(what) => section.problem(&format!("headers.{name}"), what),
             }
         }
+        let ca = section.text("ca").and_then(|path| match authorities(&path, environment) {
+            Ok(pem) => Some(pem),
+            Err(what) => {
+                section.problem("ca", what);
+                None
+            }
+        });
+        if url.as_ref().is_some_and(|url| url.scheme_str() == Some("http")) && section.was_given("ca") {
+            section.problem("ca", "goes with an https:// URL: there is no TLS with http://");
+        }
         section.finish();
-        Some(ForwardConfig { url: url?, timeout, headers })
+        Some(ForwardConfig { url: url?, timeout, headers, ca: ca.filter(|pem| !pem.is_empty()) })
     }
 }
 
@@ -202,6 +215,15 @@ fn forward_header(name: &str, text: &str, environment: &Environment) -> Result<(
     let value = environment.route_secret(text)?;
     HeaderValue::from_str(value.expose()).map_err(|_| "has a value that no header can carry".to_owned())?;
     Ok((name, value))
+}
+
+/// What a file of authorities holds; nothing where it is not read, on a gateway.
+fn authorities(path: &str, environment: &Environment) -> Result<String, String> {
+    let pem = environment.route_secret(&format!("file:{path}"))?.expose().to_owned();
+    if !pem.is_empty() {
+        roots_with(pem.as_bytes()).map_err(|error| format!("names the file {path}, which {error}"))?;
+    }
+    Ok(pem)
 }
 
 fn forward_url(text: &str) -> Result<Uri, String> {

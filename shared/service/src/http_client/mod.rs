@@ -1,4 +1,11 @@
-//! The HTTP client for calls to services: HTTP/1.1 with connection reuse, TLS by the system's roots, no redirects, no proxy.
+//! HTTP clients: HTTP/1.1 with connection reuse, TLS by the system's roots, no redirects, no proxy.
+
+mod failure;
+mod services;
+mod transport;
+
+pub use failure::{CallFailure, FailureClass};
+pub use services::ServiceClient;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -20,12 +27,25 @@ const IDLE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("cannot read the certificates in {path}: {error}")]
-    Roots { path: String, error: rustls_pki_types::pem::Error },
-    #[error("{path} holds no usable certificate: {error}")]
-    Unusable { path: String, error: rustls::Error },
+    #[error("cannot read the authorities in {path}: {error}")]
+    Unreadable { path: String, error: std::io::Error },
+    #[error("{path}: {error}")]
+    Roots { path: String, error: AuthorityError },
+    #[error(transparent)]
+    Authorities(#[from] AuthorityError),
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+/// Why a text names no certificate authority.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    #[error("holds no PEM certificates: {0}")]
+    NoPem(rustls_pki_types::pem::Error),
+    #[error("holds no certificate: it takes the authority's, as PEM")]
+    Empty,
+    #[error("holds no usable certificate: {0}")]
+    Unusable(rustls::Error),
 }
 
 /// An error with everything that caused it: hyper's own text stops at "client error (Connect)".
@@ -49,15 +69,33 @@ pub fn system_roots() -> RootCertStore {
 
 /// `extra_roots`: a PEM file of certificate authorities to trust beside the system's.
 pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
-    let mut roots = system_roots();
-    if let Some(file) = extra_roots {
-        let path = file.display().to_string();
-        let unreadable = |error| ClientError::Roots { path: path.clone(), error };
-        for certificate in CertificateDer::pem_file_iter(file).map_err(unreadable)? {
-            let added = roots.add(certificate.map_err(unreadable)?);
-            added.map_err(|error| ClientError::Unusable { path: path.clone(), error })?;
+    let roots = match extra_roots {
+        Some(file) => {
+            let path = file.display().to_string();
+            let pem = std::fs::read(file).map_err(|error| ClientError::Unreadable { path: path.clone(), error })?;
+            roots_with(&pem).map_err(|error| ClientError::Roots { path, error })?
         }
+        None => system_roots(),
+    };
+    let connector = connector(roots)?;
+    Ok(Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).pool_timer(TokioTimer::new()).build(connector))
+}
+
+/// The system's authorities and those of a PEM text.
+pub fn roots_with(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
+    let mut roots = system_roots();
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = certificates.map_err(AuthorityError::NoPem)?;
+    if certificates.is_empty() {
+        return Err(AuthorityError::Empty);
     }
+    for certificate in certificates {
+        roots.add(certificate).map_err(AuthorityError::Unusable)?;
+    }
+    Ok(roots)
+}
+
+fn connector(roots: RootCertStore) -> Result<HttpsConnector<HttpConnector>, ClientError> {
     let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
@@ -65,6 +103,5 @@ pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
-    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
-    Ok(Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).pool_timer(TokioTimer::new()).build(https))
+    Ok(HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http))
 }

@@ -1,0 +1,159 @@
+//! The client for the services that events and hooks are forwarded to. What breaks a connection that was reused is not the
+//! service's word: the call is made once more, on a new connection.
+
+use super::failure::CallFailure;
+use super::transport::{Usage, Watching};
+use super::{ClientError, connector, roots_with, system_roots};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, Response, Uri, body::Incoming};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use std::time::Duration;
+
+/// How long a connection is kept without a request. Servers close them after 2 s (gunicorn), 5 s (uvicorn, Apache) or 5 to 6 s
+/// (Node): under the least of these, a request seldom meets a connection that is just being closed.
+const IDLE: Duration = Duration::from_millis(1500);
+/// How old a connection gets, however busy: a service whose address has changed is found by then.
+const LONGEST: Duration = Duration::from_secs(30);
+/// Node's clients take as many headers of a response; the HTTP library's own limit is 100.
+const HEADERS: usize = 2000;
+
+type Pool = Client<Watching<HttpsConnector<HttpConnector>>, Full<Bytes>>;
+
+/// Calls services over HTTP/1.1. Clones share their connections.
+#[derive(Clone, Debug)]
+pub struct ServiceClient {
+    pooled: Pool,
+    /// Opens a connection for each request.
+    unpooled: Pool,
+    longest: Duration,
+}
+
+impl ServiceClient {
+    /// `authorities`: PEM certificates of authorities to trust beside the system's.
+    pub fn new(authorities: Option<&str>) -> Result<ServiceClient, ClientError> {
+        let connector = connector(match authorities {
+            Some(pem) => roots_with(pem.as_bytes())?,
+            None => system_roots(),
+        })?;
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            // What Go's and Node's clients take too.
+            .http1_allow_obsolete_multiline_headers_in_responses(true)
+            .http1_allow_spaces_after_header_name_in_responses(true)
+            .http1_ignore_invalid_headers_in_responses(true)
+            .http1_max_headers(HEADERS);
+        let pooled = builder.build(Watching(connector.clone()));
+        let unpooled = builder.pool_max_idle_per_host(0).build(Watching(connector));
+        Ok(ServiceClient { pooled, unpooled, longest: LONGEST })
+    }
+
+    /// Sends the request, and sends it again if a connection that was reused breaks before a byte of the reply.
+    pub async fn call(&self, request: impl Fn() -> Request<Full<Bytes>>) -> Result<Response<Incoming>, CallFailure> {
+        let mut first = request();
+        let at = address(first.uri());
+        let connection = capture_connection(&mut first);
+        let error = match self.pooled.request(first).await {
+            Ok(response) => {
+                if let Some(usage) = response.extensions().get::<Usage>() {
+                    usage.replied();
+                    if usage.age() > self.longest
+                        && let Some(connection) = &*connection.connection_metadata()
+                    {
+                        connection.poison();
+                    }
+                }
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        let is_stale = usage(&error).is_some_and(|usage| usage.failed_before_a_reply());
+        let error = match is_stale {
+            false => error,
+            true => match self.unpooled.request(request()).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            },
+        };
+        Err(CallFailure::of(at, error.is_connect(), &error))
+    }
+}
+
+/// How the connection of a failed call was used.
+fn usage(error: &super::CallError) -> Option<Usage> {
+    let mut extras = hyper::http::Extensions::new();
+    error.connect_info()?.get_extras(&mut extras);
+    extras.remove()
+}
+
+fn address(url: &Uri) -> String {
+    url.authority().map_or_else(String::new, |authority| {
+        let host = authority.host();
+        match (authority.port_u16(), url.scheme_str()) {
+            (Some(port), _) => format!("{host}:{port}"),
+            (None, Some("https")) => format!("{host}:443"),
+            (None, _) => format!("{host}:80"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A service that keeps its connections open, and the number of those that it took.
+    async fn service() -> (Uri, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&taken);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut bytes = Vec::new();
+                    while matches!(stream.read_buf(&mut bytes).await, Ok(1..)) {
+                        if bytes.ends_with(b"\r\n\r\n") {
+                            bytes.clear();
+                            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        (url, taken)
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_until_it_is_too_old() {
+        let client = ServiceClient::new(None).unwrap();
+        let old = ServiceClient { longest: Duration::ZERO, ..client.clone() };
+        for (client, connections) in [(client, 1), (old, 3)] {
+            let (url, taken) = service().await;
+            for _ in 0..3 {
+                let request = || {
+                    let mut request = Request::new(Full::default());
+                    *request.uri_mut() = url.clone();
+                    request
+                };
+                let reply = client.call(request).await.unwrap();
+                reply.into_body().collect().await.unwrap();
+                // The pool takes the connection back in a task of its own.
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            assert_eq!(taken.load(Ordering::Relaxed), connections);
+        }
+    }
+}

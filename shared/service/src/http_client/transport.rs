@@ -1,0 +1,132 @@
+//! Connections that know how they were used: whether a failure can be the fault of a connection that was reused, and how old it is.
+
+use hyper::Uri;
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tower_service::Service;
+
+/// Bytes of one read: replies to webhooks are short.
+const READ: usize = 4096;
+
+/// How one connection was used so far. Every reply and every error of the client carries that of its connection.
+#[derive(Clone, Debug)]
+pub(super) struct Usage(Arc<Counters>);
+
+#[derive(Debug)]
+struct Counters {
+    opened: Instant,
+    replies: AtomicU32,
+    /// Nothing was read since the last write.
+    is_silent: AtomicBool,
+}
+
+impl Usage {
+    fn new() -> Usage {
+        Usage(Arc::new(Counters {
+            opened: Instant::now(),
+            replies: AtomicU32::new(0),
+            is_silent: AtomicBool::new(false),
+        }))
+    }
+
+    pub(super) fn replied(&self) {
+        self.0.replies.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.0.opened.elapsed()
+    }
+
+    /// Whether a request that failed on this connection says nothing about the service: an earlier one was answered on it, and of
+    /// this one's reply no byte came.
+    pub(super) fn failed_before_a_reply(&self) -> bool {
+        self.0.replies.load(Ordering::Relaxed) > 0 && self.0.is_silent.load(Ordering::Relaxed)
+    }
+}
+
+/// Connects as `C` does, and watches what it connects.
+#[derive(Clone, Debug)]
+pub(super) struct Watching<C>(pub(super) C);
+
+impl<C> Service<Uri> for Watching<C>
+where
+    C: Service<Uri>,
+    C::Future: Send + 'static,
+{
+    type Response = Watched<C::Response>;
+    type Error = C::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, C::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = self.0.call(to);
+        Box::pin(async { Ok(Watched { stream: connecting.await?, usage: Usage::new() }) })
+    }
+}
+
+/// A stream of which it is noted when bytes come and go.
+#[derive(Debug)]
+pub(super) struct Watched<S> {
+    stream: S,
+    usage: Usage,
+}
+
+impl<S: Connection> Connection for Watched<S> {
+    fn connected(&self) -> Connected {
+        self.stream.connected().extra(self.usage.clone())
+    }
+}
+
+impl<S: Read + Unpin> Read for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut to: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        // The caller's buffer does not show how much was read into it.
+        let mut space = [MaybeUninit::uninit(); READ];
+        let room = to.remaining().min(READ);
+        let mut read = ReadBuf::uninit(&mut space[..room]);
+        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, read.unfilled()))?;
+        if !read.filled().is_empty() {
+            self.usage.0.is_silent.store(false, Ordering::Relaxed);
+            to.put_slice(read.filled());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: Write + Unpin> Write for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        self.usage.0.is_silent.store(true, Ordering::Relaxed);
+        Pin::new(&mut self.stream).poll_write(cx, from)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.usage.0.is_silent.store(true, Ordering::Relaxed);
+        Pin::new(&mut self.stream).poll_write_vectored(cx, from)
+    }
+}

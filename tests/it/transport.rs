@@ -1,0 +1,270 @@
+//! Calls to services: what the transport does is never taken for the service's word, and what is wrong is named.
+
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::proxy::{Proxy, Weather};
+use crate::harness::raw_service::{Raw, RawService};
+use crate::harness::receiver::Receiver;
+use crate::harness::servers::{certificates, certificates_for, free_port};
+use crate::harness::wire::{Webhook, send};
+use crate::hook_faults::ask;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
+const ANSWER: &str = r#"{"message":{"text":"by the service"}}"#;
+
+/// A site of which one service gets the events and answers the hooks.
+async fn up(site: &Site, url: &str, more: &str) -> Server {
+    let forward = format!("forward = {{ url = \"{url}\"{more} }}");
+    let rest = format!(
+        "[[worker.routes]]\nname = \"app\"\nevents = [\"*\"]\n{forward}\n[hooks.before_message_send]\ndeadline = \"5s\"\n{forward}"
+    );
+    let gateway = "answer_deadline = \"5900ms\"".into();
+    site.configure(&Setup { gateway, worker: "retry = []".into(), rest, ..Setup::default() });
+    site.start().await
+}
+
+fn message() -> Webhook {
+    Webhook::moderation(r#"{"text":"x"}"#)
+}
+
+async fn settled(server: &Server, outcome: &str) -> f64 {
+    server.metric(&format!("streamgate_worker_deliveries_total{{outcome=\"{outcome}\",route=\"app\"}}")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_drops_every_reused_connection_loses_no_event_and_fails_no_hook() {
+    let service = RawService::start(|asked| match asked.nth {
+        0 => Raw::ok(ANSWER),
+        _ => Raw::last(""),
+    })
+    .await;
+    let site = Site::new();
+    let server = up(&site, &service.url(), "").await;
+    for number in 1..=20 {
+        assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+        eventually("it is handled", || async { settled(&server, "done").await == f64::from(number) }).await;
+        let answer = ask(&server, &message()).await;
+        assert_eq!((&answer.body[..], answer.outcome()), (ANSWER.as_bytes(), "answered"));
+    }
+    let asked = service.asked();
+    let dropped: Vec<_> = asked.iter().filter(|asked| asked.nth > 0).collect();
+    assert!(dropped.len() >= 20, "connections were reused: {}", dropped.len());
+    assert!(asked.iter().all(|asked| asked.header("x-streamgate-attempt") == "1"), "no attempt was counted");
+    for one in dropped {
+        let key = one.header("x-streamgate-key");
+        let times = asked.iter().filter(|asked| asked.header("x-streamgate-key") == key).count();
+        assert_eq!(times, 2, "asked twice under one key: {key}");
+    }
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_breaks_off_is_the_services_failure() {
+    let service = RawService::start(|asked| match asked.nth {
+        0 => Raw::ok(ANSWER),
+        _ => Raw::last("HTTP/1.1 200 O"),
+    })
+    .await;
+    let site = Site::new();
+    let server = up(&site, &service.url(), "").await;
+    assert_eq!(ask(&server, &message()).await.outcome(), "answered");
+    assert_eq!(ask(&server, &message()).await.outcome(), "hook_failed");
+    assert_eq!(service.asked().len(), 2, "it was not asked again");
+    site.logged("closed the connection before its reply").await;
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_that_other_clients_take_are_taken() {
+    let many: String = (0..1_000).map(|number| format!("x-{number}: v\r\n")).collect();
+    let length = ANSWER.len();
+    let heads = [
+        format!("HTTP/1.1 200 OK\r\nx-folded: one\r\n two\r\n\tthree\r\ncontent-length: {length}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\nX-A : b\r\ncontent-length: {length}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\n{many}content-length: {length}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\nno colon at all\r\ncontent-length: {length}\r\n\r\n"),
+        format!("HTTP/1.1 200\r\ncontent-length: {length}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\ncontent-length: {length}\n\n"),
+        format!("HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n"),
+        "HTTP/1.0 200 OK\r\n\r\n".to_owned(),
+    ];
+    let replies: Vec<_> = heads.iter().map(|head| format!("{head}{ANSWER}")).collect();
+    let count = replies.len();
+    let service = RawService::start(move |asked| {
+        let number: usize = asked.header("x-webhook-id").rsplit('-').next().unwrap().parse().unwrap();
+        Raw::last(replies[number].clone())
+    })
+    .await;
+    let site = Site::new();
+    let server = up(&site, &service.url(), "").await;
+    for (number, head) in heads.iter().enumerate() {
+        let answer = ask(&server, &message().set("x-webhook-id", &format!("hook-{number}"))).await;
+        assert_eq!((&answer.body[..], answer.outcome()), (ANSWER.as_bytes(), "answered"), "{head:?}");
+        let event = Webhook::push(&format!("event-{number}"), format!(r#"{{"type":"a.b","n":{number}}}"#));
+        assert_eq!(send(server.public, &event).await.unwrap().status, 200);
+    }
+    eventually("all are handled", || async { settled(&server, "done").await == count as f64 }).await;
+    assert!(service.asked().iter().all(|asked| asked.header("accept-encoding") == "identity"));
+    assert!(server.terminate().await.success());
+}
+
+/// Eight hooks at once, so that there are as many connections.
+async fn ask_eight(server: &Server) -> Vec<String> {
+    let asks = (0..8).map(|_| async { ask(server, &message()).await.outcome().to_owned() });
+    futures_util::future::join_all(asks).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hooks_to_a_node_server_that_closes_its_idle_connections_are_answered() {
+    let mut command = tokio::process::Command::new("node");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/service.mjs"));
+    let mut node = command.kill_on_drop(true).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(node.stdout.take().unwrap()).lines();
+    let port = lines.next_line().await.unwrap().expect("the service starts").parse().unwrap();
+    let proxy = Proxy::start(port, 1).await;
+    proxy.turn(Weather::Far);
+    let site = Site::new();
+    let server = up(&site, &format!("http://127.0.0.1:{}/", proxy.port), "").await;
+    assert_eq!(ask_eight(&server).await, ["answered"; 8]);
+    // The moment at which Node closes them is the matter here, not when something is ready.
+    tokio::time::sleep(Duration::from_millis(5_980)).await;
+    assert_eq!(ask_eight(&server).await, ["answered"; 8]);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_is_closed_before_any_server_would() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let site = Site::new();
+    let server = up(&site, &format!("http://{}/", listener.local_addr().unwrap()), "").await;
+    let webhook = message();
+    let (answer, mut stream) = tokio::join!(ask(&server, &webhook), async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(&webhook.body) {
+            assert!(stream.read_buf(&mut request).await.unwrap() > 0);
+        }
+        let reply = Raw::ok(ANSWER).bytes;
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &reply).await.unwrap();
+        stream
+    });
+    assert_eq!(answer.outcome(), "answered");
+    // Apache and uvicorn close theirs after as long.
+    let ended = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0])).await;
+    assert_eq!(ended.expect("the client closes it first").unwrap(), 0);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_whose_service_is_just_starting_is_answered() {
+    let port = free_port();
+    let site = Site::new();
+    let server = up(&site, &format!("http://127.0.0.1:{port}/"), "").await;
+    // Bound, but nobody listens yet: connections are refused.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], port).into()).unwrap();
+    let webhook = message();
+    let (answer, ()) = tokio::join!(ask(&server, &webhook), async {
+        eventually("it was asked once", || async { server.metric("streamgate_worker_calls_in_flight").await == 1.0 })
+            .await;
+        let listener = socket.listen(8).unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(&webhook.body) {
+            assert!(stream.read_buf(&mut request).await.unwrap() > 0);
+        }
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &Raw::ok(ANSWER).bytes).await.unwrap();
+    });
+    assert_eq!(answer.outcome(), "answered");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_behind_a_private_authority_is_trusted_by_forward_ca() {
+    let (site, authority) = (Site::new(), Site::new());
+    let (ca, cert, key) = certificates(&authority);
+    let service = RawService::over_tls((&cert, &key), |_| Raw::ok(ANSWER)).await;
+    let url = format!("https://{}/", service.address);
+    let server = up(&site, &url, &format!(", ca = \"{ca}\"")).await;
+    assert_eq!(ask(&server, &message()).await.outcome(), "answered");
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+    eventually("it is handled", || async { settled(&server, "done").await == 1.0 }).await;
+    // Another authority of the same service: the file is read again.
+    let rotated = Site::new();
+    let (other, cert, key) = certificates(&rotated);
+    let second = RawService::over_tls((&cert, &key), |_| Raw::ok(ANSWER)).await;
+    let configured = std::fs::read_to_string(site.config()).unwrap();
+    site.write("streamgate.toml", configured.replace(&url, &format!("https://{}/", second.address)));
+    eventually("the new service is not trusted", || async {
+        ask(&server, &message()).await.outcome() == "hook_failed"
+    })
+    .await;
+    std::fs::copy(&other, &ca).unwrap();
+    eventually("until its authority is", || async { ask(&server, &message()).await.outcome() == "answered" }).await;
+    assert!(server.terminate().await.success());
+
+    for (ca, expected) in [("/nowhere.pem", "cannot read the file /nowhere.pem"), (&*key, "holds no certificate")] {
+        site.write("streamgate.toml", configured.replace(&authority.path("ca.pem").display().to_string(), ca));
+        let checked = site.run(&["check"]).await;
+        let told = String::from_utf8(checked.stderr).unwrap();
+        assert_eq!(checked.status.code(), Some(64), "{told}");
+        assert!(told.contains("worker.routes[1].forward.ca") && told.contains(expected), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_a_service_from_being_called_is_named() {
+    let (trusted, expired, named) = (Site::new(), Site::new(), Site::new());
+    let (_, cert, key) = certificates(&trusted);
+    let (old_ca, old_cert, old_key) = certificates_for(&expired, &["127.0.0.1"], 2001);
+    let (other_ca, other_cert, other_key) = certificates_for(&named, &["example.com"], 2099);
+    let private = RawService::over_tls((&cert, &key), |_| Raw::ok(ANSWER)).await;
+    let outdated = RawService::over_tls((&old_cert, &old_key), |_| Raw::ok(ANSWER)).await;
+    let misnamed = RawService::over_tls((&other_cert, &other_key), |_| Raw::ok(ANSWER)).await;
+    let mail = RawService::start(|_| Raw::last("220 mail.example.com ESMTP\r\n")).await;
+    let plain = Receiver::willing().await;
+    let silent = RawService::start(|_| Raw::last("")).await;
+    let (gone, port) = (free_port(), private.address.port());
+    let with = |ca: &str| format!(", ca = \"{ca}\"");
+    let table = [
+        (
+            format!("http://127.0.0.1:{gone}/"),
+            String::new(),
+            "cannot connect to the service at 127.0.0.1:",
+            "connection refused",
+        ),
+        (
+            "http://no-such-host.invalid/".into(),
+            String::new(),
+            "no-such-host.invalid:80: its host name has no address",
+            "",
+        ),
+        (
+            format!("https://127.0.0.1:{port}/"),
+            String::new(),
+            "by TLS: its certificate is of an unknown issuer",
+            "`ca`",
+        ),
+        (format!("https://{}/", misnamed.address), with(&other_ca), "by TLS: its certificate is for another name", ""),
+        (format!("https://{}/", outdated.address), with(&old_ca), "by TLS: its certificate has expired", ""),
+        (format!("https://{}/", plain.address), String::new(), "does not speak TLS", "http"),
+        (mail.url(), String::new(), "is not HTTP/1.1", ""),
+        (format!("http://127.0.0.1:{port}/"), String::new(), "is not HTTP/1.1", ""),
+        (silent.url(), String::new(), "closed the connection before its reply", ""),
+    ];
+    for (url, more, first, second) in table {
+        let site = Site::new();
+        let server = up(&site, &url, &more).await;
+        assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+        eventually("it is a dead letter", || async { settled(&server, "dead").await == 1.0 }).await;
+        let listed = site.run(&["dead", "list", "--json"]).await;
+        let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let error = letters[0]["error"].as_str().unwrap();
+        assert!(error.contains(first) && error.contains(second), "{url}: {error}");
+        assert_eq!(ask(&server, &message()).await.outcome(), "hook_failed", "{url}");
+        site.logged(first).await;
+        assert!(server.terminate().await.success());
+    }
+}
