@@ -34,7 +34,7 @@ async fn main() -> Result<(), streamgate::Error> {
 }
 
 async fn moderate(hook: BeforeMessageSend) -> Result<Answer, HandlerError> {
-    let text = hook.text();
+    let text = hook.text()?;
     if text.contains("http://") || text.contains("https://") {
         return Ok(hook.reject("No links, please."));
     }
@@ -46,13 +46,13 @@ async fn moderate(hook: BeforeMessageSend) -> Result<Answer, HandlerError> {
 
 /// First with buttons, for its sender only; a click calls it again, with the button in the form.
 async fn ticket(command: Command) -> Result<Answer, HandlerError> {
-    Ok(match command.form("action").as_deref() {
-        None if command.args().is_empty() => command.error("What is it about? Write /ticket and a few words."),
-        None => command.ephemeral(format!("Open a ticket about {:?}?", command.args())).buttons([
+    Ok(match command.form("action")?.as_deref() {
+        None if command.args()?.is_empty() => command.error("What is it about? Write /ticket and a few words."),
+        None => command.ephemeral(format!("Open a ticket about {:?}?", command.args()?)).buttons([
             Button::new("action", "open", "Open").style(Style::Primary),
             Button::new("action", "cancel", "Cancel"),
         ]),
-        Some("open") => command.regular(format!("Ticket opened: {}", command.args())),
+        Some("open") => command.regular(format!("Ticket opened: {}", command.args()?)),
         Some(_) => command.cancel(),
     })
 }

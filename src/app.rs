@@ -33,7 +33,7 @@ pub struct Code {
 ///         Ok(())
 ///     })
 ///     .before_message_send(|hook: BeforeMessageSend| async move {
-///         Ok(if hook.text().contains("http") { hook.reject("no links please") } else { hook.pass() })
+///         Ok(if hook.text()?.contains("http") { hook.reject("no links please") } else { hook.pass() })
 ///     })
 ///     .command("ticket", |command: Command| async move { Ok(command.ephemeral("Ticket opened")) })
 ///     .up()

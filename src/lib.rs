@@ -26,5 +26,5 @@ pub use streamgate_core::pattern::Pattern;
 pub use streamgate_service::{config, metrics::Metrics, shutdown::Shutdown};
 pub use streamgate_worker::{
     Answer, AnsweredBy, BeforeMessageSend, BoxFuture, Button, Command, Context, Event, Handler, HandlerError, Hook,
-    HookHandler, Hooks, Route, Router, Style,
+    HookHandler, Hooks, Route, Router, Style, Unreadable,
 };

@@ -203,8 +203,15 @@ pub fn hooks(config: &Config, code: Hooks) -> anyhow::Result<Hooks> {
             "hooks.before_message_send.rules that mask do not go with a handler in the code: it does as it likes itself"
         );
     }
-    hooks.before_message_send =
-        if moderation.rules.is_empty() { asked } else { Some(Arc::new(Screen::new(moderation.rules.clone(), asked))) };
+    hooks.before_message_send = match moderation.rules.is_empty() {
+        true => asked,
+        false => Some(Arc::new(Screen {
+            rules: moderation.rules.clone(),
+            on_unreadable: moderation.on_unreadable,
+            failure_text: moderation.policy.failure_text.clone(),
+            then: asked,
+        })),
+    };
     let service = commands.forward.as_ref().map(&mut forward).transpose()?;
     hooks.any_command = one(hooks.any_command, service, "custom_commands.forward")?;
     for (name, command) in &commands.commands {

@@ -149,6 +149,65 @@ async fn rules_and_replies_need_no_code() {
     assert!(server.terminate().await.success());
 }
 
+/// Hooks with what chat users write to get around a rule; each must be judged as it reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_judge_what_others_will_read() {
+    let site = Site::new();
+    let service = Receiver::start(|_| json(200, SPACED)).await;
+    let hooks = format!(
+        "[hooks.before_message_send]\nmax_links = 0\nfailure_text = \"unreadable\"\nforward = {{ url = \"{}\" }}\n\
+         rules = [{{ pattern = '(?i)\\bcasino\\b', action = \"reject\", text = \"No.\" }}]\n",
+        service.url()
+    );
+    let server = up(&site, hooks.clone()).await;
+    let judged = async |body: &[u8]| {
+        let webhook = Webhook { body: body.to_vec().into(), ..Webhook::moderation("{}") };
+        let answer = ask(&server, &webhook).await;
+        assert_eq!(answer.outcome(), "answered");
+        let answer: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        answer["message"]["text"].as_str().unwrap().to_owned()
+    };
+    let many: String = (0..5_000).map(|number| format!(",\"f{number}\":0")).collect();
+    let table: [(&[u8], &str); 17] = [
+        (r#"{"text":"a casino"}"#.as_bytes(), "No."),
+        (r#"{"text":"casino \ud83d"}"#.as_bytes(), "No."),
+        (b"{\"text\":\"casino \xff\"}", "No."),
+        ("{\"text\":\"cas\u{200b}ino c\u{ad}asino\"}".as_bytes(), "No."),
+        ("{\"text\":\"ｃａｓｉｎｏ\"}".as_bytes(), "No."),
+        ("{\"text\":\"c\u{336}a\u{336}sino\"}".as_bytes(), "No."),
+        ("{\"text\":\"cаsinо\"}".as_bytes(), "No."),
+        (r#"{"text":"ca**si**no"}"#.as_bytes(), "No."),
+        (r#"{"attachments":[{"title":"casino"}]}"#.as_bytes(), "No."),
+        (r#"{"poll":{"name":"casino?"}}"#.as_bytes(), "No."),
+        (r#"{"text":"x","own":["casino"]}"#.as_bytes(), "No."),
+        (r#"{"text":"[win](evil.com)"}"#.as_bytes(), "Links are not allowed here."),
+        (r#"{"text":"","attachments":[{"title_link":"https://evil.com"}]}"#.as_bytes(), "Links are not allowed here."),
+        (r#"{"text":"","attachments":[{"image_url":"https://cdn.example.com/1"}]}"#.as_bytes(), "<by the service>"),
+        ("{\"text\":\"Мы сидим в кафе, c'est la vie\"}".as_bytes(), "<by the service>"),
+        (r#"{"text":"x","id":"casino","user":{"name":"casino"}}"#.as_bytes(), "<by the service>"),
+        (b"7", "unreadable"),
+    ];
+    for (message, expected) in table {
+        let body = [b"{\"message\":", message, b"}"].concat();
+        assert_eq!(judged(&body).await, expected, "{}", String::from_utf8_lossy(message));
+    }
+    let crowded = format!("{{\"message\":{{\"text\":\"x\"{many}}}}}");
+    for body in [crowded.as_bytes(), b"no JSON"] {
+        assert_eq!(judged(body).await, "unreadable");
+    }
+    assert_eq!(service.received().len(), 3, "what a rule rejects is not asked about");
+    assert!(server.terminate().await.success());
+
+    // Where it is to be allowed, the service is asked all the same, with the bytes that Stream signed.
+    let server = up(&site, hooks.replace("max_links = 0", "on_unreadable = \"allow\"\nfields = [\"text\"]")).await;
+    let crowded = Webhook { body: crowded.into(), ..Webhook::moderation("{}") };
+    assert_eq!(ask(&server, &crowded).await.body, SPACED.as_bytes());
+    assert_eq!(service.received().pop().unwrap().body, crowded.body);
+    let attached = Webhook::moderation(r#"{"attachments":[{"title":"casino"}]}"#);
+    assert_eq!(ask(&server, &attached).await.body, SPACED.as_bytes(), "rules look at the text only");
+    assert!(server.terminate().await.success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn send_prints_what_was_answered() {
     let site = Site::new();
@@ -181,6 +240,7 @@ async fn mistakes_in_hooks_are_told_with_their_keys() {
         colour = "red"
         [hooks.before_message_send]
         deadline = "6s"
+        fields = ["text", "mood"]
         on_failure = "shrug"
         forward = { url = "http://127.0.0.1:1/{type}" }
         rules = [{ pattern = "(", action = "mask" }, { pattern = "x", action = "burn" }, { text = "x" }]
@@ -200,6 +260,7 @@ async fn mistakes_in_hooks_are_told_with_their_keys() {
     keys.sort_unstable();
     let expected = [
         "hooks.before_message_send.deadline",
+        "hooks.before_message_send.fields",
         "hooks.before_message_send.forward.url",
         "hooks.before_message_send.on_failure",
         "hooks.before_message_send.rules[1].pattern",

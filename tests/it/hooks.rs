@@ -70,8 +70,8 @@ pub fn counting() -> (Hooks, Arc<AtomicUsize>) {
 async fn a_message_passes_is_rewritten_or_rejected<S: Stack>() {
     let site = Site::new();
     let hooks = moderation(|hook| async move {
-        assert_eq!((hook.user_id().as_deref(), hook.cid().as_deref()), (Some("ann"), Some("messaging:x")));
-        Ok(match hook.text().as_str() {
+        assert_eq!((hook.user_id()?.as_deref(), hook.cid()?.as_deref()), (Some("ann"), Some("messaging:x")));
+        Ok(match hook.text()?.as_str() {
             "bad" => hook.reject("no \"bad\" words"),
             "card 1234" => hook
                 .rewrite()
@@ -106,15 +106,15 @@ async fn a_message_passes_is_rewritten_or_rejected<S: Stack>() {
 async fn a_command_goes_from_its_buttons_to_its_end<S: Stack>() {
     let site = Site::new();
     let ticket = command(|command| async move {
-        assert_eq!((command.name(), command.user_name().as_deref()), ("ticket", Some("Ann")));
-        if command.args().is_empty() {
+        assert_eq!((command.name(), command.user_name()?.as_deref()), ("ticket", Some("Ann")));
+        if command.args()?.is_empty() {
             return Ok(command.error("What is it about?"));
         }
         let confirm = Button::new("action", "confirm", "Confirm").style(Style::Primary);
-        Ok(match command.form("action").as_deref() {
+        Ok(match command.form("action")?.as_deref() {
             None if command.is_action() => command.regular("by an input").mml("<mml>done</mml>"),
             None => command.ephemeral("Open it?").buttons([confirm, Button::new("action", "cancel", "Cancel")]),
-            Some("confirm") => command.regular(format!("Ticket: {}", command.args())),
+            Some("confirm") => command.regular(format!("Ticket: {}", command.args()?)),
             Some(_) => command.cancel(),
         })
     });
@@ -153,7 +153,7 @@ async fn whatever_a_handler_does_the_caller_has_an_answer<S: Stack>() {
         let hooks = moderation(move |hook| {
             let never = Arc::clone(&never);
             async move {
-                match hook.text().as_str() {
+                match hook.text()?.as_str() {
                     "fail" => return Err(HandlerError::retry("scripted to fail")),
                     "panic" => panic!("scripted to panic"),
                     "slow" => never.acquire().await.unwrap().forget(),

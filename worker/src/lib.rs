@@ -18,7 +18,7 @@ pub use forward::Forward;
 pub use handler::{BoxFuture, Context, Event, Handler, HandlerError};
 pub use hooks::{
     Answer, AnsweredBy, BeforeMessageSend, Button, CallPolicy, CallWorker, Command, ForwardHook, Hook, HookHandler,
-    Hooks, Reply, Screen, Style,
+    Hooks, Reply, Screen, Style, Unreadable,
 };
 pub use observe::Observe;
 pub use router::{Route, Router};

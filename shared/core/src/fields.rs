@@ -1,12 +1,23 @@
 //! A JSON object of which some fields are read or replaced and all others stay as they were written, digit by digit: what a
 //! later version of Stream adds survives, and so does a number that no float holds.
 
+use crate::peek::{text, text_lossy};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
+use std::borrow::Cow;
 
 /// Fields in their order, each once. Shows none of its values.
 #[derive(Clone, Default)]
-pub struct Fields(Vec<(String, Box<RawValue>)>);
+pub struct Fields(Vec<Field>);
+
+#[derive(Clone)]
+struct Field {
+    name: String,
+    /// The name in JSON where it was written otherwise than a writer would: half a surrogate pair has no other form.
+    literal: Option<Box<RawValue>>,
+    value: Box<RawValue>,
+}
 
 impl Fields {
     /// None where the text is no JSON object.
@@ -15,17 +26,17 @@ impl Fields {
     }
 
     pub fn get(&self, name: &str) -> Option<&RawValue> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
+        self.0.iter().find(|field| field.name == name).map(|field| &*field.value)
     }
 
     /// The value as a tree. A number that no float holds exactly is rounded in it, though not in the object itself.
-    pub fn value(&self, name: &str) -> Option<serde_json::Value> {
+    pub fn value(&self, name: &str) -> Option<Value> {
         serde_json::from_str(self.get(name)?.get()).ok()
     }
 
-    /// The string, or none where the value is of another kind.
+    /// The string, with U+FFFD for half a surrogate pair, or none where the value is of another kind.
     pub fn text(&self, name: &str) -> Option<String> {
-        crate::peek::text(self.get(name)?).map(std::borrow::Cow::into_owned)
+        text_lossy(self.get(name)?).map(Cow::into_owned)
     }
 
     /// An object within.
@@ -40,33 +51,35 @@ impl Fields {
     /// The object as text.
     pub fn to_json(&self) -> String {
         let mut json = String::from("{");
-        for (name, value) in &self.0 {
+        for Field { name, literal, value } in &self.0 {
             let comma = if json.len() > 1 { "," } else { "" };
-            json.push_str(&format!("{comma}{}:{}", serde_json::Value::from(name.as_str()), value.get()));
+            let literal =
+                literal.as_ref().map_or_else(|| Value::from(name.as_str()).to_string(), |raw| raw.get().to_owned());
+            json.push_str(&format!("{comma}{literal}:{}", value.get()));
         }
         json.push('}');
         json
     }
 
     /// Puts the value in the place of an earlier one, or at the end.
-    pub fn set(&mut self, name: &str, value: &serde_json::Value) {
+    pub fn set(&mut self, name: &str, value: &Value) {
         // A tree of values can always be written.
         if let Ok(value) = to_raw_value(value) {
-            self.put(name.to_owned(), value);
+            self.put(Field { name: name.to_owned(), literal: None, value });
         }
     }
 
-    fn put(&mut self, name: String, value: Box<RawValue>) {
-        match self.0.iter_mut().find(|(key, _)| *key == name) {
-            Some((_, old)) => *old = value,
-            None => self.0.push((name, value)),
+    fn put(&mut self, field: Field) {
+        match self.0.iter_mut().find(|known| known.name == field.name) {
+            Some(known) => known.value = field.value,
+            None => self.0.push(field),
         }
     }
 }
 
 impl std::fmt::Debug for Fields {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.iter().map(|(name, _)| name)).finish()
+        f.debug_set().entries(self.0.iter().map(|field| &field.name)).finish()
     }
 }
 
@@ -82,11 +95,17 @@ impl<'de> Deserialize<'de> for Fields {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
                 let mut fields = Fields::default();
-                while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
+                while let Some((literal, value)) = map.next_entry::<Box<RawValue>, Box<RawValue>>()? {
                     if fields.0.len() >= MAX_FIELDS {
                         return Err(A::Error::custom("too many fields"));
                     }
-                    fields.put(name, value);
+                    let exact = text(&literal).map(Cow::into_owned);
+                    let lossy = || text_lossy(&literal).map(Cow::into_owned).unwrap_or_default();
+                    let (name, literal) = match exact {
+                        Some(name) => (name, None),
+                        None => (lossy(), Some(literal)),
+                    };
+                    fields.put(Field { name, literal, value });
                 }
                 Ok(fields)
             }
@@ -114,6 +133,16 @@ mod tests {
         assert_eq!(written, expected);
         assert_eq!(fields.text("text").as_deref(), Some("new"));
         assert_eq!((fields.text("f"), fields.text("none")), (None, None));
+    }
+
+    #[test]
+    fn halves_of_characters_are_kept() {
+        let json = r#"{"\ud83d":1,"text":"x \ud83d"}"#;
+        let mut fields = Fields::parse(json.as_bytes()).unwrap();
+        assert_eq!(fields.text("text").as_deref(), Some("x \u{fffd}"));
+        assert_eq!(fields.to_json(), json);
+        fields.set("text", &"y".into());
+        assert_eq!(fields.to_json(), r#"{"\ud83d":1,"text":"y"}"#);
     }
 
     #[test]

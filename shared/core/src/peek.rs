@@ -115,6 +115,57 @@ pub fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Text<'_>>(value.get()).ok().map(|text| text.0)
 }
 
+/// As [`text`], but with U+FFFD for half a surrogate pair, as clients show it.
+pub fn text_lossy(value: &RawValue) -> Option<Cow<'_, str>> {
+    value.get().strip_prefix('"')?.strip_suffix('"').map(unescaped)
+}
+
+/// The string that is written so between its quotes; half a surrogate pair is U+FFFD, as in the SDKs' languages.
+pub fn unescaped(inner: &str) -> Cow<'_, str> {
+    if !inner.contains('\\') {
+        return Cow::Borrowed(inner);
+    }
+    let mut text = String::with_capacity(inner.len());
+    let mut rest = inner;
+    while let Some((before, escape)) = rest.split_once('\\') {
+        text.push_str(before);
+        let Some(letter) = escape.chars().next() else { break };
+        rest = &escape[letter.len_utf8()..];
+        match letter {
+            'n' => text.push('\n'),
+            't' => text.push('\t'),
+            'r' => text.push('\r'),
+            'b' => text.push('\u{8}'),
+            'f' => text.push('\u{c}'),
+            'u' => {
+                let Some(unit) = unit(rest) else { continue };
+                rest = &rest[4..];
+                let low = rest.strip_prefix("\\u").and_then(unit_of_pair);
+                let paired = low.filter(|_| (0xd800..0xdc00).contains(&unit)).map(|low| [unit, low]);
+                if paired.is_some() {
+                    rest = &rest[6..];
+                }
+                text.push_str(&match paired {
+                    Some(pair) => String::from_utf16_lossy(&pair),
+                    None => String::from_utf16_lossy(&[unit]),
+                });
+            }
+            other => text.push(other),
+        }
+    }
+    text.push_str(rest);
+    Cow::Owned(text)
+}
+
+fn unit(text: &str) -> Option<u16> {
+    u16::from_str_radix(text.get(..4)?, 16).ok()
+}
+
+/// The second half of a pair.
+fn unit_of_pair(text: &str) -> Option<u16> {
+    unit(text).filter(|unit| (0xdc00..0xe000).contains(unit))
+}
+
 fn instant(value: &RawValue) -> Option<i64> {
     match text(value) {
         Some(text) => text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond),

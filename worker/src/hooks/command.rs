@@ -1,33 +1,29 @@
 //! A custom command, as a handler sees it.
 
-use super::moderation::read;
-use super::{Answer, Hook, user};
-use crate::handler::HandlerError;
+use super::request::{Request, Unreadable};
+use super::{Answer, Hook};
 use bytes::Bytes;
 use serde_json::Value;
 use streamgate_core::envelope::Envelope;
-use streamgate_core::fields::Fields;
 
 /// A /command that a user has sent, or a click on a button of its answer.
 ///
 /// A command with buttons is answered `ephemeral` first; the click calls it again, with the button's name and value in
 /// `form_data`, and the last answer is `regular`, or [`cancel`](Command::cancel).
+///
+/// What cannot be read is an error, and not absent: with `?` such a hook is answered by its policy.
 #[derive(Clone, Debug)]
 pub struct Command {
     envelope: Envelope,
     name: String,
-    request: Fields,
-    message: Fields,
+    request: Request,
 }
 
-impl TryFrom<Hook> for Command {
-    type Error = HandlerError;
-
-    fn try_from(hook: Hook) -> Result<Command, HandlerError> {
+impl From<Hook> for Command {
+    fn from(hook: Hook) -> Command {
         let name = hook.command();
         let Hook(envelope) = hook;
-        let (request, message) = read(&envelope.body)?;
-        Ok(Command { envelope, name, request, message })
+        Command { request: Request::read(&envelope.body), envelope, name }
     }
 }
 
@@ -38,43 +34,43 @@ impl Command {
     }
 
     /// What stands behind the name; empty where nothing does.
-    pub fn args(&self) -> String {
-        self.message.text("args").unwrap_or_default()
+    pub fn args(&self) -> Result<String, Unreadable> {
+        self.request.message_text("args").map(Option::unwrap_or_default)
     }
 
     /// Any field of the message.
-    pub fn message(&self, field: &str) -> Option<Value> {
-        self.message.value(field)
+    pub fn message(&self, field: &str) -> Result<Option<Value>, Unreadable> {
+        self.request.of_message(field)
     }
 
     /// Any field of the request beside the message.
-    pub fn request(&self, field: &str) -> Option<Value> {
-        self.request.value(field)
+    pub fn request(&self, field: &str) -> Result<Option<Value>, Unreadable> {
+        self.request.of_request(field)
     }
 
     /// Who sends it.
-    pub fn user_id(&self) -> Option<String> {
-        user::id(&self.request)
+    pub fn user_id(&self) -> Result<Option<String>, Unreadable> {
+        self.request.text_of("user", "id")
     }
 
     /// The user's name, or the id where there is none.
-    pub fn user_name(&self) -> Option<String> {
-        user::name(&self.request)
+    pub fn user_name(&self) -> Result<Option<String>, Unreadable> {
+        self.request.user_name()
     }
 
     /// `channel_type:channel_id`
-    pub fn cid(&self) -> Option<String> {
-        self.message.text("cid")
+    pub fn cid(&self) -> Result<Option<String>, Unreadable> {
+        self.request.message_text("cid")
     }
 
     /// Whether this is a click or an input rather than the command's first call.
     pub fn is_action(&self) -> bool {
-        self.request.object("form_data").is_some_and(|form| !form.is_empty())
+        matches!(self.request.object("form_data"), Ok(Some(form)) if !form.is_empty())
     }
 
     /// What a button or an input of that name was set to.
-    pub fn form(&self, name: &str) -> Option<String> {
-        self.request.object("form_data")?.text(name)
+    pub fn form(&self, name: &str) -> Result<Option<String>, Unreadable> {
+        self.request.text_of("form_data", name)
     }
 
     /// X-Webhook-Id, or what stands for it.
@@ -115,6 +111,6 @@ impl Command {
 
     /// The message as it is.
     pub fn pass(&self) -> Answer {
-        Answer::of(self.message.clone())
+        Answer::of(self.request.message())
     }
 }

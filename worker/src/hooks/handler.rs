@@ -64,17 +64,12 @@ where
 impl<F, H, R> HookHandler for AnsweredBy<F, H>
 where
     F: Fn(H) -> R + Send + Sync + 'static,
-    H: TryFrom<Hook, Error = HandlerError> + 'static,
+    H: From<Hook> + 'static,
     R: Future<Output = Result<Answer, HandlerError>> + Send + 'static,
 {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>> {
-        match hook.try_into() {
-            Ok(hook) => {
-                let answer = self.0(hook);
-                Box::pin(async { answer.await.map(Answer::into_bytes) })
-            }
-            Err(error) => Box::pin(std::future::ready(Err(error))),
-        }
+        let answer = self.0(hook.into());
+        Box::pin(async { answer.await.map(Answer::into_bytes) })
     }
 }
 

@@ -7,9 +7,9 @@ mod forward;
 mod handler;
 mod moderation;
 mod reply;
+mod request;
 mod run;
 mod screen;
-mod user;
 
 pub use answer::{Answer, Button, Style};
 pub use command::Command;
@@ -17,5 +17,6 @@ pub use forward::ForwardHook;
 pub use handler::{AnsweredBy, Hook, HookHandler, Hooks};
 pub use moderation::BeforeMessageSend;
 pub use reply::Reply;
+pub use request::Unreadable;
 pub use run::{CallPolicy, CallWorker};
 pub use screen::Screen;

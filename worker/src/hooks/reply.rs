@@ -1,6 +1,6 @@
 //! Answers to commands from the configuration, without code.
 
-use super::{Answer, Command, Hook, HookHandler};
+use super::{Answer, Command, Hook, HookHandler, Unreadable};
 use crate::handler::{BoxFuture, HandlerError};
 use bytes::Bytes;
 use streamgate_core::template::{Slot, Template};
@@ -15,20 +15,24 @@ pub struct Reply {
 
 impl HookHandler for Reply {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>> {
-        let command = match Command::try_from(hook) {
-            Ok(command) => command,
-            Err(error) => return Box::pin(std::future::ready(Err(error))),
-        };
+        Box::pin(std::future::ready(
+            self.fill(&Command::from(hook)).map(Answer::into_bytes).map_err(HandlerError::from),
+        ))
+    }
+}
+
+impl Reply {
+    fn fill(&self, command: &Command) -> Result<Answer, Unreadable> {
+        let (args, user) = (command.args()?, command.user_name()?.unwrap_or_default());
         let text = self.text.fill(|slot| match slot {
             Slot::Command => command.name().to_owned(),
-            Slot::Args => command.args(),
-            Slot::User => command.user_name().unwrap_or_default(),
+            Slot::Args => args.clone(),
+            Slot::User => user.clone(),
         });
-        let answer: Answer = match self.reply_type {
+        Ok(match self.reply_type {
             ReplyType::Ephemeral => command.ephemeral(text),
             ReplyType::Regular => command.regular(text),
             ReplyType::Error => command.error(text),
-        };
-        Box::pin(std::future::ready(Ok(answer.into_bytes())))
+        })
     }
 }

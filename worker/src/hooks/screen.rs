@@ -1,16 +1,20 @@
 //! Rules of the configuration before whoever else answers before-message-send.
 
-use super::{BeforeMessageSend, Hook, HookHandler};
+use super::{Hook, HookHandler};
 use crate::handler::{BoxFuture, HandlerError};
 use bytes::Bytes;
 use std::sync::Arc;
+use streamgate_core::hook::{OnFailure, fallback, rejection, unchanged};
 use streamgate_core::rules::{Judgement, Rules};
 
-/// Judges a message's text; what passes goes on.
+/// Judges what a message says; what passes goes on.
 pub struct Screen {
-    rules: Rules,
+    pub rules: Rules,
+    pub on_unreadable: OnFailure,
+    /// What its sender reads where an unreadable message is rejected.
+    pub failure_text: String,
     /// None: what passes is let through.
-    then: Option<Arc<dyn HookHandler>>,
+    pub then: Option<Arc<dyn HookHandler>>,
 }
 
 impl std::fmt::Debug for Screen {
@@ -19,24 +23,18 @@ impl std::fmt::Debug for Screen {
     }
 }
 
-impl Screen {
-    pub fn new(rules: Rules, then: Option<Arc<dyn HookHandler>>) -> Screen {
-        Screen { rules, then }
-    }
-}
-
 impl HookHandler for Screen {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>> {
-        let message = match BeforeMessageSend::try_from(hook.clone()) {
-            Ok(message) => message,
-            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        let body = &hook.0.body;
+        let answer = match (self.rules.judge(body), &self.then) {
+            (Judgement::Reject(text), _) => rejection(&text),
+            (Judgement::Mask(message), _) => format!("{{\"message\":{message}}}").into_bytes(),
+            (Judgement::Unreadable, _) if self.on_unreadable == OnFailure::Reject => {
+                fallback(OnFailure::Reject, &self.failure_text, body)
+            }
+            (Judgement::Pass | Judgement::Unreadable, Some(then)) => return then.answer(hook),
+            (Judgement::Pass | Judgement::Unreadable, None) => unchanged(body),
         };
-        let answer = match (self.rules.judge(&message.text()), &self.then) {
-            (Judgement::Reject(text), _) => message.reject(text),
-            (Judgement::Mask(text), _) => message.rewrite().text(text),
-            (Judgement::Pass, Some(then)) => return then.answer(hook),
-            (Judgement::Pass, None) => message.pass(),
-        };
-        Box::pin(std::future::ready(Ok(answer.into_bytes())))
+        Box::pin(std::future::ready(Ok(answer.into())))
     }
 }

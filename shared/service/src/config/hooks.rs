@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use streamgate_core::{
     hook::{OnFailure, is_command_name},
-    rules::{Action, Rule, Rules},
+    rules::{Action, Part, Rule, Rules},
     template::Template,
 };
 
@@ -53,8 +53,10 @@ pub struct ModerationConfig {
     pub policy: HookPolicy,
     /// Where messages that no rule rejects are asked about.
     pub forward: Option<ForwardConfig>,
-    /// `max_length`, `max_links` and `rules`.
+    /// `max_length`, `max_links`, `rules` and `fields`.
     pub rules: Rules,
+    /// What becomes of a message that rules cannot read: no JSON, over 4,096 fields or 256 KiB. Default `reject`.
+    pub on_unreadable: OnFailure,
 }
 
 /// `[hooks.custom_commands]`
@@ -108,11 +110,7 @@ impl HooksConfig {
 
 impl HookPolicy {
     fn read(section: &mut Section<'_>, deadline: Duration, failure_text: &str) -> HookPolicy {
-        let on_failure = section.parsed("on_failure", |text| match text {
-            "allow" => Ok(OnFailure::Allow),
-            "reject" => Ok(OnFailure::Reject),
-            other => Err(format!("{other:?} is neither \"allow\" nor \"reject\"")),
-        });
+        let on_failure = section.parsed("on_failure", on_failure);
         let policy = HookPolicy {
             deadline: section.duration("deadline", deadline),
             on_failure: on_failure.unwrap_or(OnFailure::Allow),
@@ -129,6 +127,14 @@ impl HookPolicy {
     }
 }
 
+fn on_failure(text: &str) -> Result<OnFailure, String> {
+    match text {
+        "allow" => Ok(OnFailure::Allow),
+        "reject" => Ok(OnFailure::Reject),
+        other => Err(format!("{other:?} is neither \"allow\" nor \"reject\"")),
+    }
+}
+
 impl ModerationConfig {
     fn read(mut section: Section<'_>, environment: &Environment) -> ModerationConfig {
         let text = "Your message could not be checked. Please try again.";
@@ -139,13 +145,38 @@ impl ModerationConfig {
             max_length: section.parsed("max_length", most),
             max_links: section.parsed("max_links", most),
             rules: section.sections("rules").into_iter().filter_map(read_rule).collect(),
+            parts: read_parts(&mut section),
         };
+        let on_unreadable = section.parsed("on_unreadable", on_failure).unwrap_or(OnFailure::Reject);
+        for key in ["on_unreadable", "fields"] {
+            if rules.is_empty() && section.was_given(key) {
+                section.problem(key, "goes with rules, max_length or max_links: nothing else reads messages here");
+            }
+        }
         if forward.is_some() && rules.masks() {
             let what = "that mask and forward do not go together: the service is sent the message as Stream signed it";
             section.problem("rules", what);
         }
         section.finish();
-        ModerationConfig { policy, forward, rules }
+        ModerationConfig { policy, forward, rules, on_unreadable }
+    }
+}
+
+/// Where rules look. Default: everywhere.
+fn read_parts(section: &mut Section<'_>) -> Vec<Part> {
+    let Some(names) = section.texts("fields") else { return Part::ALL.to_vec() };
+    let known = |name: &String| Part::ALL.into_iter().find(|part| part.as_str() == name).ok_or_else(|| name.clone());
+    match names.iter().map(known).collect::<Result<Vec<_>, _>>() {
+        Ok(parts) if parts.is_empty() => {
+            section.problem("fields", "is empty: rules would look nowhere; leave the key out to look everywhere");
+            parts
+        }
+        Ok(parts) => parts,
+        Err(name) => {
+            let all = Part::ALL.map(Part::as_str).join(", ");
+            section.problem("fields", format!("has {name:?}; there are {all}"));
+            Part::ALL.to_vec()
+        }
     }
 }
 

@@ -1,0 +1,94 @@
+//! Links as chat clients make them of a text: addresses with a scheme, and bare domains of a top-level domain that exists.
+
+use regex::Regex;
+use std::sync::LazyLock;
+
+static SCHEME: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"(?i)(?:https?|ftps?)://").ok());
+/// Labels with dots between them.
+static DOMAIN: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?:[\p{L}\p{N}](?:[\p{L}\p{N}-]*[\p{L}\p{N}])?\.)+[\p{L}\p{N}-]*[\p{L}\p{N}]").ok());
+/// Where an address ends, beside white space.
+const ENDS: [char; 8] = ['<', '>', '"', '\'', '(', ')', '[', ']'];
+
+/// The addresses of a text's links, in lower case, without scheme and closing slash. A mail address is none.
+pub(super) fn links(text: &str) -> Vec<String> {
+    let (Some(scheme), Some(domain)) = (&*SCHEME, &*DOMAIN) else { return Vec::new() };
+    let mut links = Vec::new();
+    let starts: Vec<_> = scheme.find_iter(text).map(|found| (found.start(), found.end())).collect();
+    let mut rest = 0;
+    for (place, (start, end)) in starts.iter().enumerate() {
+        bare(&text[rest..*start], domain, &mut links);
+        let next = starts.get(place + 1).map_or(text.len(), |(next, _)| *next);
+        let address = address(&text[*end..next]);
+        rest = end + address.len();
+        links.push(address);
+    }
+    bare(&text[rest..], domain, &mut links);
+    links.iter().map(|link| link.trim_end_matches(['/', '.', ',', '!', '?', ';']).to_lowercase()).collect()
+}
+
+/// From where a link begins to where it ends.
+fn address(text: &str) -> &str {
+    let is_end = |character: char| character.is_whitespace() || ENDS.contains(&character);
+    text.split(is_end).next().unwrap_or_default()
+}
+
+/// Domains without a scheme.
+fn bare<'t>(text: &'t str, domain: &Regex, links: &mut Vec<&'t str>) {
+    let mut from = 0;
+    while let Some(found) = domain.find_at(text, from) {
+        let is_mail = text[..found.start()].ends_with('@') || text[found.end()..].starts_with('@');
+        let last = found.as_str().rsplit('.').next().unwrap_or_default();
+        let starts_www = found.as_str().get(..4).is_some_and(|start| start.eq_ignore_ascii_case("www."));
+        from = found.end();
+        if !is_mail && (starts_www || tld::exist(&last.to_ascii_lowercase())) {
+            if text[from..].starts_with(['/', '?', '#', ':']) {
+                from += address(&text[from..]).len();
+            }
+            links.push(&text[found.start()..from]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_table_of_texts() {
+        for (text, expected) in [
+            ("see http://a.b", 1),
+            ("HTTP://a.b,https://c.d", 2),
+            ("http://localhost:3000/x and https://1.2.3.4/", 2),
+            ("evil.com", 1),
+            ("EVIL.COM/path.io?x=1", 1),
+            ("[win](evil.com)", 1),
+            ("//evil.com", 1),
+            ("(www.a.b) www.c.d", 2),
+            ("go to evil.com.", 1),
+            ("evil.com, and good.org!", 2),
+            ("evil.com,good.org", 2),
+            ("ftp://evil.com/x", 1),
+            ("a-b.c-d.co.uk", 1),
+            ("ann@example.com, a.com@example.com", 0),
+            ("hello. how are you", 0),
+            ("node.js and v1.2.3 and e.g. this", 0),
+            ("3.50 or 10.30", 0),
+            ("awww.so sweet", 1),
+            ("привет.как дела", 0),
+            ("", 0),
+        ] {
+            assert_eq!(links(text).len(), expected, "{text}: {:?}", links(text));
+        }
+        assert_eq!(links("https://Evil.com/ evil.com. (evil.com/a)"), ["evil.com", "evil.com", "evil.com/a"]);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(text in any::<String>(), odd in "[a.@/:()\u{e9} ]{0,20}(http://)?[a.@/:com]{0,9}") {
+            links(&text);
+            links(&odd);
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Rules for before-message-send that need no code: limits, and patterns over what a chat user wrote.
+//!
+//! Patterns run in linear time, whatever the text: a sender cannot make one expensive.
+
+mod links;
+mod views;
+mod written;
+
+pub use written::Part;
+
+use crate::peek::field;
+use regex::Regex;
+use serde_json::value::RawValue;
+use std::ops::Range;
+use views::View;
+use written::{Form, Written};
+
+/// What a pattern that matches does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The message is not stored; its sender reads the rule's text.
+    Reject,
+    /// Whatever the pattern matches is replaced by the rule's text; where Stream takes no change, the message is not stored.
+    Mask,
+}
+
+#[derive(Clone, Debug)]
+pub struct Rule {
+    pub pattern: Regex,
+    pub action: Action,
+    pub text: String,
+}
+
+impl PartialEq for Rule {
+    fn eq(&self, other: &Rule) -> bool {
+        (self.pattern.as_str(), self.action, &self.text) == (other.pattern.as_str(), other.action, &other.text)
+    }
+}
+
+impl Eq for Rule {}
+
+/// Limits first, then the rules that reject, then all that mask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Most characters of the text.
+    pub max_length: Option<usize>,
+    /// Most links in the text, the attachments and the poll.
+    pub max_links: Option<usize>,
+    pub rules: Vec<Rule>,
+    /// Where patterns look. Default: everywhere.
+    pub parts: Vec<Part>,
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules { max_length: None, max_links: None, rules: Vec::new(), parts: Part::ALL.to_vec() }
+    }
+}
+
+/// What becomes of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    Pass,
+    Reject(String),
+    /// The message's JSON with what was masked.
+    Mask(String),
+    /// No JSON, or too much of it: nothing was judged.
+    Unreadable,
+}
+
+/// What a user reads whose message cannot be masked.
+const NOT_ALLOWED: &str = "This message is not allowed here.";
+
+impl Rules {
+    pub fn is_empty(&self) -> bool {
+        self.max_length.is_none() && self.max_links.is_none() && self.rules.is_empty()
+    }
+
+    /// Whether some rule changes messages.
+    pub fn masks(&self) -> bool {
+        self.rules.iter().any(|rule| matches!(rule.action, Action::Mask))
+    }
+
+    /// Judges the message of a hook's signed body.
+    pub fn judge(&self, body: &[u8]) -> Judgement {
+        // As Stream's clients would show it: bytes that are no UTF-8 are U+FFFD.
+        let body = String::from_utf8_lossy(body);
+        if serde_json::from_str::<&RawValue>(&body).is_err() {
+            return Judgement::Unreadable;
+        }
+        let message = field(body.as_bytes(), "message").map(RawValue::get);
+        match message {
+            Some(message) if message.starts_with('{') => self.judge_message(message),
+            None | Some("null") => Judgement::Pass,
+            Some(_) => Judgement::Unreadable,
+        }
+    }
+
+    fn judge_message(&self, message: &str) -> Judgement {
+        let Ok(written) = written::written(message, &Part::ALL) else { return Judgement::Unreadable };
+        let texts: Vec<_> = written.into_iter().map(Readings::of).collect();
+        if let Some(rejection) = self.over_a_limit(&texts) {
+            return Judgement::Reject(rejection);
+        }
+        let within = |one: &&Readings<'_>| self.parts.contains(&one.written.part);
+        let texts: Vec<_> = texts.iter().filter(within).collect();
+        let rejects =
+            |rule: &&Rule| rule.action == Action::Reject && texts.iter().any(|text| text.matches(&rule.pattern));
+        if let Some(rule) = self.rules.iter().find(rejects) {
+            return Judgement::Reject(rule.text.clone());
+        }
+        let mut masked = String::with_capacity(message.len());
+        let mut copied = 0;
+        for text in texts {
+            let Some(changed) = self.masked(text) else { continue };
+            if !text.written.is_changeable {
+                return Judgement::Reject(NOT_ALLOWED.to_owned());
+            }
+            let Range { start, end } = text.written.literal;
+            masked.push_str(&message[copied..start]);
+            masked.push_str(&serde_json::Value::from(changed).to_string());
+            copied = end;
+        }
+        if copied == 0 {
+            return Judgement::Pass;
+        }
+        masked.push_str(&message[copied..]);
+        Judgement::Mask(masked)
+    }
+
+    fn over_a_limit(&self, texts: &[Readings<'_>]) -> Option<String> {
+        if let Some(most) = self.max_length {
+            let is_long =
+                |one: &Readings<'_>| one.written.form == Form::Text && one.written.text.chars().count() > most;
+            if texts.iter().any(is_long) {
+                return Some(format!("This message is too long: at most {most} characters."));
+            }
+        }
+        let most = self.max_links.filter(|most| links_of(texts) > *most)?;
+        Some(match most {
+            0 => "Links are not allowed here.".to_owned(),
+            most => format!("This message has too many links: at most {most}."),
+        })
+    }
+
+    /// The text with what the rules mask, if any of them matches.
+    fn masked(&self, text: &Readings<'_>) -> Option<String> {
+        let masks = self.rules.iter().filter(|rule| rule.action == Action::Mask);
+        let mut found: Vec<(Range<usize>, &str)> =
+            masks.flat_map(|rule| text.found(&rule.pattern).into_iter().map(|range| (range, &*rule.text))).collect();
+        if found.is_empty() {
+            return None;
+        }
+        // Of two that begin at the same place the longer one stands.
+        found.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
+        let (mut masked, mut copied, original) = (String::new(), 0, &*text.written.text);
+        for (Range { start, end }, mask) in found {
+            if start < copied {
+                // What overlaps an earlier one goes with it.
+                copied = copied.max(end);
+                continue;
+            }
+            masked.push_str(&original[copied..start]);
+            masked.push_str(mask);
+            copied = end;
+        }
+        masked.push_str(&original[copied..]);
+        Some(masked)
+    }
+}
+
+/// Links that a reader sees. An attachment that Stream makes of a link in the text has its address once more.
+fn links_of(texts: &[Readings<'_>]) -> usize {
+    let text = texts.iter().filter(|one| one.written.form == Form::Text).map(Readings::links).max_by_key(Vec::len);
+    let text = text.unwrap_or_default();
+    let is_shown = |one: &&Readings<'_>| matches!(one.written.part, Part::Attachments | Part::Poll);
+    let mut more: Vec<_> = texts.iter().filter(is_shown).flat_map(Readings::links).collect();
+    more.sort();
+    more.dedup();
+    text.len() + more.iter().filter(|link| !text.contains(link)).count()
+}
+
+/// A string, with the ways in which it reads.
+struct Readings<'m> {
+    written: Written<'m>,
+    views: Vec<View>,
+}
+
+impl<'m> Readings<'m> {
+    fn of(written: Written<'m>) -> Readings<'m> {
+        let views = views::views(&written.text, written.form == Form::Markup);
+        Readings { written, views }
+    }
+
+    fn matches(&self, pattern: &Regex) -> bool {
+        pattern.is_match(&self.written.text) || self.views.iter().any(|view| pattern.is_match(&view.text))
+    }
+
+    /// What of the string the pattern matches, in whatever reading. A match of nothing is none.
+    fn found(&self, pattern: &Regex) -> Vec<Range<usize>> {
+        let as_written = pattern.find_iter(&self.written.text).map(|found| found.range());
+        let as_read = self.views.iter().flat_map(|view| {
+            pattern.find_iter(&view.text).filter(|found| !found.is_empty()).map(|found| view.original(found.range()))
+        });
+        as_written.chain(as_read).filter(|range| !range.is_empty()).collect()
+    }
+
+    /// Of the reading that has the most.
+    fn links(&self) -> Vec<String> {
+        let as_read = self.views.iter().map(|view| links::links(&view.text));
+        let all = as_read.chain([links::links(&self.written.text)]);
+        all.max_by_key(Vec::len).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rule(pattern: &str, action: Action, text: &str) -> Rule {
+        Rule { pattern: Regex::new(pattern).unwrap(), action, text: text.to_owned() }
+    }
+
+    fn reject(text: &str) -> Judgement {
+        Judgement::Reject(text.to_owned())
+    }
+
+    fn judge(rules: &Rules, message: &str) -> Judgement {
+        rules.judge(format!("{{\"message\":{message}}}").as_bytes())
+    }
+
+    #[test]
+    fn a_table_of_texts() {
+        let rules = Rules {
+            max_length: Some(40),
+            max_links: Some(1),
+            rules: vec![
+                rule(r"\d{4}", Action::Mask, "$0****"),
+                rule("(?i)spam", Action::Reject, "No spam."),
+                rule("x", Action::Mask, "y"),
+                rule("z*", Action::Mask, "Z"),
+            ],
+            ..Rules::default()
+        };
+        let masked = |text: &str| Judgement::Mask(format!("{{\"text\":\"{text}\"}}"));
+        let cases = [
+            ("hello", Judgement::Pass),
+            ("", Judgement::Pass),
+            ("card 1234 5678 x", masked("card $0**** $0**** y")),
+            ("1234 and SPAM", reject("No spam.")),
+            ("s**pa**m", reject("No spam.")),
+            ("12\u{200b}34!", masked("$0****!")),
+            ("zz top", masked("Z top")),
+            ("é".repeat(40).leak(), Judgement::Pass),
+            ("é".repeat(41).leak(), reject("This message is too long: at most 40 characters.")),
+            ("see http://a.b", Judgement::Pass),
+            ("HTTP://a,https://b", reject("This message has too many links: at most 1.")),
+            ("(www.a.b) www.c.d", reject("This message has too many links: at most 1.")),
+            ("ｅｖｉｌ．ｃｏｍ good.com", reject("This message has too many links: at most 1.")),
+            ("awww.so sweet", Judgement::Pass),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(judge(&rules, &format!("{{\"text\":\"{text}\"}}")), expected, "{text}");
+        }
+        assert!(rules.masks() && !rules.is_empty() && Rules::default().is_empty());
+        let none = Rules { max_links: Some(0), ..Rules::default() };
+        assert_eq!(judge(&none, r#"{"text":"[win](evil.com)"}"#), reject("Links are not allowed here."));
+    }
+
+    #[test]
+    fn links_of_attachments_count_and_uploads_do_not() {
+        let rules = Rules { max_links: Some(1), ..Rules::default() };
+        let over = reject("This message has too many links: at most 1.");
+        let attached = |text: &str, attachment: &str| {
+            judge(&rules, &format!(r#"{{"text":"{text}","attachments":[{attachment}]}}"#))
+        };
+        assert_eq!(attached("http://a.com", r#"{"title_link":"https://a.com/"}"#), Judgement::Pass);
+        assert_eq!(attached("http://a.com", r#"{"title_link":"https://b.com/"}"#), over);
+        assert_eq!(attached("", r#"{"title_link":"https://b.com/"},{"author_link":"c.com"}"#), over);
+        let uploads =
+            r#"{"image_url":"https://a.com/1"},{"asset_url":"https://b.com/2"},{"thumb_url":"https://c.com/3"}"#;
+        assert_eq!(attached("http://a.com", uploads), Judgement::Pass);
+    }
+
+    #[test]
+    fn every_part_is_judged_and_masked_where_stream_takes_it() {
+        let rejects = Rules { rules: vec![rule("casino", Action::Reject, "No.")], ..Rules::default() };
+        let masks = Rules { rules: vec![rule("casino", Action::Mask, "***")], ..Rules::default() };
+        for (message, masked) in [
+            (r#"{"n":1.10,"text":"my casino","big":12345678901234567890}"#, true),
+            (r#"{"text":"","i18n":{"en_text":"casino","language":"en"}}"#, true),
+            (r#"{"attachments":[{"title":"casino","image_url":"http://casino.com"}]}"#, true),
+            (r#"{"attachments":[{"title_link":"https://casino.com"}]}"#, true),
+            (r#"{"mood":{"deep":["casino",1.10]}}"#, true),
+            (r#"{"text":"x","html":"<p>casino</p>"}"#, false),
+            (r#"{"mml":"<mml>casino</mml>"}"#, false),
+            (r#"{"mml":"<b>ca</b>sin<i/>o"}"#, false),
+            (r#"{"args":"casino"}"#, false),
+            (r#"{"poll":{"options":[{"text":"casino"}]}}"#, false),
+            (r#"{"quoted_message":{"text":"casino"}}"#, false),
+        ] {
+            assert_eq!(judge(&rejects, message), reject("No."), "{message}");
+            let expected = match masked {
+                true => Judgement::Mask(message.replacen("casino", "***", 1)),
+                false => reject(NOT_ALLOWED),
+            };
+            assert_eq!(judge(&masks, message), expected, "{message}");
+            let elsewhere = Rules { parts: Vec::new(), ..rejects.clone() };
+            assert_eq!(judge(&elsewhere, message), Judgement::Pass, "{message}");
+        }
+        for message in
+            [r#"{"id":"casino","user":{"name":"casino"}}"#, r#"{"attachments":[{"image_url":"http://casino.com"}]}"#]
+        {
+            assert_eq!(judge(&rejects, message), Judgement::Pass, "{message}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_from_what_is_not_there() {
+        let rules = Rules { rules: vec![rule("casino", Action::Reject, "No.")], ..Rules::default() };
+        for body in [&b"no JSON"[..], b"", b"{", b"{\"message\":7}", b"{\"message\":{\"text\":\"x\"}"] {
+            assert_eq!(rules.judge(body), Judgement::Unreadable, "{body:?}");
+        }
+        for body in [&b"{}"[..], b"[]", b"{\"message\":null}", b"{\"message\":{}}", b"{\"message\":{\"text\":7}}"] {
+            assert_eq!(rules.judge(body), Judgement::Pass, "{body:?}");
+        }
+        for body in [
+            &b"{\"message\":{\"text\":\"casino \\ud83d\"}}"[..],
+            b"{\"message\":{\"text\":\"casino \xff\"}}",
+            b"{\"\\ud83d\":1,\"message\":{\"\\ud83d\":1,\"text\":\"casino\"}}",
+        ] {
+            assert_eq!(rules.judge(body), reject("No."), "{body:?}");
+        }
+        let masks = Rules { rules: vec![rule("casino", Action::Mask, "***")], ..Rules::default() };
+        let masked = masks.judge(b"{\"message\":{\"text\":\"casino \xff\",\"a\":\"\\ud83d\"}}");
+        assert_eq!(masked, Judgement::Mask("{\"text\":\"*** \u{fffd}\",\"a\":\"\\ud83d\"}".to_owned()));
+    }
+
+    proptest! {
+        /// However a user writes, what is masked is gone, and the rest stays.
+        #[test]
+        fn what_is_masked_is_gone(text in "(a|b|casino|ca\u{200b}sino|ca\\*s\\*ino| |é|\u{301}){0,12}") {
+            let masks = Rules { rules: vec![rule("casino", Action::Mask, "-")], ..Rules::default() };
+            let message = serde_json::json!({"text": text, "n": 1}).to_string();
+            match judge(&masks, &message) {
+                Judgement::Mask(masked) => {
+                    let masked: serde_json::Value = serde_json::from_str(&masked).unwrap();
+                    prop_assert!(!masked["text"].as_str().unwrap().contains("casino"));
+                    prop_assert_eq!(&masked["n"], 1);
+                }
+                other => prop_assert_eq!(other, Judgement::Pass),
+            }
+        }
+
+        #[test]
+        fn nothing_panics(body in proptest::collection::vec(any::<u8>(), 0..200), text in any::<String>()) {
+            let rules = Rules {
+                max_length: Some(5),
+                max_links: Some(0),
+                rules: vec![rule(".", Action::Mask, "-"), rule("casino", Action::Reject, "No.")],
+                ..Rules::default()
+            };
+            rules.judge(&body);
+            let body = serde_json::json!({"message": {"attachments": [{"title": text}]}}).to_string();
+            rules.judge(body.as_bytes());
+        }
+    }
+}

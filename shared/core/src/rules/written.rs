@@ -1,0 +1,354 @@
+//! What a chat user wrote in a message and others will read: its strings, wherever they stand, with the places that they have in
+//! the JSON. Never ids, users or the addresses of uploads.
+//!
+//! The JSON is walked token by token, without a tree and without recursion, and read as Stream's clients show it: half a surrogate
+//! pair is U+FFFD, and each value of a key that stands twice counts.
+
+use crate::peek::unescaped;
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// Most keys of a message, and most bytes: far over what Stream takes (5 KB), and where judging gets slow.
+const MAX_FIELDS: usize = 4096;
+const MAX_BYTES: usize = 256 << 10;
+
+/// The parts of a message that rules look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// With what is made of it: `html`, `mml`, and the message that it quotes.
+    Text,
+    /// What stands behind a command.
+    Args,
+    I18n,
+    Attachments,
+    Poll,
+    /// Fields that Stream does not know.
+    Custom,
+}
+
+impl Part {
+    pub const ALL: [Part; 6] = [Part::Text, Part::Args, Part::I18n, Part::Attachments, Part::Poll, Part::Custom];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Part::Text => "text",
+            Part::Args => "args",
+            Part::I18n => "i18n",
+            Part::Attachments => "attachments",
+            Part::Poll => "poll",
+            Part::Custom => "custom",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// The message's own `text`.
+    Text,
+    /// With tags, which nobody reads: `html` and `mml`.
+    Markup,
+    Other,
+}
+
+/// One string.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Written<'m> {
+    pub(super) text: Cow<'m, str>,
+    pub(super) part: Part,
+    pub(super) form: Form,
+    /// Whether Stream takes it from an answer.
+    pub(super) is_changeable: bool,
+    /// Its literal in the message's JSON, with the quotes.
+    pub(super) literal: Range<usize>,
+}
+
+/// Too long, or with too many fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooMuch;
+
+/// Fields of a message that Stream sets or reads as something else than words.
+const STREAMS: [&str; 45] = [
+    "before_message_send_failed",
+    "channel",
+    "cid",
+    "command",
+    "created_at",
+    "deleted_at",
+    "deleted_for_me",
+    "deleted_reply_count",
+    "draft",
+    "id",
+    "image_labels",
+    "latest_reactions",
+    "member",
+    "mentioned_channel",
+    "mentioned_here",
+    "mentioned_roles",
+    "mentioned_users",
+    "message_text_updated_at",
+    "moderation",
+    "moderation_details",
+    "own_reactions",
+    "parent_id",
+    "pin_expires",
+    "pinned",
+    "pinned_at",
+    "pinned_by",
+    "poll_id",
+    "quoted_message_id",
+    "reaction_counts",
+    "reaction_groups",
+    "reaction_scores",
+    "reminder",
+    "reply_count",
+    "restricted_visibility",
+    "shadowed",
+    "shared_location",
+    "show_in_channel",
+    "silent",
+    "skip_enrich_url",
+    "skip_push",
+    "thread_participants",
+    "type",
+    "updated_at",
+    "user",
+    "user_id",
+];
+
+/// Keys whose values are no words, wherever they stand.
+fn is_skipped(key: &str) -> bool {
+    const KEYS: [&str; 10] =
+        ["id", "ids", "user", "users", "image_url", "asset_url", "thumb_url", "mime_type", "created_by", "updated_by"];
+    KEYS.contains(&key) || ["_id", "_ids", "_user"].iter().any(|end| key.ends_with(end))
+}
+
+/// What the strings of a value count as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counts {
+    Nothing,
+    /// The message itself, or the one that it quotes.
+    Message {
+        is_quoted: bool,
+    },
+    As {
+        part: Part,
+        form: Form,
+        is_changeable: bool,
+    },
+}
+
+impl Counts {
+    /// What the value of a key counts as, in an object that counts as this.
+    fn under(self, key: &str) -> Counts {
+        match self {
+            Counts::Nothing => Counts::Nothing,
+            Counts::Message { is_quoted } => {
+                let part = |part, is_changeable| {
+                    // A quoted one is another's, and the answer cannot change it.
+                    let part = if is_quoted { Part::Text } else { part };
+                    let form = match key {
+                        "text" if !is_quoted => Form::Text,
+                        "html" | "mml" => Form::Markup,
+                        _ => Form::Other,
+                    };
+                    Counts::As { part, form, is_changeable: is_changeable && !is_quoted }
+                };
+                match key {
+                    "text" => part(Part::Text, true),
+                    "html" | "mml" => part(Part::Text, false),
+                    "args" => part(Part::Args, false),
+                    "i18n" => part(Part::I18n, true),
+                    "attachments" => part(Part::Attachments, true),
+                    "poll" => part(Part::Poll, false),
+                    "quoted_message" if is_quoted => Counts::Nothing,
+                    "quoted_message" => Counts::Message { is_quoted: true },
+                    _ if STREAMS.contains(&key) => Counts::Nothing,
+                    _ => part(Part::Custom, true),
+                }
+            }
+            Counts::As { .. } if is_skipped(key) => Counts::Nothing,
+            Counts::As { part: Part::Attachments, .. } if key == "type" => Counts::Nothing,
+            Counts::As { part: Part::I18n, .. } if key == "language" => Counts::Nothing,
+            Counts::As { part: Part::Poll, .. } if key == "voting_visibility" => Counts::Nothing,
+            Counts::As { .. } => self,
+        }
+    }
+}
+
+/// The strings of a message that count. `message`: a JSON object.
+pub(super) fn written<'m>(message: &'m str, parts: &[Part]) -> Result<Vec<Written<'m>>, TooMuch> {
+    if message.len() > MAX_BYTES {
+        return Err(TooMuch);
+    }
+    let mut written = Vec::new();
+    // Open objects and lists, the innermost last: whether it is an object, and what it counts as.
+    let mut open: Vec<(bool, Counts)> = Vec::new();
+    let (mut at, mut fields) = (0, 0);
+    let (mut is_at_key, mut value) = (false, Counts::Message { is_quoted: false });
+    while let Some(byte) = message.as_bytes().get(at) {
+        let here = at;
+        at += 1;
+        // In a list each value counts as the list does.
+        let counts = match open.last() {
+            Some((false, counts)) => *counts,
+            Some((true, _)) | None => value,
+        };
+        match byte {
+            b'"' => {
+                let end = end_of_string(message.as_bytes(), at);
+                let inner = message.get(at..end).unwrap_or_default();
+                at = end + 1;
+                match (is_at_key, counts) {
+                    (true, _) => {
+                        fields += 1;
+                        if fields > MAX_FIELDS {
+                            return Err(TooMuch);
+                        }
+                        let around = open.last().map_or(Counts::Nothing, |(_, around)| *around);
+                        value = around.under(&unescaped(inner));
+                        is_at_key = false;
+                    }
+                    (false, Counts::As { part, form, is_changeable }) if parts.contains(&part) => {
+                        let (text, literal) = (unescaped(inner), here..at.min(message.len()));
+                        written.push(Written { text, part, form, is_changeable, literal });
+                    }
+                    (false, _) => {}
+                }
+            }
+            b'{' | b'[' => {
+                is_at_key = *byte == b'{';
+                open.push((is_at_key, counts));
+            }
+            b'}' | b']' => {
+                open.pop();
+                is_at_key = false;
+            }
+            b',' => is_at_key = open.last().is_some_and(|(is_object, _)| *is_object),
+            _ => {}
+        }
+    }
+    Ok(written)
+}
+
+/// Where the string ends whose first byte is this.
+fn end_of_string(json: &[u8], mut at: usize) -> usize {
+    while let Some(byte) = json.get(at).filter(|byte| **byte != b'"') {
+        at += if *byte == b'\\' { 2 } else { 1 };
+    }
+    at.min(json.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn texts(message: &str, parts: &[Part]) -> Vec<(String, Part, bool)> {
+        let written = written(message, parts).unwrap();
+        written.into_iter().map(|one| (one.text.into_owned(), one.part, one.is_changeable)).collect()
+    }
+
+    #[test]
+    fn everything_that_is_read_and_nothing_else() {
+        let message = r#"{
+            "id": "no", "type": "regular", "cid": "no:no", "command": "no", "user": {"id": "no", "name": "no"},
+            "mentioned_users": [{"name": "no"}], "parent_id": "no",
+            "text": "text", "html": "html", "mml": "mml", "args": "args",
+            "i18n": {"en_text": "english", "language": "no"},
+            "attachments": [
+                {"type": "no", "title": "title", "title_link": "link", "image_url": "no", "asset_url": "no",
+                 "thumb_url": "no", "mime_type": "no", "fields": [{"title": "field", "value": "value"}], "file_size": 7,
+                 "actions": [{"type": "no", "text": "button"}], "file_id": "no"}
+            ],
+            "poll": {"id": "no", "name": "question", "options": [{"id": "no", "text": "option"}], "created_by": {"name": "no"}},
+            "quoted_message": {"text": "quoted", "user": {"name": "no"}, "attachments": [{"title": "quoted title"}],
+                               "quoted_message": {"text": "no"}},
+            "mood": "custom", "nested": {"deep": [["list", {"note": "note", "order_id": "no"}]]}
+        }"#;
+        let expected: [(&str, Part, bool); 19] = [
+            ("text", Part::Text, true),
+            ("html", Part::Text, false),
+            ("mml", Part::Text, false),
+            ("args", Part::Args, false),
+            ("english", Part::I18n, true),
+            ("title", Part::Attachments, true),
+            ("link", Part::Attachments, true),
+            ("field", Part::Attachments, true),
+            ("value", Part::Attachments, true),
+            ("button", Part::Attachments, true),
+            ("question", Part::Poll, false),
+            ("option", Part::Poll, false),
+            ("quoted", Part::Text, false),
+            ("quoted title", Part::Text, false),
+            ("custom", Part::Custom, true),
+            ("list", Part::Custom, true),
+            ("note", Part::Custom, true),
+            ("", Part::Custom, true),
+            ("", Part::Custom, true),
+        ];
+        let expected: Vec<_> =
+            expected.into_iter().filter(|it| !it.0.is_empty()).map(|it| (it.0.to_owned(), it.1, it.2)).collect();
+        assert_eq!(texts(message, &Part::ALL), expected);
+        for part in Part::ALL {
+            let of_part: Vec<_> = expected.iter().filter(|one| one.1 == part).cloned().collect();
+            assert_eq!(texts(message, &[part]), of_part);
+        }
+    }
+
+    #[test]
+    fn halves_and_repeats_are_read() {
+        let read = |message: &str| texts(message, &[Part::Text]).into_iter().map(|one| one.0).collect::<Vec<_>>();
+        assert_eq!(read(r#"{"text":"casino \ud83d"}"#), ["casino \u{fffd}"]);
+        assert_eq!(
+            read(r#"{"text":"\ude00 casino \ud83d\u0041 \ud83d\ud83d\ude00"}"#),
+            ["\u{fffd} casino \u{fffd}A \u{fffd}\u{1f600}"]
+        );
+        assert_eq!(read(r#"{"text":"one","t\u0065xt":"\"two\"\\\/"}"#), ["one", "\"two\"\\/"]);
+        assert_eq!(read(r#"{"\ud83d":{"x":1},"text":"one"}"#), ["one"]);
+        let many: Vec<_> = (0..MAX_FIELDS).map(|number| format!("\"{number}\":0")).collect();
+        assert!(written(&format!("{{{}}}", many.join(",")), &Part::ALL).is_ok());
+        assert!(written(&format!("{{{},\"more\":0}}", many.join(",")), &Part::ALL).is_err());
+        assert!(written(&format!("{{\"text\":\"{}\"}}", "x".repeat(MAX_BYTES)), &Part::ALL).is_err());
+    }
+
+    /// A string in JSON, each unit of UTF-16 escaped or not; a half is always.
+    fn literal(units: &[(u16, bool)]) -> String {
+        let escape = |unit: u16| format!("\\u{unit:04x}");
+        let mut text = String::from("\"");
+        for (unit, escaped) in units {
+            match char::from_u32(u32::from(*unit)) {
+                Some(plain) if !escaped && plain >= ' ' && plain != '"' && plain != '\\' => text.push(plain),
+                _ => text.push_str(&escape(*unit)),
+            }
+        }
+        text.push('"');
+        text
+    }
+
+    proptest! {
+        /// Whatever a chat user sends, however it is escaped: the rules read the text that clients show.
+        #[test]
+        fn rules_read_what_clients_show(units in proptest::collection::vec((any::<u16>(), any::<bool>()), 0..40), place in 0..4_usize) {
+            let literal = literal(&units);
+            let expected = String::from_utf16_lossy(&units.iter().map(|(unit, _)| *unit).collect::<Vec<_>>());
+            let message = match place {
+                0 => format!("{{\"text\":{literal}}}"),
+                1 => format!("{{ \"n\" : [ 1.5 , {{}} ] , \"attachments\" : [ {{ \"title\" : {literal} }} ] }}"),
+                2 => format!("{{\"i18n\":{{\"de_text\":{literal}}},\"text\":\"\"}}"),
+                _ => format!("{{\"own\":[[{literal}]]}}"),
+            };
+            let read = written(&message, &Part::ALL).unwrap();
+            let read: Vec<_> = read.iter().filter(|one| one.literal.len() > 2 || units.is_empty()).collect();
+            prop_assert!(read.iter().any(|one| one.text == expected && message[one.literal.clone()] == literal), "{message}");
+        }
+
+        #[test]
+        fn nothing_panics(message in any::<String>(), json in "[\\[\\]{}\",:\\\\u0d8text ]{0,40}") {
+            for message in [message, json] {
+                for one in written(&message, &Part::ALL).unwrap() {
+                    prop_assert!(message.get(one.literal).is_some());
+                }
+            }
+        }
+    }
+}
