@@ -14,7 +14,7 @@ pub(crate) enum CertificateError {
     Malformed(String),
     #[error("the certificate does not fit the key: {0}")]
     Mismatch(rustls::Error),
-    #[error("cannot read it as PEM: {0}")]
+    #[error("cannot read it as PEM: {}", streamgate_service::pem::problem(.0))]
     Pem(pem::Error),
 }
 

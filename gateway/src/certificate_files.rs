@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use streamgate_service::config::CertificateFiles;
 use streamgate_service::http_client;
+use streamgate_service::pem::problem;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Some editors write it in front of a text, and PEM knows no such thing.
@@ -20,7 +21,7 @@ const P521: &str = "1.3.132.0.35";
 pub enum CertificateFileError {
     #[error("cannot read {} (gateway.tls.{key}): {error}", path.display())]
     Unreadable { key: &'static str, path: PathBuf, error: std::io::Error },
-    #[error("{} (gateway.tls.{key}) is not PEM: {error}", path.display())]
+    #[error("{} (gateway.tls.{key}) is not PEM: {}", path.display(), problem(error))]
     NotPem { key: &'static str, path: PathBuf, error: pem::Error },
     #[error("{} (gateway.tls.cert) holds no certificate", path.display())]
     Empty { path: PathBuf },

@@ -101,6 +101,11 @@ impl Webhook {
         let body = format!(
             r#"{{"message":{message},"user":{{"id":"ann","role":"user"}},"channel":{{"cid":"messaging:x"}},"request_info":{{"type":"client"}}}}"#
         );
+        Webhook::moderation_of(body)
+    }
+
+    /// A before-message-send with this body, well signed, under an id of its own.
+    pub fn moderation_of(body: impl Into<Bytes>) -> Webhook {
         Webhook { path: MODERATION.into(), ..Webhook::push(&format!("hook-{}", super::unique()), body) }
     }
 

@@ -142,8 +142,8 @@ async fn a_service_that_is_away_or_silent_is_tried_again() {
     eventually("silence counts as a failure", || async { retries().await >= 1.0 }).await;
     drop(silent);
     eventually("so does absence", || async { retries().await == 4.0 }).await;
-    site.logged("the service did not answer within 100ms").await;
-    site.logged("cannot connect to the service").await;
+    site.logged("did not answer within 100ms").await;
+    site.logged("refused: cannot connect to the service").await;
     assert!(server.terminate().await.success());
 }
 

@@ -95,10 +95,10 @@ async fn a_service_without_a_proper_answer_is_a_failure() {
     for text in [
         "answered 403",
         "answered 302",
-        "but no JSON",
-        "but nothing",
-        r#"but {\"errorMessage\":string,\"code\":number}"#,
-        r#"but {\"message\":array}"#,
+        "it is no JSON",
+        "it is nothing",
+        r#"it is {\"errorMessage\":string,\"code\":number}"#,
+        r#"it is {\"message\":array}"#,
         "did not answer within 200ms",
         "cannot connect to the service at 127.0.0.1:9: connection refused",
     ] {
@@ -161,8 +161,7 @@ async fn rules_judge_what_others_will_read() {
     );
     let server = up(&site, hooks.clone()).await;
     let judged = async |body: &[u8]| {
-        let webhook = Webhook { body: body.to_vec().into(), ..Webhook::moderation("{}") };
-        let answer = ask(&server, &webhook).await;
+        let answer = ask(&server, &Webhook::moderation_of(body.to_vec())).await;
         assert_eq!(answer.outcome(), "answered");
         let answer: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
         answer["message"]["text"].as_str().unwrap().to_owned()
@@ -200,7 +199,7 @@ async fn rules_judge_what_others_will_read() {
 
     // Where it is to be allowed, the service is asked all the same, with the bytes that Stream signed.
     let server = up(&site, hooks.replace("max_links = 0", "on_unreadable = \"allow\"\nfields = [\"text\"]")).await;
-    let crowded = Webhook { body: crowded.into(), ..Webhook::moderation("{}") };
+    let crowded = Webhook::moderation_of(crowded);
     assert_eq!(ask(&server, &crowded).await.body, SPACED.as_bytes());
     assert_eq!(service.received().pop().unwrap().body, crowded.body);
     let attached = Webhook::moderation(r#"{"attachments":[{"title":"casino"}]}"#);

@@ -106,16 +106,14 @@ impl Handler for Forward {
     fn handle(&self, event: Event, _context: Context) -> BoxFuture<Result<(), HandlerError>> {
         let service = Arc::clone(&self.0);
         Box::pin(async move {
-            let timeout = service.timeout;
-            let answer = service.client.call(|| service.request(service.url.clone(), event.envelope()));
-            match tokio::time::timeout(timeout, answer).await {
-                Ok(Ok(response)) => {
+            let request = || service.request(service.url.clone(), event.envelope());
+            match service.client.call(service.timeout, request).await {
+                Ok(response) => {
                     let verdict = verdict(response.status(), response.headers(), jiff::Timestamp::now());
                     finish(response).await;
                     verdict
                 }
-                Ok(Err(failure)) => Err(HandlerError::retry(failure.to_string())),
-                Err(_) => Err(HandlerError::retry(format!("the service did not answer within {timeout:?}"))),
+                Err(failure) => Err(HandlerError::retry(failure.to_string())),
             }
         })
     }

@@ -11,7 +11,7 @@ pub fn rounded(duration: Duration) -> Duration {
         1_000..10_000 => 100,
         _ => 1_000,
     };
-    let rounded = (ms + step / 2) / step * step;
+    let rounded = ((ms + step / 2) / step * step).max(1);
     Duration::from_millis(u64::try_from(rounded).unwrap_or(u64::MAX))
 }
 
@@ -21,8 +21,16 @@ mod tests {
 
     #[test]
     fn a_table_of_durations() {
-        let cases =
-            [(4, "4ms"), (200, "200ms"), (847, "850ms"), (999, "1s"), (1_183, "1.2s"), (5_000, "5s"), (74_700, "75s")];
+        let cases = [
+            (0, "1ms"),
+            (4, "4ms"),
+            (200, "200ms"),
+            (847, "850ms"),
+            (999, "1s"),
+            (1_183, "1.2s"),
+            (5_000, "5s"),
+            (74_700, "75s"),
+        ];
         for (ms, expected) in cases {
             let duration = Duration::from_millis(ms) + Duration::from_micros(123);
             assert_eq!(format!("{:?}", rounded(duration)), expected);

@@ -10,25 +10,40 @@ const MAX_BYTES: usize = 1024;
 
 /// Passed on though its name does not begin with `x-`.
 const TARGET_AGENT: &str = "target-agent";
-/// What the gateway reads itself, or writes itself.
-const OURS: [&str; 5] = ["x-api-key", "x-signature", "x-streamgate-", "x-webhook-attempt", "x-webhook-id"];
+/// What the gateway reads itself.
+const READ: [&str; 4] = ["x-api-key", "x-signature", "x-webhook-attempt", "x-webhook-id"];
+/// How the names of what it writes itself begin.
+const OURS: &str = "x-streamgate-";
 /// How proxies say who a client is and what it asked for: services believe these, so they must be a proxy's.
-const PROXIES: [&str; 15] = [
+const PROXIES: [&str; 28] = [
     "x-amz",
+    "x-appengine-",
+    "x-arr-",
     "x-auth",
     "x-b3-",
     "x-client-",
     "x-cluster-client-ip",
     "x-cloud-trace-context",
+    "x-consumer-",
+    "x-credential-",
     "x-envoy-",
     "x-forwarded",
+    "x-goog-",
+    "x-host",
     "x-http-method",
     "x-method-override",
+    "x-ms-client-",
     "x-original-",
+    "x-proxy",
     "x-real-ip",
     "x-remote-",
     "x-rewrite-",
+    "x-scheme",
+    "x-script-name",
+    "x-ssl-",
+    "x-token-",
     "x-user",
+    "x-webauth-",
 ];
 
 /// Names in lower case with their values, each name once.
@@ -40,12 +55,15 @@ impl FurtherHeaders {
     /// the bounds is left out.
     pub fn of<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> FurtherHeaders {
         let (mut further, mut bytes) = (FurtherHeaders::default(), 0);
-        for (name, value) in headers {
+        // The one that is known to matter comes first: those of a proxy on the way must not push it out.
+        let (known, others): (Vec<_>, Vec<_>) =
+            headers.into_iter().filter(|(name, _)| is_passed_on(name)).partition(|(name, _)| *name == TARGET_AGENT);
+        for (name, value) in known.into_iter().chain(others) {
             let Ok(text) = std::str::from_utf8(value) else { continue };
             let size = name.len() + text.len();
             let is_known = further.0.iter().any(|(known, _)| known == name);
             let fits = further.0.len() < MAX_HEADERS && bytes + size <= MAX_BYTES;
-            if is_passed_on(name) && is_value(text) && !is_known && fits {
+            if is_value(text) && !is_known && fits {
                 bytes += size;
                 further.0.push((name.to_owned(), text.to_owned()));
             }
@@ -74,14 +92,15 @@ impl FurtherHeaders {
 }
 
 fn is_passed_on(name: &str) -> bool {
-    let is_safe = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.');
-    let is_theirs = |known: &[&str]| known.iter().any(|start| name.starts_with(start));
+    // No underscore and no dot: servers make `-` of them, and `x-real_ip` would be read as X-Real-IP.
+    let is_safe = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
     name == TARGET_AGENT
         || (name.len() <= MAX_NAME
             && name.bytes().all(is_safe)
             && name.strip_prefix("x-").is_some_and(|rest| !rest.is_empty())
-            && !is_theirs(&OURS)
-            && !is_theirs(&PROXIES))
+            && !READ.contains(&name)
+            && !name.starts_with(OURS)
+            && !PROXIES.iter().any(|start| name.starts_with(start)))
 }
 
 fn is_value(text: &str) -> bool {
@@ -100,7 +119,7 @@ mod tests {
     #[test]
     fn a_table_of_headers() {
         let (long, wide) = (format!("x-{}", "a".repeat(MAX_NAME)), "v".repeat(MAX_VALUE + 1));
-        for passed in ["target-agent", "x-stream-region", "x-retry_count", "x-request-id"] {
+        for passed in ["target-agent", "x-stream-region", "x-signature-v2", "x-request-id"] {
             assert_eq!(of(&[(passed, "v")]), [(passed.to_owned(), "v".to_owned())]);
         }
         let kept = [
@@ -115,6 +134,9 @@ mod tests {
             "x-original-url",
             "x-remote-user",
             "x-http-method-override",
+            "x-real_ip",
+            "x-streamgate_key",
+            "x-api.key",
             "authorization",
             "cookie",
             "host",
@@ -128,6 +150,14 @@ mod tests {
         assert_eq!(of(&[("x-a", &wide)]), []);
         assert_eq!(of(&[("x-a", "caf\u{e9}")]), []);
         assert_eq!(of(&[("x-a", "1"), ("x-a", "2")]), [("x-a".to_owned(), "1".to_owned())]);
+    }
+
+    #[test]
+    fn target_agent_is_never_pushed_out() {
+        let names: Vec<_> = (0..100).map(|number| format!("x-{number}")).collect();
+        let mut headers: Vec<_> = names.iter().map(|name| (name.as_str(), "v")).collect();
+        headers.push((TARGET_AGENT, "public/1"));
+        assert_eq!(of(&headers)[0], (TARGET_AGENT.to_owned(), "public/1".to_owned()));
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod config;
 pub mod http_client;
 pub mod metrics;
 pub mod ops;
+pub mod pem;
 pub mod private;
 pub mod secret;
 pub mod shutdown;

@@ -22,7 +22,7 @@ pub struct Command {
 impl From<Hook> for Command {
     fn from(hook: Hook) -> Command {
         let name = hook.command();
-        let Hook(envelope) = hook;
+        let envelope = hook.into_envelope();
         Command { request: Request::read(&envelope.body), envelope, name }
     }
 }

@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use streamgate_service::config::{COMMAND_PLACE, ForwardConfig};
 use streamgate_service::http_client::{CallFailure, FailureClass, ServiceClient};
+use tokio::time::Instant;
 
 /// Most bytes of an answer: far over any message, which Stream limits to a few KiB.
 const MAX_ANSWER: usize = 256 << 10;
 
-/// A service that is being restarted refuses connections for a moment. More often or longer would only keep users waiting where it
-/// is down.
-const CONNECTS: usize = 3;
-const BETWEEN_CONNECTS: Duration = Duration::from_millis(100);
+/// Until a refused connection is tried again, doubled each time: a service that is being restarted takes none for a moment.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// What must be left of the hook's time for another try: a service needs some to answer.
+const RESERVE: Duration = Duration::from_millis(150);
 
 /// Asks one URL, in which `{type}` is the command's name.
 #[derive(Clone, Debug)]
@@ -35,39 +36,48 @@ impl HookHandler for ForwardHook {
         Box::pin(async move {
             let url = place(&service.url, &hook.command())
                 .ok_or_else(|| HandlerError::reject("the command's name cannot stand in a URL"))?;
-            let asked = async {
-                let response = connected(&service, &url, &hook).await;
-                let response = response.map_err(|failure| HandlerError::retry(failure.to_string()))?;
-                if !response.status().is_success() {
-                    return Err(HandlerError::retry(format!("the service answered {}", response.status().as_u16())));
-                }
-                let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-                body.map(http_body_util::Collected::to_bytes).map_err(|error| {
-                    HandlerError::retry(match error.is::<LengthLimitError>() {
-                        true => format!("the service's answer is over {MAX_ANSWER} bytes"),
-                        false => "the service's answer broke off".to_owned(),
-                    })
-                })
-            };
-            tokio::time::timeout(service.timeout, asked).await.unwrap_or_else(|_| {
-                Err(HandlerError::retry(format!("the service did not answer within {:?}", service.timeout)))
-            })
+            let until = hook.until().min(Instant::now() + service.timeout);
+            let response = connected(&service, &url, &hook, until).await;
+            let response = response.map_err(|failure| HandlerError::retry(failure.to_string()))?;
+            if !response.status().is_success() {
+                return Err(HandlerError::retry(format!("the service answered {}", response.status().as_u16())));
+            }
+            let body = Limited::new(response.into_body(), MAX_ANSWER).collect();
+            let broken = |what: String| HandlerError::retry(format!("closed: the service's answer {what}"));
+            match tokio::time::timeout_at(until, body).await {
+                Ok(Ok(body)) => Ok(body.to_bytes()),
+                Ok(Err(error)) if error.is::<LengthLimitError>() => Err(broken(format!("is over {MAX_ANSWER} bytes"))),
+                Ok(Err(error)) => Err(broken(format!("broke off: {}", innermost(&*error)))),
+                Err(_) => Err(HandlerError::retry("timeout: the service's answer did not come to its end in time")),
+            }
         })
     }
 }
 
-/// Calls the service; a refused connection is tried again, for Stream asks once.
-async fn connected(service: &Service, url: &Uri, hook: &Hook) -> Result<Response<Incoming>, CallFailure> {
-    let mut tries = 1;
+/// Calls the service; a refused connection is tried again while there is time, for Stream asks once.
+async fn connected(
+    service: &Service,
+    url: &Uri,
+    hook: &Hook,
+    until: Instant,
+) -> Result<Response<Incoming>, CallFailure> {
+    let mut wait = FIRST_WAIT;
     loop {
-        match service.client.call(|| service.request(url.clone(), hook.envelope())).await {
-            Err(failure) if failure.class == FailureClass::Refused && tries < CONNECTS => {
-                tries += 1;
-                tokio::time::sleep(BETWEEN_CONNECTS).await;
+        let left = until.saturating_duration_since(Instant::now());
+        match service.client.call(left, || service.request(url.clone(), hook.envelope())).await {
+            Err(CallFailure { class: FailureClass::Refused | FailureClass::Unsent, .. })
+                if Instant::now() + wait + RESERVE < until =>
+            {
+                tokio::time::sleep(wait).await;
+                wait *= 2;
             }
             answer => return answer,
         }
     }
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().map(ToString::to_string).unwrap_or_default()
 }
 
 /// The URL with the command's name in its place. The name is escaped, dots too: it must not climb to other paths.

@@ -6,27 +6,46 @@ use bytes::Bytes;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 use streamgate_core::{
     envelope::Envelope,
     hook::{self, SignedCommand},
     id::Kind,
 };
 
+use tokio::time::Instant;
+
 /// A hook that waits for its answer, with the bytes as they were signed.
 #[derive(Clone, Debug)]
-pub struct Hook(pub(crate) Envelope);
+pub struct Hook {
+    envelope: Envelope,
+    until: Instant,
+}
 
 impl Hook {
+    pub(super) fn new(envelope: Envelope, within: Duration) -> Hook {
+        Hook { envelope, until: Instant::now() + within }
+    }
+
     pub fn envelope(&self) -> &Envelope {
-        &self.0
+        &self.envelope
+    }
+
+    /// When the policy answers instead.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    pub(super) fn into_envelope(self) -> Envelope {
+        self.envelope
     }
 
     /// The command's name: as the signed body has it, and only where that has none as the gateway took it from the URL. Empty
     /// where the signed one is no name.
     pub fn command(&self) -> String {
-        match hook::command(&self.0.body) {
+        match hook::command(&self.envelope.body) {
             SignedCommand::Name(name) => name.into_owned(),
-            SignedCommand::Absent => self.0.event_type.clone(),
+            SignedCommand::Absent => self.envelope.event_type.clone(),
             SignedCommand::Malformed => String::new(),
         }
     }
@@ -108,7 +127,7 @@ impl Hooks {
     }
 
     pub(super) fn pick(&self, hook: &Hook) -> Option<&Arc<dyn HookHandler>> {
-        match hook.0.kind {
+        match hook.envelope.kind {
             Kind::BeforeMessageSend => self.before_message_send.as_ref(),
             Kind::CustomCommand => {
                 let name = hook.command();

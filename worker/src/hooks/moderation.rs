@@ -16,7 +16,8 @@ pub struct BeforeMessageSend {
 }
 
 impl From<Hook> for BeforeMessageSend {
-    fn from(Hook(envelope): Hook) -> BeforeMessageSend {
+    fn from(hook: Hook) -> BeforeMessageSend {
+        let envelope = hook.into_envelope();
         BeforeMessageSend { request: Request::read(&envelope.body), envelope }
     }
 }

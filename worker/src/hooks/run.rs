@@ -87,7 +87,7 @@ impl<C: Calls> Desk<C> {
     async fn answer(&self, call: Call<C::Handle>) {
         let Call { envelope, within, handle } = call;
         let (kind, key) = (envelope.kind.as_str(), envelope.key.clone());
-        let (hook, started) = (Hook(envelope), Instant::now());
+        let (hook, started) = (Hook::new(envelope, within), Instant::now());
         self.metrics.worker_calls_in_flight.inc();
         let hooks = self.hooks.load_full();
         let answer = match hooks.pick(&hook) {
@@ -122,5 +122,5 @@ impl<C: Calls> Desk<C> {
 }
 
 fn not_an_answer(body: &[u8]) -> String {
-    format!("its answer is no object whose `message` is an object or null, but {}", shape(body))
+    format!("malformed: the answer must be an object whose `message` is an object or null, and it is {}", shape(body))
 }

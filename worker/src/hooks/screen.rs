@@ -25,7 +25,7 @@ impl std::fmt::Debug for Screen {
 
 impl HookHandler for Screen {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>> {
-        let body = &hook.0.body;
+        let body = &hook.envelope().body;
         let answer = match (self.rules.judge(body), &self.then) {
             (Judgement::Reject(text), _) => rejection(&text),
             (Judgement::Mask(message), _) => format!("{{\"message\":{message}}}").into_bytes(),

@@ -149,7 +149,7 @@ impl ModerationConfig {
         };
         let on_unreadable = section.parsed("on_unreadable", on_failure).unwrap_or(OnFailure::Reject);
         for key in ["on_unreadable", "fields"] {
-            if rules.is_empty() && section.was_given(key) {
+            if rules.is_empty() && !section.was_given("rules") && section.was_given(key) {
                 section.problem(key, "goes with rules, max_length or max_links: nothing else reads messages here");
             }
         }

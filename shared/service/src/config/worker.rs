@@ -229,6 +229,9 @@ fn authorities(path: &str, environment: &Environment) -> Result<String, String> 
 fn forward_url(text: &str) -> Result<Uri, String> {
     let url: Uri =
         text.parse().map_err(|_| "is no URL; write it like http://127.0.0.1:3000/webhooks/stream".to_owned())?;
+    if !text.is_ascii() {
+        return Err("takes ASCII only: write what else there is in a path as %XX, in a host as xn--…".to_owned());
+    }
     let scheme = url.scheme_str();
     if !matches!(scheme, Some("http" | "https")) || url.host().is_none_or(str::is_empty) {
         return Err("takes an http:// or https:// URL with a host".to_owned());
@@ -236,7 +239,13 @@ fn forward_url(text: &str) -> Result<Uri, String> {
     if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err("takes no user and password; send them in headers = { Authorization = \"env:…\" }".to_owned());
     }
-    Ok(url)
+    // The library takes a port over 65535 for none.
+    let port = url.authority().and_then(|authority| authority.as_str().rsplit_once(':')).map(|(_, port)| port);
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    match port.filter(|port| !port.ends_with(']') && !is_port(port)) {
+        Some(port) => Err(format!("has the port {port:?}: ports go from 1 to 65535")),
+        None => Ok(url),
+    }
 }
 
 pub(super) fn cross_check(worker: &WorkerConfig, apps: &[AppConfig], report: &Report) {

@@ -1,14 +1,17 @@
-//! Why a call to a service had no reply: the class that metrics and people tell apart, and the innermost cause.
+//! Why a call to a service had no reply: its class and the innermost cause.
 
+use hyper::Uri;
 use rustls::CertificateError;
 use std::error::Error;
 use std::io;
+use std::time::Duration;
+use streamgate_core::duration::rounded;
 
-/// A call without a reply. Its text holds the service's host and port, and never a path, a header or a body.
+/// A call without a reply. Its text names the service's host and port, and never a path, a header or a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallFailure {
     pub class: FailureClass,
-    /// `host:port` as the URL has them.
+    /// `host:port`.
     at: String,
     cause: String,
 }
@@ -22,10 +25,14 @@ pub enum FailureClass {
     /// No connection for another reason: no route, no answer, no socket left.
     Unreachable,
     Tls,
+    /// The connection ended before anything of the request was written.
+    Unsent,
     /// The connection ended before the reply did.
     Closed,
-    /// What came is not HTTP/1.1.
+    /// What came cannot be read as HTTP/1.1.
     Malformed,
+    /// No reply in time.
+    Timeout,
 }
 
 impl FailureClass {
@@ -35,8 +42,10 @@ impl FailureClass {
             FailureClass::Refused => "refused",
             FailureClass::Unreachable => "unreachable",
             FailureClass::Tls => "tls",
+            FailureClass::Unsent => "unsent",
             FailureClass::Closed => "closed",
             FailureClass::Malformed => "malformed",
+            FailureClass::Timeout => "timeout",
         }
     }
 }
@@ -44,16 +53,19 @@ impl FailureClass {
 impl std::fmt::Display for CallFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let CallFailure { class, at, cause } = self;
+        write!(f, "{}: ", class.as_str())?;
         match class {
-            FailureClass::Dns => {
-                write!(f, "cannot connect to the service at {at}: its host name has no address: {cause}")
-            }
+            FailureClass::Dns => write!(f, "cannot find the address of the service at {at}: {cause}"),
             FailureClass::Refused | FailureClass::Unreachable => {
                 write!(f, "cannot connect to the service at {at}: {cause}")
             }
             FailureClass::Tls => write!(f, "cannot connect to the service at {at} by TLS: {cause}"),
-            FailureClass::Closed => write!(f, "the service at {at} closed the connection before its reply: {cause}"),
-            FailureClass::Malformed => write!(f, "the reply of the service at {at} is not HTTP/1.1: {cause}"),
+            FailureClass::Unsent => write!(f, "the service at {at} closed the connection before the request"),
+            FailureClass::Closed => {
+                write!(f, "the connection with the service at {at} broke before its reply: {cause}")
+            }
+            FailureClass::Malformed => write!(f, "cannot read the reply of the service at {at}: {cause}"),
+            FailureClass::Timeout => write!(f, "the service at {at} {cause}"),
         }
     }
 }
@@ -61,9 +73,9 @@ impl std::fmt::Display for CallFailure {
 impl Error for CallFailure {}
 
 impl CallFailure {
-    /// Classifies an error of the client. `is_connect`: it came before the request was sent.
-    pub(super) fn of(at: String, is_connect: bool, error: &(dyn Error + 'static)) -> CallFailure {
-        let failure = |class, cause| CallFailure { class, at: at.clone(), cause };
+    /// Classifies an error of the client. `is_unsent`: nothing of the request was written; `is_connect`: there was no connection.
+    pub(super) fn of(url: &Uri, is_unsent: bool, is_connect: bool, error: &(dyn Error + 'static)) -> CallFailure {
+        let failure = |class, cause| CallFailure { class, at: address(url), cause };
         let chain = chain(error);
         if let Some(tls) = chain.iter().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
             return failure(FailureClass::Tls, tls_cause(tls));
@@ -71,20 +83,42 @@ impl CallFailure {
         let http = chain.iter().find_map(|cause| cause.downcast_ref::<hyper::Error>());
         let io = chain.iter().rev().find_map(|cause| cause.downcast_ref::<io::Error>());
         let innermost = || chain.last().map(ToString::to_string).unwrap_or_default();
-        // The client's own type of it is private.
-        let is_dns = chain.iter().any(|cause| cause.to_string().starts_with("dns error"));
+        // The client's own types of these are private.
+        let says = |text: &str| chain.iter().any(|cause| cause.to_string().starts_with(text));
+        let is_tls = url.scheme_str() == Some("https");
         match (http, io) {
-            _ if is_dns => failure(FailureClass::Dns, innermost()),
-            (Some(http), _) if http.is_parse() => failure(FailureClass::Malformed, innermost()),
+            _ if says("dns error") => failure(FailureClass::Dns, innermost()),
+            _ if is_unsent => failure(FailureClass::Unsent, innermost()),
+            (Some(http), _) if http.is_parse_too_large() => failure(FailureClass::Malformed, innermost()),
+            (Some(http), _) if http.is_parse() || says("received unexpected message") => {
+                failure(FailureClass::Malformed, format!("it is not HTTP/1.1: {}", innermost()))
+            }
             (_, Some(io)) if is_connect && io.kind() == io::ErrorKind::ConnectionRefused => {
                 failure(FailureClass::Refused, io_cause(io))
             }
+            // A connection that ends in the middle of the handshake.
+            (_, Some(io)) if is_connect && is_tls && is_broken(io.kind()) => failure(FailureClass::Tls, io_cause(io)),
             (_, Some(io)) if is_connect => failure(FailureClass::Unreachable, io_cause(io)),
             (_, Some(io)) => failure(FailureClass::Closed, io_cause(io)),
             (_, None) if is_connect => failure(FailureClass::Unreachable, innermost()),
             (_, None) => failure(FailureClass::Closed, innermost()),
         }
     }
+
+    pub(super) fn timeout(url: &Uri, within: Duration, is_connected: bool) -> CallFailure {
+        let what = if is_connected { "did not answer" } else { "took no connection" };
+        let cause = format!("{what} within {:?}", rounded(within));
+        CallFailure { class: FailureClass::Timeout, at: address(url), cause }
+    }
+}
+
+fn is_broken(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+fn address(url: &Uri) -> String {
+    let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
+    format!("{}:{port}", url.host().unwrap_or_default())
 }
 
 /// An error and everything under it, the innermost last.
@@ -102,10 +136,9 @@ fn under<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stati
 
 /// Without the number that the system gives the error.
 fn io_cause(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(_) => error.kind().to_string(),
-        None => error.to_string(),
-    }
+    let text = error.to_string();
+    let end = text.find(" (os error ").unwrap_or(text.len());
+    text[..end].to_lowercase()
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library's own text serves for what needs no advice")]

@@ -25,6 +25,9 @@ pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 /// Shorter than the keep-alive of common servers, so that a request rarely meets a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(15);
 
+/// Some editors write it in front of a text, and PEM knows no such thing.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("cannot read the authorities in {path}: {error}")]
@@ -40,12 +43,12 @@ pub enum ClientError {
 /// Why a text names no certificate authority.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    #[error("holds no PEM certificates: {0}")]
-    NoPem(rustls_pki_types::pem::Error),
+    #[error("is not PEM: {0}")]
+    NoPem(String),
     #[error("holds no certificate: it takes the authority's, as PEM")]
     Empty,
-    #[error("holds no usable certificate: {0}")]
-    Unusable(rustls::Error),
+    #[error("holds no certificate that can be used: {0} were not understood")]
+    Unusable(usize),
 }
 
 /// An error with everything that caused it: hyper's own text stops at "client error (Connect)".
@@ -84,15 +87,17 @@ pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
 /// The system's authorities and those of a PEM text.
 pub fn roots_with(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
     let mut roots = system_roots();
+    let pem = pem.strip_prefix(BYTE_ORDER_MARK).unwrap_or(pem);
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates = certificates.map_err(AuthorityError::NoPem)?;
+    let certificates = certificates.map_err(|error| AuthorityError::NoPem(crate::pem::problem(&error)))?;
     if certificates.is_empty() {
         return Err(AuthorityError::Empty);
     }
-    for certificate in certificates {
-        roots.add(certificate).map_err(AuthorityError::Unusable)?;
+    // One of a bundle that is not understood keeps no other from being trusted.
+    match roots.add_parsable_certificates(certificates) {
+        (0, ignored) => Err(AuthorityError::Unusable(ignored)),
+        (_, _) => Ok(roots),
     }
-    Ok(roots)
 }
 
 fn connector(roots: RootCertStore) -> Result<HttpsConnector<HttpConnector>, ClientError> {

@@ -1,17 +1,18 @@
-//! The client for the services that events and hooks are forwarded to. What breaks a connection that was reused is not the
-//! service's word: the call is made once more, on a new connection.
+//! The client for the services that events and hooks are forwarded to. A connection that was there before and breaks says nothing about
+//! the service: the call is made once more, on a new one.
 
 use super::failure::CallFailure;
 use super::transport::{Usage, Watching};
 use super::{ClientError, connector, roots_with, system_roots};
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Request, Response, Uri, body::Incoming};
+use hyper::{Request, Response, body::Incoming};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
+use hyper_util::client::legacy::connect::{CaptureConnection, HttpConnector, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use std::time::Duration;
+use std::error::Error;
+use std::time::{Duration, Instant};
 
 /// How long a connection is kept without a request. Servers close them after 2 s (gunicorn), 5 s (uvicorn, Apache) or 5 to 6 s
 /// (Node): under the least of these, a request seldom meets a connection that is just being closed.
@@ -53,34 +54,40 @@ impl ServiceClient {
         Ok(ServiceClient { pooled, unpooled, longest: LONGEST })
     }
 
-    /// Sends the request, and sends it again if a connection that was reused breaks before a byte of the reply.
-    pub async fn call(&self, request: impl Fn() -> Request<Full<Bytes>>) -> Result<Response<Incoming>, CallFailure> {
-        let mut first = request();
-        let at = address(first.uri());
+    /// Sends the request, and once more if that failed for a connection that was there before, and not for the service. `within`:
+    /// until the head of the reply.
+    pub async fn call(
+        &self,
+        within: Duration,
+        request: impl Fn() -> Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, CallFailure> {
+        let (mut first, began) = (request(), Instant::now());
+        let url = first.uri().clone();
         let connection = capture_connection(&mut first);
-        let error = match self.pooled.request(first).await {
-            Ok(response) => {
-                if let Some(usage) = response.extensions().get::<Usage>() {
-                    usage.replied();
-                    if usage.age() > self.longest
-                        && let Some(connection) = &*connection.connection_metadata()
-                    {
-                        connection.poison();
-                    }
-                }
-                return Ok(response);
-            }
-            Err(error) => error,
-        };
-        let is_stale = usage(&error).is_some_and(|usage| usage.failed_before_a_reply());
-        let error = match is_stale {
-            false => error,
-            true => match self.unpooled.request(request()).await {
+        let calls = async {
+            let error = match self.pooled.request(first).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
-            },
+            };
+            let is_stale = usage(&error).is_some_and(|usage| usage.failed_before_a_reply(began));
+            if is_stale || is_unsent(&error) { self.unpooled.request(request()).await } else { Err(error) }
         };
-        Err(CallFailure::of(at, error.is_connect(), &error))
+        match tokio::time::timeout(within, calls).await {
+            Ok(Ok(response)) => {
+                self.retire(&response, &connection);
+                Ok(response)
+            }
+            Ok(Err(error)) => Err(CallFailure::of(&url, is_unsent(&error), error.is_connect(), &error)),
+            Err(_) => Err(CallFailure::timeout(&url, within, connection.connection_metadata().is_some())),
+        }
+    }
+
+    /// Keeps a connection that is too old from being used again.
+    fn retire(&self, response: &Response<Incoming>, connection: &CaptureConnection) {
+        let is_old = response.extensions().get::<Usage>().is_some_and(|usage| usage.age() > self.longest);
+        if is_old && let Some(connection) = &*connection.connection_metadata() {
+            connection.poison();
+        }
     }
 }
 
@@ -91,21 +98,17 @@ fn usage(error: &super::CallError) -> Option<Usage> {
     extras.remove()
 }
 
-fn address(url: &Uri) -> String {
-    url.authority().map_or_else(String::new, |authority| {
-        let host = authority.host();
-        match (authority.port_u16(), url.scheme_str()) {
-            (Some(port), _) => format!("{host}:{port}"),
-            (None, Some("https")) => format!("{host}:443"),
-            (None, _) => format!("{host}:80"),
-        }
-    })
+/// Whether the connection ended before anything of the request was written.
+fn is_unsent(error: &super::CallError) -> bool {
+    let http = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
+    http.is_some_and(hyper::Error::is_canceled)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use http_body_util::BodyExt;
+    use hyper::Uri;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -146,7 +149,7 @@ mod tests {
                     *request.uri_mut() = url.clone();
                     request
                 };
-                let reply = client.call(request).await.unwrap();
+                let reply = client.call(Duration::from_secs(60), request).await.unwrap();
                 reply.into_body().collect().await.unwrap();
                 // The pool takes the connection back in a task of its own.
                 for _ in 0..100 {

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tower_service::Service;
@@ -18,37 +18,33 @@ const READ: usize = 4096;
 
 /// How one connection was used so far. Every reply and every error of the client carries that of its connection.
 #[derive(Clone, Debug)]
-pub(super) struct Usage(Arc<Counters>);
+pub(super) struct Usage(Arc<State>);
 
 #[derive(Debug)]
-struct Counters {
+struct State {
     opened: Instant,
-    replies: AtomicU32,
-    /// Nothing was read since the last write.
+    /// Something was read at some time.
+    was_heard: AtomicBool,
+    /// Nothing was read since the last write. Also so where the rest of a large request is written after the first byte of its
+    /// reply: then it is sent twice, which costs less than to parse the reply here.
     is_silent: AtomicBool,
 }
 
 impl Usage {
     fn new() -> Usage {
-        Usage(Arc::new(Counters {
-            opened: Instant::now(),
-            replies: AtomicU32::new(0),
-            is_silent: AtomicBool::new(false),
-        }))
-    }
-
-    pub(super) fn replied(&self) {
-        self.0.replies.fetch_add(1, Ordering::Relaxed);
+        let (was_heard, is_silent) = (AtomicBool::new(false), AtomicBool::new(false));
+        Usage(Arc::new(State { opened: Instant::now(), was_heard, is_silent }))
     }
 
     pub(super) fn age(&self) -> Duration {
         self.0.opened.elapsed()
     }
 
-    /// Whether a request that failed on this connection says nothing about the service: an earlier one was answered on it, and of
-    /// this one's reply no byte came.
-    pub(super) fn failed_before_a_reply(&self) -> bool {
-        self.0.replies.load(Ordering::Relaxed) > 0 && self.0.is_silent.load(Ordering::Relaxed)
+    /// Whether a request that began then and failed on this connection says nothing about the service: the connection was there
+    /// before, and no byte of this request's reply came.
+    pub(super) fn failed_before_a_reply(&self, began: Instant) -> bool {
+        let was_there = self.0.opened < began || self.0.was_heard.load(Ordering::Relaxed);
+        was_there && self.0.is_silent.load(Ordering::Relaxed)
     }
 }
 
@@ -97,6 +93,7 @@ impl<S: Read + Unpin> Read for Watched<S> {
         std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, read.unfilled()))?;
         if !read.filled().is_empty() {
             self.usage.0.is_silent.store(false, Ordering::Relaxed);
+            self.usage.0.was_heard.store(true, Ordering::Relaxed);
             to.put_slice(read.filled());
         }
         Poll::Ready(Ok(()))

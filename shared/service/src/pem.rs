@@ -1,0 +1,38 @@
+//! Why a text is no PEM, in words that hold nothing of it: the library's own quote the file, and that may be a private key.
+
+use rustls_pki_types::pem::Error;
+
+/// What is wrong, without a byte of the text.
+pub fn problem(error: &Error) -> String {
+    match error {
+        Error::MissingSectionEnd { .. } => "a BEGIN line has no END line: is the file cut off?".to_owned(),
+        Error::IllegalSectionStart { .. } => {
+            "a BEGIN line does not stand on a line of its own: are the line breaks written as \\n?".to_owned()
+        }
+        Error::Base64Decode(_) => "what stands between BEGIN and END is not base64".to_owned(),
+        Error::SectionTooLarge => "a section is too large".to_owned(),
+        Error::Io(error) => error.to_string(),
+        Error::NoItemsFound => "there is no section of the kind that it takes".to_owned(),
+        _ => "it cannot be parsed".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+
+    #[test]
+    fn nothing_of_a_key_is_quoted() {
+        for key in [
+            "-----BEGIN PRIVATE KEY-----\\nc2VjcmV0\\n-----END PRIVATE KEY-----",
+            "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n",
+            "-----BEGIN PRIVATE KEY-----\nc2Vj cmV0*\n-----END PRIVATE KEY-----\n",
+            "c2VjcmV0",
+        ] {
+            let told = problem(&PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap_err());
+            let bytes = "99, 50, 86, 106";
+            assert!(!told.contains("c2Vj") && !told.contains(bytes) && !told.contains('['), "{told}");
+        }
+    }
+}
