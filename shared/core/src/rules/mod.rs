@@ -343,13 +343,13 @@ mod tests {
         fn what_is_masked_is_gone(text in "(a|b|casino|ca\u{200b}sino|ca\\*s\\*ino| |é|\u{301}){0,12}") {
             let masks = Rules { rules: vec![rule("casino", Action::Mask, "-")], ..Rules::default() };
             let message = serde_json::json!({"text": text, "n": 1}).to_string();
-            match judge(&masks, &message) {
-                Judgement::Mask(masked) => {
-                    let masked: serde_json::Value = serde_json::from_str(&masked).unwrap();
-                    prop_assert!(!masked["text"].as_str().unwrap().contains("casino"));
-                    prop_assert_eq!(&masked["n"], 1);
-                }
-                other => prop_assert_eq!(other, Judgement::Pass),
+            let judged = judge(&masks, &message);
+            if let Judgement::Mask(masked) = judged {
+                let masked: serde_json::Value = serde_json::from_str(&masked).unwrap();
+                prop_assert!(!masked["text"].as_str().unwrap().contains("casino"));
+                prop_assert_eq!(&masked["n"], 1);
+            } else {
+                prop_assert_eq!(judged, Judgement::Pass);
             }
         }
 
