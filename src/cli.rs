@@ -148,8 +148,14 @@ impl Global {
     }
 
     pub fn load_from(&self, source: &Source) -> Result<Loaded, ConfigError> {
-        let mut loaded = config::load(source)?;
+        let loaded = self.load_quietly(source)?;
         loaded.tell_doubts();
+        Ok(loaded)
+    }
+
+    /// For whoever shows the doubts otherwise than in the log.
+    pub fn load_quietly(&self, source: &Source) -> Result<Loaded, ConfigError> {
+        let mut loaded = config::load(source)?;
         if let Some(data_dir) = &self.data_dir {
             loaded.config.store.data_dir.clone_from(data_dir);
         }

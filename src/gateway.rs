@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Spool};
-use streamgate_gateway::{AnswerHook, Gateway, Hooks, Intake, Tls};
+use streamgate_gateway::{AccessLog, AnswerHook, Gateway, Hooks, Intake, Tls};
 use streamgate_service::config::{AppConfig, Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops;
@@ -89,7 +89,8 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
         Hooks::new(&config.hooks, wiring::command_names(&config), Arc::clone(&calls), answers, Arc::clone(&metrics));
     let hooked: Arc<dyn AnswerHook> = Arc::<Hooks<_, _>>::clone(&hooks);
     let (store, keys) = (Arc::clone(&spooled), Arc::clone(&seen));
-    let intake = Arc::new(Intake::new(&config.gateway, &config.dedup, apps, store, keys, hooked, Arc::clone(&metrics)));
+    let log = AccessLog::new(config.log.requests, Arc::clone(&metrics));
+    let intake = Arc::new(Intake::new(&config.gateway, &config.dedup, apps, store, keys, hooked, log));
     let (durable, broker) = (Arc::downgrade(&spooled), Arc::clone(&exchange));
     let patience = config.gateway.drain_timeout;
     let gateway = Gateway::new(config.gateway.clone(), Arc::clone(&intake), tls.clone());

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::ports::{Deliveries, Enqueue};
-use streamgate_gateway::{self as gateway, AnswerHook, Gateway, Intake, Tls};
+use streamgate_gateway::{self as gateway, AccessLog, AnswerHook, Gateway, Intake, Tls};
 use streamgate_service::config::{AppConfig, Config, Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops::{self, Readiness};
@@ -104,7 +104,7 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
         Arc::clone(&store),
         seen,
         hooked,
-        Arc::clone(&metrics),
+        AccessLog::new(config.log.requests, Arc::clone(&metrics)),
     ));
     let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
     let answering = CallWorker::new(calls, Arc::clone(&hooks), wiring::call_policy(&config), Arc::clone(&metrics));

@@ -56,7 +56,7 @@ impl Backends {
     pub fn of(loaded: &Loaded) -> Result<Backends, ConfigError> {
         let rabbitmq = &loaded.config.rabbitmq;
         let (endpoint, address) = (endpoint(&loaded.config), address(&loaded.config));
-        let problem = |key: &str, what: String| Problem { key: key.to_owned(), what };
+        let problem = |key: &str, what: String| Problem::new(key, what);
         match (endpoint, address) {
             (Ok(endpoint), Ok(address)) => {
                 let topology = Topology::new(&rabbitmq.prefix, rabbitmq.events_max as u64, rabbitmq.declare);
@@ -203,12 +203,12 @@ pub fn hooks(config: &Config, code: Hooks) -> anyhow::Result<Hooks> {
             "hooks.before_message_send.rules that mask do not go with a handler in the code: it does as it likes itself"
         );
     }
-    hooks.before_message_send = match moderation.rules.is_empty() {
-        true => asked,
+    hooks.before_message_send = match moderation.rules.is_empty() && asked.is_none() {
+        true => None,
         false => Some(Arc::new(Screen {
-            rules: moderation.rules.clone(),
+            rules: Arc::new(moderation.rules.clone()),
             on_unreadable: moderation.on_unreadable,
-            failure_text: moderation.policy.failure_text.clone(),
+            failure_text: moderation.policy.failure_text.as_str().into(),
             then: asked,
         })),
     };
@@ -260,6 +260,7 @@ pub fn policy(config: &Config) -> Policy {
         drain_timeout: drain_timeout(config),
         ladder: ladder(config),
         unmatched: config.worker.unmatched,
+        lines: config.log.deliveries,
     }
 }
 

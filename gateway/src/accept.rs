@@ -11,11 +11,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::ports::{Enqueue, Seen};
+use streamgate_core::reason::Reason;
 use streamgate_service::{config::GatewayConfig, shutdown::Shutdown};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// After an `accept` that failed for want of descriptors or memory: others must give something back first.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
@@ -83,6 +84,10 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
     /// Serves until the drain, then until what is in hand is answered or the drain's time is over.
     pub async fn run(&self, listener: TcpListener, shutdown: Shutdown) {
         let (tasks, late) = (TaskTracker::new(), TaskTracker::new());
+        let _summaries = AbortOnDropHandle::new(tokio::spawn({
+            let intake = Arc::clone(&self.intake);
+            async move { intake.log.summaries().await }
+        }));
         let ends = Shutdown { drain: shutdown.drain.clone(), abort: CancellationToken::new() };
         // Accepted, and without a place yet.
         let mut newcomer = None;
@@ -133,6 +138,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
             ends.abort.cancel();
             all().await;
         }
+        self.intake.log.summary();
     }
 
     /// When a stage ends by itself. `last`: when the last connection came.
@@ -185,7 +191,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
                     Ok(Ok(Some(client))) => activity.comes_from(client),
                     Ok(Ok(None)) => {}
                     Ok(Err(_)) | Err(_) => {
-                        tracing::debug!(%peer, "a connection without a PROXY header that can be read");
+                        intake.log.unreadable(Reason::MissingProxyHeader, peer);
                         return;
                     }
                 }
@@ -247,8 +253,12 @@ async fn secure<E: Enqueue, S: Seen>(
         shaken = handshake => shaken,
         () = activity.evicted.cancelled() => return,
     };
-    // A peer that does not speak TLS, or too slowly, is no news of ours.
-    let Ok(Ok(mut stream)) = shaken else { return };
+    let mut stream = match shaken {
+        Ok(Ok(stream)) => stream,
+        // As probes of balancers do.
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return,
+        Ok(Err(_)) | Err(_) => return intake.log.unreadable(Reason::TlsFailed, activity.peer()),
+    };
     match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => connection::serve_http2(stream, intake, activity, ends).await,
         // The handshake was all that the authority came for; it may have gone already.

@@ -108,15 +108,24 @@ where
         .half_close(true)
         .max_buf_size(MAX_HEAD)
         .serve_connection(io, service);
-    if let Some(first_byte) = run(Pin::new(&mut connection), &activity, &ends).await {
-        intake.told_header_timeout(first_byte);
-        let mut stream = connection.into_parts().io.into_inner();
-        let farewell = async {
-            stream.write_all(response::header_timeout().as_bytes()).await?;
-            stream.shutdown().await
-        };
-        // The peer was given its chance; whether it listens is its own affair.
-        drop(tokio::time::timeout(FAREWELL, farewell).await);
+    match run(Pin::new(&mut connection), &activity, &ends).await {
+        End::Over => {}
+        End::Failed(error) if !error.is_parse() => {}
+        // The library has answered it.
+        End::Failed(error) => {
+            let stream = connection.into_parts().io.into_inner();
+            intake.log.unreadable(stream.opening().reason(error.is_parse_too_large()), activity.peer());
+        }
+        End::HeadTimeout(first_byte) => {
+            intake.log.head_timed_out(activity.peer(), first_byte);
+            let mut stream = connection.into_parts().io.into_inner();
+            let farewell = async {
+                stream.write_all(response::header_timeout().as_bytes()).await?;
+                stream.shutdown().await
+            };
+            // The peer was given its chance; whether it listens is its own affair.
+            drop(tokio::time::timeout(FAREWELL, farewell).await);
+        }
     }
 }
 
@@ -140,23 +149,34 @@ where
     run(pin!(connection), &activity, &ends).await;
 }
 
-/// Drives a connection until it ends by itself, or by the clock. Returns when the first byte of a head came that did not come
-/// whole in time.
-async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> Option<std::time::Instant> {
+/// How a connection ended.
+enum End {
+    Over,
+    /// A head did not come whole in time whose first byte came then.
+    HeadTimeout(std::time::Instant),
+    Failed(hyper::Error),
+}
+
+/// Drives a connection until it ends by itself, or by the clock.
+async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> End {
     let mut timer = pin!(tokio::time::sleep(ends.keep_alive));
     let (times, repoll, mut leaving) = (ends.times::<C>(), Repoll::new(), Leaving::No);
+    let mut failed = None;
     loop {
         let (stays, has_place) = (matches!(leaving, Leaving::No), !matches!(leaving, Leaving::Evicted(_)));
         let now = std::time::Instant::now;
         tokio::select! {
             biased;
             stop = poll_fn(|cx| match repoll.poll(cx, |cx| connection.as_mut().poll(cx)) {
-                Poll::Ready(_) => Poll::Ready(Stop::Now),
+                Poll::Ready(ended) => {
+                    failed = ended.err();
+                    Poll::Ready(Stop::Now)
+                }
                 Poll::Pending => clock(timer.as_mut(), activity, leaving, &times, cx),
             }) => match stop {
                 Stop::Tell => leaving = Leaving::Told(now()),
-                Stop::HeadTimeout(first_byte) => return Some(first_byte),
-                Stop::Now => return None,
+                Stop::HeadTimeout(first_byte) => return End::HeadTimeout(first_byte),
+                Stop::Now => return failed.map_or(End::Over, End::Failed),
             },
             () = activity.evicted.cancelled(), if has_place => leaving = Leaving::Evicted(now()),
             () = ends.drain.cancelled(), if stays => {

@@ -61,18 +61,9 @@ fn command<'b>(body: &'b [u8], query_type: Option<String>, hooks: &dyn AnswerHoo
     }
 }
 
-/// What somebody can do about a signed webhook that is not taken.
-fn advice(reason: Reason) -> &'static str {
-    if reason == Reason::WrongKind {
-        "an event was sent to the URL of another kind of webhook: check the URLs in Stream's settings; or somebody replays what \
-         was signed for another path"
-    } else if reason == Reason::TooOld {
-        "the event is older than dedup.max_age"
-    } else {
-        "a command without a name that can be used: it is [A-Za-z0-9_-]{1,64} in the signed message, or where that has none the \
-         `type` of the URL, if hooks.custom_commands has it (commands, by_url)"
-    }
-}
+/// What somebody can do about a command that nobody is asked about.
+const NO_COMMAND: &str = "a command without a name that can be used: it is [A-Za-z0-9_-]{1,64} in the signed message, or where that \
+                          has none the `type` of the URL, if hooks.custom_commands has it (commands, by_url)";
 
 /// The event, or the call, that a signed body is. `hooks` knows which commands there are.
 pub(crate) fn envelope(
@@ -95,8 +86,11 @@ pub(crate) fn envelope(
         Kind::CustomCommand => command(&bytes, query_type, hooks).map(Some).ok_or(Reason::Unhandled),
     });
     let event_type = named.inspect_err(|reason| {
-        let peer = client.address;
-        tracing::error!(app = &*app, kind = kind.as_str(), id, %reason, %peer, "not taken: {}", advice(*reason));
+        // What is refused has a line; this is answered.
+        if *reason == Reason::Unhandled {
+            let peer = client.address;
+            tracing::error!(app = &*app, kind = kind.as_str(), id, %reason, %peer, "not asked: {NO_COMMAND}");
+        }
     })?;
     let by = match kind {
         Kind::Push => {

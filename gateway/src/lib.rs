@@ -4,6 +4,7 @@
 //! within its deadline, by a worker or by its policy.
 
 mod accept;
+mod access_log;
 mod acme;
 mod activity;
 mod budget;
@@ -33,6 +34,7 @@ mod waiting;
 mod watched;
 
 pub use accept::Gateway;
+pub use access_log::AccessLog;
 pub use hooks::{AnswerHook, Hooks};
 pub use receive::Intake;
 pub use spool::{SpoolPolicy, Spooled};

@@ -1,6 +1,7 @@
 //! One request: admit it, read its body, make it durable or have it answered, answer. Every path ends within
 //! `answer_deadline`.
 
+use crate::access_log::{About, AccessLog};
 use crate::activity::{InHand, Unwritten};
 use crate::budget::Share;
 use crate::head::{self, Head, Manner};
@@ -34,9 +35,6 @@ use streamgate_service::config::{DedupConfig, GatewayConfig};
 use streamgate_service::metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
-/// What stands in labels where no app or kind is known.
-const NONE: &str = "none";
-
 /// When a request's connection came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
@@ -64,6 +62,7 @@ pub struct Intake<E, S> {
     max_in_flight: usize,
     /// The drain's time is over: whoever still waits is told to come back.
     given_up: CancellationToken,
+    pub(crate) log: AccessLog,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -75,8 +74,9 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         enqueue: Arc<E>,
         seen: Arc<S>,
         hooks: Arc<dyn AnswerHook>,
-        metrics: Arc<Metrics>,
+        log: AccessLog,
     ) -> Self {
+        let metrics = Arc::clone(&log.metrics);
         let GatewayConfig { max_body, body_timeout, memory_budget, max_in_flight, .. } = *config;
         // Half as many again: what is not verified takes no place of what is.
         let places = max_in_flight.div_ceil(2);
@@ -94,6 +94,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             signed: AtomicUsize::new(0),
             max_in_flight,
             given_up: CancellationToken::new(),
+            log,
             metrics,
         }
     }
@@ -127,6 +128,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             Err(Reason::PeerNotAllowed)
         };
         let admitted = target.and_then(|target| head::admit(target, client, &parts, &self.apps.load(), &self.limits));
+        let mut about = About::of(client.address, &parts.headers);
         drop(parts);
         async move {
             let flight = Flight::start(&self.metrics);
@@ -135,7 +137,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             let outcome = match admitted {
                 Ok((head, verifier)) if arrival == Arrival::InTime => {
                     let deadline = head_read + self.answer_deadline.min(self.hooks.deadline(head.target.kind));
-                    let take = self.take(body, verifier, head, &in_hand, &mut cost, deadline);
+                    let take = self.take(body, verifier, head, &in_hand, (&mut cost, &mut about), deadline);
                     tokio::select! {
                         biased;
                         taken = take => taken,
@@ -156,8 +158,8 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
                 // Not refused by address from then on: behind a balancer that would be Stream's.
                 in_hand.strike();
             }
-            let kind = target.map_or(NONE, |target| target.kind.as_str());
-            self.told(app.as_deref().unwrap_or(NONE), kind, &outcome, first_byte);
+            let kind = target.ok().map(|target| target.kind.as_str());
+            self.log.answered(app.as_deref(), kind, &outcome, &about, first_byte);
             drop(flight);
             let response = response::response(outcome, manner.is_http1 && in_hand.is_struck());
             response.map(|bytes| AnswerBody { bytes, _unwritten: in_hand.answered(), _cost: cost })
@@ -165,14 +167,14 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
     }
 
     /// Reads an admitted request, and stores its event or has its hook answered. `cost`: gets what it costs beside its body, until
-    /// its answer is taken.
+    /// its answer is taken. `about`: gets what only its body says.
     async fn take(
         &self,
         mut body: Incoming,
         verifier: Verifier,
         head: Head,
         in_hand: &InHand,
-        cost: &mut Option<Share>,
+        (cost, about): (&mut Option<Share>, &mut About),
         deadline: tokio::time::Instant,
     ) -> Outcome {
         let client = Some(head.client.address).filter(|_| head.client.is_told_apart);
@@ -210,6 +212,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
                 }
             };
         };
+        about.bytes = Some(held.bytes.len());
         let (body, now) = (Bytes::from_owner(held), jiff::Timestamp::now().as_millisecond());
         let call = match intake::envelope(head, body.clone(), now, self.identity, &*self.hooks) {
             // Signed, so it is answered; but nobody is asked.
@@ -217,6 +220,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             call => call?,
         };
         drop(body);
+        about.event_type = self.log.names_types().then(|| call.event_type.clone());
         match kind {
             Kind::Push => intake::store(&*self.enqueue, &*self.seen, &self.metrics, call).await.map(Taken::Event),
             Kind::BeforeMessageSend | Kind::CustomCommand => {
@@ -241,17 +245,6 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
 
     fn linger(&self, body: Incoming, in_hand: &InHand) {
         linger(body, in_hand, self.limits.max_body, self.body_timeout);
-    }
-
-    /// Counter and histogram of one answer, in one place.
-    fn told(&self, app: &str, kind: &str, outcome: &Outcome, first_byte: Instant) {
-        self.metrics.gateway_requests.with_label_values(&[app, kind, response::word(outcome)]).inc();
-        self.metrics.gateway_ack.with_label_values(&[kind]).observe(first_byte.elapsed().as_secs_f64());
-    }
-
-    /// A head that never came whole, answered by its connection.
-    pub(crate) fn told_header_timeout(&self, first_byte: Instant) {
-        self.told(NONE, NONE, &Err(Reason::HeaderTimeout), first_byte);
     }
 }
 

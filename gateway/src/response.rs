@@ -34,7 +34,7 @@ pub(crate) fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Stream repeats after 408, 429 and 5xx and never after another 4xx: what may pass must not have one of those.
-fn status(reason: Reason) -> StatusCode {
+pub(crate) fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::MissingApiKey
         | Reason::MalformedApiKey
@@ -42,7 +42,15 @@ fn status(reason: Reason) -> StatusCode {
         | Reason::MalformedSignature
         | Reason::BadGzip
         | Reason::WrongKind
-        | Reason::TooOld => StatusCode::BAD_REQUEST,
+        | Reason::TooOld
+        // The HTTP library answers these, or nobody can.
+        | Reason::MalformedHttp
+        | Reason::TlsOnPlainPort
+        | Reason::Http2OnPlainPort
+        | Reason::TlsFailed
+        | Reason::UnexpectedProxyHeader
+        | Reason::MissingProxyHeader => StatusCode::BAD_REQUEST,
+        Reason::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::UnknownKey | Reason::WrongSignature => StatusCode::UNAUTHORIZED,
         Reason::PeerNotAllowed => StatusCode::FORBIDDEN,
         Reason::NotFound => StatusCode::NOT_FOUND,
@@ -78,8 +86,19 @@ pub(crate) fn is_passing(reason: Reason) -> bool {
 }
 
 /// What the caller can do about it.
-fn advice(reason: Reason) -> &'static str {
+pub(crate) fn advice(reason: Reason) -> &'static str {
     match reason {
+        Reason::MalformedHttp => "what came is not HTTP/1.1 that can be read",
+        Reason::HeadTooLarge => "the headers are over 16 KiB",
+        Reason::TlsOnPlainPort => {
+            "this port speaks plain HTTP: use an http:// URL, or set gateway.tls, or put TLS in front"
+        }
+        Reason::Http2OnPlainPort => "without TLS this port speaks HTTP/1.1: have the proxy in front speak that",
+        Reason::TlsFailed => "this port speaks TLS: use an https:// URL, and a certificate that the sender trusts",
+        Reason::UnexpectedProxyHeader => "the balancer sends a PROXY header: set gateway.proxy_protocol = true",
+        Reason::MissingProxyHeader => {
+            "gateway.proxy_protocol is set, and this connection begins without a PROXY header that can be read"
+        }
         Reason::PeerNotAllowed => "this address may not send here; see gateway.allow_from",
         Reason::MissingApiKey => "the X-Api-Key header is missing",
         Reason::MalformedApiKey => "the X-Api-Key header must stand once, with one API key",
@@ -180,7 +199,14 @@ mod tests {
             | "malformed_signature"
             | "bad_gzip"
             | "wrong_kind"
-            | "too_old" => 400,
+            | "too_old"
+            | "malformed_http"
+            | "tls_on_plain_port"
+            | "http2_on_plain_port"
+            | "tls_failed"
+            | "unexpected_proxy_header"
+            | "missing_proxy_header" => 400,
+            "head_too_large" => 431,
             "unknown_key" | "wrong_signature" => 401,
             "peer_not_allowed" => 403,
             "not_found" => 404,

@@ -5,17 +5,56 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use streamgate_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that tell protocols apart: the preface of HTTP/2 and the signature of PROXY are the longest.
+const OPENING: usize = 16;
+const TLS_HANDSHAKE: u8 = 0x16;
+const HTTP2: &[u8] = b"PRI * HTTP/2.0";
+const PROXY: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
 
 #[derive(Debug)]
 pub(crate) struct Watched<S> {
     stream: S,
     activity: Arc<Activity>,
+    opening: Opening,
+}
+
+/// The first bytes of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Opening {
+    bytes: [u8; OPENING],
+    length: usize,
+}
+
+impl Opening {
+    fn extend(&mut self, bytes: &[u8]) {
+        let more = bytes.len().min(OPENING - self.length);
+        self.bytes[self.length..self.length + more].copy_from_slice(&bytes[..more]);
+        self.length += more;
+    }
+
+    /// Why it cannot be read as HTTP/1.1.
+    pub(crate) fn reason(&self, is_too_large: bool) -> Reason {
+        let bytes = &self.bytes[..self.length];
+        match bytes.first() {
+            Some(&TLS_HANDSHAKE) => Reason::TlsOnPlainPort,
+            _ if bytes.starts_with(HTTP2) => Reason::Http2OnPlainPort,
+            _ if PROXY.iter().any(|header| bytes.starts_with(header)) => Reason::UnexpectedProxyHeader,
+            _ if is_too_large => Reason::HeadTooLarge,
+            _ => Reason::MalformedHttp,
+        }
+    }
 }
 
 impl<S> Watched<S> {
     pub(crate) fn new(stream: S, activity: Arc<Activity>) -> Watched<S> {
-        Watched { stream, activity }
+        Watched { stream, activity, opening: Opening::default() }
+    }
+
+    pub(crate) fn opening(&self) -> Opening {
+        self.opening
     }
 
     /// Notes a socket that takes nothing. That it takes something again shows at a flush only: TLS buffers what is written.
@@ -32,6 +71,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         if buffer.filled().len() > before {
+            self.opening.extend(&buffer.filled()[before..]);
             self.activity.bytes_arrived();
         }
         Poll::Ready(Ok(()))

@@ -1,18 +1,20 @@
 //! `streamgate check`: the configuration, then everything it names.
 
+mod forwards;
 mod policies;
 
 use crate::cli::Global;
 use crate::wiring::Backends;
 use crate::{exit, output, wiring};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rustix::fs::{Access, access};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use streamgate_gateway::{doubt_tls, inspect_tls};
-use streamgate_service::config::{Config, ConfigError, Loaded, StoreKind, TlsConfig};
+use streamgate_service::config::reader::Problem;
+use streamgate_service::config::{Config, ConfigError, Loaded, Source, StoreKind, TlsConfig};
 use streamgate_store::rabbitmq::{self, Inspection};
 use streamgate_store::redis;
 use streamgate_store::sqlite::{self, OpenError};
@@ -20,9 +22,22 @@ use streamgate_worker::Hooks;
 
 #[derive(Debug, Args)]
 pub struct Check {
+    /// Check what this service needs, as its host sees it; otherwise what the configuration has
+    #[arg(value_enum)]
+    role: Option<Role>,
+    /// Leave out the services that events and hooks are forwarded to
+    #[arg(long)]
+    offline: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Role {
+    Up,
+    Gateway,
+    Worker,
 }
 
 /// One thing that was looked at.
@@ -34,12 +49,21 @@ struct Finding {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     warning: bool,
     detail: String,
+    /// Of the configuration's file, where it is about a key in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+}
+
+impl From<Problem> for Finding {
+    fn from(Problem { key, what, line }: Problem) -> Finding {
+        Finding { line, ..Finding::new(key, Err(what)) }
+    }
 }
 
 impl Finding {
     fn new(what: impl Into<String>, result: Result<String, String>) -> Finding {
         let ok = result.is_ok();
-        Finding { what: what.into(), ok, warning: false, detail: result.unwrap_or_else(|error| error) }
+        Finding { what: what.into(), ok, warning: false, detail: result.unwrap_or_else(|error| error), line: None }
     }
 
     fn warning(what: &str, detail: String) -> Finding {
@@ -62,19 +86,24 @@ struct Report {
 }
 
 pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> {
-    let (checks, code) = match global.load().and_then(with_backends) {
+    let (checks, code) = match load(global, args.role).and_then(with_backends) {
         Ok((loaded, backends)) => {
             let place =
                 loaded.path.as_ref().map_or_else(|| "defaults, no file".to_owned(), |path| path.display().to_string());
             let mut checks = vec![Finding::new("configuration", Ok(place))];
-            checks.extend(named(&loaded.config, backends).await);
+            checks.extend(loaded.doubts.into_iter().map(|doubt| Finding {
+                ok: true,
+                warning: true,
+                ..Finding::from(doubt)
+            }));
+            checks.extend(named(&loaded.config, backends, args).await);
             let ok = checks.iter().all(|check| check.ok);
             (checks, if ok { 0 } else { exit::FAILED })
         }
         Err(ConfigError::Wrong { problems, .. }) if args.json => {
-            let wrong = problems.into_iter().map(|problem| Finding::new(problem.key, Err(problem.what)));
-            (wrong.collect(), exit::USAGE)
+            (problems.into_iter().map(Finding::from).collect(), exit::USAGE)
         }
+        Err(error) if args.json => (vec![Finding::new("configuration", Err(error.to_string()))], exit::USAGE),
         Err(error) => return Err(error.into()),
     };
     let report = Report { ok: code == 0, checks };
@@ -82,10 +111,27 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
         output::line(serde_json::to_string(&report)?)?;
     } else {
         for finding in &report.checks {
-            output::line(format!("{:<5} {}: {}", finding.verdict(), finding.what, finding.detail))?;
+            let line = finding.line.map(|line| format!("line {line}: ")).unwrap_or_default();
+            output::line(format!("{:<5} {line}{}: {}", finding.verdict(), finding.what, finding.detail))?;
         }
     }
     Ok(ExitCode::from(code))
+}
+
+/// As the service of this role reads it: a worker's host has none of Stream's secrets, a gateway's none of the services'.
+fn load(global: &Global, role: Option<Role>) -> Result<Loaded, ConfigError> {
+    let source = global.source();
+    let environment = match role {
+        Some(Role::Gateway) => source.environment.without_route_secrets(),
+        Some(Role::Worker) => source.environment.without_app_secrets(),
+        Some(Role::Up) | None => source.environment,
+    };
+    let loaded = global.load_quietly(&Source { environment, file: source.file })?;
+    match role {
+        Some(Role::Gateway | Role::Worker) => loaded.for_services(),
+        Some(Role::Up) => loaded.for_one_process(),
+        None => Ok(loaded),
+    }
 }
 
 /// The backends, where the configuration names them.
@@ -97,7 +143,7 @@ fn with_backends(loaded: Loaded) -> Result<(Loaded, Option<Backends>), ConfigErr
     Ok((loaded, backends))
 }
 
-async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
+async fn named(config: &Config, backends: Option<Backends>, args: &Check) -> Vec<Finding> {
     let mut checks = vec![Finding::new("apps", Ok(apps(config)))];
     let hooks = wiring::hooks(config, Hooks::default());
     match backends {
@@ -107,9 +153,13 @@ async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
         }
         None => checks.push(Finding::new("store", store(config))),
     }
-    if let Some(tls) = &config.gateway.tls {
+    let (gateway, worker) = (args.role != Some(Role::Worker), args.role != Some(Role::Gateway));
+    if let Some(tls) = config.gateway.tls.as_ref().filter(|_| gateway) {
         checks.push(Finding::new("gateway.tls", inspect_tls(tls, &config.store.data_dir).await));
         checks.extend(doubts(tls, config.gateway.listen));
+    }
+    if !worker {
+        return checks;
     }
     let routes = wiring::router(config, Vec::new()).map(|_| match config.worker.routes.len() {
         0 => "none: events are logged and acknowledged".to_owned(),
@@ -118,6 +168,9 @@ async fn named(config: &Config, backends: Option<Backends>) -> Vec<Finding> {
     checks.push(Finding::new("worker.routes", routes.map_err(|error| error.to_string())));
     let hooks = hooks.map(|hooks| crate::greeting::hooks(&hooks));
     checks.push(Finding::new("hooks", hooks.map_err(|error| error.to_string())));
+    if !args.offline {
+        checks.extend(forwards::look(config).await);
+    }
     checks
 }
 
@@ -179,7 +232,8 @@ async fn services(config: &Config, backends: Backends, answers: bool) -> Vec<Fin
 
 /// Looks without touching: a store that `up` would create or migrate is in order too.
 fn store(config: &Config) -> Result<String, String> {
-    let data_dir = config.store.data_dir.display();
+    let data_dir = std::path::absolute(&config.store.data_dir).unwrap_or_else(|_| config.store.data_dir.clone());
+    let data_dir = data_dir.display();
     match sqlite::inspect(&config.store.data_dir) {
         Ok(()) => Ok(format!("{data_dir} holds a store of this version")),
         Err(OpenError::Absent { .. }) => creatable(&config.store.data_dir),

@@ -138,11 +138,20 @@ async fn check_tells_all_mistakes_in_one_go() {
     assert_eq!(checked.status.code(), Some(64));
     let told = text(&checked.stderr);
     for key in ["gateway.listen", "gateway.body_timeout", "worker.retries", "apps[1].name", "apps[1].keys"] {
-        assert!(told.contains(&format!("  {key}: ")), "{key} in {told}");
+        assert!(told.contains(&format!(": {key}: ")), "{key} in {told}");
     }
     let checked = site.run(&["check", "--json"]).await;
     assert_eq!((checked.status.code(), json(&checked)["ok"].as_bool()), (Some(64), Some(false)));
     assert_eq!(json(&checked)["checks"].as_array().unwrap().len(), 5);
+    assert_eq!(json(&checked)["checks"][2]["line"], 2, "{checked:?}");
+    for (wrong, text) in [("no file", None), ("no TOML", Some("[gateway"))] {
+        match text {
+            Some(text) => drop(site.write("streamgate.toml", text)),
+            None => std::fs::remove_file(site.config()).unwrap(),
+        }
+        let checked = site.run(&["check", "--json"]).await;
+        assert_eq!((checked.status.code(), json(&checked)["ok"].as_bool()), (Some(64), Some(false)), "{wrong}");
+    }
     site.configure(&Setup { rest: "[gateway.tls]\ncert = \"/no/cert\"\nkey = \"/no/key\"".into(), ..Setup::default() });
     let checked = site.run(&["check"]).await;
     assert_eq!(checked.status.code(), Some(1));

@@ -115,7 +115,7 @@ async fn the_readmes_example_is_a_valid_config() {
     assert!(example.contains("[[worker.routes]]") && example.contains("[hooks.before_message_send]"));
     let site = Site::new();
     let file = site.write("example.toml", example);
-    let mut command = bare_command(&["check", "--config", file.to_str().unwrap()]);
+    let mut command = bare_command(&["check", "--offline", "--config", file.to_str().unwrap()]);
     command.current_dir(site.path(".")).env("STREAM_API_SECRET", "s").env("APP_TOKEN", "t");
     let checked = command.output().await.unwrap();
     assert!(checked.status.success(), "{checked:?}");

@@ -112,7 +112,7 @@ async fn a_command_goes_from_its_buttons_to_its_end<S: Stack>() {
         }
         let confirm = Button::new("action", "confirm", "Confirm").style(Style::Primary);
         Ok(match command.form("action")?.as_deref() {
-            None if command.is_action() => command.regular("by an input").mml("<mml>done</mml>"),
+            None if command.is_action()? => command.regular("by an input").mml("<mml>done</mml>"),
             None => command.ephemeral("Open it?").buttons([confirm, Button::new("action", "cancel", "Cancel")]),
             Some("confirm") => command.regular(format!("Ticket: {}", command.args()?)),
             Some(_) => command.cancel(),

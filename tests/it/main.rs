@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod access_log;
 mod acme;
 mod attack;
 #[macro_use]

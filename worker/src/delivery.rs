@@ -1,23 +1,23 @@
 //! The life of one delivery: claim, handle, settle.
 
+use crate::attempts::{Attempt, AttemptLog};
 use crate::handler::{Context, Event, HandlerError};
 use crate::isolation::Isolation;
 use crate::router::{Route, Router};
+use crate::unmatched::UnmatchedLog;
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::{
     claim::{ClaimKey, Conclusion, Verdict},
     envelope::Envelope,
     ports::{Claims, Deliveries, Delivery, Settlement},
     reason::Reason,
-    repeated::Repeated,
     retry::{self, Failure, Ladder, Precaution},
 };
-use streamgate_service::config::Unmatched;
+use streamgate_service::config::{Lines, Unmatched};
 use streamgate_service::metrics::{IntGauge, Metrics};
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,8 @@ pub struct Policy {
     pub drain_timeout: Duration,
     pub ladder: Ladder,
     pub unmatched: Unmatched,
+    /// Which attempts have a line in the log.
+    pub lines: Lines,
 }
 
 /// What every delivery needs.
@@ -43,8 +45,8 @@ pub(crate) struct Desk<D, C> {
     pub(crate) router: Arc<ArcSwap<Router>>,
     pub(crate) policy: Policy,
     pub(crate) isolation: Isolation,
-    /// Attempts that failed, by route: a service that is down must not fill the log.
-    pub(crate) failing: Mutex<HashMap<Arc<str>, Repeated>>,
+    pub(crate) attempts: AttemptLog,
+    pub(crate) unmatched_log: UnmatchedLog,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -64,7 +66,7 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         let router = self.router.load_full();
         let Some(route) = router.pick(&delivery.envelope) else {
             tokio::select! {
-                () = self.unmatched(delivery) => {}
+                () = self.unmatched(delivery, &router) => {}
                 () = cut.cancelled() => {}
             }
             return;
@@ -143,7 +145,8 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         }
     }
 
-    async fn unmatched(&self, delivery: Delivery<D::Handle>) {
+    async fn unmatched(&self, delivery: Delivery<D::Handle>, router: &Router) {
+        let (app, event_type) = (delivery.envelope.app.clone(), delivery.envelope.event_type.clone());
         let settlement = match self.policy.unmatched {
             Unmatched::Ack => Settlement::Done,
             Unmatched::Dead => Settlement::Dead { reason: Reason::Unmatched, error: None },
@@ -154,6 +157,8 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
             return;
         }
+        let is_kept = matches!(settlement, Settlement::Dead { .. });
+        self.unmatched_log.happened(&app, &event_type, router, is_kept);
         self.metrics.worker_deliveries.with_label_values(&["none", "unmatched"]).inc();
         if let Settlement::Dead { reason, .. } = &settlement {
             self.metrics.worker_dead_letters.with_label_values(&[reason.as_str()]).inc();
@@ -178,14 +183,11 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             // What a panic says may hold anything: it is told apart, not quoted.
             |ended| ended.unwrap_or_else(|_| Err(HandlerError::retry("the handler panicked"))),
         );
-        if let Err(error) = &result {
-            let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-            let repeated = failing.entry(Arc::clone(&route.name)).or_default();
-            if let Some(times) = repeated.happened(&error.to_string(), Instant::now()) {
-                tracing::warn!(route = %route.name, key = %lease.key, attempt = envelope.attempt, %error, times, "attempts fail");
-            }
-        }
-        retry::settlement(&self.policy.ladder, envelope.attempt, result.map_err(Failure::from))
+        let settlement =
+            retry::settlement(&self.policy.ladder, envelope.attempt, result.clone().map_err(Failure::from));
+        let took = started.elapsed();
+        self.attempts.ended(&Attempt { route: &route.name, envelope, took, result: &result, settlement: &settlement });
+        settlement
     }
 
     async fn settle(

@@ -80,29 +80,41 @@ pub struct HandlerError {
     message: String,
     retryable: bool,
     retry_after: Option<Duration>,
+    is_unreadable: bool,
 }
 
 impl HandlerError {
     /// Another attempt may help.
     pub fn retry(message: impl Into<String>) -> HandlerError {
-        HandlerError { message: message.into(), retryable: true, retry_after: None }
+        HandlerError { message: message.into(), retryable: true, retry_after: None, is_unreadable: false }
     }
 
     /// Another attempt may help, but not before this long.
     pub fn retry_after(message: impl Into<String>, wait: Duration) -> HandlerError {
-        HandlerError { message: message.into(), retryable: true, retry_after: Some(wait) }
+        HandlerError { retry_after: Some(wait), ..HandlerError::retry(message) }
     }
 
     /// No attempt can help: the event goes to the dead letters at once.
     pub fn reject(message: impl Into<String>) -> HandlerError {
-        HandlerError { message: message.into(), retryable: false, retry_after: None }
+        HandlerError { retryable: false, ..HandlerError::retry(message) }
+    }
+
+    /// What it is about cannot be read.
+    pub(crate) fn unreadable(message: String) -> HandlerError {
+        HandlerError { is_unreadable: true, ..HandlerError::reject(message) }
+    }
+
+    pub(crate) fn is_unreadable(&self) -> bool {
+        self.is_unreadable
     }
 }
 
 impl From<HandlerError> for Failure {
     fn from(error: HandlerError) -> Failure {
         match error {
-            HandlerError { message, retryable: true, retry_after } => Failure::Retry { error: message, retry_after },
+            HandlerError { message, retryable: true, retry_after, .. } => {
+                Failure::Retry { error: message, retry_after }
+            }
             HandlerError { message, retryable: false, .. } => Failure::Reject { error: message },
         }
     }

@@ -3,6 +3,7 @@
 //! Knows the ports, not the stores. A delivery leaves the queue only when its handler succeeded, or when it stands in the
 //! dead letters with a reason.
 
+mod attempts;
 mod delivery;
 mod forward;
 mod handler;
@@ -12,6 +13,7 @@ mod observe;
 mod router;
 mod run;
 mod threads;
+mod unmatched;
 
 pub use delivery::Policy;
 pub use forward::Forward;

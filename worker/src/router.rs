@@ -46,6 +46,14 @@ impl Router {
         self.0.iter().map(|route| &*route.name).collect()
     }
 
+    /// The pattern that an event's type comes nearest to.
+    pub(crate) fn nearest(&self, event_type: &str) -> Option<&str> {
+        let patterns = self.0.iter().flat_map(|route| &route.events).map(Pattern::as_str);
+        patterns.max_by(|one, other| {
+            strsim::jaro_winkler(one, event_type).total_cmp(&strsim::jaro_winkler(other, event_type))
+        })
+    }
+
     /// A retried or replayed event goes back to the route that it failed on, as long as there is one of that name.
     pub fn pick(&self, envelope: &Envelope) -> Option<&Route> {
         let named = envelope.route.as_deref().and_then(|name| self.0.iter().find(|route| *route.name == *name));

@@ -1,18 +1,20 @@
 //! The worker's loop: bounded concurrency, and a drain that settles what is in hand.
 
+use crate::attempts::AttemptLog;
 use crate::delivery::{Desk, Policy};
 use crate::isolation::Isolation;
 use crate::router::Router;
 use crate::threads::Threads;
+use crate::unmatched::UnmatchedLog;
 use arc_swap::ArcSwap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use streamgate_core::ports::{Claims, Deliveries, Delivery};
 use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// Between tries to get a delivery while the store fails.
 const STORE_BACKOFF: Duration = Duration::from_secs(1);
@@ -37,8 +39,9 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         metrics: Arc<Metrics>,
         holder_seed: u64,
     ) -> io::Result<Worker<D, C>> {
-        let (isolation, failing) = (Isolation::default(), Mutex::default());
-        let desk = Desk { deliveries, claims, router, policy, isolation, failing, metrics };
+        let (isolation, attempts) = (Isolation::default(), AttemptLog::new(policy.lines));
+        let unmatched_log = UnmatchedLog::default();
+        let desk = Desk { deliveries, claims, router, policy, isolation, attempts, unmatched_log, metrics };
         Ok(Worker { desk: Arc::new(desk), threads: Threads::start()?, next_holder: AtomicU64::new(holder_seed) })
     }
 
@@ -47,6 +50,8 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         let running = Arc::new(Semaphore::new(self.desk.policy.concurrency));
         let tasks = TaskTracker::new();
         let cut = shutdown.abort.child_token();
+        let desk = Arc::clone(&self.desk);
+        let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { desk.attempts.summaries().await }));
         while let Some((permit, delivery)) = self.take(&running, &shutdown).await {
             let desk = Arc::clone(&self.desk);
             let holder = self.next_holder.fetch_add(1, Ordering::Relaxed);

@@ -29,9 +29,22 @@ impl Fields {
         self.0.iter().find(|field| field.name == name).map(|field| &*field.value)
     }
 
-    /// The value as a tree. A number that no float holds exactly is rounded in it, though not in the object itself.
+    /// The value as a tree, or none where it is nested more than 127 deep. A number that no float holds exactly is rounded in it,
+    /// though not in the object itself, and half a surrogate pair is U+FFFD.
     pub fn value(&self, name: &str) -> Option<Value> {
-        serde_json::from_str(self.get(name)?.get()).ok()
+        let json = self.get(name)?.get();
+        serde_json::from_str(json).ok().or_else(|| serde_json::from_str(&whole(json)).ok())
+    }
+
+    /// Adds an item to a list, whose items stay as they were written; the list is made where there is none.
+    pub fn push(&mut self, name: &str, item: &Value) {
+        let there: Option<Vec<Box<RawValue>>> = self.get(name).and_then(|raw| serde_json::from_str(raw.get()).ok());
+        let mut items: Vec<String> = there.iter().flatten().map(|item| item.get().to_owned()).collect();
+        items.push(item.to_string());
+        // Values that are JSON, with commas between.
+        if let Ok(value) = RawValue::from_string(format!("[{}]", items.join(","))) {
+            self.put(Field { name: name.to_owned(), literal: None, value });
+        }
     }
 
     /// The string, with U+FFFD for half a surrogate pair, or none where the value is of another kind.
@@ -94,9 +107,10 @@ impl<'de> Deserialize<'de> for Fields {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut fields = Fields::default();
+                let (mut fields, mut entries) = (Fields::default(), 0);
                 while let Some((literal, value)) = map.next_entry::<Box<RawValue>, Box<RawValue>>()? {
-                    if fields.0.len() >= MAX_FIELDS {
+                    entries += 1;
+                    if entries > MAX_FIELDS {
                         return Err(A::Error::custom("too many fields"));
                     }
                     let exact = text(&literal).map(Cow::into_owned);
@@ -112,6 +126,29 @@ impl<'de> Deserialize<'de> for Fields {
         }
         deserializer.deserialize_map(Object)
     }
+}
+
+/// The JSON with U+FFFD for each half of a surrogate pair.
+fn whole(json: &str) -> String {
+    let mut whole = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        whole.push_str(before);
+        let unit = |from: usize| u16::from_str_radix(escape.get(from..from + 4)?, 16).ok();
+        let (length, written) = match (escape.as_bytes().get(1), unit(2)) {
+            (Some(b'u'), Some(high @ 0xd800..=0xdbff)) => match (escape.get(6..8), unit(8)) {
+                (Some("\\u"), Some(0xdc00..=0xdfff)) => (12, escape.get(..12)),
+                _ => (6, Some("\\ufffd").filter(|_| high > 0)),
+            },
+            (Some(b'u'), Some(0xdc00..=0xdfff)) => (6, Some("\\ufffd")),
+            _ => (2, escape.get(..2)),
+        };
+        whole.push_str(written.unwrap_or_default());
+        rest = escape.get(length..).unwrap_or_default();
+    }
+    whole.push_str(rest);
+    whole
 }
 
 /// Each new field is looked for among those before it: with more, a hostile body would cost more than its bytes.
@@ -143,6 +180,11 @@ mod tests {
         assert_eq!(fields.to_json(), json);
         fields.set("text", &"y".into());
         assert_eq!(fields.to_json(), r#"{"\ud83d":1,"text":"y"}"#);
+        let mut fields = Fields::parse(br#"{"a":[{"t":"\ud83d \ud83d\ude00 \ude00 \\ud83d \n"}]}"#).unwrap();
+        assert_eq!(fields.value("a"), Some(serde_json::json!([{"t": "\u{fffd} \u{1f600} \u{fffd} \\ud83d \n"}])));
+        fields.push("a", &serde_json::json!({"n": 1}));
+        fields.push("b", &1.into());
+        assert_eq!(fields.to_json(), r#"{"a":[{"t":"\ud83d \ud83d\ude00 \ude00 \\ud83d \n"},{"n":1}],"b":[1]}"#);
     }
 
     #[test]

@@ -15,15 +15,17 @@ const READ: [&str; 4] = ["x-api-key", "x-signature", "x-webhook-attempt", "x-web
 /// How the names of what it writes itself begin.
 const OURS: &str = "x-streamgate-";
 /// How proxies say who a client is and what it asked for: services believe these, so they must be a proxy's.
-const PROXIES: [&str; 28] = [
+const PROXIES: [&str; 35] = [
+    "x-accel-",
+    "x-access-",
     "x-amz",
     "x-appengine-",
     "x-arr-",
     "x-auth",
     "x-b3-",
     "x-client-",
-    "x-cluster-client-ip",
     "x-cloud-trace-context",
+    "x-cluster-client-ip",
     "x-consumer-",
     "x-credential-",
     "x-envoy-",
@@ -31,7 +33,10 @@ const PROXIES: [&str; 28] = [
     "x-goog-",
     "x-host",
     "x-http-method",
+    "x-jwt-",
+    "x-matched-",
     "x-method-override",
+    "x-middleware-",
     "x-ms-client-",
     "x-original-",
     "x-proxy",
@@ -40,8 +45,10 @@ const PROXIES: [&str; 28] = [
     "x-rewrite-",
     "x-scheme",
     "x-script-name",
+    "x-sendfile-",
     "x-ssl-",
     "x-token-",
+    "x-url-",
     "x-user",
     "x-webauth-",
 ];

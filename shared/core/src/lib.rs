@@ -4,10 +4,12 @@
 //! can be tested by a table, and both services and every store share one meaning of each word.
 
 pub mod admission;
+pub mod allowance;
 pub mod apps;
 pub mod claim;
 pub mod duration;
 pub mod envelope;
+pub mod event_types;
 pub mod fields;
 pub mod further;
 pub mod gate;

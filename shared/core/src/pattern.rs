@@ -26,6 +26,10 @@ impl Pattern {
         }
     }
 
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Whether it matches every type, without a look at one.
     pub fn is_everything(&self) -> bool {
         self.0.bytes().all(|byte| byte == b'*')

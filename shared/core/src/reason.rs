@@ -8,6 +8,19 @@
 pub enum Reason {
     NotFound,
     MethodNotAllowed,
+    /// Not HTTP that can be read.
+    MalformedHttp,
+    HeadTooLarge,
+    /// A TLS handshake where plain HTTP is spoken.
+    TlsOnPlainPort,
+    /// HTTP/2 without TLS.
+    Http2OnPlainPort,
+    /// The handshake failed: the peer does not speak TLS, or does not like the certificate.
+    TlsFailed,
+    /// A PROXY header where none is expected.
+    UnexpectedProxyHeader,
+    /// None that can be read, where there must be one.
+    MissingProxyHeader,
     /// Its peer is not in `gateway.allow_from`.
     PeerNotAllowed,
     MissingApiKey,
@@ -57,9 +70,16 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 34] = [
+    pub const ALL: [Reason; 41] = [
         Reason::NotFound,
         Reason::MethodNotAllowed,
+        Reason::MalformedHttp,
+        Reason::HeadTooLarge,
+        Reason::TlsOnPlainPort,
+        Reason::Http2OnPlainPort,
+        Reason::TlsFailed,
+        Reason::UnexpectedProxyHeader,
+        Reason::MissingProxyHeader,
         Reason::PeerNotAllowed,
         Reason::MissingApiKey,
         Reason::MalformedApiKey,
@@ -99,6 +119,13 @@ impl Reason {
         match self {
             Reason::NotFound => "not_found",
             Reason::MethodNotAllowed => "method_not_allowed",
+            Reason::MalformedHttp => "malformed_http",
+            Reason::HeadTooLarge => "head_too_large",
+            Reason::TlsOnPlainPort => "tls_on_plain_port",
+            Reason::Http2OnPlainPort => "http2_on_plain_port",
+            Reason::TlsFailed => "tls_failed",
+            Reason::UnexpectedProxyHeader => "unexpected_proxy_header",
+            Reason::MissingProxyHeader => "missing_proxy_header",
             Reason::PeerNotAllowed => "peer_not_allowed",
             Reason::MissingApiKey => "missing_api_key",
             Reason::MalformedApiKey => "malformed_api_key",

@@ -16,6 +16,28 @@ const HANDLE_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1,
 /// Seconds: from at once to the end of the default retry ladder.
 const AGE_BUCKETS: [f64; 12] = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 7200.0];
 
+/// For which a request is refused for good.
+const REFUSALS: [Reason; 18] = [
+    Reason::NotFound,
+    Reason::MethodNotAllowed,
+    Reason::PeerNotAllowed,
+    Reason::MissingApiKey,
+    Reason::MalformedApiKey,
+    Reason::MissingSignature,
+    Reason::MalformedSignature,
+    Reason::UnknownKey,
+    Reason::WrongSignature,
+    Reason::UnsupportedEncoding,
+    Reason::BadGzip,
+    Reason::WrongKind,
+    Reason::TooOld,
+    Reason::TooLarge,
+    Reason::HeaderTimeout,
+    Reason::BodyTimeout,
+    Reason::BodyIncomplete,
+    Reason::Displaced,
+];
+
 static RENDERING: Mutex<()> = Mutex::new(());
 
 macro_rules! metrics {
@@ -46,6 +68,8 @@ macro_rules! metrics {
 metrics! {
     /// Webhooks answered, by app, kind and outcome (enqueued, spooled, duplicate, the reason of the refusal, or the outcome of a hook).
     gateway_requests: IntCounterVec = "gateway_requests_total" |name, help| counters(name, help, &["app", "kind", "outcome"]);
+    /// Requests with Stream's headers that were refused for good, by reason: Stream repeats none of them but 408.
+    gateway_refused: IntCounterVec = "gateway_refused_webhooks_total" |name, help| counters(name, help, &["reason"]);
     /// From the first byte of a webhook to its answer, in seconds.
     gateway_ack: HistogramVec = "gateway_ack_seconds" |name, help| histograms(name, help, &ANSWER_BUCKETS, &["kind"]);
     /// Webhooks being read, stored or answered.
@@ -145,6 +169,9 @@ impl Metrics {
             for [kind, outcome] in hook_outcomes() {
                 self.gateway_requests.with_label_values(&[app, kind, outcome]).reset();
             }
+        }
+        for reason in REFUSALS {
+            self.gateway_refused.with_label_values(&[reason.as_str()]).reset();
         }
         for kind in [Kind::Push, Kind::BeforeMessageSend, Kind::CustomCommand] {
             self.gateway_ack.with_label_values(&[kind.as_str()]);

@@ -101,7 +101,7 @@ async fn an_event_is_refused_on_the_path_of_another_kind() {
     for path in [MODERATION, &commands, PASSED, DELETED] {
         assert_eq!(told(server.public, &at(path, dated("event"))).await, (400, "wrong_kind".into()), "{path}");
     }
-    site.logged("another kind of webhook").await;
+    site.logged("wrong_kind").await;
     // Whatever else Stream may add to a hook's body closes none.
     let message = r#"{"type":"regular","message":{"text":"hello","type":"a.b"},"created_at":"2026-01-01T00:00:00Z"}"#;
     assert_eq!(told(server.public, &at(MODERATION, Webhook::push("h", message))).await, (200, "answered".into()));

@@ -71,14 +71,11 @@ impl Answer {
     }
 
     /// Adds one attachment to those that are there.
-    pub fn attachment(self, attachment: impl Into<Value>) -> Answer {
-        let there = self.message.as_ref().and_then(|message| message.value("attachments"));
-        let mut attachments = match there {
-            Some(Value::Array(attachments)) => attachments,
-            _ => Vec::new(),
-        };
-        attachments.push(attachment.into());
-        self.attachments(attachments)
+    pub fn attachment(mut self, attachment: impl Into<Value>) -> Answer {
+        if let Some(message) = &mut self.message {
+            message.push("attachments", &attachment.into());
+        }
+        self
     }
 
     /// Adds an attachment of buttons. A click sends the command again, with the button's name and value in `form_data`.

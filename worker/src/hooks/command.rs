@@ -64,8 +64,8 @@ impl Command {
     }
 
     /// Whether this is a click or an input rather than the command's first call.
-    pub fn is_action(&self) -> bool {
-        matches!(self.request.object("form_data"), Ok(Some(form)) if !form.is_empty())
+    pub fn is_action(&self) -> Result<bool, Unreadable> {
+        Ok(self.request.object("form_data")?.is_some_and(|form| !form.is_empty()))
     }
 
     /// What a button or an input of that name was set to.
@@ -91,7 +91,10 @@ impl Command {
     /// A message that only the sender sees, and that is not stored. Buttons of an earlier answer are gone.
     pub fn ephemeral(&self, text: impl Into<String>) -> Answer {
         let answer = self.pass().message_type("ephemeral").text(text);
-        if self.is_action() { answer.attachments(Value::Null) } else { answer }
+        match self.is_action() {
+            Ok(true) => answer.attachments(Value::Null),
+            Ok(false) | Err(_) => answer,
+        }
     }
 
     /// A message for everybody in the channel. Buttons of an earlier answer are gone.

@@ -9,13 +9,13 @@ use hyper::{Response, Uri, body::Incoming};
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_service::config::{COMMAND_PLACE, ForwardConfig};
-use streamgate_service::http_client::{CallFailure, FailureClass, ServiceClient};
+use streamgate_service::http_client::{CallFailure, ServiceClient};
 use tokio::time::Instant;
 
 /// Most bytes of an answer: far over any message, which Stream limits to a few KiB.
 const MAX_ANSWER: usize = 256 << 10;
 
-/// Until a refused connection is tried again, doubled each time: a service that is being restarted takes none for a moment.
+/// Until a service that has said nothing is called again, doubled each time: one that is being restarted is away for a moment.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// What must be left of the hook's time for another try: a service needs some to answer.
 const RESERVE: Duration = Duration::from_millis(150);
@@ -54,7 +54,7 @@ impl HookHandler for ForwardHook {
     }
 }
 
-/// Calls the service; a refused connection is tried again while there is time, for Stream asks once.
+/// Calls the service; while there is time it is called again where it has said nothing, for Stream asks once.
 async fn connected(
     service: &Service,
     url: &Uri,
@@ -65,9 +65,7 @@ async fn connected(
     loop {
         let left = until.saturating_duration_since(Instant::now());
         match service.client.call(left, || service.request(url.clone(), hook.envelope())).await {
-            Err(CallFailure { class: FailureClass::Refused | FailureClass::Unsent, .. })
-                if Instant::now() + wait + RESERVE < until =>
-            {
+            Err(failure) if failure.is_silence() && Instant::now() + wait + RESERVE < until => {
                 tokio::time::sleep(wait).await;
                 wait *= 2;
             }

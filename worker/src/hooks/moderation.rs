@@ -8,7 +8,7 @@ use streamgate_core::envelope::Envelope;
 
 /// A message that is about to be sent or updated. Stream stores what the answer makes of it.
 ///
-/// What cannot be read is an error, and not absent: with `?` such a hook is answered by its policy.
+/// What cannot be read is an error, and not absent: with `?` such a message goes by `on_unreadable`.
 #[derive(Clone, Debug)]
 pub struct BeforeMessageSend {
     envelope: Envelope,

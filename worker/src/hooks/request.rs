@@ -7,14 +7,14 @@ use streamgate_core::hook;
 
 /// A field, or all, of a hook's body cannot be read: no JSON, too many fields, or another kind of value than it must be.
 ///
-/// In a handler `?` hands it on: the hook is then answered by its policy.
+/// In a handler `?` hands it on: a message that is about to be sent then goes by `on_unreadable`, a command by its policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} cannot be read")]
 pub struct Unreadable(String);
 
 impl From<Unreadable> for HandlerError {
     fn from(error: Unreadable) -> HandlerError {
-        HandlerError::reject(error.to_string())
+        HandlerError::unreadable(error.to_string())
     }
 }
 
@@ -98,8 +98,8 @@ fn is_absent(fields: &Fields, name: &str) -> bool {
 
 fn value(fields: &Fields, name: &str) -> Result<Option<Value>, Unreadable> {
     match fields.value(name) {
-        None if fields.get(name).is_some() => Err(unreadable(name)),
-        value => Ok(value),
+        None if !is_absent(fields, name) => Err(unreadable(name)),
+        value => Ok(value.filter(|value| !value.is_null())),
     }
 }
 

@@ -4,15 +4,20 @@ use super::{Hook, HookHandler};
 use crate::handler::{BoxFuture, HandlerError};
 use bytes::Bytes;
 use std::sync::Arc;
-use streamgate_core::hook::{OnFailure, fallback, rejection, unchanged};
+use streamgate_core::hook::{OnFailure, rejection, unchanged};
 use streamgate_core::rules::{Judgement, Rules};
 
-/// Judges what a message says; what passes goes on.
+/// Bytes of a body whose judgement takes long enough to be made on a thread for that.
+const LONG: usize = 16 << 10;
+
+/// Judges what a message says; what passes goes on. Whatever cannot be read, by rules or by whoever is asked, goes by
+/// `on_unreadable`.
+#[derive(Clone)]
 pub struct Screen {
-    pub rules: Rules,
+    pub rules: Arc<Rules>,
     pub on_unreadable: OnFailure,
     /// What its sender reads where an unreadable message is rejected.
-    pub failure_text: String,
+    pub failure_text: Arc<str>,
     /// None: what passes is let through.
     pub then: Option<Arc<dyn HookHandler>>,
 }
@@ -25,16 +30,40 @@ impl std::fmt::Debug for Screen {
 
 impl HookHandler for Screen {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>> {
-        let body = &hook.envelope().body;
-        let answer = match (self.rules.judge(body), &self.then) {
-            (Judgement::Reject(text), _) => rejection(&text),
-            (Judgement::Mask(message), _) => format!("{{\"message\":{message}}}").into_bytes(),
-            (Judgement::Unreadable, _) if self.on_unreadable == OnFailure::Reject => {
-                fallback(OnFailure::Reject, &self.failure_text, body)
+        let screen = self.clone();
+        Box::pin(async move {
+            let body = hook.envelope().body.clone();
+            match (screen.judge(&body).await?, &screen.then) {
+                (Judgement::Reject(text), _) => Ok(rejection(&text).into()),
+                (Judgement::Mask(message), _) => Ok(format!("{{\"message\":{message}}}").into()),
+                (Judgement::Unreadable, _) if screen.on_unreadable == OnFailure::Reject => Ok(screen.rejection()),
+                (Judgement::Pass | Judgement::Unreadable, Some(then)) => match then.answer(hook).await {
+                    Err(error) if error.is_unreadable() => match screen.on_unreadable {
+                        OnFailure::Reject => Ok(screen.rejection()),
+                        OnFailure::Allow => Ok(unchanged(&body).into()),
+                    },
+                    answer => answer,
+                },
+                (Judgement::Pass | Judgement::Unreadable, None) => Ok(unchanged(&body).into()),
             }
-            (Judgement::Pass | Judgement::Unreadable, Some(then)) => return then.answer(hook),
-            (Judgement::Pass | Judgement::Unreadable, None) => unchanged(body),
-        };
-        Box::pin(std::future::ready(Ok(answer.into())))
+        })
+    }
+}
+
+impl Screen {
+    async fn judge(&self, body: &Bytes) -> Result<Judgement, HandlerError> {
+        if self.rules.is_empty() {
+            return Ok(Judgement::Pass);
+        }
+        if body.len() < LONG {
+            return Ok(self.rules.judge(body));
+        }
+        let (rules, body) = (Arc::clone(&self.rules), body.clone());
+        let judged = tokio::task::spawn_blocking(move || rules.judge(&body)).await;
+        judged.map_err(|_| HandlerError::retry("the rules could not be tried"))
+    }
+
+    fn rejection(&self) -> Bytes {
+        rejection(&self.failure_text).into()
     }
 }

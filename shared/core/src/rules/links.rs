@@ -4,6 +4,7 @@ use regex::Regex;
 use std::sync::LazyLock;
 
 static SCHEME: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"(?i)(?:https?|ftps?)://").ok());
+static TARGET: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\]\(\s*<?([^)\s>]+)").ok());
 /// Labels with dots between them.
 static DOMAIN: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?:[\p{L}\p{N}](?:[\p{L}\p{N}-]*[\p{L}\p{N}])?\.)+[\p{L}\p{N}-]*[\p{L}\p{N}]").ok());
@@ -24,6 +25,14 @@ pub(super) fn links(text: &str) -> Vec<String> {
         links.push(address);
     }
     bare(&text[rest..], domain, &mut links);
+    // A link of markdown leads wherever its author says, however that is written.
+    let targets = TARGET.iter().flat_map(|target| target.captures_iter(text)).filter_map(|found| found.get(1));
+    for target in targets.map(|target| target.as_str()) {
+        let is_known = links.iter().any(|link| target.contains(link));
+        if !is_known && !target.starts_with('#') && !target.to_ascii_lowercase().starts_with("mailto:") {
+            links.push(target);
+        }
+    }
     links.iter().map(|link| link.trim_end_matches(['/', '.', ',', '!', '?', ';']).to_lowercase()).collect()
 }
 
@@ -37,7 +46,10 @@ fn address(text: &str) -> &str {
 fn bare<'t>(text: &'t str, domain: &Regex, links: &mut Vec<&'t str>) {
     let mut from = 0;
     while let Some(found) = domain.find_at(text, from) {
-        let is_mail = text[..found.start()].ends_with('@') || text[found.end()..].starts_with('@');
+        let is_letter = |near: Option<char>| near.is_some_and(char::is_alphanumeric);
+        let local = text[..found.start()].strip_suffix('@').map(|before| is_letter(before.chars().next_back()));
+        let domain_of = text[found.end()..].strip_prefix('@').map(|after| is_letter(after.chars().next()));
+        let is_mail = local.or(domain_of).unwrap_or_default();
         let last = found.as_str().rsplit('.').next().unwrap_or_default();
         let starts_www = found.as_str().get(..4).is_some_and(|start| start.eq_ignore_ascii_case("www."));
         from = found.end();
@@ -65,6 +77,12 @@ mod tests {
             ("EVIL.COM/path.io?x=1", 1),
             ("[win](evil.com)", 1),
             ("//evil.com", 1),
+            ("visit @evil.com", 1),
+            ("evil.com@", 1),
+            ("[win](//93.184.216.34/x) [win](http:/93.184.216.34/x)", 2),
+            (r"[win](http:\\93.184.216.34)", 1),
+            ("[win](//evil%2ecom)", 1),
+            ("[mail](mailto:ann@example.com) [top](#top)", 0),
             ("(www.a.b) www.c.d", 2),
             ("go to evil.com.", 1),
             ("evil.com, and good.org!", 2),

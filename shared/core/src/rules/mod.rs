@@ -1,6 +1,6 @@
 //! Rules for before-message-send that need no code: limits, and patterns over what a chat user wrote.
 //!
-//! Patterns run in linear time, whatever the text: a sender cannot make one expensive.
+//! A pattern is matched in linear time, whatever the text: a sender cannot make one expensive.
 
 mod links;
 mod views;
@@ -12,7 +12,7 @@ use crate::peek::field;
 use regex::Regex;
 use serde_json::value::RawValue;
 use std::ops::Range;
-use views::View;
+use views::{TooLong, View};
 use written::{Form, Written};
 
 /// What a pattern that matches does.
@@ -98,11 +98,13 @@ impl Rules {
 
     fn judge_message(&self, message: &str) -> Judgement {
         let Ok(written) = written::written(message, &Part::ALL) else { return Judgement::Unreadable };
-        let texts: Vec<_> = written.into_iter().map(Readings::of).collect();
+        let Ok(texts) = written.into_iter().map(Readings::of).collect::<Result<Vec<_>, _>>() else {
+            return Judgement::Unreadable;
+        };
         if let Some(rejection) = self.over_a_limit(&texts) {
             return Judgement::Reject(rejection);
         }
-        let within = |one: &&Readings<'_>| self.parts.contains(&one.written.part);
+        let within = |one: &&Readings<'_>| self.parts.contains(&one.written.part) && one.written.form != Form::Preview;
         let texts: Vec<_> = texts.iter().filter(within).collect();
         let rejects =
             |rule: &&Rule| rule.action == Action::Reject && texts.iter().any(|text| text.matches(&rule.pattern));
@@ -125,7 +127,24 @@ impl Rules {
             return Judgement::Pass;
         }
         masked.push_str(&message[copied..]);
-        Judgement::Mask(masked)
+        // What is left may read as what was masked, or the masks may make it emphasis.
+        match self.matches_none(&masked) {
+            true => Judgement::Mask(masked),
+            false => Judgement::Reject(NOT_ALLOWED.to_owned()),
+        }
+    }
+
+    /// Whether no rule has anything against this message.
+    fn matches_none(&self, message: &str) -> bool {
+        let Ok(written) = written::written(message, &self.parts) else { return false };
+        let written = written.into_iter().filter(|one| one.form != Form::Preview);
+        written.map(Readings::of).all(|text| match text {
+            Ok(text) => self.rules.iter().all(|rule| match rule.action {
+                Action::Reject => !text.matches(&rule.pattern),
+                Action::Mask => text.found(&rule.pattern).is_empty(),
+            }),
+            Err(_) => false,
+        })
     }
 
     fn over_a_limit(&self, texts: &[Readings<'_>]) -> Option<String> {
@@ -169,15 +188,22 @@ impl Rules {
     }
 }
 
-/// Links that a reader sees. An attachment that Stream makes of a link in the text has its address once more.
+/// Links that a reader sees: those of the text, or of the translation or markup that has more, of the poll, and where attachments lead.
+/// An attachment that Stream made of an address in the text leads there once more, often by another address.
 fn links_of(texts: &[Readings<'_>]) -> usize {
-    let text = texts.iter().filter(|one| one.written.form == Form::Text).map(Readings::links).max_by_key(Vec::len);
-    let text = text.unwrap_or_default();
-    let is_shown = |one: &&Readings<'_>| matches!(one.written.part, Part::Attachments | Part::Poll);
-    let mut more: Vec<_> = texts.iter().filter(is_shown).flat_map(Readings::links).collect();
-    more.sort();
-    more.dedup();
-    text.len() + more.iter().filter(|link| !text.contains(link)).count()
+    let is_text = |one: &&Readings<'_>| {
+        let Written { form, part, .. } = one.written;
+        matches!(form, Form::Text | Form::Markup) || part == Part::I18n
+    };
+    let text = texts.iter().filter(is_text).map(Readings::links).max_by_key(Vec::len).unwrap_or_default();
+    let of = |wanted: Form| texts.iter().filter(move |one| one.written.form == wanted).flat_map(Readings::links);
+    let is_new = |link: &String| !text.contains(link);
+    let previews = of(Form::Preview).filter(|link| text.contains(link)).count();
+    let mut targets: Vec<_> = of(Form::Target).filter(is_new).collect();
+    targets.sort();
+    targets.dedup();
+    let polls = texts.iter().filter(|one| one.written.part == Part::Poll).flat_map(Readings::links).filter(is_new);
+    text.len() + targets.len().saturating_sub(previews) + polls.count()
 }
 
 /// A string, with the ways in which it reads.
@@ -187,9 +213,9 @@ struct Readings<'m> {
 }
 
 impl<'m> Readings<'m> {
-    fn of(written: Written<'m>) -> Readings<'m> {
-        let views = views::views(&written.text, written.form == Form::Markup);
-        Readings { written, views }
+    fn of(written: Written<'m>) -> Result<Readings<'m>, TooLong> {
+        let views = views::views(&written.text, written.form == Form::Markup)?;
+        Ok(Readings { written, views })
     }
 
     fn matches(&self, pattern: &Regex) -> bool {
@@ -278,6 +304,15 @@ mod tests {
         assert_eq!(attached("http://a.com", r#"{"title_link":"https://a.com/"}"#), Judgement::Pass);
         assert_eq!(attached("http://a.com", r#"{"title_link":"https://b.com/"}"#), over);
         assert_eq!(attached("", r#"{"title_link":"https://b.com/"},{"author_link":"c.com"}"#), over);
+        let preview = r#"{"og_scrape_url":"https://youtu.be/x","title_link":"https://www.youtube.com/watch?v=x","text":"see a.com, b.com"}"#;
+        assert_eq!(attached("https://youtu.be/x", preview), Judgement::Pass);
+        assert_eq!(attached("https://a.com/", preview), over);
+        assert_eq!(
+            attached("", r#"{"title":"main.rs lib.rs"},{"giphy":{"original":{"url":"http://a.com http://b.com"}}}"#),
+            Judgement::Pass
+        );
+        let translated = judge(&rules, r#"{"text":"x","i18n":{"en_text":"a.com b.com","language":"en"}}"#);
+        assert_eq!(translated, over);
         let uploads =
             r#"{"image_url":"https://a.com/1"},{"asset_url":"https://b.com/2"},{"thumb_url":"https://c.com/3"}"#;
         assert_eq!(attached("http://a.com", uploads), Judgement::Pass);
@@ -317,6 +352,17 @@ mod tests {
     }
 
     #[test]
+    fn masks_never_build_what_they_mask() {
+        let masks = |text: &str| Rules { rules: vec![rule("(?i)casino", Action::Mask, text)], ..Rules::default() };
+        for (mask, text) in [("***", "cacasinosicasinono"), ("", "cacasinosino"), ("**", "cacasinosino")] {
+            let judged = judge(&masks(mask), &format!("{{\"text\":\"{text}\"}}"));
+            assert_eq!(judged, reject(NOT_ALLOWED), "{mask:?}");
+        }
+        let judged = judge(&masks("***"), r#"{"text":"a casino, b"}"#);
+        assert_eq!(judged, Judgement::Mask(r#"{"text":"a ***, b"}"#.to_owned()));
+    }
+
+    #[test]
     fn what_cannot_be_read_is_told_from_what_is_not_there() {
         let rules = Rules { rules: vec![rule("casino", Action::Reject, "No.")], ..Rules::default() };
         for body in [&b"no JSON"[..], b"", b"{", b"{\"message\":7}", b"{\"message\":{\"text\":\"x\"}"] {
@@ -344,13 +390,39 @@ mod tests {
             let masks = Rules { rules: vec![rule("casino", Action::Mask, "-")], ..Rules::default() };
             let message = serde_json::json!({"text": text, "n": 1}).to_string();
             let judged = judge(&masks, &message);
+            if judged == reject(NOT_ALLOWED) {
+                return Ok(());
+            }
             if let Judgement::Mask(masked) = judged {
                 let masked: serde_json::Value = serde_json::from_str(&masked).unwrap();
                 prop_assert!(!masked["text"].as_str().unwrap().contains("casino"));
+            prop_assert_eq!(masks.judge(format!("{{\"message\":{masked}}}").as_bytes()), Judgement::Pass);
                 prop_assert_eq!(&masked["n"], 1);
             } else {
                 prop_assert_eq!(judged, Judgement::Pass);
             }
+        }
+
+        /// However deep and however escaped: a message is rejected where some string of it that others read matches.
+        #[test]
+        fn a_word_is_found_wherever_it_stands(
+            keys in proptest::collection::vec("[a-f]{1,3}", 1..8),
+            lists in proptest::collection::vec(any::<bool>(), 8),
+            escapes in proptest::collection::vec(any::<bool>(), 6),
+            has in any::<bool>(),
+        ) {
+            let rejects = Rules { rules: vec![rule("casino", Action::Reject, "No.")], ..Rules::default() };
+            let word = if has { "casino" } else { "carina" };
+            let escaped: String = word.chars().zip(escapes).map(|(letter, is_escaped)| match is_escaped {
+                true => format!("\\u{:04X}", u32::from(letter)),
+                false => letter.to_string(),
+            }).collect();
+            let nested = keys.iter().zip(lists).fold(format!("\"{escaped}\""), |inner, (key, is_list)| match is_list {
+                true => format!("[1.0, \"{key}\", {inner}]"),
+                false => format!("{{ \"{key}\" : {inner}, \"{key}\":null }}"),
+            });
+            let expected = if has { reject("No.") } else { Judgement::Pass };
+            prop_assert_eq!(judge(&rejects, &format!("{{\"x\":0,\"f{}\":{nested}}}", keys[0])), expected);
         }
 
         #[test]

@@ -47,6 +47,10 @@ pub(super) enum Form {
     Text,
     /// With tags, which nobody reads: `html` and `mml`.
     Markup,
+    /// Where a click on an attachment leads.
+    Target,
+    /// The address in the text that Stream made an attachment of: no words.
+    Preview,
     Other,
 }
 
@@ -115,11 +119,29 @@ const STREAMS: [&str; 45] = [
     "user_id",
 ];
 
-/// Keys whose values are no words, wherever they stand.
-fn is_skipped(key: &str) -> bool {
-    const KEYS: [&str; 10] =
-        ["id", "ids", "user", "users", "image_url", "asset_url", "thumb_url", "mime_type", "created_by", "updated_by"];
-    KEYS.contains(&key) || ["_id", "_ids", "_user"].iter().any(|end| key.ends_with(end))
+/// What of a key's value is no words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skip {
+    /// Ids and times: strings, and lists of them. A user could hide words in an object.
+    Scalars,
+    /// Users.
+    Objects,
+    /// Addresses of uploads.
+    All,
+}
+
+/// Wherever the key stands.
+fn skip(key: &str) -> Option<Skip> {
+    const USERS: [&str; 4] = ["user", "users", "created_by", "updated_by"];
+    const UPLOADS: [&str; 4] = ["image_url", "asset_url", "thumb_url", "mime_type"];
+    let ends = |ends: &[&str]| ends.iter().any(|end| key.ends_with(end));
+    match key {
+        _ if UPLOADS.contains(&key) => Some(Skip::All),
+        _ if USERS.contains(&key) || ends(&["_user"]) => Some(Skip::Objects),
+        "id" | "ids" => Some(Skip::Scalars),
+        _ if ends(&["_id", "_ids", "_at"]) => Some(Skip::Scalars),
+        _ => None,
+    }
 }
 
 /// What the strings of a value count as.
@@ -134,10 +156,22 @@ enum Counts {
         part: Part,
         form: Form,
         is_changeable: bool,
+        skip: Option<Skip>,
     },
 }
 
 impl Counts {
+    /// What the fields of an object, or the items of a list, count as that counts as this.
+    fn within(self, is_object: bool) -> Counts {
+        match self {
+            Counts::As { skip: Some(Skip::Objects), .. } if is_object => Counts::Nothing,
+            Counts::As { part, form, is_changeable, skip: Some(Skip::Scalars) } if is_object => {
+                Counts::As { part, form, is_changeable, skip: None }
+            }
+            Counts::Nothing | Counts::Message { .. } | Counts::As { .. } => self,
+        }
+    }
+
     /// What the value of a key counts as, in an object that counts as this.
     fn under(self, key: &str) -> Counts {
         match self {
@@ -151,7 +185,7 @@ impl Counts {
                         "html" | "mml" => Form::Markup,
                         _ => Form::Other,
                     };
-                    Counts::As { part, form, is_changeable: is_changeable && !is_quoted }
+                    Counts::As { part, form, is_changeable: is_changeable && !is_quoted, skip: None }
                 };
                 match key {
                     "text" => part(Part::Text, true),
@@ -163,17 +197,34 @@ impl Counts {
                     "quoted_message" if is_quoted => Counts::Nothing,
                     "quoted_message" => Counts::Message { is_quoted: true },
                     _ if STREAMS.contains(&key) => Counts::Nothing,
-                    _ => part(Part::Custom, true),
+                    _ => part(Part::Custom, true).under(key),
                 }
             }
-            Counts::As { .. } if is_skipped(key) => Counts::Nothing,
-            Counts::As { part: Part::Attachments, .. } if key == "type" => Counts::Nothing,
-            Counts::As { part: Part::I18n, .. } if key == "language" => Counts::Nothing,
+            Counts::As { part: Part::Attachments, .. } if is_media(key) => Counts::Nothing,
             Counts::As { part: Part::Poll, .. } if key == "voting_visibility" => Counts::Nothing,
-            Counts::As { .. } => self,
+            Counts::As { part, is_changeable, form, .. } => {
+                let form = match key {
+                    "title_link" | "author_link" if part == Part::Attachments => Form::Target,
+                    "og_scrape_url" if part == Part::Attachments => Form::Preview,
+                    _ => form,
+                };
+                match skip(key) {
+                    Some(Skip::All) => Counts::Nothing,
+                    skip => Counts::As { part, form, is_changeable, skip },
+                }
+            }
         }
     }
 }
+
+/// What an attachment shows or plays rather than says.
+fn is_media(key: &str) -> bool {
+    let is_address = key.ends_with("_url") && key != "og_scrape_url";
+    is_address || key.ends_with("_icon") || ["type", "url", "giphy"].contains(&key)
+}
+
+/// Bytes of a language's code with its quotes.
+const MAX_LANGUAGE: usize = 14;
 
 /// The strings of a message that count. `message`: a JSON object.
 pub(super) fn written<'m>(message: &'m str, parts: &[Part]) -> Result<Vec<Written<'m>>, TooMuch> {
@@ -184,7 +235,7 @@ pub(super) fn written<'m>(message: &'m str, parts: &[Part]) -> Result<Vec<Writte
     // Open objects and lists, the innermost last: whether it is an object, and what it counts as.
     let mut open: Vec<(bool, Counts)> = Vec::new();
     let (mut at, mut fields) = (0, 0);
-    let (mut is_at_key, mut value) = (false, Counts::Message { is_quoted: false });
+    let (mut is_at_key, mut value, mut key) = (false, Counts::Message { is_quoted: false }, Cow::Borrowed(""));
     while let Some(byte) = message.as_bytes().get(at) {
         let here = at;
         at += 1;
@@ -205,10 +256,14 @@ pub(super) fn written<'m>(message: &'m str, parts: &[Part]) -> Result<Vec<Writte
                             return Err(TooMuch);
                         }
                         let around = open.last().map_or(Counts::Nothing, |(_, around)| *around);
-                        value = around.under(&unescaped(inner));
+                        key = unescaped(inner);
+                        value = around.under(&key);
                         is_at_key = false;
                     }
-                    (false, Counts::As { part, form, is_changeable }) if parts.contains(&part) => {
+                    // The code of a language.
+                    (false, Counts::As { part: Part::I18n, .. }) if at - here <= MAX_LANGUAGE && key == "language" => {}
+                    (false, Counts::As { skip: Some(Skip::Scalars), .. }) => {}
+                    (false, Counts::As { part, form, is_changeable, .. }) if parts.contains(&part) => {
                         let (text, literal) = (unescaped(inner), here..at.min(message.len()));
                         written.push(Written { text, part, form, is_changeable, literal });
                     }
@@ -217,7 +272,7 @@ pub(super) fn written<'m>(message: &'m str, parts: &[Part]) -> Result<Vec<Writte
             }
             b'{' | b'[' => {
                 is_at_key = *byte == b'{';
-                open.push((is_at_key, counts));
+                open.push((is_at_key, counts.within(is_at_key)));
             }
             b'}' | b']' => {
                 open.pop();
@@ -258,12 +313,14 @@ mod tests {
             "attachments": [
                 {"type": "no", "title": "title", "title_link": "link", "image_url": "no", "asset_url": "no",
                  "thumb_url": "no", "mime_type": "no", "fields": [{"title": "field", "value": "value"}], "file_size": 7,
-                 "actions": [{"type": "no", "text": "button"}], "file_id": "no"}
+                 "actions": [{"type": "no", "text": "button"}], "file_id": "no", "author_icon": "no",
+                 "giphy": {"original": {"url": "no"}}}
             ],
             "poll": {"id": "no", "name": "question", "options": [{"id": "no", "text": "option"}], "created_by": {"name": "no"}},
             "quoted_message": {"text": "quoted", "user": {"name": "no"}, "attachments": [{"title": "quoted title"}],
                                "quoted_message": {"text": "no"}},
-            "mood": "custom", "nested": {"deep": [["list", {"note": "note", "order_id": "no"}]]}
+            "mood": "custom", "nested": {"deep": [["list", {"note": "note", "order_id": "no"}]]}, "order_id": "no", "sent_at": "no",
+            "tag_ids": ["no"], "own": {"user": "scalar"}, "hidden_id": {"x": "object"}, "friend": {"user": {"name": "no"}}
         }"#;
         let expected: [(&str, Part, bool); 19] = [
             ("text", Part::Text, true),
@@ -283,8 +340,8 @@ mod tests {
             ("custom", Part::Custom, true),
             ("list", Part::Custom, true),
             ("note", Part::Custom, true),
-            ("", Part::Custom, true),
-            ("", Part::Custom, true),
+            ("scalar", Part::Custom, true),
+            ("object", Part::Custom, true),
         ];
         let expected: Vec<_> =
             expected.into_iter().filter(|it| !it.0.is_empty()).map(|it| (it.0.to_owned(), it.1, it.2)).collect();

@@ -71,7 +71,7 @@ impl RabbitMqConfig {
             events_max: section.size("events_max", 4 << 30),
             spool_after: section.duration("spool_after", Duration::from_millis(250)),
             confirm_timeout: section.duration("confirm_timeout", Duration::from_secs(2)),
-            management_url: section.text("management_url").and_then(|text| {
+            management_url: section.reference("management_url").and_then(|text| {
                 let resolved = environment.resolve(&text);
                 resolved.map_err(|what| section.problem("management_url", what)).ok()
             }),
@@ -109,7 +109,7 @@ impl RedisConfig {
 
 /// The shape only: what the URL says beyond it is the adapter's to judge. Never quoted, for it holds a password.
 fn url(section: &mut Section<'_>, environment: &Environment, default: &str, schemes: &[&str]) -> Secret {
-    let text = section.text("url").unwrap_or_else(|| default.to_owned());
+    let text = section.reference("url").unwrap_or_else(|| default.to_owned());
     let url = match environment.resolve(&text) {
         Ok(url) => url,
         Err(what) => {
@@ -119,6 +119,9 @@ fn url(section: &mut Section<'_>, environment: &Environment, default: &str, sche
     };
     let rest = url.expose().split_once("://").filter(|(scheme, _)| schemes.contains(scheme)).map(|(_, rest)| rest);
     let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next()?.rsplit('@').next());
+    if let Some(Err(what)) = host.map(super::url_port) {
+        section.problem("url", what);
+    }
     if host.is_none_or(str::is_empty) {
         let schemes = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(", ");
         section.problem("url", format!("takes a URL with a host and one of the schemes {schemes}"));

@@ -22,6 +22,12 @@ const NOT_A_COMMAND: &str = "is not the name of a command: 1 to 64 characters of
 const LONGEST_REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 /// The command's name in the URL of a service.
 pub const COMMAND_PLACE: &str = "{type}";
+/// What the URL of a command's service may have in braces.
+const PLACES: &[&str] = &[COMMAND_PLACE];
+/// What Stream waits for where its settings were not changed.
+const STREAM_MODERATION: Duration = Duration::from_millis(1500);
+/// What Stream waits for a command; no setting changes that.
+const STREAM_COMMAND: Duration = Duration::from_secs(1);
 
 /// `[hooks]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,19 +145,19 @@ impl ModerationConfig {
     fn read(mut section: Section<'_>, environment: &Environment) -> ModerationConfig {
         let text = "Your message could not be checked. Please try again.";
         let policy = HookPolicy::read(&mut section, Duration::from_millis(1200), text);
-        let forward = section.section("forward").and_then(|forward| ForwardConfig::read(forward, environment));
+        let forward = section.section("forward").and_then(|forward| ForwardConfig::read(forward, environment, &[]));
+        let sections = section.sections("rules");
+        let has_rules = !sections.is_empty();
         let most = |text: &str| text.parse().map_err(|_| format!("{text:?} is no whole number"));
         let rules = Rules {
             max_length: section.parsed("max_length", most),
             max_links: section.parsed("max_links", most),
-            rules: section.sections("rules").into_iter().filter_map(read_rule).collect(),
+            rules: sections.into_iter().filter_map(read_rule).collect(),
             parts: read_parts(&mut section),
         };
         let on_unreadable = section.parsed("on_unreadable", on_failure).unwrap_or(OnFailure::Reject);
-        for key in ["on_unreadable", "fields"] {
-            if rules.is_empty() && !section.was_given("rules") && section.was_given(key) {
-                section.problem(key, "goes with rules, max_length or max_links: nothing else reads messages here");
-            }
+        if rules.rules.is_empty() && !has_rules && section.was_given("fields") {
+            section.problem("fields", "goes with rules: max_length is of the text, max_links of the whole message");
         }
         if forward.is_some() && rules.masks() {
             let what = "that mask and forward do not go together: the service is sent the message as Stream signed it";
@@ -185,6 +191,9 @@ fn read_rule(mut section: Section<'_>) -> Option<Rule> {
     if pattern.is_none() && !section.was_given("pattern") {
         section.problem("pattern", "is missing: write a regular expression, like \"(?i)\\\\bword\\\\b\"");
     }
+    if pattern.as_ref().is_some_and(|pattern| pattern.is_match("")) {
+        section.problem("pattern", "matches the empty text, and so every message: is there a | or a * too many?");
+    }
     let action = section.parsed("action", |text| match text {
         "reject" => Ok(Action::Reject),
         "mask" => Ok(Action::Mask),
@@ -194,6 +203,11 @@ fn read_rule(mut section: Section<'_>) -> Option<Rule> {
         section.problem("action", "is missing: \"reject\" or \"mask\"");
     }
     let text = section.text("text");
+    let masks_itself = action == Some(Action::Mask)
+        && text.as_deref().zip(pattern.as_ref()).is_some_and(|(text, pattern)| pattern.is_match(text));
+    if masks_itself {
+        section.problem("text", "is matched by its own pattern: what is masked would still be there");
+    }
     section.finish();
     let action = action?;
     let default = match action {
@@ -214,7 +228,7 @@ impl CommandsConfig {
     fn read(mut section: Section<'_>, environment: &Environment) -> CommandsConfig {
         let text = "This command could not be run. Please try again.";
         let policy = HookPolicy::read(&mut section, Duration::from_millis(800), text);
-        let forward = section.section("forward").and_then(|forward| ForwardConfig::read(forward, environment));
+        let forward = section.section("forward").and_then(|forward| ForwardConfig::read(forward, environment, PLACES));
         let commands = section.named_sections("commands").into_iter();
         let commands = commands.filter_map(|(name, command)| Some((name, CommandConfig::read(command, environment)?)));
         let commands = commands.collect();
@@ -231,7 +245,10 @@ impl CommandsConfig {
 impl CommandConfig {
     fn read(mut section: Section<'_>, environment: &Environment) -> Option<CommandConfig> {
         let forward = section.section("forward");
-        let text = section.parsed("reply", |text| Template::parse(text).map_err(|error| error.to_string()));
+        let text = section.parsed("reply", |text| match text.trim() {
+            "" => Err("is empty: a command is answered with a text".to_owned()),
+            _ => Template::parse(text).map_err(|error| error.to_string()),
+        });
         let reply_type = section.parsed("reply_type", |text| match text {
             "ephemeral" => Ok(ReplyType::Ephemeral),
             "regular" => Ok(ReplyType::Regular),
@@ -246,7 +263,7 @@ impl CommandConfig {
         }
         section.finish();
         match (forward, text) {
-            (Some(forward), _) => ForwardConfig::read(forward, environment).map(CommandConfig::Forward),
+            (Some(forward), _) => ForwardConfig::read(forward, environment, PLACES).map(CommandConfig::Forward),
             (None, text) => {
                 Some(CommandConfig::Reply { text: text?, reply_type: reply_type.unwrap_or(ReplyType::Ephemeral) })
             }
@@ -256,9 +273,27 @@ impl CommandConfig {
 
 /// What no single key can tell.
 pub(super) fn cross_check(hooks: &HooksConfig, report: &Report) {
-    let moderation = hooks.before_message_send.forward.as_ref();
-    if moderation.is_some_and(|forward| forward.url.to_string().contains(COMMAND_PLACE)) {
-        report.problem("hooks.before_message_send.forward.url", "has {type}, which only a custom command has");
+    let (moderation, commands) = (&hooks.before_message_send, &hooks.custom_commands);
+    if moderation.policy.deadline > STREAM_MODERATION {
+        let what = "is over the 1.5s that Stream waits, unless its before_message_send_hook_timeout was raised: it would have gone on without an answer";
+        report.doubt("hooks.before_message_send.deadline", what);
+    }
+    if commands.policy.deadline > STREAM_COMMAND {
+        report.doubt("hooks.custom_commands.deadline", "is over the 1s that Stream waits for a command");
+    }
+    let own = commands.commands.iter().filter_map(|(name, command)| match command {
+        CommandConfig::Forward(forward) => {
+            Some((format!("hooks.custom_commands.commands.{name}"), forward, &commands.policy))
+        }
+        CommandConfig::Reply { .. } => None,
+    });
+    let moderating =
+        moderation.forward.as_ref().map(|to| ("hooks.before_message_send".to_owned(), to, &moderation.policy));
+    let any = commands.forward.as_ref().map(|to| ("hooks.custom_commands".to_owned(), to, &commands.policy));
+    for (path, forward, policy) in own.chain(moderating).chain(any) {
+        if forward.timeout_is_given && forward.timeout > policy.deadline {
+            report.doubt(format!("{path}.forward.timeout"), "is over the deadline of the hook, which cuts it short");
+        }
     }
     for name in hooks.custom_commands.commands.keys().filter(|name| !is_command_name(name)) {
         let what = match name.strip_prefix('/') {

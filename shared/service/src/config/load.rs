@@ -1,7 +1,7 @@
 //! Finds the configuration: the file, the environment over it, and secrets by reference.
 
 use super::{
-    Config, StoreKind,
+    Config, StoreKind, lines,
     reader::{Problem, Report},
 };
 use crate::secret::Secret;
@@ -14,6 +14,8 @@ use toml::{Table, Value};
 /// Read where neither `--config` nor `STREAMGATE_CONFIG` names a file, if it is there.
 const DEFAULT_FILE: &str = "streamgate.toml";
 const PREFIX: &str = "STREAMGATE__";
+/// Whose keys the environment may set.
+const SECTIONS: [&str; 8] = ["gateway", "store", "rabbitmq", "redis", "dedup", "worker", "hooks", "log"];
 
 /// The process environment, taken once, so that tests can bring their own.
 #[derive(Clone, Default)]
@@ -131,8 +133,8 @@ pub struct Loaded {
 impl Loaded {
     /// Logs what works, and is probably not what was meant.
     pub fn tell_doubts(&self) {
-        for Problem { key, what } in &self.doubts {
-            tracing::warn!(key, "{what}");
+        for Problem { key, what, line } in &self.doubts {
+            tracing::warn!(key, line, "{what}");
         }
     }
 
@@ -151,6 +153,11 @@ impl Loaded {
     pub fn for_one_process(mut self) -> Result<Loaded, ConfigError> {
         let what = "\"rabbitmq\" is the store of `gateway` and `worker`; `up` works on \"embedded\"";
         self.wants(StoreKind::Embedded, what)?;
+        if self.config.store.kind == StoreKind::RabbitMq {
+            tracing::warn!(
+                "[rabbitmq] and [redis] are for `gateway` and `worker`: `up` works on its own embedded store, and connects to neither"
+            );
+        }
         self.config.store.kind = StoreKind::Embedded;
         Ok(self)
     }
@@ -158,7 +165,7 @@ impl Loaded {
     fn wants(&self, kind: StoreKind, what: &str) -> Result<(), ConfigError> {
         let store = &self.config.store;
         let other = store.kind_is_given && store.kind != kind;
-        self.wrong(other.then(|| Problem { key: "store.kind".into(), what: what.into() }).into_iter().collect())
+        self.wrong(other.then(|| Problem::new("store.kind", what)).into_iter().collect())
     }
 
     /// These mistakes, if there are any.
@@ -206,7 +213,7 @@ pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Enviro
         path: path.clone().unwrap_or_default(),
         // The message and the line, never the line's text: it may hold a secret.
         error: match error.span() {
-            Some(span) => format!("line {}: {}", line_of(text, span.start), error.message()),
+            Some(span) => format!("line {}: {}", lines::line_of(text, span.start), error.message()),
             None => error.message().to_owned(),
         },
     })?;
@@ -219,16 +226,25 @@ pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Enviro
             Ok(()) => {
                 from_env.insert(key, name.clone());
             }
-            Err(what) => {
-                misplaced.push(Problem { key, what: format!("{what} (set by the environment variable {name})") })
-            }
+            Err(what) => misplaced.push(Problem::new(key, format!("{what} (set by the environment variable {name})"))),
         }
     }
     let report = Report::new(from_env);
-    let config = Config::read(table, environment, &report);
-    let doubts = report.take_doubts();
+    for name in environment.variables.keys() {
+        if let Some(meant) = single_underscore(name) {
+            report.doubt(format!("the environment variable {name}"), format!("sets nothing; did you mean {meant}?"));
+        }
+    }
+    let mut config = Config::read(table, environment, &report);
+    if let Some(directory) = path.as_deref().and_then(Path::parent) {
+        config.store.data_dir = directory.join(&config.store.data_dir);
+    }
+    let mut doubts = report.take_doubts();
     let mut problems = report.into_problems();
     problems.extend(misplaced);
+    for problem in problems.iter_mut().chain(&mut doubts) {
+        problem.line = lines::line(text, &problem.key);
+    }
     if problems.is_empty() { Ok(Loaded { config, path, doubts }) } else { Err(ConfigError::Wrong { path, problems }) }
 }
 
@@ -237,8 +253,12 @@ fn without_line_break(text: &str) -> &str {
     text.strip_suffix('\r').unwrap_or(text)
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+/// What a variable was meant to be that looks like a key of ours: a section and its key are parted by two underscores.
+fn single_underscore(name: &str) -> Option<String> {
+    let rest = name.strip_prefix("STREAMGATE_").filter(|rest| !rest.starts_with('_'))?;
+    let section = SECTIONS.iter().find(|section| rest.to_lowercase().starts_with(&format!("{section}_")))?;
+    let key = rest[section.len()..].trim_start_matches('_');
+    Some(format!("{PREFIX}{}__{key}", section.to_uppercase()))
 }
 
 /// Sets one scalar. Its text is parsed where it is read, by the type that the key has there.
@@ -364,7 +384,7 @@ mod tests {
         let config = load_text("[gateway]\nlisten = '127.0.0.1:2'", variables).unwrap().config;
         assert_eq!(config.gateway.listen.port(), 1);
         assert_eq!(config.worker.concurrency, 7);
-        assert_eq!(config.store.data_dir, PathBuf::from("123"));
+        assert!(config.store.data_dir.ends_with("123") && config.store.data_dir.is_absolute(), "beside the file");
         assert_eq!(keys("", [("STREAMGATE__GATEWAY__LISTN", "x")]), ["gateway.listn"]);
         assert_eq!(
             keys(
@@ -421,6 +441,124 @@ mod tests {
         assert_eq!(found, expected);
         let told = load_text(text, []).unwrap_err().to_string();
         assert!(told.starts_with("15 mistakes in the configuration (") && !told.contains("hunter2"), "{told}");
+    }
+
+    /// What can never work, with the line that it is told by.
+    #[test]
+    fn a_table_of_mistakes() {
+        let route = |more: &str| format!("[[worker.routes]]\nevents = ['*']\nforward = {{ {more} }}");
+        let hook = |more: &str| format!("[hooks.custom_commands.commands.x]\n{more}");
+        let table = [
+            (
+                "[[apps]]\nname = 'a'\n[[apps.keys]]\napi_key = 'env:KEY'\nsecrets = ['0123456789abcdef']".to_owned(),
+                "line 4: apps[1].keys[1].api_key: takes the value itself",
+            ),
+            (
+                "[[apps]]\nname = 'a'\n[[apps.keys]]\napi_key = 'k'\nsecrets = [' 0123456789abcdef']".to_owned(),
+                "line 5: apps[1].keys[1].secrets: holds a secret with white space",
+            ),
+            (
+                "[[apps]]\nname = 'a'\n[[apps.keys]]\napi_key = 'k'\nsecrets = ['\"0123456789abcdef\"']".to_owned(),
+                "line 5: apps[1].keys[1].secrets: holds a secret with quotes",
+            ),
+            ("[gateway]\nlistn = '127.0.0.1:1'".to_owned(), "line 2: gateway.listn: unknown key, did you mean listen?"),
+            ("[gateway]\nlisten = '127.0.0.1:99999'".to_owned(), "line 2: gateway.listen: "),
+            ("[gateway]\nbody_timeout = 'env:T'".to_owned(), "line 2: gateway.body_timeout: takes the value itself"),
+            ("[rabbitmq]\nurl = 'amqp://h:0/v'".to_owned(), "line 2: rabbitmq.url: has the port \"0\""),
+            ("[redis]\nurl = 'redis://h:99999'".to_owned(), "line 2: redis.url: has the port \"99999\""),
+            (route("url = 'http://h:0/'"), "line 3: worker.routes[1].forward.url: has the port \"0\""),
+            (route("url = 'http://h:99999/'"), "line 3: worker.routes[1].forward.url: has the port \"99999\""),
+            (
+                route("url = 'http://h/{type}'"),
+                "line 3: worker.routes[1].forward.url: has {type}, and nothing is filled in here",
+            ),
+            (route("url = 'http://h/ü'"), "line 3: worker.routes[1].forward.url: takes ASCII only"),
+            (route("url = 'http://ü.de/'"), "line 3: worker.routes[1].forward.url: takes ASCII only"),
+            (
+                route("url = 'env:NOT_SET'"),
+                "line 3: worker.routes[1].forward.url: the environment variable NOT_SET is not set",
+            ),
+            (
+                route("url = 'http://h/', ca = 'ca.pem'"),
+                "line 3: worker.routes[1].forward.ca: cannot read the file ca.pem",
+            ),
+            (
+                hook("forward = { url = 'http://h/{name}' }"),
+                "line 2: hooks.custom_commands.commands.x.forward.url: has {name}, and there is {type}",
+            ),
+            (hook("reply = ' '"), "line 2: hooks.custom_commands.commands.x.reply: is empty"),
+            (
+                "[hooks.before_message_send]\ndeadline = '6s'".to_owned(),
+                "line 2: hooks.before_message_send.deadline: must be at most 5s",
+            ),
+            (
+                "[hooks.before_message_send]\nrules = [{ pattern = 'a|', action = 'reject' }]".to_owned(),
+                "line 2: hooks.before_message_send.rules[1].pattern: matches the empty text",
+            ),
+            (
+                "[hooks.before_message_send]\nrules = [{ pattern = '[*]', action = 'mask', text = '*' }]".to_owned(),
+                "line 2: hooks.before_message_send.rules[1].text: is matched by its own pattern",
+            ),
+            (
+                "[log]\nrequests = 'failed'".to_owned(),
+                "line 2: log.requests: \"failed\" is neither \"refused\" nor \"all\" nor \"none\"",
+            ),
+        ];
+        for (text, expected) in table {
+            let told = load_text(&text, []).unwrap_err().to_string();
+            assert!(told.lines().any(|line| line.trim_start().starts_with(expected)), "{expected:?} in {told}");
+        }
+    }
+
+    /// What works, and is probably not what was meant.
+    #[test]
+    fn a_table_of_doubts() {
+        let route = |events: &str| {
+            format!(
+                "[[worker.routes]]\nname = 'a'\nevents = ['message.*']\nforward = {{ url = 'http://h/' }}\n\
+            [[worker.routes]]\nname = 'b'\nevents = ['{events}']\nforward = {{ url = 'http://h/', timeout = '1m' }}"
+            )
+        };
+        let table = [
+            (route("message.new"), "worker.routes[2].events", "whose events the route \"a\" takes before"),
+            (route("reacton.new"), "worker.routes[2].events", "did you mean \"reaction.new\"?"),
+            (route("reaction.new"), "worker.routes[2].forward.timeout", "cuts it short"),
+            (
+                "[hooks.before_message_send]\ndeadline = '2s'".to_owned(),
+                "hooks.before_message_send.deadline",
+                "is over the 1.5s",
+            ),
+            ("[hooks.custom_commands]\ndeadline = '2s'".to_owned(), "hooks.custom_commands.deadline", "is over the 1s"),
+            (
+                "[hooks.before_message_send]\nforward = { url = 'http://h/', timeout = '3s' }".to_owned(),
+                "hooks.before_message_send.forward.timeout",
+                "cuts it short",
+            ),
+            (
+                "[gateway]\nanswer_deadline = '1s'\n".to_owned(),
+                "hooks.before_message_send.deadline",
+                "over gateway.answer_deadline",
+            ),
+        ];
+        for (text, key, expected) in table {
+            let doubts = load_text(&text, []).unwrap().doubts;
+            assert!(doubts.iter().any(|doubt| doubt.key == key && doubt.what.contains(expected)), "{key}: {doubts:?}");
+        }
+        assert_eq!(load_text(&route("reaction.*").replace(", timeout = '1m'", ""), []).unwrap().doubts, []);
+        let variables =
+            [("STREAMGATE_GATEWAY_LISTEN", "x"), ("STREAMGATE_TEST_X", "x"), ("STREAMGATE_LOG_FORMAT", "x")];
+        let doubts = load_text("", variables).unwrap().doubts;
+        assert!(doubts[0].what.contains("did you mean STREAMGATE__GATEWAY__LISTEN?"), "{doubts:?}");
+        let apps = "[[apps]]\nname = 'a'\nkeys = [{ api_key = 'k', secrets = ['0123456789abcdef'] }]";
+        let doubts = load_text(apps, [("STREAM_API_KEY", "k"), ("STREAM_API_SECRET", "s")]).unwrap().doubts;
+        assert!(doubts[0].what.contains("STREAM_API_KEY is not used"), "{doubts:?}");
+    }
+
+    #[test]
+    fn a_gateway_needs_nothing_of_the_services() {
+        let text = "[[worker.routes]]\nevents = ['*']\nforward = { url = 'env:NOT_SET', ca = '/none.pem', headers = { X-A = 'env:NOT_SET' } }";
+        let environment = Environment::of([]).without_route_secrets();
+        assert!(from_text(None, Some(text), &environment).is_ok());
     }
 
     #[test]

@@ -6,7 +6,9 @@
 mod apps;
 mod backends;
 mod hooks;
+mod lines;
 mod load;
+mod log;
 pub mod reader;
 mod tls;
 mod worker;
@@ -15,6 +17,7 @@ pub use apps::{AppConfig, KeyConfig};
 pub use backends::{RabbitMqConfig, RedisConfig};
 pub use hooks::{COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType};
 pub use load::{ConfigError, Environment, Loaded, Source, from_text, load};
+pub use log::{Lines, LogConfig};
 pub use tls::{AcmeConfig, CertificateFiles, TlsConfig};
 pub use worker::{ForwardConfig, RouteConfig, Unmatched, WorkerConfig};
 
@@ -42,6 +45,7 @@ pub struct Config {
     pub dedup: DedupConfig,
     pub worker: WorkerConfig,
     pub hooks: HooksConfig,
+    pub log: LogConfig,
 }
 
 /// `[gateway]`
@@ -115,11 +119,21 @@ pub struct DedupConfig {
     pub max_age: Option<Duration>,
 }
 
+/// Judges the port of `host:port`; there need be none. Libraries take one over 65535 for none, or wrap it around.
+fn url_port(authority: &str) -> Result<(), String> {
+    let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+    match port.filter(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
+        Some(port) => Err(format!("has the port {port:?}: ports go from 1 to 65535")),
+        None => Ok(()),
+    }
+}
+
 impl Config {
     fn read(table: toml::Table, environment: &Environment, report: &Report) -> Config {
         let mut root = Section::root(table, report);
         let apps = apps::read(root.sections("apps"), environment, report);
         let names_backends = root.has("rabbitmq") || root.has("redis");
+        let has_apps = root.was_given("apps");
         let config = Config {
             gateway: GatewayConfig::read(root.section_or_empty("gateway")),
             store: StoreConfig::read(root.section_or_empty("store"), names_backends),
@@ -128,9 +142,15 @@ impl Config {
             dedup: DedupConfig::read(root.section_or_empty("dedup")),
             worker: WorkerConfig::read(root.section_or_empty("worker"), environment),
             hooks: HooksConfig::read(root.section_or_empty("hooks"), environment),
+            log: LogConfig::read(root.section_or_empty("log")),
             apps,
         };
         root.finish();
+        if has_apps
+            && environment.get("STREAM_API_KEY").or(environment.get("STREAM_KEY")).is_some_and(|key| !key.is_empty())
+        {
+            report.doubt("apps", "are named here, so the environment's STREAM_API_KEY is not used");
+        }
         config.cross_check(report);
         config
     }
@@ -165,6 +185,17 @@ impl Config {
                 least.div_ceil(MIB)
             );
             report.doubt("gateway.memory_budget", what);
+        }
+        for (name, policy) in [
+            ("before_message_send", &self.hooks.before_message_send.policy),
+            ("custom_commands", &self.hooks.custom_commands.policy),
+        ] {
+            if policy.deadline > gateway.answer_deadline {
+                report.doubt(
+                    format!("hooks.{name}.deadline"),
+                    "is over gateway.answer_deadline, which cuts it short: lower the one or raise the other",
+                );
+            }
         }
         apps::cross_check(&self.apps, report);
         worker::cross_check(&self.worker, &self.apps, report);

@@ -12,10 +12,21 @@ use toml::{Table, Value};
 pub struct Problem {
     pub key: String,
     pub what: String,
+    /// Of the file, from 1, where the key stands in one.
+    pub line: Option<usize>,
+}
+
+impl Problem {
+    pub fn new(key: impl Into<String>, what: impl Into<String>) -> Problem {
+        Problem { key: key.into(), what: what.into(), line: None }
+    }
 }
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
         write!(f, "{}: {}", self.key, self.what)
     }
 }
@@ -40,11 +51,11 @@ impl Report {
         if let Some(variable) = self.from_env.get(&key) {
             what.push_str(&format!(" (set by the environment variable {variable})"));
         }
-        self.problems.borrow_mut().push(Problem { key, what });
+        self.problems.borrow_mut().push(Problem::new(key, what));
     }
 
     pub fn doubt(&self, key: impl Into<String>, what: impl Into<String>) {
-        self.doubts.borrow_mut().push(Problem { key: key.into(), what: what.into() });
+        self.doubts.borrow_mut().push(Problem::new(key, what));
     }
 
     pub fn into_problems(self) -> Vec<Problem> {
@@ -104,8 +115,23 @@ impl<'r> Section<'r> {
         value
     }
 
-    /// The value that `parse` makes of a key's text or number, or none where the key is absent or wrong (then reported).
+    /// The value that `parse` makes of a key's text or number, or none where the key is absent or wrong (then reported). A reference
+    /// to the environment or a file is wrong here: as a literal it would never work.
     pub fn parsed<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        self.scalar(key, |text| match ["env:", "file:"].iter().find(|start| text.starts_with(**start)) {
+            Some(start) => {
+                Err(format!("takes the value itself: {start}… is read where a secret, a URL or a header stands"))
+            }
+            None => parse(text),
+        })
+    }
+
+    /// A text that may be a reference to the environment or a file, which the caller resolves.
+    pub fn reference(&mut self, key: &'static str) -> Option<String> {
+        self.scalar(key, |text| Ok(text.to_owned()))
+    }
+
+    fn scalar<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         let text = match self.take(key)? {
             Value::String(text) => text,
             Value::Integer(number) => number.to_string(),
@@ -235,10 +261,21 @@ impl<'r> Section<'r> {
     pub fn finish(self) {
         for key in self.table.keys() {
             let known = self.known.join(", ");
-            self.report.problem(self.key(key), format!("unknown key; this section takes: {known}"));
+            let meant = nearest(key, self.known.iter().copied());
+            let meant = meant.map(|meant| format!(", did you mean {meant}?")).unwrap_or_default();
+            self.report.problem(self.key(key), format!("unknown key{meant}; this section takes: {known}"));
         }
     }
 }
+
+/// The one of these that was probably meant.
+pub fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(name, known);
+    known.filter(|known| likeness(known) >= LIKE).max_by(|one, other| likeness(one).total_cmp(&likeness(other)))
+}
+
+/// How much of two names must be the same: `listn` and `listen` have 0.83, `retries` and `retry` 0.57, `colour` and `concurrency` 0.27.
+const LIKE: f64 = 0.5;
 
 /// `500ms`, `5s`, `2m`, `24h`: over zero.
 pub fn duration(text: &str) -> Result<Duration, String> {

@@ -3,7 +3,7 @@
 use super::{
     AppConfig, KIB, MIB, is_name,
     load::Environment,
-    reader::{Report, Section},
+    reader::{Report, Section, nearest},
 };
 use crate::http_client::roots_with;
 use crate::secret::Secret;
@@ -12,6 +12,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
+use streamgate_core::event_types::{CHAT, OTHER_PRODUCTS};
 use streamgate_core::pattern::Pattern;
 
 /// What a forwarded request carries of itself: a configured header may not replace it.
@@ -86,6 +87,8 @@ pub struct ForwardConfig {
     pub url: Uri,
     /// From connecting to the answer; `handler_timeout` cuts a longer one short. Default 10 s.
     pub timeout: Duration,
+    /// Whether the configuration says so itself.
+    pub(super) timeout_is_given: bool,
     /// Sent with each request. The values may be secrets.
     pub headers: Vec<(HeaderName, Secret)>,
     /// A PEM file of certificate authorities to trust beside the system's: what it holds.
@@ -166,13 +169,19 @@ impl RouteConfig {
             );
         }
         section.finish();
-        Some(RouteConfig { name, events, apps, forward: ForwardConfig::read(forward?, environment)? })
+        Some(RouteConfig { name, events, apps, forward: ForwardConfig::read(forward?, environment, &[])? })
     }
 }
 
 impl ForwardConfig {
-    pub(super) fn read(mut section: Section<'_>, environment: &Environment) -> Option<ForwardConfig> {
-        let url = section.text("url").map(|text| forward_url(&text));
+    /// `places`: what its URL may have in braces.
+    pub(super) fn read(mut section: Section<'_>, environment: &Environment, places: &[&str]) -> Option<ForwardConfig> {
+        let url = section.reference("url").map(|text| match environment.route_secret(&text) {
+            // Left unread, on a gateway.
+            Ok(url) if url.expose().is_empty() => Ok(Uri::from_static(UNREAD)),
+            Ok(url) => forward_url(url.expose(), places),
+            Err(what) => Err(what),
+        });
         let url = match url {
             Some(Ok(url)) => Some(url),
             Some(Err(what)) => {
@@ -185,6 +194,7 @@ impl ForwardConfig {
             }
         };
         let timeout = section.duration("timeout", Duration::from_secs(10));
+        let timeout_is_given = section.was_given("timeout");
         let mut headers = Vec::new();
         for (name, text) in section.text_table("headers") {
             match forward_header(&name, &text, environment) {
@@ -199,11 +209,12 @@ impl ForwardConfig {
                 None
             }
         });
-        if url.as_ref().is_some_and(|url| url.scheme_str() == Some("http")) && section.was_given("ca") {
+        let is_plain = url.as_ref().is_some_and(|url| url.scheme_str() == Some("http") && *url != UNREAD);
+        if is_plain && section.was_given("ca") {
             section.problem("ca", "goes with an https:// URL: there is no TLS with http://");
         }
         section.finish();
-        Some(ForwardConfig { url: url?, timeout, headers, ca: ca.filter(|pem| !pem.is_empty()) })
+        Some(ForwardConfig { url: url?, timeout, timeout_is_given, headers, ca: ca.filter(|pem| !pem.is_empty()) })
     }
 }
 
@@ -217,6 +228,9 @@ fn forward_header(name: &str, text: &str, environment: &Environment) -> Result<(
     Ok((name, value))
 }
 
+/// Stands for a URL that is not read because nothing is forwarded here.
+const UNREAD: &str = "http://unread.invalid/";
+
 /// What a file of authorities holds; nothing where it is not read, on a gateway.
 fn authorities(path: &str, environment: &Environment) -> Result<String, String> {
     let pem = environment.route_secret(&format!("file:{path}"))?.expose().to_owned();
@@ -226,11 +240,22 @@ fn authorities(path: &str, environment: &Environment) -> Result<String, String> 
     Ok(pem)
 }
 
-fn forward_url(text: &str) -> Result<Uri, String> {
-    let url: Uri =
-        text.parse().map_err(|_| "is no URL; write it like http://127.0.0.1:3000/webhooks/stream".to_owned())?;
+fn forward_url(text: &str, places: &[&str]) -> Result<Uri, String> {
     if !text.is_ascii() {
         return Err("takes ASCII only: write what else there is in a path as %XX, in a host as xn--…".to_owned());
+    }
+    let url: Uri =
+        text.parse().map_err(|_| "is no URL; write it like http://127.0.0.1:3000/webhooks/stream".to_owned())?;
+    for place in
+        text.split('{').skip(1).map(|rest| format!("{{{}", rest.split_inclusive('}').next().unwrap_or_default()))
+    {
+        if !places.contains(&&*place) {
+            let known = match places {
+                [] => "nothing is filled in here".to_owned(),
+                places => format!("there is {}", places.join(", ")),
+            };
+            return Err(format!("has {place}, and {known}; write a brace that is meant as such as %7B or %7D"));
+        }
     }
     let scheme = url.scheme_str();
     if !matches!(scheme, Some("http" | "https")) || url.host().is_none_or(str::is_empty) {
@@ -239,27 +264,57 @@ fn forward_url(text: &str) -> Result<Uri, String> {
     if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err("takes no user and password; send them in headers = { Authorization = \"env:…\" }".to_owned());
     }
-    // The library takes a port over 65535 for none.
-    let port = url.authority().and_then(|authority| authority.as_str().rsplit_once(':')).map(|(_, port)| port);
-    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
-    match port.filter(|port| !port.ends_with(']') && !is_port(port)) {
-        Some(port) => Err(format!("has the port {port:?}: ports go from 1 to 65535")),
-        None => Ok(url),
-    }
+    url.authority().map_or(Ok(()), |authority| super::url_port(authority.as_str()))?;
+    Ok(url)
 }
 
 pub(super) fn cross_check(worker: &WorkerConfig, apps: &[AppConfig], report: &Report) {
     if worker.memory_budget < 64 * KIB {
         report.problem("worker.memory_budget", "must be at least 64KiB");
     }
+    doubt_patterns(&worker.routes, report);
     let mut names = HashSet::new();
     for (place, route) in worker.routes.iter().enumerate() {
         let path = |key: &str| format!("worker.routes[{}].{key}", place + 1);
         if !names.insert(&route.name) {
             report.problem(path("name"), format!("{:?} is the name of an earlier route", route.name));
         }
+        if route.forward.timeout_is_given && route.forward.timeout > worker.handler_timeout {
+            report.doubt(path("forward.timeout"), "is over worker.handler_timeout, which cuts it short");
+        }
         for app in route.apps.iter().filter(|name| !apps.is_empty() && apps.iter().all(|app| app.name != **name)) {
             report.problem(path("apps"), format!("there is no app {app:?}"));
+        }
+    }
+}
+
+/// Routes that get nothing, or wait for events that do not come: most are slips.
+fn doubt_patterns(routes: &[RouteConfig], report: &Report) {
+    for (place, route) in routes.iter().enumerate() {
+        let key = format!("worker.routes[{}].events", place + 1);
+        let takes_all_apps = |other: &RouteConfig| {
+            other.apps.is_empty() || (!route.apps.is_empty() && route.apps.iter().all(|app| other.apps.contains(app)))
+        };
+        for pattern in &route.events {
+            let covers = |other: &&RouteConfig| {
+                takes_all_apps(other) && other.events.iter().any(|earlier| earlier.matches(pattern.as_str()))
+            };
+            if let Some(earlier) = routes.iter().take(place).find(covers) {
+                let what =
+                    format!("has {:?}, whose events the route {:?} takes before", pattern.as_str(), earlier.name);
+                report.doubt(&key, what);
+            }
+            let is_streams = CHAT.iter().any(|known| pattern.matches(known))
+                || OTHER_PRODUCTS.iter().any(|start| pattern.as_str().starts_with(start));
+            if !is_streams {
+                let meant = nearest(pattern.as_str(), CHAT.into_iter());
+                let meant = meant.map(|meant| format!(", did you mean {meant:?}?")).unwrap_or_default();
+                let what = format!(
+                    "has {:?}, which no event of Stream's matches{meant} (it may be a custom event)",
+                    pattern.as_str()
+                );
+                report.doubt(&key, what);
+            }
         }
     }
 }

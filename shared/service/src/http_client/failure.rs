@@ -11,6 +11,8 @@ use streamgate_core::duration::rounded;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallFailure {
     pub class: FailureClass,
+    /// Some of a reply was read.
+    was_heard: bool,
     /// `host:port`.
     at: String,
     cause: String,
@@ -52,7 +54,7 @@ impl FailureClass {
 
 impl std::fmt::Display for CallFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let CallFailure { class, at, cause } = self;
+        let CallFailure { class, at, cause, .. } = self;
         write!(f, "{}: ", class.as_str())?;
         match class {
             FailureClass::Dns => write!(f, "cannot find the address of the service at {at}: {cause}"),
@@ -74,8 +76,14 @@ impl Error for CallFailure {}
 
 impl CallFailure {
     /// Classifies an error of the client. `is_unsent`: nothing of the request was written; `is_connect`: there was no connection.
-    pub(super) fn of(url: &Uri, is_unsent: bool, is_connect: bool, error: &(dyn Error + 'static)) -> CallFailure {
-        let failure = |class, cause| CallFailure { class, at: address(url), cause };
+    pub(super) fn of(
+        url: &Uri,
+        is_unsent: bool,
+        is_connect: bool,
+        was_heard: bool,
+        error: &(dyn Error + 'static),
+    ) -> CallFailure {
+        let failure = |class, cause| CallFailure { class, was_heard, at: address(url), cause };
         let chain = chain(error);
         if let Some(tls) = chain.iter().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
             return failure(FailureClass::Tls, tls_cause(tls));
@@ -105,10 +113,19 @@ impl CallFailure {
         }
     }
 
+    /// Whether the service has said nothing, so that it may be asked again: it may just be restarting.
+    pub fn is_silence(&self) -> bool {
+        match self.class {
+            FailureClass::Refused | FailureClass::Unreachable | FailureClass::Unsent => true,
+            FailureClass::Closed => !self.was_heard,
+            FailureClass::Dns | FailureClass::Tls | FailureClass::Malformed | FailureClass::Timeout => false,
+        }
+    }
+
     pub(super) fn timeout(url: &Uri, within: Duration, is_connected: bool) -> CallFailure {
         let what = if is_connected { "did not answer" } else { "took no connection" };
         let cause = format!("{what} within {:?}", rounded(within));
-        CallFailure { class: FailureClass::Timeout, at: address(url), cause }
+        CallFailure { class: FailureClass::Timeout, was_heard: false, at: address(url), cause }
     }
 }
 

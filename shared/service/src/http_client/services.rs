@@ -6,13 +6,14 @@ use super::transport::{Usage, Watching};
 use super::{ClientError, connector, roots_with, system_roots};
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Request, Response, body::Incoming};
+use hyper::{Request, Response, Uri, body::Incoming};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{CaptureConnection, HttpConnector, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use std::error::Error;
 use std::time::{Duration, Instant};
+use tower_service::Service;
 
 /// How long a connection is kept without a request. Servers close them after 2 s (gunicorn), 5 s (uvicorn, Apache) or 5 to 6 s
 /// (Node): under the least of these, a request seldom meets a connection that is just being closed.
@@ -30,6 +31,7 @@ pub struct ServiceClient {
     pooled: Pool,
     /// Opens a connection for each request.
     unpooled: Pool,
+    connector: HttpsConnector<HttpConnector>,
     longest: Duration,
 }
 
@@ -50,8 +52,8 @@ impl ServiceClient {
             .http1_ignore_invalid_headers_in_responses(true)
             .http1_max_headers(HEADERS);
         let pooled = builder.build(Watching(connector.clone()));
-        let unpooled = builder.pool_max_idle_per_host(0).build(Watching(connector));
-        Ok(ServiceClient { pooled, unpooled, longest: LONGEST })
+        let unpooled = builder.pool_max_idle_per_host(0).build(Watching(connector.clone()));
+        Ok(ServiceClient { pooled, unpooled, connector, longest: LONGEST })
     }
 
     /// Sends the request, and once more if that failed for a connection that was there before, and not for the service. `within`:
@@ -77,8 +79,21 @@ impl ServiceClient {
                 self.retire(&response, &connection);
                 Ok(response)
             }
-            Ok(Err(error)) => Err(CallFailure::of(&url, is_unsent(&error), error.is_connect(), &error)),
+            Ok(Err(error)) => {
+                let was_heard = usage(&error).is_some_and(|usage| !usage.is_silent());
+                Err(CallFailure::of(&url, is_unsent(&error), error.is_connect(), was_heard, &error))
+            }
             Err(_) => Err(CallFailure::timeout(&url, within, connection.connection_metadata().is_some())),
+        }
+    }
+
+    /// Opens a connection to where this URL leads, TLS included, and closes it without a request.
+    pub async fn try_connection(&self, url: &Uri, within: Duration) -> Result<(), CallFailure> {
+        let mut connector = self.connector.clone();
+        match tokio::time::timeout(within, connector.call(url.clone())).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(CallFailure::of(url, false, true, false, &*error)),
+            Err(_) => Err(CallFailure::timeout(url, within, false)),
         }
     }
 
@@ -108,7 +123,6 @@ fn is_unsent(error: &super::CallError) -> bool {
 mod tests {
     use super::*;
     use http_body_util::BodyExt;
-    use hyper::Uri;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -40,11 +40,16 @@ impl Usage {
         self.0.opened.elapsed()
     }
 
+    /// Whether nothing was read since the last write.
+    pub(super) fn is_silent(&self) -> bool {
+        self.0.is_silent.load(Ordering::Relaxed)
+    }
+
     /// Whether a request that began then and failed on this connection says nothing about the service: the connection was there
     /// before, and no byte of this request's reply came.
     pub(super) fn failed_before_a_reply(&self, began: Instant) -> bool {
         let was_there = self.0.opened < began || self.0.was_heard.load(Ordering::Relaxed);
-        was_there && self.0.is_silent.load(Ordering::Relaxed)
+        was_there && self.is_silent()
     }
 }
 

@@ -440,11 +440,11 @@ mod tests {
         assert_eq!(read(&written, "x.calls", asked.body.clone()).envelope, asked);
         let correlation = written.correlation_id().clone().unwrap();
         let told = |reason, body: &[u8]| read_answer(&answer(correlation.clone(), reason), body.to_vec());
-        assert_eq!(told(None, b"{}"), Some((7, Ok(Bytes::from_static(b"{}")))));
+        assert_eq!(told(None, b"{\"message\":null}"), Some((7, Ok(Bytes::from_static(b"{\"message\":null}")))));
         assert_eq!(told(None, b"no JSON"), Some((7, Err(Reason::HookFailed))));
         assert_eq!(told(Some(Reason::Unhandled), b""), Some((7, Err(Reason::Unhandled))));
         assert_eq!(read_answer(&BasicProperties::default(), Vec::new()), None);
         let later = table(&[(REASON, long("an invention"))]).with_correlation_id("7".into());
-        assert_eq!(read_answer(&later, b"{}".to_vec()), Some((7, Err(Reason::HookFailed))));
+        assert_eq!(read_answer(&later, b"{\"message\":null}".to_vec()), Some((7, Err(Reason::HookFailed))));
     }
 }

@@ -1,0 +1,194 @@
+//! What became of each webhook: its count, and its line in the log. By default a line for each refusal that Stream does not
+//! repeat; so nobody has to guess why an event did not come.
+
+use crate::response::{self, Outcome};
+use hyper::header::{CONTENT_LENGTH, HeaderMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use streamgate_core::allowance::Allowance;
+use streamgate_core::envelope::header;
+use streamgate_core::id::header_id;
+use streamgate_core::reason::Reason;
+use streamgate_core::repeated::Repeated;
+use streamgate_service::config::Lines;
+use streamgate_service::metrics::Metrics;
+
+/// What stands in labels where no app or kind is known.
+const NONE: &str = "none";
+/// Between summaries of what had no line.
+const SUMMARY: Duration = Duration::from_secs(60);
+/// Characters of an API key that are shown: it is public, but a log need not spread it.
+const KEY_END: usize = 4;
+
+/// What the log says of a request beside its outcome. Nothing of its body.
+#[derive(Debug)]
+pub(crate) struct About {
+    peer: IpAddr,
+    key_end: Option<String>,
+    id: Option<String>,
+    declared: Option<u64>,
+    /// It carries a header of Stream's: whoever sent it meant a webhook.
+    is_webhook: bool,
+    pub(crate) event_type: Option<String>,
+    /// Of the body, inflated.
+    pub(crate) bytes: Option<usize>,
+}
+
+impl About {
+    pub(crate) fn of(peer: IpAddr, headers: &HeaderMap) -> About {
+        let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let streams = [header::SIGNATURE, header::WEBHOOK_ID];
+        About {
+            peer,
+            key_end: headers.get(header::API_KEY).and_then(|key| end(key.to_str().ok()?)),
+            id: header_id(headers.get(header::WEBHOOK_ID).map(|id| id.as_bytes())),
+            declared,
+            is_webhook: streams.iter().any(|name| headers.contains_key(*name)),
+            event_type: None,
+            bytes: None,
+        }
+    }
+}
+
+/// The last characters of a key, where that is not most of it.
+fn end(key: &str) -> Option<String> {
+    let is_plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    (is_plain && key.len() > 2 * KEY_END).then(|| format!("…{}", &key[key.len() - KEY_END..]))
+}
+
+/// Counts answers, and writes their lines.
+#[derive(Debug)]
+pub struct AccessLog {
+    lines: Lines,
+    pub(crate) metrics: Arc<Metrics>,
+    refusals: Mutex<Allowance>,
+    /// What was refused before there was a request, by reason.
+    connections: Mutex<Repeated>,
+}
+
+impl AccessLog {
+    pub fn new(lines: Lines, metrics: Arc<Metrics>) -> AccessLog {
+        AccessLog { lines, metrics, refusals: Mutex::default(), connections: Mutex::default() }
+    }
+
+    /// A webhook is answered.
+    pub(crate) fn answered(
+        &self,
+        app: Option<&str>,
+        kind: Option<&str>,
+        outcome: &Outcome,
+        about: &About,
+        first_byte: Instant,
+    ) {
+        let (app, kind, word) = (app.unwrap_or(NONE), kind.unwrap_or(NONE), response::word(outcome));
+        self.count(app, kind, word, first_byte);
+        match outcome {
+            Ok(_) if self.lines == Lines::All => {
+                let About { peer, id, event_type, bytes, .. } = about;
+                let ms = milliseconds(first_byte);
+                tracing::info!(app, kind, id, r#type = event_type, outcome = word, status = 200, ms, bytes, %peer, "webhook");
+            }
+            Ok(_) => {}
+            Err(reason) => self.refused(app, kind, *reason, about, first_byte),
+        }
+    }
+
+    fn refused(&self, app: &str, kind: &str, reason: Reason, about: &About, first_byte: Instant) {
+        let is_final = !response::is_passing(reason) || response::status(reason) == hyper::StatusCode::REQUEST_TIMEOUT;
+        if about.is_webhook && is_final {
+            self.metrics.gateway_refused.with_label_values(&[reason.as_str()]).inc();
+        }
+        // What is over a limit or away for now is said once by the part that it is about, and by the metrics how often.
+        if self.lines == Lines::None || !is_final {
+            return;
+        }
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.lines == Lines::Failures && !refusals.allows(reason.as_str(), Instant::now()) {
+            return;
+        }
+        drop(refusals);
+        let About { peer, key_end, id, declared, bytes, .. } = about;
+        let (status, ms, advice) =
+            (response::status(reason).as_u16(), milliseconds(first_byte), response::advice(reason));
+        tracing::warn!(
+            app,
+            kind,
+            %reason,
+            status,
+            api_key = key_end,
+            id,
+            content_length = declared,
+            bytes,
+            ms,
+            %peer,
+            advice,
+            "refused a webhook"
+        );
+    }
+
+    /// Whether lines of webhooks that are taken name their types.
+    pub(crate) fn names_types(&self) -> bool {
+        self.lines == Lines::All
+    }
+
+    /// A head that never came whole, answered by its connection.
+    pub(crate) fn head_timed_out(&self, peer: IpAddr, first_byte: Instant) {
+        self.count(NONE, NONE, Reason::HeaderTimeout.as_str(), first_byte);
+        self.connection_refused(Reason::HeaderTimeout, peer);
+    }
+
+    /// What came was no request that can be read; whoever reads the bytes has answered it, or nobody could.
+    pub(crate) fn unreadable(&self, reason: Reason, peer: IpAddr) {
+        self.metrics.gateway_requests.with_label_values(&[NONE, NONE, reason.as_str()]).inc();
+        self.connection_refused(reason, peer);
+    }
+
+    fn connection_refused(&self, reason: Reason, peer: IpAddr) {
+        if self.lines == Lines::None {
+            return;
+        }
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(times) = connections.happened(reason.as_str(), Instant::now()) {
+            tracing::warn!(%reason, times, %peer, advice = response::advice(reason), "refused what is not a webhook");
+        }
+    }
+
+    fn count(&self, app: &str, kind: &str, word: &str, first_byte: Instant) {
+        self.metrics.gateway_requests.with_label_values(&[app, kind, word]).inc();
+        self.metrics.gateway_ack.with_label_values(&[kind]).observe(first_byte.elapsed().as_secs_f64());
+    }
+
+    /// Says every minute what had no line of its own; until it is dropped.
+    pub(crate) async fn summaries(&self) {
+        loop {
+            tokio::time::sleep(SUMMARY).await;
+            self.summary();
+        }
+    }
+
+    /// What had no line of its own since the last summary.
+    pub(crate) fn summary(&self) {
+        let left_out = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take_left_out();
+        if let Some(left_out) = left_out {
+            tracing::warn!(left_out, "refused more webhooks than there are lines");
+        }
+    }
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_shows_its_end_only() {
+        assert_eq!(end("a1b23cdefgh4").as_deref(), Some("…fgh4"));
+        for none in ["abcd", "abcdefgh", "", "a b c d e f g", "é1b23cdefgh4"] {
+            assert_eq!(end(none), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Nothing is refused, fails or goes unmatched in silence.
+
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::receiver::{Receiver, reply};
+use crate::harness::wire::{API_KEY, PUSH, Webhook, raw, read_to_end, send, status};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// The lines of the log with this message.
+fn lines(site: &Site, message: &str) -> Vec<Value> {
+    let log = site.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["message"] == message).collect()
+}
+
+/// The line about a refusal for this reason.
+fn refusal(site: &Site, message: &str, reason: &str) -> Option<Value> {
+    lines(site, message).into_iter().find(|line| line["reason"] == reason)
+}
+
+async fn count(server: &Server, outcome: &str) -> f64 {
+    let text = server.ops("/metrics").await.1;
+    let lines = text.lines().filter(|line| {
+        line.starts_with("streamgate_gateway_requests_total{") && line.contains(&format!("outcome=\"{outcome}\""))
+    });
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_has_its_line_its_count_and_its_alert() {
+    let site = Site::new();
+    let gateway = "max_body = \"1KiB\"\nbody_timeout = \"300ms\"\nheader_timeout = \"300ms\"".to_owned();
+    let rest = "[dedup]\nmax_age = \"1h\"\n[hooks.custom_commands.commands.x]\nreply = \"y\"".to_owned();
+    site.configure(&Setup { gateway: gateway.clone(), rest: rest.clone(), ..Setup::default() });
+    let server = site.start().await;
+    let good = Webhook::fresh;
+    let old = Webhook::push("old", r#"{"type":"a.b","created_at":"2020-01-01T00:00:00Z"}"#);
+    let zipped = good().zipped();
+    let short = good().raw();
+    let table: Vec<(&str, Vec<u8>)> = vec![
+        ("not_found", Webhook { path: "/webhooks".into(), ..good() }.raw()),
+        ("method_not_allowed", Webhook { method: "PUT", ..good() }.raw()),
+        ("missing_api_key", good().without("x-api-key").raw()),
+        ("malformed_api_key", good().add("x-api-key", "other").raw()),
+        ("missing_signature", good().without("x-signature").raw()),
+        ("malformed_signature", good().set("x-signature", "abc").raw()),
+        ("unknown_key", good().set("x-api-key", "an-unknown-key-of-somebody").raw()),
+        ("wrong_signature", good().set("x-signature", &"a".repeat(64)).raw()),
+        ("unsupported_encoding", good().set("content-encoding", "compress").raw()),
+        ("bad_gzip", zipped.clone().on_the_wire(zipped.body.slice(..zipped.body.len() - 4)).raw()),
+        ("wrong_kind", Webhook { path: "/webhooks/stream/before-message-send".into(), ..good() }.raw()),
+        ("too_old", old.raw()),
+        ("too_large", Webhook::push("large", vec![b'x'; 2 << 10]).raw()),
+        ("body_timeout", short[..short.len() - 1].to_vec()),
+    ];
+    let alerts = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/alerts.yml")).unwrap();
+    for (reason, request) in &table {
+        // More than ten a second have no line.
+        eventually(&format!("{reason} has its line"), || async {
+            status(&mut raw(server.public, request).await).await;
+            refusal(&site, "refused a webhook", reason).is_some()
+        })
+        .await;
+        let line = refusal(&site, "refused a webhook", reason).unwrap();
+        assert!(line["advice"].as_str().is_some_and(|advice| !advice.is_empty()), "{line}");
+        assert_eq!(line["peer"], "127.0.0.1", "{line}");
+        assert!(line["status"].as_u64().is_some_and(|status| (400..500).contains(&status)), "{line}");
+        assert!(count(&server, reason).await >= 1.0, "{reason}");
+        let metric = format!("streamgate_gateway_refused_webhooks_total{{reason=\"{reason}\"}}");
+        assert!(server.metric(&metric).await >= 1.0, "{reason}");
+    }
+    let line = refusal(&site, "refused a webhook", "wrong_signature").unwrap();
+    assert!(
+        line["id"].as_str().unwrap().starts_with("fresh-") && line["app"] == "chat" && line["kind"] == "push",
+        "{line}"
+    );
+    let key_end = format!("…{}", &API_KEY[API_KEY.len() - 4..]);
+    assert!(line["api_key"] == key_end && line["content_length"].as_u64().is_some_and(|bytes| bytes > 30), "{line}");
+    assert!(alerts.contains("streamgate_gateway_refused_webhooks_total"), "any of them raises an alert");
+    let log = site.log();
+    assert!(!log.contains(API_KEY) && !log.contains("an-unknown-key-of-somebody") && !log.contains("\"number\""));
+
+    let head = "x-long: ".to_owned() + &"y".repeat(20_000);
+    let connections: Vec<(&str, Vec<u8>)> = vec![
+        ("malformed_http", b"nonsense\r\n\r\n".to_vec()),
+        ("head_too_large", format!("POST {PUSH} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n").into_bytes()),
+        ("header_timeout", format!("POST {PUSH} HTTP/1.1\r\nhost: x").into_bytes()),
+        ("tls_on_plain_port", [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 500]].concat()),
+        ("http2_on_plain_port", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec()),
+        ("unexpected_proxy_header", b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nPOST / HTTP/1.1\r\n\r\n".to_vec()),
+    ];
+    for (reason, bytes) in &connections {
+        drop(read_to_end(raw(server.public, bytes).await).await);
+        eventually(&format!("{reason} has its line"), || async {
+            refusal(&site, "refused what is not a webhook", reason).is_some()
+        })
+        .await;
+        assert_eq!(count(&server, reason).await, 1.0, "{reason}");
+        // Told once a minute.
+        drop(read_to_end(raw(server.public, bytes).await).await);
+        eventually("it is counted", || async { count(&server, reason).await == 2.0 }).await;
+        let told =
+            lines(&site, "refused what is not a webhook").iter().filter(|line| line["reason"] == *reason).count();
+        assert_eq!(told, 1, "{reason}");
+    }
+    assert!(server.terminate().await.success());
+
+    let here = Site::new();
+    here.configure(&Setup { gateway: "allow_from = [\"192.0.2.1\"]".into(), ..Setup::default() });
+    let server = here.start().await;
+    assert_eq!(send(server.public, &good()).await.unwrap().status, 403);
+    here.logged("peer_not_allowed").await;
+    assert!(server.terminate().await.success());
+
+    let quiet = Site::new();
+    quiet.configure(&Setup { gateway, rest: format!("{rest}\n[log]\nrequests = \"none\""), ..Setup::default() });
+    let server = quiet.start().await;
+    for (_, request) in table.iter().take(3) {
+        status(&mut raw(server.public, request).await).await;
+    }
+    drop(read_to_end(raw(server.public, b"nonsense\r\n\r\n").await).await);
+    assert!(server.terminate().await.success());
+    assert!(!quiet.log().contains("refused"), "{}", quiet.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_refusals_than_ten_a_second_are_a_count() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let forged = || Webhook::fresh().set("x-signature", &"a".repeat(64));
+    let sent =
+        (0..200).map(|_| async { send(server.public, &forged()).await.map_or(0, |answer| answer.status.as_u16()) });
+    let refused = futures_util::future::join_all(sent).await.into_iter().filter(|status| *status == 401).count();
+    assert!(server.terminate().await.success());
+    let lines = lines(&site, "refused a webhook").len();
+    let summary = self::lines(&site, "refused more webhooks than there are lines");
+    let left_out: usize =
+        summary[0]["left_out"].as_str().unwrap().strip_prefix("wrong_signature ").unwrap().parse().unwrap();
+    assert_eq!(lines + left_out, refused, "none is in neither");
+    assert!(left_out > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_events_way_can_be_read_from_the_log() {
+    let service = Receiver::start(|one| match (one.header("x-webhook-id"), one.header("x-streamgate-attempt")) {
+        ("late", "1") => reply(503, &[]),
+        ("refused", _) => reply(422, &[]),
+        _ => reply(200, &[]),
+    })
+    .await;
+    let site = Site::new();
+    let rest = format!("{}\n[log]\nrequests = \"all\"\ndeliveries = \"all\"", service.route());
+    site.configure(&Setup { worker: "retry = [\"200ms\"]".into(), rest, ..Setup::default() });
+    let server = site.start().await;
+    for id in ["late", "refused"] {
+        let webhook = Webhook::push(id, format!(r#"{{"type":"a.b","id":"{id}"}}"#));
+        assert_eq!(send(server.public, &webhook).await.unwrap().outcome(), "enqueued");
+        assert_eq!(send(server.public, &webhook).await.unwrap().outcome(), "duplicate");
+    }
+    let of = |message: &str, id: &str| lines(&site, message).into_iter().find(|line| line["id"] == id);
+    eventually("all is done", || async {
+        of("handled", "late").is_some() && of("an attempt failed: dead letter", "refused").is_some()
+    })
+    .await;
+    let outcomes: BTreeSet<_> = lines(&site, "webhook").iter().map(|line| line["outcome"].to_string()).collect();
+    assert_eq!(outcomes, BTreeSet::from(["\"duplicate\"".to_owned(), "\"enqueued\"".to_owned()]));
+    let taken = of("webhook", "late").unwrap();
+    assert_eq!((&taken["type"], &taken["app"], &taken["bytes"]), (&"a.b".into(), &"chat".into(), &26.into()));
+    let failed = of("an attempt failed", "late").unwrap();
+    assert_eq!((&failed["route"], &failed["attempt"], &failed["outcome"]), (&"app".into(), &1.into(), &"retry".into()));
+    assert_eq!((&failed["error"], &failed["again_in"]), (&"the service answered 503".into(), &"200ms".into()));
+    assert!(failed["key"].as_str().unwrap().starts_with("chat:push:") && failed["ms"].is_u64(), "{failed}");
+    assert_eq!(of("an attempt failed: dead letter", "refused").unwrap()["outcome"], "rejected");
+    assert!(of("handled", "late").unwrap()["age_ms"].as_u64().unwrap() >= 200);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unmatched_events_are_said_once_with_the_nearest_pattern() {
+    let service = Receiver::willing().await;
+    let site = Site::new();
+    let route = service.route().replace("[\"*\"]", "[\"mesage.new\", \"reaction.*\"]");
+    site.configure(&Setup { rest: route, ..Setup::default() });
+    let server = site.start().await;
+    for _ in 0..3 {
+        assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
+    }
+    let unmatched = "streamgate_worker_deliveries_total{outcome=\"unmatched\",route=\"none\"}";
+    eventually("all are acknowledged", || async { server.metric(unmatched).await == 3.0 }).await;
+    site.logged("no route takes events of this type").await;
+    let log = site.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("no route takes events of this type")).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("\"nearest\":\"mesage.new\"") && told[0].contains("\"type\":\"message.new\""), "{told:?}");
+    assert!(server.terminate().await.success());
+}
