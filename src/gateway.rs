@@ -116,11 +116,12 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
             }
         }),
         tokio::spawn({
-            let (exchange, metrics) = (Arc::clone(&exchange), Arc::clone(&metrics));
+            let (exchange, metrics, ladder) =
+                (Arc::clone(&exchange), Arc::clone(&metrics), config.worker.retry.clone());
             async move {
                 let depth =
                     |queue, messages: u32| metrics.queue_messages.with_label_values(&[queue]).set(messages.into());
-                exchange.watch_queues(depth).await
+                exchange.watch_queues(&ladder, depth).await
             }
         }),
         tokio::spawn({

@@ -9,6 +9,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use streamgate_core::ports::{Deliveries, Enqueue};
 use streamgate_gateway::{self as gateway, AccessLog, AnswerHook, Gateway, Intake, Tls};
 use streamgate_service::config::{AppConfig, Config, Loaded, Source};
@@ -16,12 +17,16 @@ use streamgate_service::metrics::Metrics;
 use streamgate_service::ops::{self, Readiness};
 use streamgate_service::shutdown::{self, Shutdown};
 use streamgate_store::memory::InProcess;
-use streamgate_store::sqlite::{Embedded, SeenWithinEnqueue};
+use streamgate_store::sqlite::{Depths, Embedded, SeenWithinEnqueue};
 use streamgate_worker::{CallWorker, Hooks, Router, Worker};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+
+/// Between looks at what waits in the store.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What `run` needs. Listeners are bound by the caller, so that tests can choose free ports.
 #[derive(Debug)]
@@ -122,6 +127,7 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     parts.extend(
         code.into_iter().flat_map(|code| reload::handlers(Arc::clone(&router), Arc::clone(&hooks), code, &as_loaded)),
     );
+    let depths = AbortOnDropHandle::new(tokio::spawn(show_depths(Arc::clone(&store), Arc::clone(&metrics))));
     let watch = source.map(|source| Reload { source, parts });
     let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, hangup))));
     ready();
@@ -132,7 +138,7 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
         answered.drain.cancel();
     };
     tokio::join!(receiving, worker.run(shutdown.clone()), answering.run(answered.clone()));
-    for helper in [Some(ops), renewing, watch].into_iter().flatten() {
+    for helper in [Some(ops), Some(depths), renewing, watch].into_iter().flatten() {
         helper.abort();
         drop(helper.await);
     }
@@ -145,6 +151,23 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Shows what waits in the store; until it is dropped.
+async fn show_depths(store: Arc<Embedded>, metrics: Arc<Metrics>) {
+    let mut ticks = tokio::time::interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match store.depths().await {
+            Ok(Depths { retrying, dead }) => {
+                for (queue, events) in [("retrying", retrying), ("dead", dead)] {
+                    metrics.queue_messages.with_label_values(&[queue]).set(events);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "cannot count what waits"),
+        }
+    }
 }
 
 fn readiness(

@@ -173,6 +173,10 @@ async fn an_events_way_can_be_read_from_the_log() {
     assert_eq!((&failed["error"], &failed["again_in"]), (&"the service answered 503".into(), &"200ms".into()));
     assert!(failed["key"].as_str().unwrap().starts_with("chat:push:") && failed["ms"].is_u64(), "{failed}");
     assert_eq!(of("an attempt failed: dead letter", "refused").unwrap()["outcome"], "rejected");
+    eventually("the dead letter is counted", || async {
+        server.metric("streamgate_queue_messages{queue=\"dead\"}").await == 1.0
+    })
+    .await;
     assert!(of("handled", "late").unwrap()["age_ms"].as_u64().unwrap() >= 200);
     assert!(server.terminate().await.success());
 }

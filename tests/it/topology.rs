@@ -364,7 +364,7 @@ async fn letters_are_looked_at_in_order_and_left_as_they_were() {
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!((shown["reason"].as_str(), shown["attempts"].as_u64()), (Some("rejected"), Some(1)));
     assert_eq!(shown["body"], r#"{"type":"common","n":619}"#);
-    let number = shown["number"].as_i64().unwrap().to_string();
+    let number = shown["number"].as_str().unwrap().to_owned();
     assert!(worker.terminate().await.success());
     let changed = site.run(&["dead", "drop", &number, "id-3", "--json"]).await;
     assert_eq!(String::from_utf8_lossy(&changed.stdout).trim(), "{\"dropped\":2}");

@@ -1,6 +1,6 @@
 //! Dead letters: events that no handler could take, kept with the reason until somebody replays or drops them.
 
-use crate::{envelope::Envelope, id::fingerprint, reason::Reason, user::names_user};
+use crate::{envelope::Envelope, id::fingerprint, pattern::Pattern, reason::Reason, user::names_user};
 
 /// Hex digits of a replay's nonce.
 const NONCE: usize = 16;
@@ -55,7 +55,7 @@ pub struct Filter {
     /// Numbers, webhook ids (but for those of digits only) or idempotency keys; empty means any.
     pub ids: Vec<String>,
     pub reason: Option<Reason>,
-    pub event_type: Option<String>,
+    pub event_type: Option<Pattern>,
     pub route: Option<String>,
     /// Letters that died before this, in milliseconds since the Unix epoch.
     pub died_before_ms: Option<i64>,
@@ -73,7 +73,7 @@ impl Filter {
         };
         (self.ids.is_empty() || self.ids.iter().any(named))
             && self.reason.is_none_or(|reason| reason.as_str() == letter.reason)
-            && self.event_type.as_ref().is_none_or(|name| *name == envelope.event_type)
+            && self.event_type.as_ref().is_none_or(|pattern| pattern.matches(&envelope.event_type))
             && self.route.as_ref().is_none_or(|route| Some(route) == envelope.route.as_ref())
             && self.died_before_ms.is_none_or(|limit| letter.died_at_ms < limit)
             && self.user.as_ref().is_none_or(|user| names_user(&envelope.body, user))
@@ -137,8 +137,9 @@ mod tests {
             (ids("07"), true),
             (Filter { reason: Some(Reason::Rejected), ..Filter::default() }, true),
             (Filter { reason: Some(Reason::Unmatched), ..Filter::default() }, false),
-            (Filter { event_type: Some("message.new".into()), ..Filter::default() }, true),
-            (Filter { event_type: Some("message".into()), ..Filter::default() }, false),
+            (Filter { event_type: Pattern::parse("message.new").ok(), ..Filter::default() }, true),
+            (Filter { event_type: Pattern::parse("message.*").ok(), ..Filter::default() }, true),
+            (Filter { event_type: Pattern::parse("message").ok(), ..Filter::default() }, false),
             (Filter { route: Some("app".into()), ..Filter::default() }, true),
             (Filter { route: Some("other".into()), ..Filter::default() }, false),
             (Filter { died_before_ms: Some(1001), ..Filter::default() }, true),

@@ -90,7 +90,8 @@ metrics! {
     gateway_redis_up: IntGaugeVec = "gateway_redis_up" |name, help| absent_gauge(name, help);
     /// Time to make an event durable, in seconds.
     gateway_publish: Histogram = "gateway_publish_seconds" |name, help| histogram(name, help, &ANSWER_BUCKETS);
-    /// Messages that are ready in RabbitMQ's queues events, dead and unrouted, as a gateway finds them every 5 seconds.
+    /// Events that wait for a worker (waiting) or for another attempt (retrying), dead letters (dead), and with RabbitMQ events that no
+    /// queue was bound for (unrouted); as found every 5 seconds. Without those that workers have in hand, with RabbitMQ.
     queue_messages: IntGaugeVec = "queue_messages" |name, help| gauges(name, help, &["queue"]);
     /// Events that wait on the gateway's own disk for RabbitMQ.
     spool_events: IntGauge = "spool_events" |name, help| IntGauge::new(name, help);

@@ -28,6 +28,7 @@ use headers::Beside;
 use link::{Link, State};
 use publisher::{Message, Publisher, Width};
 use std::sync::Arc;
+use std::time::Duration;
 use streamgate_core::{
     envelope::Envelope,
     ports::{Accepted, Enqueue, StoreError},
@@ -56,9 +57,10 @@ impl Exchange {
         Exchange { topology, publisher: Publisher::start(link, width, on_return), unrouted }
     }
 
-    /// Calls `show` with the depth of each queue, and hands back what was diverted from the events. Never returns.
-    pub async fn watch_queues(&self, show: impl Fn(&'static str, u32) + Send) {
-        self.unrouted.run(self.publisher.link(), show).await;
+    /// Calls `show` with the depth of each queue, and hands back what was diverted from the events. `ladder`: the workers' waits
+    /// between attempts. Never returns.
+    pub async fn watch_queues(&self, ladder: &[Duration], show: impl Fn(&'static str, u32) + Send) {
+        self.unrouted.run(self.publisher.link(), ladder, show).await;
     }
 
     /// Why events do not reach their queue, where they do not: they are durable, but nobody handles them.

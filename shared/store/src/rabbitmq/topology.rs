@@ -118,6 +118,12 @@ impl Topology {
         format!("{}.events", self.prefix)
     }
 
+    /// Where events wait for another attempt after these waits, whether or not they are part of this topology.
+    pub(super) fn retry_queues(&self, ladder: &[Duration]) -> Vec<String> {
+        let with_steps = self.clone().with_steps(ladder);
+        with_steps.steps.iter().map(|step_ms| with_steps.retry(*step_ms)).collect()
+    }
+
     /// The names of all queues.
     pub fn queues(&self) -> Vec<String> {
         let queues = self.items().into_iter().filter_map(|item| match item {

@@ -67,7 +67,8 @@ impl Watch {
     }
 
     /// Looks again and again. `show` is called with the depth of each queue. Never returns.
-    pub(super) async fn run(&self, link: &Link, show: impl Fn(&'static str, u32) + Send) {
+    pub(super) async fn run(&self, link: &Link, ladder: &[Duration], show: impl Fn(&'static str, u32) + Send) {
+        let retries = self.topology.retry_queues(ladder);
         drop(link.up().await);
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -77,6 +78,9 @@ impl Watch {
                 ticks.tick().await;
             }
             let Ok(session) = link.session() else { continue };
+            if let Ok(retrying) = depth_of_all(&session, &retries).await {
+                show("retrying", retrying);
+            }
             match self.look(&session, &show).await {
                 Ok(left) => more = left,
                 Err(why) => {
@@ -98,7 +102,7 @@ impl Watch {
     async fn look(&self, session: &Session, show: &(impl Fn(&'static str, u32) + Send)) -> Result<bool, String> {
         let channel = session.channel().await?;
         let queues = [
-            ("events", self.topology.events()),
+            ("waiting", self.topology.events()),
             ("dead", self.topology.dead()),
             ("unrouted", self.topology.unrouted()),
         ];
@@ -248,4 +252,18 @@ impl Watch {
 /// Whether it has the routing key that the events are bound by.
 fn is_event(message: &Delivery) -> bool {
     message.routing_key.as_str().split('.').nth(1) == Some("push")
+}
+
+/// Messages that are ready in these queues. One that is not there, as before the first worker came, has none.
+async fn depth_of_all(session: &Session, queues: &[String]) -> Result<u32, String> {
+    let mut all = 0_u32;
+    for queue in queues {
+        // Of its own: a queue that is missing ends it.
+        let channel = session.channel().await?;
+        let depth = timeout(PATIENCE, ready(&channel, queue)).await;
+        let depth = depth.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
+        all = all.saturating_add(depth.unwrap_or(0));
+        drop(channel.close(200, "OK".into()).await);
+    }
+    Ok(all)
 }

@@ -141,3 +141,7 @@ fn replay(connection: &mut Connection, numbers: &[i64]) -> rusqlite::Result<(usi
 fn delete(connection: &Connection, number: i64) -> rusqlite::Result<usize> {
     connection.prepare_cached("DELETE FROM dead WHERE number = ?1")?.execute(params![number])
 }
+
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT count(*) FROM dead", [], |row| row.get(0))
+}

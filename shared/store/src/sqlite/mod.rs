@@ -35,9 +35,10 @@ use inbox::{Bounds, Handle, Inbox};
 use leases::Leases;
 use queue::Change;
 use reader::Reader;
+use rusqlite::Connection;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use streamgate_core::{
     claim::{ClaimKey, Conclusion, Verdict},
@@ -75,8 +76,18 @@ pub struct Embedded {
     writer: Writer,
     inbox: Inbox,
     leases: Leases,
+    /// For counting, apart from the threads that are waited for.
+    counting: Arc<Mutex<Connection>>,
     /// Last: the lock is let go after the threads that use the file have been told to end.
     _owned: Owned,
+}
+
+/// What waits in the store and can be counted without reading it: events that never failed have no index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depths {
+    /// To be tried again, those in hand included.
+    pub retrying: i64,
+    pub dead: i64,
 }
 
 impl Embedded {
@@ -88,16 +99,29 @@ impl Embedded {
         queue::bring_forward(&writing, now_ms()).map_err(failed)?;
         queue::begin(&mut writing, options.prefetch).map_err(failed)?;
         let reading = schema::open_reader(&owned.database())?;
+        let counting = Arc::new(Mutex::new(schema::open_reader(&owned.database())?));
         let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options), None)?;
         let Options { prefetch, in_hand_bytes, patience, .. } = *options;
         let bounds = Bounds { prefetch, in_hand_bytes, patience };
         let inbox = Inbox::start(Reader::start(reading)?, writer.marker(), writer.news(), bounds);
-        Ok(Embedded { writer, inbox, leases: Leases::default(), _owned: owned })
+        Ok(Embedded { writer, inbox, leases: Leases::default(), counting, _owned: owned })
+    }
+
+    /// How many rows there are, of each kind.
+    pub async fn depths(&self) -> Result<Depths, StoreError> {
+        let counting = Arc::clone(&self.counting);
+        let counted = tokio::task::spawn_blocking(move || {
+            let connection = counting.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok::<_, rusqlite::Error>((queue::count_retrying(&connection)?, letters::count(&connection)?))
+        });
+        let failed = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
+        let (retrying, dead) = counted.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+        Ok(Depths { retrying, dead })
     }
 
     /// Ends the threads after what they were given is committed, and lets the directory go.
     pub async fn close(self) {
-        let Embedded { writer, inbox, leases: _, _owned } = self;
+        let Embedded { writer, inbox, leases: _, counting: _, _owned } = self;
         inbox.close().await;
         if let Err(error) = writer.end().await {
             tracing::warn!(%error, "cannot record that nothing is in hand: the next start takes this one for killed");

@@ -89,6 +89,11 @@ pub(super) fn count(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT count(*) FROM events", [], |row| row.get(0))
 }
 
+/// Events that wait for another attempt.
+pub(super) fn count_retrying(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT count(*) FROM events WHERE due_at > 0", [], |row| row.get(0))
+}
+
 /// Brings forward what is due later than after its whole wait: it was written while the clock was ahead. Rows of a version that did
 /// not keep their wait had at most an hour, or their ladder's longest step.
 pub(super) const BRING_FORWARD: &str = "UPDATE events SET due_at = ?1 + coalesce(wait_ms, 3600000)

@@ -1,20 +1,21 @@
 //! `streamgate dead`: dead letters, beside a running `up` or without one.
 
+mod select;
+
 use crate::cli::Global;
 use crate::exit::BadUsage;
 use crate::output;
 use crate::wiring::Backends;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use serde::Serialize;
+use select::Select;
+use serde::{Serialize, Serializer};
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Duration;
 use streamgate_core::envelope::rfc3339;
 use streamgate_core::letter::{Filter, Letter, LetterId};
 use streamgate_core::ports::{Letters, Moved};
-use streamgate_core::reason::Reason;
-use streamgate_service::config::{Loaded, StoreKind, reader};
+use streamgate_service::config::{Loaded, StoreKind};
 use streamgate_service::shutdown::Shutdown;
 use streamgate_store::rabbitmq::LetterQueue;
 use streamgate_store::sqlite::LetterBox;
@@ -79,70 +80,11 @@ enum Action {
     },
 }
 
-/// Which letters: everything given must hold.
-#[derive(Debug, Args)]
-struct Select {
-    /// Numbers, webhook ids (but for those of digits only) or idempotency keys
-    ids: Vec<String>,
-    /// Only this reason: rejected, retries_exhausted, unmatched, poison, dropped_by_broker, unrouted
-    #[arg(long, value_parser = reason)]
-    reason: Option<Reason>,
-    /// Only this event type
-    #[arg(long = "type", value_name = "TYPE")]
-    event_type: Option<String>,
-    /// Only this route
-    #[arg(long)]
-    route: Option<String>,
-    /// Only letters that died at least this long ago: 90s, 2h, 7d
-    #[arg(long, value_name = "DURATION", value_parser = reader::duration)]
-    older_than: Option<Duration>,
-    /// Only events that name the user with this id, wherever Stream puts one
-    #[arg(long, value_name = "ID")]
-    user: Option<String>,
-    /// All letters
-    #[arg(long)]
-    all: bool,
-}
-
-fn reason(text: &str) -> Result<Reason, String> {
-    Reason::parse(text).ok_or_else(|| "no such reason; see `streamgate dead list`".to_owned())
-}
-
-impl Select {
-    fn filter(self) -> Filter {
-        let now = jiff::Timestamp::now().as_millisecond();
-        let age = |age: Duration| now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-        Filter {
-            ids: self.ids,
-            reason: self.reason,
-            event_type: self.event_type,
-            route: self.route,
-            died_before_ms: self.older_than.map(age),
-            user: self.user,
-        }
-    }
-
-    /// What changes letters must say which: an empty selection is a slip, not a wish.
-    fn explicit(self) -> Result<Filter, BadUsage> {
-        let (all, filter) = (self.all, self.filter());
-        let Filter { ids, reason, event_type, route, died_before_ms, user } = &filter;
-        let selects = !ids.is_empty()
-            || reason.is_some()
-            || event_type.is_some()
-            || route.is_some()
-            || died_before_ms.is_some()
-            || user.is_some();
-        if selects == all {
-            let what = "say which letters: ids, --reason, --type, --route, --older-than, --user, or else --all";
-            return Err(BadUsage(what.to_owned()));
-        }
-        Ok(filter)
-    }
-}
-
 /// A letter as scripts see it.
 #[derive(Debug, Serialize)]
 struct View<'a> {
+    /// A text: it may have 19 digits, and JavaScript and jq round those.
+    #[serde(serialize_with = "as_text")]
     number: i64,
     id: &'a str,
     key: &'a str,
@@ -160,6 +102,10 @@ struct View<'a> {
     bytes: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<String>,
+}
+
+fn as_text<S: Serializer>(number: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(number)
 }
 
 impl View<'_> {
