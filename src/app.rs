@@ -1,8 +1,10 @@
 //! Streamgate as a library: handlers in Rust, in the place of services that events are forwarded to.
 
+use crate::exit;
 use crate::up;
 use crate::worker;
 use std::future::Future;
+use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::pattern::Pattern;
 use streamgate_service::config::{self, Config, Environment, Loaded, Source};
@@ -10,9 +12,26 @@ use streamgate_service::telemetry::{self, Host, LogFormat};
 use streamgate_worker::{Answer, AnsweredBy, BeforeMessageSend, Command, Context, Event, HandlerError, Hooks, Route};
 
 /// Why Streamgate does not run: a mistake in the configuration, a port that is taken, a store that cannot be opened.
-#[derive(Debug, thiserror::Error)]
+///
+/// A `main` that returns it prints it as it reads, and ends with 1. One that ends as the command does, with 64 for a mistake in the
+/// configuration, returns [`Error::exit_code`].
+#[derive(thiserror::Error)]
 #[error("{0:#}")]
 pub struct Error(anyhow::Error);
+
+/// What a `main` prints that returns it.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl Error {
+    /// 64 for a mistake in the configuration, else 1.
+    pub fn exit_code(&self) -> ExitCode {
+        exit::code(&self.0)
+    }
+}
 
 /// What the code brings, beside the configuration: routes that are tried before those of the file, and hooks.
 #[derive(Clone, Debug, Default)]
@@ -159,5 +178,21 @@ impl Streamgate {
             }
             Origin::Config(config) => Ok((Loaded { config: *config, path: None, doubts: Vec::new() }, None, self.code)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use streamgate_service::config::ConfigError;
+
+    #[test]
+    fn an_error_reads_alike_however_it_is_shown() {
+        let wrong = ConfigError::Unreadable { path: "a.toml".into(), error: "no such file".into() };
+        let error = Error(anyhow::Error::from(wrong).context("cannot start"));
+        let told = "cannot start: cannot read the config file a.toml: no such file";
+        assert_eq!((format!("{error}"), format!("{error:?}")), (told.to_owned(), told.to_owned()));
+        let codes = [error, Error(anyhow::anyhow!("a port is taken"))].map(|error| format!("{:?}", error.exit_code()));
+        assert_eq!(codes, [64, 1].map(|code| format!("{:?}", ExitCode::from(code))));
     }
 }

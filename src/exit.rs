@@ -20,7 +20,6 @@ pub struct BadUsage(pub String);
 
 /// Tells the error on stderr and picks the code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let usage = error.is::<ConfigError>() || error.is::<BadUsage>() || error.is::<FilterError>();
     let text = format!("streamgate: {error:#}");
     let (done, written) = mpsc::channel();
     // A stderr that is gone leaves only the code to tell, and so does one that nobody reads.
@@ -29,5 +28,11 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         done.send(()).ok();
     });
     written.recv_timeout(PATIENCE).ok();
+    code(error)
+}
+
+/// Whose mistake it was.
+pub fn code(error: &anyhow::Error) -> ExitCode {
+    let usage = error.is::<ConfigError>() || error.is::<BadUsage>() || error.is::<FilterError>();
     ExitCode::from(if usage { USAGE } else { FAILED })
 }
