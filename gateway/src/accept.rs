@@ -190,6 +190,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
                 match read {
                     Ok(Ok(Some(client))) => activity.comes_from(client),
                     Ok(Ok(None)) => {}
+                    Ok(Err(error)) if is_gone(&error) => return,
                     Ok(Err(_)) | Err(_) => {
                         intake.log.unreadable(Reason::MissingProxyHeader, peer);
                         return;
@@ -240,6 +241,12 @@ async fn arrive(
     waiting.take().map(|(stream, _)| (stream, place)).ok_or_else(|| std::io::ErrorKind::NotConnected.into())
 }
 
+/// Whether the peer went away: as probes of balancers do, which only connect.
+fn is_gone(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
 /// The handshake is bounded like a head: a peer that never ends it holds a place, and is the first to lose it.
 async fn secure<E: Enqueue, S: Seen>(
     stream: TcpStream,
@@ -255,8 +262,7 @@ async fn secure<E: Enqueue, S: Seen>(
     };
     let mut stream = match shaken {
         Ok(Ok(stream)) => stream,
-        // As probes of balancers do.
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return,
+        Ok(Err(error)) if is_gone(&error) => return,
         Ok(Err(_)) | Err(_) => return intake.log.unreadable(Reason::TlsFailed, activity.peer()),
     };
     match stream.get_ref().1.alpn_protocol() {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::allowance::Allowance;
 use streamgate_core::envelope::header;
-use streamgate_core::id::header_id;
+use streamgate_core::id::{Kind, header_id};
 use streamgate_core::reason::Reason;
 use streamgate_core::repeated::Repeated;
 use streamgate_service::config::Lines;
@@ -57,6 +57,14 @@ fn end(key: &str) -> Option<String> {
     (is_plain && key.len() > 2 * KEY_END).then(|| format!("…{}", &key[key.len() - KEY_END..]))
 }
 
+/// Whose webhook it was, as far as that is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Of<'a> {
+    pub(crate) app: Option<&'a str>,
+    pub(crate) kind: Option<Kind>,
+    pub(crate) is_signed: bool,
+}
+
 /// Counts answers, and writes their lines.
 #[derive(Debug)]
 pub struct AccessLog {
@@ -65,52 +73,61 @@ pub struct AccessLog {
     refusals: Mutex<Allowance>,
     /// What was refused before there was a request, by reason.
     connections: Mutex<Repeated>,
+    /// What passes, and hooks without an answer.
+    repeated: Mutex<Repeated>,
 }
 
 impl AccessLog {
     pub fn new(lines: Lines, metrics: Arc<Metrics>) -> AccessLog {
-        AccessLog { lines, metrics, refusals: Mutex::default(), connections: Mutex::default() }
+        AccessLog {
+            lines,
+            metrics,
+            refusals: Mutex::default(),
+            connections: Mutex::default(),
+            repeated: Mutex::default(),
+        }
     }
 
     /// A webhook is answered.
-    pub(crate) fn answered(
-        &self,
-        app: Option<&str>,
-        kind: Option<&str>,
-        outcome: &Outcome,
-        about: &About,
-        first_byte: Instant,
-    ) {
-        let (app, kind, word) = (app.unwrap_or(NONE), kind.unwrap_or(NONE), response::word(outcome));
+    pub(crate) fn answered(&self, of: Of<'_>, outcome: &Outcome, about: &About, first_byte: Instant) {
+        let (app, kind, word) = (of.app.unwrap_or(NONE), of.kind.map_or(NONE, Kind::as_str), response::word(outcome));
         self.count(app, kind, word, first_byte);
         match outcome {
-            Ok(_) if self.lines == Lines::All => {
-                let About { peer, id, event_type, bytes, .. } = about;
-                let ms = milliseconds(first_byte);
-                tracing::info!(app, kind, id, r#type = event_type, outcome = word, status = 200, ms, bytes, %peer, "webhook");
+            Ok(taken) => {
+                if let Some(reason) = taken.policy() {
+                    self.hook_unanswered(kind, reason);
+                }
+                if self.lines == Lines::All {
+                    let About { peer, id, event_type, bytes, .. } = about;
+                    let ms = milliseconds(first_byte);
+                    tracing::info!(app, kind, id, r#type = event_type, outcome = word, status = 200, ms, bytes, %peer, "webhook");
+                }
             }
-            Ok(_) => {}
-            Err(reason) => self.refused(app, kind, *reason, about, first_byte),
+            Err(reason) => self.refused(&of, *reason, about, first_byte),
         }
     }
 
-    fn refused(&self, app: &str, kind: &str, reason: Reason, about: &About, first_byte: Instant) {
-        let is_final = !response::is_passing(reason) || response::status(reason) == hyper::StatusCode::REQUEST_TIMEOUT;
+    fn refused(&self, of: &Of<'_>, reason: Reason, about: &About, first_byte: Instant) {
+        let (app, kind) = (of.app.unwrap_or(NONE), of.kind.map_or(NONE, Kind::as_str));
+        let status = response::status(reason);
+        let is_final = status != hyper::StatusCode::SERVICE_UNAVAILABLE;
         if about.is_webhook && is_final {
             self.metrics.gateway_refused.with_label_values(&[reason.as_str()]).inc();
         }
-        // What is over a limit or away for now is said once by the part that it is about, and by the metrics how often.
-        if self.lines == Lines::None || !is_final {
+        if !is_final {
+            self.busy(of.kind, reason);
+        }
+        let has_line = match self.lines {
+            Lines::None => false,
+            // Nobody without the secret may fill the log.
+            Lines::All => of.is_signed || self.allows(reason),
+            Lines::Failures => is_final && self.allows(reason),
+        };
+        if !has_line {
             return;
         }
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.lines == Lines::Failures && !refusals.allows(reason.as_str(), Instant::now()) {
-            return;
-        }
-        drop(refusals);
         let About { peer, key_end, id, declared, bytes, .. } = about;
-        let (status, ms, advice) =
-            (response::status(reason).as_u16(), milliseconds(first_byte), response::advice(reason));
+        let (status, ms, advice) = (status.as_u16(), milliseconds(first_byte), response::advice(reason));
         tracing::warn!(
             app,
             kind,
@@ -125,6 +142,35 @@ impl AccessLog {
             advice,
             "refused a webhook"
         );
+    }
+
+    fn allows(&self, reason: Reason) -> bool {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).allows(reason.as_str(), Instant::now())
+    }
+
+    /// Answered 503: said once a minute. Stream repeats a push, and takes a hook for allowed.
+    fn busy(&self, kind: Option<Kind>, reason: Reason) {
+        let what = match kind {
+            Some(kind @ (Kind::BeforeMessageSend | Kind::CustomCommand)) => {
+                return self.hook_unanswered(kind.as_str(), reason);
+            }
+            Some(Kind::Push) | None => format!("webhooks are answered 503: {reason}"),
+        };
+        self.repeatedly(&what, response::advice(reason));
+    }
+
+    fn hook_unanswered(&self, kind: &str, reason: Reason) {
+        self.repeatedly(&format!("hooks are answered by their policy: {kind}, {reason}"), response::advice(reason));
+    }
+
+    fn repeatedly(&self, what: &str, advice: &str) {
+        if self.lines == Lines::None {
+            return;
+        }
+        let mut repeated = self.repeated.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(times) = repeated.happened(what, Instant::now()) {
+            tracing::warn!(times, advice, "{what}");
+        }
     }
 
     /// Whether lines of webhooks that are taken name their types.
@@ -172,6 +218,14 @@ impl AccessLog {
         let left_out = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take_left_out();
         if let Some(left_out) = left_out {
             tracing::warn!(left_out, "refused more webhooks than there are lines");
+        }
+        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner).take_unsaid();
+        for (reason, times) in connections {
+            tracing::warn!(reason, times, "refused more of what is not a webhook");
+        }
+        let repeated = self.repeated.lock().unwrap_or_else(PoisonError::into_inner).take_unsaid();
+        for (what, times) in repeated {
+            tracing::warn!(times, "{what}");
         }
     }
 }

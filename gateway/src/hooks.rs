@@ -15,7 +15,6 @@ use streamgate_core::{
     id::Kind,
     ports::{Answers, Ask, Turn},
     reason::Reason,
-    repeated::Repeated,
 };
 use streamgate_service::config::{HookPolicy, HooksConfig};
 use streamgate_service::metrics::Metrics;
@@ -59,6 +58,14 @@ enum Source {
 }
 
 impl Answered {
+    /// Why it is the policy's, if it is.
+    pub(crate) fn policy(&self) -> Option<Reason> {
+        match self.source {
+            Source::Worker | Source::First => None,
+            Source::Policy(reason) => Some(reason),
+        }
+    }
+
     /// The word in metrics and in the answer's header.
     pub(crate) fn word(&self) -> &'static str {
         match self.source {
@@ -128,8 +135,6 @@ pub struct Hooks<C, A> {
     /// Hooks that are being answered here, by key, until their answer is remembered.
     in_work: Mutex<HashMap<String, watch::Receiver<Option<Answered>>>>,
     remembering: Arc<Semaphore>,
-    /// Hooks without an answer, by reason.
-    by_policy: Mutex<Repeated>,
     /// Whatever goes on beside the connections.
     tasks: TaskTracker,
 }
@@ -152,7 +157,6 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
             metrics,
             in_work: Mutex::default(),
             remembering: Arc::new(Semaphore::new(REMEMBERING)),
-            by_policy: Mutex::default(),
             tasks: TaskTracker::new(),
         })
     }
@@ -286,15 +290,9 @@ impl<C: Ask, A: Answers> AnswerHook for Hooks<C, A> {
             let reserve = WRITING.min(self.policy(kind).deadline / 10);
             asked.deadline = asked.deadline.checked_sub(reserve).unwrap_or(asked.deadline);
             let metrics = Arc::clone(&self.metrics);
-            let answered = if asked.repeatable { Arc::clone(&self).once(asked).await } else { self.ask(asked).await };
+            let answered = if asked.repeatable { self.once(asked).await } else { self.ask(asked).await };
             let labels = [kind.as_str(), answered.word()];
             metrics.hook_call.with_label_values(&labels).observe(started.elapsed().as_secs_f64());
-            if let Source::Policy(reason) = answered.source {
-                let mut by_policy = self.by_policy.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(times) = by_policy.happened(reason.as_str(), std::time::Instant::now()) {
-                    tracing::warn!(kind = kind.as_str(), %reason, times, "hooks are answered by their policy");
-                }
-            }
             answered
         })
     }

@@ -89,7 +89,7 @@ pub(crate) fn envelope(
         // What is refused has a line; this is answered.
         if *reason == Reason::Unhandled {
             let peer = client.address;
-            tracing::error!(app = &*app, kind = kind.as_str(), id, %reason, %peer, "not asked: {NO_COMMAND}");
+            tracing::debug!(app = &*app, kind = kind.as_str(), id, %reason, %peer, "not asked: {NO_COMMAND}");
         }
     })?;
     let by = match kind {

@@ -1,7 +1,7 @@
 //! One request: admit it, read its body, make it durable or have it answered, answer. Every path ends within
 //! `answer_deadline`.
 
-use crate::access_log::{About, AccessLog};
+use crate::access_log::{About, AccessLog, Of};
 use crate::activity::{InHand, Unwritten};
 use crate::budget::Share;
 use crate::head::{self, Head, Manner};
@@ -158,8 +158,9 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
                 // Not refused by address from then on: behind a balancer that would be Stream's.
                 in_hand.strike();
             }
-            let kind = target.ok().map(|target| target.kind.as_str());
-            self.log.answered(app.as_deref(), kind, &outcome, &about, first_byte);
+            let kind = target.ok().map(|target| target.kind);
+            let of = Of { app: app.as_deref(), kind, is_signed: in_hand.is_signed() };
+            self.log.answered(of, &outcome, &about, first_byte);
             drop(flight);
             let response = response::response(outcome, manner.is_http1 && in_hand.is_struck());
             response.map(|bytes| AnswerBody { bytes, _unwritten: in_hand.answered(), _cost: cost })

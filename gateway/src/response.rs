@@ -19,6 +19,16 @@ pub(crate) enum Taken {
     Hook(Answered),
 }
 
+impl Taken {
+    /// Why a hook was answered by its policy, if it was.
+    pub(crate) fn policy(&self) -> Option<Reason> {
+        match self {
+            Taken::Event(_) => None,
+            Taken::Hook(answered) => answered.policy(),
+        }
+    }
+}
+
 /// What became of a request.
 pub(crate) type Outcome = Result<Taken, Reason>;
 
@@ -89,13 +99,15 @@ pub(crate) fn is_passing(reason: Reason) -> bool {
 pub(crate) fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::MalformedHttp => "what came is not HTTP/1.1 that can be read",
-        Reason::HeadTooLarge => "the headers are over 16 KiB",
+        Reason::HeadTooLarge => "the headers are over 16 KiB, or over 100",
         Reason::TlsOnPlainPort => {
             "this port speaks plain HTTP: use an http:// URL, or set gateway.tls, or put TLS in front"
         }
         Reason::Http2OnPlainPort => "without TLS this port speaks HTTP/1.1: have the proxy in front speak that",
         Reason::TlsFailed => "this port speaks TLS: use an https:// URL, and a certificate that the sender trusts",
-        Reason::UnexpectedProxyHeader => "the balancer sends a PROXY header: set gateway.proxy_protocol = true",
+        Reason::UnexpectedProxyHeader => {
+            "the balancer sends a PROXY header: set gateway.proxy_protocol = true, and the balancer in gateway.trusted_proxies"
+        }
         Reason::MissingProxyHeader => {
             "gateway.proxy_protocol is set, and this connection begins without a PROXY header that can be read"
         }

@@ -129,7 +129,13 @@ fn load(global: &Global, role: Option<Role>) -> Result<Loaded, ConfigError> {
     let loaded = global.load_quietly(&Source { environment, file: source.file })?;
     match role {
         Some(Role::Gateway | Role::Worker) => loaded.for_services(),
-        Some(Role::Up) => loaded.for_one_process(),
+        Some(Role::Up) => {
+            let names_backends = loaded.config.store.kind == StoreKind::RabbitMq;
+            let mut loaded = loaded.for_one_process()?;
+            let what = "and [redis] are for `gateway` and `worker`: `up` connects to neither";
+            loaded.doubts.extend(names_backends.then(|| Problem::new("rabbitmq", what)));
+            Ok(loaded)
+        }
         None => Ok(loaded),
     }
 }
@@ -144,7 +150,18 @@ fn with_backends(loaded: Loaded) -> Result<(Loaded, Option<Backends>), ConfigErr
 }
 
 async fn named(config: &Config, backends: Option<Backends>, args: &Check) -> Vec<Finding> {
-    let mut checks = vec![Finding::new("apps", Ok(apps(config)))];
+    let mut checks = Vec::new();
+    match args.role {
+        Some(Role::Worker) => {}
+        Some(Role::Gateway) if config.apps.is_empty() => {
+            let what = "none is named: add [[apps]], or set STREAM_API_KEY and STREAM_API_SECRET";
+            checks.push(Finding::new("apps", Err(what.to_owned())));
+        }
+        Some(Role::Gateway | Role::Up) | None => checks.push(Finding::new("apps", Ok(apps(config)))),
+    }
+    if args.role == Some(Role::Gateway) {
+        checks.push(Finding::new("store", store(config)));
+    }
     let hooks = wiring::hooks(config, Hooks::default());
     match backends {
         Some(backends) => {
@@ -251,7 +268,7 @@ fn creatable(data_dir: &Path) -> Result<String, String> {
         result => result.map_err(|error| format!("cannot be written to: {error}")),
     };
     match told {
-        Ok(()) => Ok(format!("{} holds no store yet; `up` creates it", data_dir.display())),
+        Ok(()) => Ok(format!("{} holds no store yet; it is created at the start", absolute.display())),
         Err(what) => Err(format!("{} {what}; set store.data_dir to another place", existing.display())),
     }
 }

@@ -45,7 +45,7 @@ impl AttemptLog {
             return;
         };
         let next = next(settlement);
-        if self.lines == Lines::None || (self.lines == Lines::Failures && !self.allows(next.outcome)) {
+        if self.lines == Lines::None || (self.lines == Lines::Failures && !self.allows(route, next.outcome)) {
             return;
         }
         match next.again_in {
@@ -58,8 +58,10 @@ impl AttemptLog {
         }
     }
 
-    fn allows(&self, outcome: &'static str) -> bool {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).allows(outcome, Instant::now())
+    /// Each route by itself: one whose service is down hides no other, nor a dead letter.
+    fn allows(&self, route: &str, outcome: &str) -> bool {
+        let what = format!("{route}: {outcome}");
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).allows(&what, Instant::now())
     }
 
     /// Says every minute what had no line of its own; until it is dropped.

@@ -46,12 +46,13 @@ impl Router {
         self.0.iter().map(|route| &*route.name).collect()
     }
 
-    /// The pattern that an event's type comes nearest to.
+    /// The pattern that an event's type comes near to, the nearest first.
     pub(crate) fn nearest(&self, event_type: &str) -> Option<&str> {
+        const LIKE: f64 = 0.8;
+        let likeness = |pattern: &&str| strsim::jaro_winkler(pattern, event_type);
         let patterns = self.0.iter().flat_map(|route| &route.events).map(Pattern::as_str);
-        patterns.max_by(|one, other| {
-            strsim::jaro_winkler(one, event_type).total_cmp(&strsim::jaro_winkler(other, event_type))
-        })
+        let near = patterns.filter(|pattern| likeness(pattern) >= LIKE);
+        near.max_by(|one, other| likeness(one).total_cmp(&likeness(other)))
     }
 
     /// A retried or replayed event goes back to the route that it failed on, as long as there is one of that name.

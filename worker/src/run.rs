@@ -51,6 +51,7 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         let tasks = TaskTracker::new();
         let cut = shutdown.abort.child_token();
         let desk = Arc::clone(&self.desk);
+        let _last = LastSummary(&self.desk.attempts);
         let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { desk.attempts.summaries().await }));
         while let Some((permit, delivery)) = self.take(&running, &shutdown).await {
             let desk = Arc::clone(&self.desk);
@@ -105,5 +106,14 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
             () = shutdown.drain.cancelled() => None,
             taken = take => taken,
         }
+    }
+}
+
+/// Says at the end what had no line, however that comes.
+struct LastSummary<'a>(&'a AttemptLog);
+
+impl Drop for LastSummary<'_> {
+    fn drop(&mut self) {
+        self.0.summary();
     }
 }

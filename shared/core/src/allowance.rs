@@ -1,32 +1,38 @@
 //! Lines in the log of what strangers or a broken service can cause at will: so many a second, and the rest as counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Lines a second. Chosen: enough to see what goes on, and a day of it is under a gigabyte.
-const MOST: u32 = 10;
+const MOST: usize = 10;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, Default)]
 pub struct Allowance {
-    /// When the present second began, and the lines of it.
-    second: Option<(Instant, u32)>,
+    /// When the present second began, and its lines.
+    second: Option<(Instant, usize)>,
+    /// What had a line in it.
+    said: BTreeSet<String>,
     /// How often each thing happened that had no line, since they were last taken.
-    left_out: BTreeMap<&'static str, u64>,
+    left_out: BTreeMap<String, u64>,
 }
 
 impl Allowance {
-    /// Whether what happened may have a line; it is counted if not.
-    pub fn allows(&mut self, what: &'static str, now: Instant) -> bool {
-        let (began, lines) = match self.second {
-            Some((began, lines)) if now.saturating_duration_since(began) < SECOND => (began, lines),
-            Some(_) | None => (now, 0),
-        };
-        let allows = lines < MOST;
-        if !allows {
-            *self.left_out.entry(what).or_default() += 1;
+    /// Whether what happened may have a line; it is counted if not. `what`: of a closed set. Each has its first line of a second
+    /// however many lines others have: a flood of one hides no other.
+    pub fn allows(&mut self, what: &str, now: Instant) -> bool {
+        if self.second.is_none_or(|(began, _)| now.saturating_duration_since(began) >= SECOND) {
+            self.second = Some((now, 0));
+            self.said.clear();
         }
-        self.second = Some((began, lines + u32::from(allows)));
+        let lines = self.second.map_or(0, |(_, lines)| lines);
+        let allows = lines < MOST || !self.said.contains(what);
+        if allows {
+            self.second = self.second.map(|(began, lines)| (began, lines + 1));
+            self.said.insert(what.to_owned());
+        } else {
+            *self.left_out.entry(what.to_owned()).or_default() += 1;
+        }
         allows
     }
 
@@ -47,9 +53,11 @@ mod tests {
         let (start, mut allowance) = (Instant::now(), Allowance::default());
         let at = |ms| start + Duration::from_millis(ms);
         let lines = (0..20).filter(|ms| allowance.allows("a", at(*ms))).count();
-        assert_eq!((lines, allowance.allows("b", at(900))), (10, false));
+        assert_eq!(lines, 10);
+        assert!(allowance.allows("b", at(900)), "a flood of one hides no other");
+        assert!(!allowance.allows("b", at(901)) && !allowance.allows("a", at(902)));
         assert!(allowance.allows("b", at(1_000)), "another second");
-        assert_eq!(allowance.take_left_out().as_deref(), Some("a 10, b 1"));
+        assert_eq!(allowance.take_left_out().as_deref(), Some("a 11, b 1"));
         assert_eq!(allowance.take_left_out(), None);
     }
 }

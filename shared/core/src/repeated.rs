@@ -1,7 +1,5 @@
 //! What happens again and again: one line in the log at once for each cause, then one a minute with the count.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
 /// Chosen: often enough to see that it lasts, seldom enough to read the rest.
@@ -12,9 +10,9 @@ const CAUSES: usize = 8;
 #[derive(Clone, Debug, Default)]
 pub struct Repeated(Vec<Cause>);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Cause {
-    fingerprint: u64,
+    text: String,
     last: Instant,
     unsaid: u64,
 }
@@ -22,15 +20,13 @@ struct Cause {
 impl Repeated {
     /// It happened, for this cause. Returns how often it did since the last line about it, this time included, where a line is due.
     pub fn happened(&mut self, cause: &str, now: Instant) -> Option<u64> {
-        let mut hasher = DefaultHasher::new();
-        cause.hash(&mut hasher);
-        let (fingerprint, causes) = (hasher.finish(), &mut self.0);
+        let causes = &mut self.0;
         let is_old = |cause: &Cause| now.saturating_duration_since(cause.last) >= EVERY;
-        let known = causes.iter().position(|cause| cause.fingerprint == fingerprint);
+        let known = causes.iter().position(|known| known.text == cause);
         let place =
             known.or_else(|| if causes.len() < CAUSES { None } else { causes.iter().position(is_old).or(Some(0)) });
         let Some(known_cause) = place.and_then(|place| causes.get_mut(place)) else {
-            causes.push(Cause { fingerprint, last: now, unsaid: 0 });
+            causes.push(Cause { text: cause.to_owned(), last: now, unsaid: 0 });
             return Some(1);
         };
         known_cause.unsaid += 1;
@@ -38,8 +34,14 @@ impl Repeated {
             return None;
         }
         let times = known_cause.unsaid;
-        *known_cause = Cause { fingerprint, last: now, unsaid: 0 };
+        *known_cause = Cause { text: cause.to_owned(), last: now, unsaid: 0 };
         Some(times)
+    }
+
+    /// What happened since its last line, with the count.
+    pub fn take_unsaid(&mut self) -> Vec<(String, u64)> {
+        let unsaid = self.0.iter_mut().filter(|cause| cause.unsaid > 0);
+        unsaid.map(|cause| (cause.text.clone(), std::mem::take(&mut cause.unsaid))).collect()
     }
 }
 
@@ -54,6 +56,9 @@ mod tests {
         let lines: Vec<_> = [0, 1, 2, 59, 60, 61, 200].map(|second| repeated.happened("down", at(second))).into();
         assert_eq!(lines, [Some(1), None, None, None, Some(4), None, Some(2)]);
         assert_eq!(repeated.happened("silent", at(201)), Some(1), "another cause is news");
+        assert_eq!(repeated.happened("silent", at(202)), None);
+        assert_eq!(repeated.take_unsaid(), [("silent".to_owned(), 1)]);
+        assert_eq!(repeated.take_unsaid(), []);
         assert_eq!(repeated.happened("down", at(202)), None);
     }
 

@@ -38,6 +38,17 @@ const REFUSALS: [Reason; 18] = [
     Reason::Displaced,
 ];
 
+/// For which what came is no request at all.
+const CONNECTIONS: [Reason; 7] = [
+    Reason::MalformedHttp,
+    Reason::HeadTooLarge,
+    Reason::TlsOnPlainPort,
+    Reason::Http2OnPlainPort,
+    Reason::TlsFailed,
+    Reason::UnexpectedProxyHeader,
+    Reason::MissingProxyHeader,
+];
+
 static RENDERING: Mutex<()> = Mutex::new(());
 
 macro_rules! metrics {
@@ -170,6 +181,9 @@ impl Metrics {
             for [kind, outcome] in hook_outcomes() {
                 self.gateway_requests.with_label_values(&[app, kind, outcome]).reset();
             }
+        }
+        for reason in CONNECTIONS {
+            self.gateway_requests.with_label_values(&["none", "none", reason.as_str()]).reset();
         }
         for reason in REFUSALS {
             self.gateway_refused.with_label_values(&[reason.as_str()]).reset();

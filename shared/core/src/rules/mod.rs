@@ -104,7 +104,7 @@ impl Rules {
         if let Some(rejection) = self.over_a_limit(&texts) {
             return Judgement::Reject(rejection);
         }
-        let within = |one: &&Readings<'_>| self.parts.contains(&one.written.part) && one.written.form != Form::Preview;
+        let within = |one: &&Readings<'_>| self.parts.contains(&one.written.part) && one.written.is_read();
         let texts: Vec<_> = texts.iter().filter(within).collect();
         let rejects =
             |rule: &&Rule| rule.action == Action::Reject && texts.iter().any(|text| text.matches(&rule.pattern));
@@ -137,7 +137,7 @@ impl Rules {
     /// Whether no rule has anything against this message.
     fn matches_none(&self, message: &str) -> bool {
         let Ok(written) = written::written(message, &self.parts) else { return false };
-        let written = written.into_iter().filter(|one| one.form != Form::Preview);
+        let written = written.into_iter().filter(Written::is_read);
         written.map(Readings::of).all(|text| match text {
             Ok(text) => self.rules.iter().all(|rule| match rule.action {
                 Action::Reject => !text.matches(&rule.pattern),

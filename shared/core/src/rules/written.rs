@@ -70,6 +70,17 @@ pub(super) struct Written<'m> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooMuch;
 
+impl Written<'_> {
+    /// Whether there is something to read; an empty text is, for a rule may be against those.
+    pub(super) fn is_read(&self) -> bool {
+        match self.form {
+            Form::Text => true,
+            Form::Preview => false,
+            Form::Markup | Form::Target | Form::Other => !self.text.is_empty(),
+        }
+    }
+}
+
 /// Fields of a message that Stream sets or reads as something else than words.
 const STREAMS: [&str; 45] = [
     "before_message_send_failed",

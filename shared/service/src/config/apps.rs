@@ -78,12 +78,16 @@ pub(super) fn read(sections: Vec<Section<'_>>, environment: &Environment, report
 }
 
 fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
-    let api_key = section.text("api_key").unwrap_or_default();
-    if api_key.is_empty() || api_key.len() > 128 || !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
+    let given = section.text("api_key");
+    let is_told = given.is_none() && section.was_given("api_key");
+    let api_key = given.unwrap_or_default();
+    if is_told {
+        // What is wrong was said where it was read.
+    } else if api_key.is_empty() || api_key.len() > 128 || !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
         section.problem("api_key", "takes your app's API key: 1 to 128 printable characters without spaces");
     }
     let mut secrets = Vec::new();
-    let texts = section.texts("secrets").unwrap_or_default();
+    let texts = section.references("secrets").unwrap_or_default();
     if texts.is_empty() {
         section.problem("secrets", "takes a list of at least one secret, like [\"env:STREAM_API_SECRET\"]");
     }

@@ -120,7 +120,9 @@ impl HookPolicy {
         let policy = HookPolicy {
             deadline: section.duration("deadline", deadline),
             on_failure: on_failure.unwrap_or(OnFailure::Allow),
-            failure_text: section.text("failure_text").unwrap_or_else(|| failure_text.to_owned()),
+            failure_text: section
+                .prose("failure_text", |text| Ok(text.to_owned()))
+                .unwrap_or_else(|| failure_text.to_owned()),
             replay_window: section.duration_or_off("replay_window"),
         };
         if policy.replay_window.is_some_and(|window| window > LONGEST_REPLAY_WINDOW) {
@@ -187,12 +189,9 @@ fn read_parts(section: &mut Section<'_>) -> Vec<Part> {
 }
 
 fn read_rule(mut section: Section<'_>) -> Option<Rule> {
-    let pattern = section.parsed("pattern", |text| Regex::new(text).map_err(|error| told(&error)));
+    let pattern = section.prose("pattern", |text| Regex::new(text).map_err(|error| told(&error)));
     if pattern.is_none() && !section.was_given("pattern") {
         section.problem("pattern", "is missing: write a regular expression, like \"(?i)\\\\bword\\\\b\"");
-    }
-    if pattern.as_ref().is_some_and(|pattern| pattern.is_match("")) {
-        section.problem("pattern", "matches the empty text, and so every message: is there a | or a * too many?");
     }
     let action = section.parsed("action", |text| match text {
         "reject" => Ok(Action::Reject),
@@ -202,19 +201,27 @@ fn read_rule(mut section: Section<'_>) -> Option<Rule> {
     if action.is_none() && !section.was_given("action") {
         section.problem("action", "is missing: \"reject\" or \"mask\"");
     }
-    let text = section.text("text");
-    let masks_itself = action == Some(Action::Mask)
-        && text.as_deref().zip(pattern.as_ref()).is_some_and(|(text, pattern)| pattern.is_match(text));
-    if masks_itself {
+    let text = section.prose("text", |text| Ok(text.to_owned()));
+    let text = action.map(|action| {
+        text.unwrap_or_else(|| match action {
+            Action::Reject => "This message is not allowed here.".to_owned(),
+            Action::Mask => "***".to_owned(),
+        })
+    });
+    // A letter that no pattern is about: what matches nothing of it matches nothing of any message.
+    let is_empty = |pattern: &Regex| pattern.find("\u{e000}").is_some_and(|found| found.is_empty());
+    if action == Some(Action::Reject) && pattern.as_ref().is_some_and(is_empty) {
+        section
+            .problem("pattern", "matches every message, for it matches nothing at all: is there a | or a * too many?");
+    }
+    let is_masked = |text: &String| {
+        pattern.as_ref().is_some_and(|pattern| pattern.find(text).is_some_and(|found| !found.is_empty()))
+    };
+    if action == Some(Action::Mask) && text.as_ref().is_some_and(is_masked) {
         section.problem("text", "is matched by its own pattern: what is masked would still be there");
     }
     section.finish();
-    let action = action?;
-    let default = match action {
-        Action::Reject => "This message is not allowed here.",
-        Action::Mask => "***",
-    };
-    Some(Rule { pattern: pattern?, action, text: text.unwrap_or_else(|| default.to_owned()) })
+    Some(Rule { pattern: pattern?, action: action?, text: text? })
 }
 
 /// In one line: the library draws the pattern over several.
@@ -245,7 +252,7 @@ impl CommandsConfig {
 impl CommandConfig {
     fn read(mut section: Section<'_>, environment: &Environment) -> Option<CommandConfig> {
         let forward = section.section("forward");
-        let text = section.parsed("reply", |text| match text.trim() {
+        let text = section.prose("reply", |text| match text.trim() {
             "" => Err("is empty: a command is answered with a text".to_owned()),
             _ => Template::parse(text).map_err(|error| error.to_string()),
         });

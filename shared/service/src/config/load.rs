@@ -229,21 +229,33 @@ pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Enviro
             Err(what) => misplaced.push(Problem::new(key, format!("{what} (set by the environment variable {name})"))),
         }
     }
+    let set: BTreeSet<String> = from_env.keys().cloned().collect();
+    let is_from_environment = |key: &str| set.contains(key);
     let report = Report::new(from_env);
-    for name in environment.variables.keys() {
-        if let Some(meant) = single_underscore(name) {
+    for (name, value) in &environment.variables {
+        if let Some(meant) = single_underscore(name, value, environment) {
             report.doubt(format!("the environment variable {name}"), format!("sets nothing; did you mean {meant}?"));
         }
     }
     let mut config = Config::read(table, environment, &report);
-    if let Some(directory) = path.as_deref().and_then(Path::parent) {
-        config.store.data_dir = directory.join(&config.store.data_dir);
+    // A file that is none, /dev/null say, has no place where a store could stand; a variable is of the process.
+    let directory = path.as_deref().filter(|path| path.is_file()).and_then(Path::parent);
+    if let Some(directory) = directory.filter(|_| !is_from_environment("store.data_dir")) {
+        let beside = directory.join(&config.store.data_dir);
+        if beside != config.store.data_dir && !beside.exists() && config.store.data_dir.is_dir() {
+            let what = format!(
+                "is relative to the configuration's file, so {} is not read; there is a directory of that name here",
+                beside.display()
+            );
+            report.doubt("store.data_dir", what);
+        }
+        config.store.data_dir = beside;
     }
     let mut doubts = report.take_doubts();
     let mut problems = report.into_problems();
     problems.extend(misplaced);
     for problem in problems.iter_mut().chain(&mut doubts) {
-        problem.line = lines::line(text, &problem.key);
+        problem.line = lines::line(text, &problem.key).filter(|_| !is_from_environment(&problem.key));
     }
     if problems.is_empty() { Ok(Loaded { config, path, doubts }) } else { Err(ConfigError::Wrong { path, problems }) }
 }
@@ -253,12 +265,20 @@ fn without_line_break(text: &str) -> &str {
     text.strip_suffix('\r').unwrap_or(text)
 }
 
-/// What a variable was meant to be that looks like a key of ours: a section and its key are parted by two underscores.
-fn single_underscore(name: &str) -> Option<String> {
-    let rest = name.strip_prefix("STREAMGATE_").filter(|rest| !rest.starts_with('_'))?;
-    let section = SECTIONS.iter().find(|section| rest.to_lowercase().starts_with(&format!("{section}_")))?;
-    let key = rest[section.len()..].trim_start_matches('_');
-    Some(format!("{PREFIX}{}__{key}", section.to_uppercase()))
+/// What a variable was meant to be that looks like a key of ours: a section and its key are parted by two underscores. Only where there
+/// is that key: Kubernetes sets variables for a service that is named like a section.
+fn single_underscore(name: &str, value: &str, environment: &Environment) -> Option<String> {
+    let rest = name.strip_prefix("STREAMGATE_").filter(|rest| rest.is_ascii())?.to_ascii_lowercase();
+    let (section, key) =
+        SECTIONS.iter().find_map(|section| Some((*section, rest.strip_prefix(section)?.strip_prefix('_')?)))?;
+    let mut table = Table::new();
+    overlay(&mut table, &format!("{section}.{key}"), value).ok()?;
+    let report = Report::default();
+    Config::read(table, &environment.clone().without_secrets(), &report);
+    let path = format!("{section}.{key}");
+    let is_unknown =
+        report.into_problems().iter().any(|problem| problem.key == path && problem.what.starts_with("unknown key"));
+    (!is_unknown).then(|| format!("{PREFIX}{}__{}", section.to_uppercase(), key.to_uppercase()))
 }
 
 /// Sets one scalar. Its text is parsed where it is read, by the type that the key has there.
@@ -384,6 +404,8 @@ mod tests {
         let config = load_text("[gateway]\nlisten = '127.0.0.1:2'", variables).unwrap().config;
         assert_eq!(config.gateway.listen.port(), 1);
         assert_eq!(config.worker.concurrency, 7);
+        assert_eq!(config.store.data_dir, PathBuf::from("123"), "a variable is of the process");
+        let config = load_text("[store]\ndata_dir = '123'", []).unwrap().config;
         assert!(config.store.data_dir.ends_with("123") && config.store.data_dir.is_absolute(), "beside the file");
         assert_eq!(keys("", [("STREAMGATE__GATEWAY__LISTN", "x")]), ["gateway.listn"]);
         assert_eq!(
@@ -464,10 +486,10 @@ mod tests {
             ("[gateway]\nlistn = '127.0.0.1:1'".to_owned(), "line 2: gateway.listn: unknown key, did you mean listen?"),
             ("[gateway]\nlisten = '127.0.0.1:99999'".to_owned(), "line 2: gateway.listen: "),
             ("[gateway]\nbody_timeout = 'env:T'".to_owned(), "line 2: gateway.body_timeout: takes the value itself"),
-            ("[rabbitmq]\nurl = 'amqp://h:0/v'".to_owned(), "line 2: rabbitmq.url: has the port \"0\""),
-            ("[redis]\nurl = 'redis://h:99999'".to_owned(), "line 2: redis.url: has the port \"99999\""),
-            (route("url = 'http://h:0/'"), "line 3: worker.routes[1].forward.url: has the port \"0\""),
-            (route("url = 'http://h:99999/'"), "line 3: worker.routes[1].forward.url: has the port \"99999\""),
+            ("[rabbitmq]\nurl = 'amqp://h:0/v'".to_owned(), "line 2: rabbitmq.url: has a port that is none"),
+            ("[redis]\nurl = 'redis://h:99999'".to_owned(), "line 2: redis.url: has a port that is none"),
+            (route("url = 'http://h:0/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
+            (route("url = 'http://h:99999/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
             (
                 route("url = 'http://h/{type}'"),
                 "line 3: worker.routes[1].forward.url: has {type}, and nothing is filled in here",
@@ -486,6 +508,26 @@ mod tests {
                 hook("forward = { url = 'http://h/{name}' }"),
                 "line 2: hooks.custom_commands.commands.x.forward.url: has {name}, and there is {type}",
             ),
+            (route("url = 'http://ann:hunter2/x@h/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
+            (route("url = 'http://h/?{sig=hunter2'"), "line 3: worker.routes[1].forward.url: has a brace, and nothing"),
+            (
+                route("url = 'http://h/', headers = { X-A = 'Bearer env:hunter2' }"),
+                "line 3: worker.routes[1].forward.headers.X-A: has a reference within a text",
+            ),
+            (
+                "[rabbitmq]\nurl = 'amqp://ann:hunter2+/Q==@h:5672/v'".to_owned(),
+                "line 2: rabbitmq.url: has a port that is none",
+            ),
+            ("[redis]\nurl = 'redis://:p#hunter2@h'".to_owned(), "line 2: redis.url: has a port that is none"),
+            ("[redis]\nurl = 'redis+sentinel://a:0,b:1/main'".to_owned(), "line 2: redis.url: has a port that is none"),
+            (
+                "[[worker.routes]]\nevents = ['env:EVENTS']\nforward = { url = 'http://h/' }".to_owned(),
+                "line 2: worker.routes[1].events: takes the value itself",
+            ),
+            (
+                "[hooks.before_message_send]\nrules = [{ pattern = '[*]', action = 'mask' }]".to_owned(),
+                "line 2: hooks.before_message_send.rules[1].text: is matched by its own pattern",
+            ),
             (hook("reply = ' '"), "line 2: hooks.custom_commands.commands.x.reply: is empty"),
             (
                 "[hooks.before_message_send]\ndeadline = '6s'".to_owned(),
@@ -493,7 +535,7 @@ mod tests {
             ),
             (
                 "[hooks.before_message_send]\nrules = [{ pattern = 'a|', action = 'reject' }]".to_owned(),
-                "line 2: hooks.before_message_send.rules[1].pattern: matches the empty text",
+                "line 2: hooks.before_message_send.rules[1].pattern: matches every message",
             ),
             (
                 "[hooks.before_message_send]\nrules = [{ pattern = '[*]', action = 'mask', text = '*' }]".to_owned(),
@@ -506,6 +548,7 @@ mod tests {
         ];
         for (text, expected) in table {
             let told = load_text(&text, []).unwrap_err().to_string();
+            assert!(!told.contains("hunter2"), "{told}");
             assert!(told.lines().any(|line| line.trim_start().starts_with(expected)), "{expected:?} in {told}");
         }
     }
@@ -550,8 +593,21 @@ mod tests {
         let doubts = load_text("", variables).unwrap().doubts;
         assert!(doubts[0].what.contains("did you mean STREAMGATE__GATEWAY__LISTEN?"), "{doubts:?}");
         let apps = "[[apps]]\nname = 'a'\nkeys = [{ api_key = 'k', secrets = ['0123456789abcdef'] }]";
-        let doubts = load_text(apps, [("STREAM_API_KEY", "k"), ("STREAM_API_SECRET", "s")]).unwrap().doubts;
+        let doubts = load_text(apps, [("STREAM_API_KEY", "another"), ("STREAM_API_SECRET", "s")]).unwrap().doubts;
         assert!(doubts[0].what.contains("STREAM_API_KEY is not used"), "{doubts:?}");
+    }
+
+    #[test]
+    fn honest_configurations_have_neither() {
+        for text in [
+            "[redis]\nurl = 'redis+sentinel://a:26379,b/main'",
+            "[redis]\nurl = 'redis://[::1]:6379'",
+            "[rabbitmq]\nurl = 'amqps://ann:p%2F%3A@[::1]:5671/v'",
+            "[hooks.before_message_send]\nfailure_text = 'file: no'\nrules = [{ pattern = 'file://', action = 'reject', text = 'env: x' }]",
+            "[hooks.before_message_send]\nrules = [{ pattern = '^\\s*$', action = 'reject' }, { pattern = '[0-9]*', action = 'mask' }]",
+        ] {
+            assert_eq!(load_text(text, []).unwrap().doubts, [], "{text}");
+        }
     }
 
     #[test]

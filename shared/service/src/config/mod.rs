@@ -119,13 +119,19 @@ pub struct DedupConfig {
     pub max_age: Option<Duration>,
 }
 
-/// Judges the port of `host:port`; there need be none. Libraries take one over 65535 for none, or wrap it around.
-fn url_port(authority: &str) -> Result<(), String> {
-    let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
-    match port.filter(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
-        Some(port) => Err(format!("has the port {port:?}: ports go from 1 to 65535")),
-        None => Ok(()),
+/// Judges the ports of `host:port` or of a list of them; there need be none. Libraries take one over 65535 for none, or wrap it
+/// around. Nothing is quoted: where a password has a slash of its own, that is what stands here.
+fn url_port(hosts: &str) -> Result<(), String> {
+    let is_wrong = |host: &str| {
+        let port = host.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+        port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0))
+    };
+    if hosts.split(',').any(is_wrong) {
+        let what =
+            "has a port that is none: they go from 1 to 65535; in a password / ? # @ are written %2F %3F %23 %40";
+        return Err(what.to_owned());
     }
+    Ok(())
 }
 
 impl Config {
@@ -146,9 +152,9 @@ impl Config {
             apps,
         };
         root.finish();
-        if has_apps
-            && environment.get("STREAM_API_KEY").or(environment.get("STREAM_KEY")).is_some_and(|key| !key.is_empty())
-        {
+        let named = |key: &str| config.apps.iter().flat_map(|app| &app.keys).any(|known| known.api_key == key);
+        let given = environment.get("STREAM_API_KEY").or(environment.get("STREAM_KEY"));
+        if has_apps && given.is_some_and(|key| !key.is_empty() && !named(key)) {
             report.doubt("apps", "are named here, so the environment's STREAM_API_KEY is not used");
         }
         config.cross_check(report);

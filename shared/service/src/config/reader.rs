@@ -118,12 +118,12 @@ impl<'r> Section<'r> {
     /// The value that `parse` makes of a key's text or number, or none where the key is absent or wrong (then reported). A reference
     /// to the environment or a file is wrong here: as a literal it would never work.
     pub fn parsed<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
-        self.scalar(key, |text| match ["env:", "file:"].iter().find(|start| text.starts_with(**start)) {
-            Some(start) => {
-                Err(format!("takes the value itself: {start}… is read where a secret, a URL or a header stands"))
-            }
-            None => parse(text),
-        })
+        self.scalar(key, |text| if is_reference(text) { Err(NO_REFERENCE.to_owned()) } else { parse(text) })
+    }
+
+    /// As `parsed`, for what people read and patterns: these may begin in any way.
+    pub fn prose<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        self.scalar(key, parse)
     }
 
     /// A text that may be a reference to the environment or a file, which the caller resolves.
@@ -176,8 +176,17 @@ impl<'r> Section<'r> {
         self.parsed(key, parse).unwrap_or(default)
     }
 
-    /// A list of strings, or none where the key is absent.
+    /// A list of strings, or none where the key is absent. A reference is wrong in it.
     pub fn texts(&mut self, key: &'static str) -> Option<Vec<String>> {
+        let texts = self.references(key)?;
+        if texts.iter().any(|text| is_reference(text)) {
+            self.problem(key, NO_REFERENCE);
+        }
+        Some(texts)
+    }
+
+    /// A list of strings that may be references, which the caller resolves.
+    pub fn references(&mut self, key: &'static str) -> Option<Vec<String>> {
         let value = self.take(key)?;
         let texts: Option<Vec<String>> =
             value.as_array().and_then(|list| list.iter().map(|item| item.as_str().map(str::to_owned)).collect());
@@ -266,6 +275,13 @@ impl<'r> Section<'r> {
             self.report.problem(self.key(key), format!("unknown key{meant}; this section takes: {known}"));
         }
     }
+}
+
+const NO_REFERENCE: &str = "takes the value itself: env: and file: are read where a secret, a URL or a header stands";
+
+/// Whether a text says where a value is to be read.
+pub fn is_reference(text: &str) -> bool {
+    text.starts_with("env:") || text.starts_with("file:")
 }
 
 /// The one of these that was probably meant.

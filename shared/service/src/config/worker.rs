@@ -3,7 +3,7 @@
 use super::{
     AppConfig, KIB, MIB, is_name,
     load::Environment,
-    reader::{Report, Section, nearest},
+    reader::{Report, Section, is_reference, nearest},
 };
 use crate::http_client::roots_with;
 use crate::secret::Secret;
@@ -211,7 +211,7 @@ impl ForwardConfig {
         });
         let is_plain = url.as_ref().is_some_and(|url| url.scheme_str() == Some("http") && *url != UNREAD);
         if is_plain && section.was_given("ca") {
-            section.problem("ca", "goes with an https:// URL: there is no TLS with http://");
+            section.doubt("ca", "goes with an https:// URL: there is no TLS with http://");
         }
         section.finish();
         Some(ForwardConfig { url: url?, timeout, timeout_is_given, headers, ca: ca.filter(|pem| !pem.is_empty()) })
@@ -224,6 +224,13 @@ fn forward_header(name: &str, text: &str, environment: &Environment) -> Result<(
         return Err("is set by Streamgate itself".to_owned());
     }
     let value = environment.route_secret(text)?;
+    let shown = value.expose();
+    if shown.split_whitespace().skip(usize::from(!shown.starts_with(char::is_whitespace))).any(is_reference) {
+        return Err("has a reference within a text, which would be sent as it stands: put the whole value into the variable or file".into());
+    }
+    if shown.trim() != shown {
+        return Err("has white space around it".to_owned());
+    }
     HeaderValue::from_str(value.expose()).map_err(|_| "has a value that no header can carry".to_owned())?;
     Ok((name, value))
 }
@@ -240,6 +247,13 @@ fn authorities(path: &str, environment: &Environment) -> Result<String, String> 
     Ok(pem)
 }
 
+/// A place in braces, where it is one: what is not closed may be anything.
+fn shown(place: &str) -> &str {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let name = place.strip_prefix('{').and_then(|place| place.strip_suffix('}'));
+    if name.is_some_and(|name| name.len() <= 32 && name.bytes().all(is_name)) { place } else { "a brace" }
+}
+
 fn forward_url(text: &str, places: &[&str]) -> Result<Uri, String> {
     if !text.is_ascii() {
         return Err("takes ASCII only: write what else there is in a path as %XX, in a host as xn--…".to_owned());
@@ -254,7 +268,10 @@ fn forward_url(text: &str, places: &[&str]) -> Result<Uri, String> {
                 [] => "nothing is filled in here".to_owned(),
                 places => format!("there is {}", places.join(", ")),
             };
-            return Err(format!("has {place}, and {known}; write a brace that is meant as such as %7B or %7D"));
+            return Err(format!(
+                "has {}, and {known}; write a brace that is meant as such as %7B or %7D",
+                shown(&place)
+            ));
         }
     }
     let scheme = url.scheme_str();
