@@ -84,10 +84,9 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
     /// Serves until the drain, then until what is in hand is answered or the drain's time is over.
     pub async fn run(&self, listener: TcpListener, shutdown: Shutdown) {
         let (tasks, late) = (TaskTracker::new(), TaskTracker::new());
-        let _summaries = AbortOnDropHandle::new(tokio::spawn({
-            let intake = Arc::clone(&self.intake);
-            async move { intake.log.summaries().await }
-        }));
+        // The log alone: a task that is aborted may hold what it has for a while, and the store is closed after this.
+        let log = Arc::clone(&self.intake.log);
+        let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { log.summaries().await }));
         let ends = Shutdown { drain: shutdown.drain.clone(), abort: CancellationToken::new() };
         // Accepted, and without a place yet.
         let mut newcomer = None;

@@ -62,7 +62,7 @@ pub struct Intake<E, S> {
     max_in_flight: usize,
     /// The drain's time is over: whoever still waits is told to come back.
     given_up: CancellationToken,
-    pub(crate) log: AccessLog,
+    pub(crate) log: Arc<AccessLog>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -94,7 +94,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             signed: AtomicUsize::new(0),
             max_in_flight,
             given_up: CancellationToken::new(),
-            log,
+            log: Arc::new(log),
             metrics,
         }
     }

@@ -204,7 +204,7 @@ async fn a_live_lease_is_waited_for_and_counts_no_attempt() {
 
 /// Moves the first message of a queue to another one, as RabbitMQ's own tools do: published with all its headers to the default
 /// exchange, so many times.
-async fn move_by_hand(broker: &Broker, from: &str, to: &str, copies: usize) {
+pub async fn move_by_hand(broker: &Broker, from: &str, to: &str, copies: usize) {
     let (_connection, channel) = broker.channel().await;
     let BasicGetMessage { delivery, .. } =
         channel.basic_get(from.into(), BasicGetOptions::default()).await.unwrap().unwrap();

@@ -55,6 +55,8 @@ enum Fault {
     BrokerAndRedisKilled,
     /// What waits expires: it is replayed from the dead letters.
     PolicyExpiresEvents,
+    /// What waits expires: an operator moves the dead letters back by hand.
+    LettersMoved,
     /// New connections may not publish any more.
     PermissionsTaken,
     /// A look at the queue, a dozen times, as with the management UI.
@@ -67,6 +69,8 @@ enum Fault {
     DataDirectoryMoved,
     /// A gateway writes every line there is into a pipe that nobody reads.
     LogStalled,
+    /// A gateway's stderr is a file on a full disk.
+    LogFull,
     /// A worker's, by a day.
     ClockSetBack,
 }
@@ -82,7 +86,7 @@ enum Part {
     Process,
 }
 
-const ALL: [(Fault, &[Part]); 31] = [
+const ALL: [(Fault, &[Part]); 33] = [
     (BrokerKilled, &[Part::Broker]),
     (BrokerRestarted, &[Part::Broker]),
     (BrokerHangs, &[Part::Broker]),
@@ -107,12 +111,14 @@ const ALL: [(Fault, &[Part]); 31] = [
     (SpoolReadOnly, &[Part::Process]),
     (BrokerAndRedisKilled, &[Part::Broker, Part::Redis]),
     (PolicyExpiresEvents, &[Part::Broker, Part::Process]),
+    (LettersMoved, &[Part::Broker, Part::Process]),
     (PermissionsTaken, &[Part::Broker]),
     (OperatorPeeks, &[Part::Broker]),
     (RedisReplica, &[Part::Redis]),
     (RedisCannotSave, &[Part::Redis]),
     (DataDirectoryMoved, &[Part::Process, Part::Broker]),
     (LogStalled, &[Part::Process]),
+    (LogFull, &[Part::Process]),
     (ClockSetBack, &[Part::Process, Part::Broker]),
 ];
 

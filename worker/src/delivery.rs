@@ -45,7 +45,7 @@ pub(crate) struct Desk<D, C> {
     pub(crate) router: Arc<ArcSwap<Router>>,
     pub(crate) policy: Policy,
     pub(crate) isolation: Isolation,
-    pub(crate) attempts: AttemptLog,
+    pub(crate) attempts: Arc<AttemptLog>,
     pub(crate) unmatched_log: UnmatchedLog,
     pub(crate) metrics: Arc<Metrics>,
 }

@@ -39,7 +39,7 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         metrics: Arc<Metrics>,
         holder_seed: u64,
     ) -> io::Result<Worker<D, C>> {
-        let (isolation, attempts) = (Isolation::default(), AttemptLog::new(policy.lines));
+        let (isolation, attempts) = (Isolation::default(), Arc::new(AttemptLog::new(policy.lines)));
         let unmatched_log = UnmatchedLog::default();
         let desk = Desk { deliveries, claims, router, policy, isolation, attempts, unmatched_log, metrics };
         Ok(Worker { desk: Arc::new(desk), threads: Threads::start()?, next_holder: AtomicU64::new(holder_seed) })
@@ -50,9 +50,10 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         let running = Arc::new(Semaphore::new(self.desk.policy.concurrency));
         let tasks = TaskTracker::new();
         let cut = shutdown.abort.child_token();
-        let desk = Arc::clone(&self.desk);
         let _last = LastSummary(&self.desk.attempts);
-        let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { desk.attempts.summaries().await }));
+        // The log alone: a task that is aborted may hold what it has for a while, and the store is closed after this.
+        let attempts = Arc::clone(&self.desk.attempts);
+        let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { attempts.summaries().await }));
         while let Some((permit, delivery)) = self.take(&running, &shutdown).await {
             let desk = Arc::clone(&self.desk);
             let holder = self.next_holder.fetch_add(1, Ordering::Relaxed);

@@ -90,17 +90,7 @@ impl World {
                 self.backends.broker.kill();
                 self.backends.redis.kill();
             }
-            PolicyExpiresEvents => {
-                self.signal_workers(Signal::STOP);
-                let policy = format!(
-                    r#"{{"pattern":"^{}[.]events$","definition":{{"message-ttl":100}},"apply-to":"queues"}}"#,
-                    self.prefix
-                );
-                self.backends.broker.manage("PUT", "policies/%2f/expires", &policy).await;
-                let dead = format!("{}.dead", self.prefix);
-                let dropped = || async { self.backends.broker.ready(&dead).await > 0 };
-                within(Duration::from_secs(120), "RabbitMQ drops events", dropped).await;
-            }
+            PolicyExpiresEvents | LettersMoved => self.expire().await,
             PermissionsTaken => self.permit("^$").await,
             OperatorPeeks => {
                 let events = format!("{}.events", self.prefix);
@@ -122,13 +112,11 @@ impl World {
                 let place = &self.gateways[1].0;
                 std::fs::rename(place.data_dir(), place.path("moved")).unwrap();
             }
-            LogStalled => {
-                let (site, server) = &mut self.gateways[1];
-                assert!(server.take().unwrap().terminate().await.success());
-                let mut command = site.command(&["gateway"]);
-                command.env("STREAMGATE_LOG", "trace");
-                // The pipe holds 64 KiB, and each event is more than a line.
-                *server = Some(Server::with_log(command, Stdio::piped(), site).await);
+            // The pipe holds 64 KiB, and each event is more than a line.
+            LogStalled => self.log_into(Stdio::piped()).await,
+            LogFull => {
+                let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+                self.log_into(Stdio::from(full)).await;
             }
             ClockSetBack => {
                 let (site, server) = &mut self.workers[1];
@@ -138,6 +126,38 @@ impl World {
                 site.set_clock("-1d");
             }
         }
+    }
+
+    /// Starts a gateway that writes every line there is to this.
+    async fn log_into(&mut self, stderr: Stdio) {
+        let (site, server) = &mut self.gateways[1];
+        assert!(server.take().unwrap().terminate().await.success());
+        let mut command = site.command(&["gateway"]);
+        command.env("STREAMGATE_LOG", "trace");
+        *server = Some(Server::with_log(command, stderr, site).await);
+    }
+
+    /// A policy takes events out of their queue, until some are dead letters.
+    async fn expire(&self) {
+        self.signal_workers(Signal::STOP);
+        let policy = format!(
+            r#"{{"pattern":"^{}[.]events$","definition":{{"message-ttl":100}},"apply-to":"queues"}}"#,
+            self.prefix
+        );
+        self.backends.broker.manage("PUT", "policies/%2f/expires", &policy).await;
+        let dead = format!("{}.dead", self.prefix);
+        let dropped = || async { self.backends.broker.ready(&dead).await > 0 };
+        within(Duration::from_secs(120), "RabbitMQ drops events", dropped).await;
+    }
+
+    /// Ends that; the queue of dead letters.
+    async fn expire_no_more(&self) -> String {
+        self.backends.broker.manage("DELETE", "policies/%2f/expires", "").await;
+        self.signal_workers(Signal::CONT);
+        let events = format!("{}.events", self.prefix);
+        let is_on = || Policy::is_on(&self.backends.broker, "expires", &events);
+        eventually("the policy is gone", async || !is_on().await).await;
+        format!("{}.dead", self.prefix)
     }
 
     /// What the user of the services may publish to, from its next connection on.
@@ -200,18 +220,20 @@ impl World {
                 self.backends.redis.restart().await;
             }
             PolicyExpiresEvents => {
-                self.backends.broker.manage("DELETE", "policies/%2f/expires", "").await;
-                self.signal_workers(Signal::CONT);
-                let dead = format!("{}.dead", self.prefix);
-                let events = format!("{}.events", self.prefix);
-                let is_on = || Policy::is_on(&self.backends.broker, "expires", &events);
-                eventually("the policy is gone", async || !is_on().await).await;
+                let dead = self.expire_no_more().await;
                 eventually("no more events are dropped", || async {
                     let replay = ["dead", "replay", "--reason", "dropped_by_broker"];
                     self.workers[0].0.run(&replay).await.status.success()
                         && self.backends.broker.ready(&dead).await == 0
                 })
                 .await;
+            }
+            LettersMoved => {
+                let dead = self.expire_no_more().await;
+                let events = format!("{}.events", self.prefix);
+                while self.backends.broker.ready(&dead).await > 0 {
+                    crate::blame::move_by_hand(&self.backends.broker, &dead, &events, 1).await;
+                }
             }
             PermissionsTaken => self.permit(".*").await,
             OperatorPeeks => {}
@@ -224,7 +246,7 @@ impl World {
                 let place = &self.gateways[1].0;
                 std::fs::rename(place.path("moved"), place.data_dir()).unwrap();
             }
-            LogStalled => {
+            LogStalled | LogFull => {
                 let (site, server) = &mut self.gateways[1];
                 assert!(server.take().unwrap().terminate().await.success());
                 *server = Some(site.start_as("gateway").await);
