@@ -187,6 +187,7 @@ async fn an_events_way_can_be_read_from_the_log() {
     .await;
     assert!(of("handled", "late").unwrap()["age_ms"].as_u64().unwrap() >= 200);
     assert!(server.terminate().await.success());
+    assert!(!site.log().contains("still in use"), "the store was closed in order: {}", site.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
