@@ -76,8 +76,8 @@ pub struct Embedded {
     writer: Writer,
     inbox: Inbox,
     leases: Leases,
-    /// For counting, apart from the threads that are waited for.
-    counting: Arc<Mutex<Connection>>,
+    /// For counting, apart from the threads that are waited for; none once the store is closed.
+    counting: Arc<Mutex<Option<Connection>>>,
     /// Last: the lock is let go after the threads that use the file have been told to end.
     _owned: Owned,
 }
@@ -99,7 +99,7 @@ impl Embedded {
         queue::bring_forward(&writing, now_ms()).map_err(failed)?;
         queue::begin(&mut writing, options.prefetch).map_err(failed)?;
         let reading = schema::open_reader(&owned.database())?;
-        let counting = Arc::new(Mutex::new(schema::open_reader(&owned.database())?));
+        let counting = Arc::new(Mutex::new(Some(schema::open_reader(&owned.database())?)));
         let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options), None)?;
         let Options { prefetch, in_hand_bytes, patience, .. } = *options;
         let bounds = Bounds { prefetch, in_hand_bytes, patience };
@@ -111,8 +111,9 @@ impl Embedded {
     pub async fn depths(&self) -> Result<Depths, StoreError> {
         let counting = Arc::clone(&self.counting);
         let counted = tokio::task::spawn_blocking(move || {
-            let connection = counting.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok::<_, rusqlite::Error>((queue::count_retrying(&connection)?, letters::count(&connection)?))
+            let counting = counting.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(connection) = &*counting else { return Ok((0, 0)) };
+            Ok::<_, rusqlite::Error>((queue::count_retrying(connection)?, letters::count(connection)?))
         });
         let failed = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
         let (retrying, dead) = counted.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
@@ -121,7 +122,9 @@ impl Embedded {
 
     /// Ends the threads after what they were given is committed, and lets the directory go.
     pub async fn close(self) {
-        let Embedded { writer, inbox, leases: _, counting: _, _owned } = self;
+        let Embedded { writer, inbox, leases: _, counting, _owned } = self;
+        // First, and after a count that is under way: SQLite empties its log when the last connection is closed, if that one writes.
+        drop(counting.lock().unwrap_or_else(PoisonError::into_inner).take());
         inbox.close().await;
         if let Err(error) = writer.end().await {
             tracing::warn!(%error, "cannot record that nothing is in hand: the next start takes this one for killed");
