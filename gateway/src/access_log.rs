@@ -25,7 +25,7 @@ const KEY_END: usize = 4;
 #[derive(Debug)]
 pub(crate) struct About {
     peer: IpAddr,
-    key_end: Option<String>,
+    key_end: Option<[u8; KEY_END]>,
     id: Option<String>,
     declared: Option<u64>,
     /// It carries a header of Stream's: whoever sent it meant a webhook.
@@ -41,7 +41,7 @@ impl About {
         let streams = [header::SIGNATURE, header::WEBHOOK_ID];
         About {
             peer,
-            key_end: headers.get(header::API_KEY).and_then(|key| end(key.to_str().ok()?)),
+            key_end: headers.get(header::API_KEY).and_then(|key| end(key.as_bytes())),
             id: header_id(headers.get(header::WEBHOOK_ID).map(|id| id.as_bytes())),
             declared,
             is_webhook: streams.iter().any(|name| headers.contains_key(*name)),
@@ -52,9 +52,13 @@ impl About {
 }
 
 /// The last characters of a key, where that is not most of it.
-fn end(key: &str) -> Option<String> {
-    let is_plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    (is_plain && key.len() > 2 * KEY_END).then(|| format!("…{}", &key[key.len() - KEY_END..]))
+fn end(key: &[u8]) -> Option<[u8; KEY_END]> {
+    let is_plain = key.iter().all(u8::is_ascii_alphanumeric);
+    key.last_chunk().copied().filter(|_| is_plain && key.len() > 2 * KEY_END)
+}
+
+fn shown(end: [u8; KEY_END]) -> String {
+    format!("…{}", end.map(char::from).iter().collect::<String>())
 }
 
 /// Whose webhook it was, as far as that is known.
@@ -78,7 +82,12 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
+    /// Gives the counters of what is refused for good their first value, or rates and alerts would not see the first refusal.
     pub fn new(lines: Lines, metrics: Arc<Metrics>) -> AccessLog {
+        for reason in Reason::ALL.into_iter().filter(|reason| response::status(*reason).is_client_error()) {
+            metrics.gateway_refused.with_label_values(&[reason.as_str()]).reset();
+            metrics.gateway_requests.with_label_values(&[NONE, NONE, reason.as_str()]).reset();
+        }
         AccessLog {
             lines,
             metrics,
@@ -133,7 +142,7 @@ impl AccessLog {
             kind,
             %reason,
             status,
-            api_key = key_end,
+            api_key = key_end.map(shown),
             id,
             content_length = declared,
             bytes,
@@ -240,9 +249,9 @@ mod tests {
 
     #[test]
     fn a_key_shows_its_end_only() {
-        assert_eq!(end("a1b23cdefgh4").as_deref(), Some("…fgh4"));
+        assert_eq!(end(b"a1b23cdefgh4").map(shown).as_deref(), Some("…fgh4"));
         for none in ["abcd", "abcdefgh", "", "a b c d e f g", "é1b23cdefgh4"] {
-            assert_eq!(end(none), None, "{none}");
+            assert_eq!(end(none.as_bytes()), None, "{none}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Synchronous hooks: a worker is asked, and Stream is answered within the deadline, by the worker or by the policy. A repeat
 //! gets the first answer again, and waits for it while it is being made.
 
+use crate::answered::{Answered, Source};
 use bytes::Bytes;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -39,42 +40,6 @@ const MARKED: Duration = Duration::from_secs(1);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Kept back from each deadline for writing the answer, but never more than a tenth of it.
 const WRITING: Duration = Duration::from_millis(20);
-
-/// A hook's answer.
-#[derive(Clone, Debug)]
-pub struct Answered {
-    /// A JSON object.
-    pub(crate) body: Bytes,
-    source: Source,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Source {
-    Worker,
-    /// Given before.
-    First,
-    /// There was no answer, for this reason.
-    Policy(Reason),
-}
-
-impl Answered {
-    /// Why it is the policy's, if it is.
-    pub(crate) fn policy(&self) -> Option<Reason> {
-        match self.source {
-            Source::Worker | Source::First => None,
-            Source::Policy(reason) => Some(reason),
-        }
-    }
-
-    /// The word in metrics and in the answer's header.
-    pub(crate) fn word(&self) -> &'static str {
-        match self.source {
-            Source::Worker => "answered",
-            Source::First => "repeated",
-            Source::Policy(reason) => reason.as_str(),
-        }
-    }
-}
 
 /// One hook to be answered.
 #[derive(Debug)]
@@ -329,7 +294,7 @@ impl<C: Ask, A: Answers> InWork<C, A> {
             match Arc::clone(&self.hooks.remembering).try_acquire_owned() {
                 Ok(permit) => {
                     let tasks = self.hooks.tasks.clone();
-                    let is_said = !matches!(answered.source, Source::Policy(_));
+                    let is_said = answered.policy().is_none();
                     tasks.spawn(self.remember(answered.body.clone(), is_said, marked_until, permit));
                 }
                 Err(_) => self.hooks.metrics.hook_memory_errors.inc(),

@@ -7,6 +7,7 @@ mod accept;
 mod access_log;
 mod acme;
 mod activity;
+mod answered;
 mod budget;
 mod certificate;
 mod certificate_files;

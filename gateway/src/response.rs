@@ -1,6 +1,6 @@
 //! Answers. This file alone knows which reason has which status.
 
-use crate::hooks::Answered;
+use crate::answered::Answered;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};

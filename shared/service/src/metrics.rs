@@ -16,39 +16,6 @@ const HANDLE_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1,
 /// Seconds: from at once to the end of the default retry ladder.
 const AGE_BUCKETS: [f64; 12] = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 7200.0];
 
-/// For which a request is refused for good.
-const REFUSALS: [Reason; 18] = [
-    Reason::NotFound,
-    Reason::MethodNotAllowed,
-    Reason::PeerNotAllowed,
-    Reason::MissingApiKey,
-    Reason::MalformedApiKey,
-    Reason::MissingSignature,
-    Reason::MalformedSignature,
-    Reason::UnknownKey,
-    Reason::WrongSignature,
-    Reason::UnsupportedEncoding,
-    Reason::BadGzip,
-    Reason::WrongKind,
-    Reason::TooOld,
-    Reason::TooLarge,
-    Reason::HeaderTimeout,
-    Reason::BodyTimeout,
-    Reason::BodyIncomplete,
-    Reason::Displaced,
-];
-
-/// For which what came is no request at all.
-const CONNECTIONS: [Reason; 7] = [
-    Reason::MalformedHttp,
-    Reason::HeadTooLarge,
-    Reason::TlsOnPlainPort,
-    Reason::Http2OnPlainPort,
-    Reason::TlsFailed,
-    Reason::UnexpectedProxyHeader,
-    Reason::MissingProxyHeader,
-];
-
 static RENDERING: Mutex<()> = Mutex::new(());
 
 macro_rules! metrics {
@@ -181,12 +148,6 @@ impl Metrics {
             for [kind, outcome] in hook_outcomes() {
                 self.gateway_requests.with_label_values(&[app, kind, outcome]).reset();
             }
-        }
-        for reason in CONNECTIONS {
-            self.gateway_requests.with_label_values(&["none", "none", reason.as_str()]).reset();
-        }
-        for reason in REFUSALS {
-            self.gateway_refused.with_label_values(&[reason.as_str()]).reset();
         }
         for kind in [Kind::Push, Kind::BeforeMessageSend, Kind::CustomCommand] {
             self.gateway_ack.with_label_values(&[kind.as_str()]);
