@@ -157,10 +157,10 @@ impl WorkerStores {
 
 /// One client for each set of authorities, so that what goes to one service shares its connections.
 #[derive(Default)]
-struct ServiceClients(HashMap<Option<String>, ServiceClient>);
+pub(crate) struct ServiceClients(HashMap<Option<String>, ServiceClient>);
 
 impl ServiceClients {
-    fn of(&mut self, to: &ForwardConfig) -> Result<ServiceClient, ClientError> {
+    pub(crate) fn of(&mut self, to: &ForwardConfig) -> Result<ServiceClient, ClientError> {
         Ok(match self.0.entry(to.ca.clone()) {
             Entry::Occupied(known) => known.get().clone(),
             Entry::Vacant(place) => place.insert(ServiceClient::new(to.ca.as_deref())?).clone(),

@@ -9,11 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use streamgate_service::config::CertificateFiles;
 use streamgate_service::http_client;
-use streamgate_service::pem::problem;
+use streamgate_service::pem::{problem, unmarked};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Some editors write it in front of a text, and PEM knows no such thing.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The object identifier of the curve P-521.
 const P521: &str = "1.3.132.0.35";
 
@@ -98,7 +96,7 @@ pub(crate) fn doubt(files: &CertificateFiles) -> Option<String> {
 fn bytes(key: &'static str, path: &Path) -> Result<Vec<u8>, CertificateFileError> {
     let unreadable = |error| CertificateFileError::Unreadable { key, path: path.to_owned(), error };
     let bytes = std::fs::read(path).map_err(unreadable)?;
-    Ok(bytes.strip_prefix(BYTE_ORDER_MARK).map(<[u8]>::to_vec).unwrap_or(bytes))
+    Ok(unmarked(&bytes).to_vec())
 }
 
 fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateFileError> {

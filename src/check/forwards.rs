@@ -1,16 +1,18 @@
 //! Whether the services that events and hooks are forwarded to can be reached: name, port and TLS, without a request.
 
 use super::Finding;
+use crate::wiring::ServiceClients;
 use std::time::Duration;
 use streamgate_service::config::{CommandConfig, Config, ForwardConfig};
-use streamgate_service::http_client::ServiceClient;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One finding for each service, all looked at together.
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
-    let tries = services(config).into_iter().map(|(key, forward)| async move {
-        let tried = match ServiceClient::new(forward.ca.as_deref()) {
+    let mut clients = ServiceClients::default();
+    let services = services(config).into_iter().map(|(key, forward)| (key, forward, clients.of(forward)));
+    let tries = services.map(|(key, forward, client)| async move {
+        let tried = match client {
             Ok(client) => client.try_connection(&forward.url, PATIENCE).await.map_err(|failure| failure.to_string()),
             Err(error) => Err(error.to_string()),
         };

@@ -2,6 +2,14 @@
 
 use rustls_pki_types::pem::Error;
 
+/// Some editors write it in front of a text, and PEM knows no such thing.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The text behind its byte order mark.
+pub fn unmarked(text: &[u8]) -> &[u8] {
+    text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
+}
+
 /// What is wrong, without a byte of the text.
 pub fn problem(error: &Error) -> String {
     match error {

@@ -5,7 +5,7 @@ use super::{
     load::Environment,
     reader::{Report, Section, is_reference, nearest},
 };
-use crate::http_client::roots_with;
+use crate::http_client;
 use crate::secret::Secret;
 use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
@@ -242,7 +242,7 @@ const UNREAD: &str = "http://unread.invalid/";
 fn authorities(path: &str, environment: &Environment) -> Result<String, String> {
     let pem = environment.route_secret(&format!("file:{path}"))?.expose().to_owned();
     if !pem.is_empty() {
-        roots_with(pem.as_bytes()).map_err(|error| format!("names the file {path}, which {error}"))?;
+        http_client::authorities(pem.as_bytes()).map_err(|error| format!("names the file {path}, which {error}"))?;
     }
     Ok(pem)
 }

@@ -10,7 +10,7 @@ use streamgate_core::duration::rounded;
 /// A call without a reply. Its text names the service's host and port, and never a path, a header or a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallFailure {
-    pub class: FailureClass,
+    class: FailureClass,
     /// Some of a reply was read.
     was_heard: bool,
     /// `host:port`.
@@ -19,7 +19,7 @@ pub struct CallFailure {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureClass {
+enum FailureClass {
     /// The host has no address.
     Dns,
     /// Nobody listens there.
@@ -38,7 +38,7 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
-    pub fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             FailureClass::Dns => "dns",
             FailureClass::Refused => "refused",

@@ -4,7 +4,7 @@ mod failure;
 mod services;
 mod transport;
 
-pub use failure::{CallFailure, FailureClass};
+pub use failure::CallFailure;
 pub use services::ServiceClient;
 
 use bytes::Bytes;
@@ -24,9 +24,6 @@ pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// Shorter than the keep-alive of common servers, so that a request rarely meets a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(15);
-
-/// Some editors write it in front of a text, and PEM knows no such thing.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -85,10 +82,16 @@ pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
 }
 
 /// The system's authorities and those of a PEM text.
-pub fn roots_with(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
-    let mut roots = system_roots();
-    let pem = pem.strip_prefix(BYTE_ORDER_MARK).unwrap_or(pem);
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+fn roots_with(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
+    let mut roots = authorities(pem)?;
+    roots.extend(system_roots().roots);
+    Ok(roots)
+}
+
+/// The authorities of a PEM text.
+pub fn authorities(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
+    let mut roots = RootCertStore::empty();
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(crate::pem::unmarked(pem)).collect();
     let certificates = certificates.map_err(|error| AuthorityError::NoPem(crate::pem::problem(&error)))?;
     if certificates.is_empty() {
         return Err(AuthorityError::Empty);
