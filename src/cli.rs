@@ -68,16 +68,20 @@ pub enum Command {
     Check(check::Check),
     /// Sign and send test webhooks
     ///
-    /// Signs with the first secret of the first app in the configuration, or of the one that --api-key names; without an app,
-    /// with that of the development app that `up` made in the data directory. Prints statuses, outcomes and latencies, and
-    /// ends with 1 unless every webhook was answered 2xx.
+    /// Goes to the configuration's own gateway, and signs with the first secret of its first app, or of the one that --api-key names;
+    /// without an app, with that of the development app that `up` made in the data directory. A secret that is not to be had here is
+    /// asked for on a terminal. Every type of event that Stream documents has a body of its shape. Prints statuses, outcomes and
+    /// latencies, and ends with 1 unless every webhook was answered 2xx.
     #[command(after_help = "\
 Examples:
-  streamgate send                                        one message.new, to http://127.0.0.1:8080
+  streamgate send                                        one message.new, to the configuration's own gateway
+  streamgate send --text 'buy now' --user ann --channel messaging:general
   streamgate send --type reaction.new --gzip             compressed, as Stream may send it
+  streamgate send --set 'message.attachments[0]={\"type\":\"image\"}'
   streamgate send --id one --attempt 2                   a repeat of the webhook with this id
   streamgate send --kind before-message-send             a message to be moderated; prints the answer
-  streamgate send --kind custom-command --type ticket    /ticket; prints the answer
+  streamgate send --kind custom-command --type ticket --args 'open now' --form choice=yes
+                                                         /ticket, and a click on its button; prints the answer
   streamgate send --file body.json --url https://host    these very bytes, to another gateway
   streamgate send --count 10000 --rate 500 --json        a load, with its figures for a script")]
     Send(send::Send),

@@ -2,9 +2,10 @@
 
 use crate::dev;
 use anyhow::Context;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use streamgate_service::config::Loaded;
+use streamgate_core::peer::Networks;
+use streamgate_service::config::{Loaded, TlsConfig};
 use streamgate_worker::Hooks;
 use tokio::net::TcpListener;
 
@@ -47,21 +48,31 @@ impl Greeting {
     pub fn try_it(mut self, loaded: &Loaded, is_dev: bool, base: &str) -> anyhow::Result<Greeting> {
         let config = &loaded.config;
         let mut words = vec![program(), "send".into(), "--url".into(), base.to_owned()];
+        // The certificate is not made for an address.
+        if let Some(TlsConfig::Files(files)) = &config.gateway.tls {
+            words.extend(["--ca".into(), std::path::absolute(&files.cert)?.display().to_string()]);
+        }
+        if config.gateway.peers.has_header(Ipv4Addr::LOCALHOST.into()) {
+            words.push("--proxy-header".into());
+        }
         if is_dev {
             let data_dir = std::path::absolute(&config.store.data_dir)?;
             words.extend(["--data-dir".into(), data_dir.display().to_string()]);
         }
-        if let Some(path) = &loaded.path {
-            words.extend(["--config".into(), std::path::absolute(path)?.display().to_string()]);
+        let key = config.apps.first().and_then(|app| app.keys.first());
+        match &loaded.path {
+            Some(path) => words.extend(["--config".into(), std::path::absolute(path)?.display().to_string()]),
+            None if is_dev => {}
+            None => words.extend(["--api-key".into(), key.map_or("", |key| &key.api_key).to_owned()]),
         }
-        let note = match (&loaded.path, is_dev) {
-            _ if base.starts_with("https") => {
-                "\n\n(Put the certificate's host name into --url, and name a private authority by --ca.)"
-            }
-            (None, false) => "\n\n(There, too, the environment must hold the API key and its secret.)",
-            (Some(_), _) | (_, true) => "",
-        };
         let command = shlex::try_join(words.iter().map(String::as_str)).context("a path holds a zero byte")?;
+        let is_shut_out = |networks: &Networks| !networks.contain(Ipv4Addr::LOCALHOST.into());
+        let note = match &config.gateway.peers.allow_from {
+            Some(networks) if is_shut_out(networks) => {
+                "\n\n(gateway.allow_from shuts this machine out: the answer will be 403.)"
+            }
+            Some(_) | None => "",
+        };
         self.text.push_str(&format!("\nSend a signed event from another terminal:\n\n  {command}{note}\n"));
         Ok(self)
     }
@@ -92,7 +103,8 @@ pub fn key(loaded: &Loaded, is_dev: bool) -> anyhow::Result<String> {
     Ok(format!("{key}, secret in {}", dev::secret_file(&data_dir).display()))
 }
 
-fn reachable(address: SocketAddr) -> SocketAddr {
+/// The address, for a client on this machine.
+pub fn reachable(address: SocketAddr) -> SocketAddr {
     let mut reachable = address;
     if address.ip().is_unspecified() {
         reachable.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });

@@ -93,6 +93,11 @@ pub(crate) fn doubt(files: &CertificateFiles) -> Option<String> {
     ))
 }
 
+/// The server's own, which comes first.
+pub(crate) fn leaf(path: &Path) -> Result<CertificateDer<'static>, CertificateFileError> {
+    chain(path)?.into_iter().next().ok_or_else(|| CertificateFileError::Empty { path: path.to_owned() })
+}
+
 fn bytes(key: &'static str, path: &Path) -> Result<Vec<u8>, CertificateFileError> {
     let unreadable = |error| CertificateFileError::Unreadable { key, path: path.to_owned(), error };
     let bytes = std::fs::read(path).map_err(unreadable)?;

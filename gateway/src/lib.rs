@@ -39,4 +39,4 @@ pub use access_log::AccessLog;
 pub use hooks::{AnswerHook, Hooks};
 pub use receive::Intake;
 pub use spool::{SpoolPolicy, Spooled};
-pub use tls::{Tls, TlsError, doubt as doubt_tls, inspect as inspect_tls};
+pub use tls::{Tls, TlsError, doubt as doubt_tls, inspect as inspect_tls, leaf as tls_leaf};

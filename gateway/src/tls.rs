@@ -8,6 +8,7 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
 use std::path::Path;
 use std::sync::Arc;
 use streamgate_service::config::TlsConfig;
@@ -129,6 +130,14 @@ impl Tls {
 
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(Arc::clone(&self.server))
+    }
+}
+
+/// The certificate that a gateway with this configuration serves, for clients of our own: they know it when they see it.
+pub fn leaf(config: &TlsConfig, data_dir: &Path) -> Result<CertificateDer<'static>, String> {
+    match config {
+        TlsConfig::Files(files) => certificate_files::leaf(&files.cert).map_err(|error| error.to_string()),
+        TlsConfig::Acme(config) => acme::leaf(config, data_dir),
     }
 }
 

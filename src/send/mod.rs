@@ -1,22 +1,31 @@
 //! `streamgate send`: signs and sends test webhooks, as Stream would.
 
+mod edit;
+mod key;
 mod report;
+mod samples;
+mod target;
 mod webhook;
 
 use crate::cli::Global;
 use crate::exit::BadUsage;
-use crate::{dev, output};
+use crate::output;
 use clap::{Args, ValueEnum};
+use edit::Edit;
 use http_body_util::{BodyExt, Limited};
-use hyper::Uri;
+use key::Key;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use report::{Answer, Report};
+use samples::Cast;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use streamgate_service::config::KeyConfig;
-use streamgate_service::http_client::{self, CallError, HttpClient, causes};
+use streamgate_core::event_types;
+use streamgate_service::config::reader::nearest;
+use streamgate_service::http_client::{CallError, HttpClient, causes};
+use target::Target;
 use tokio::task::JoinSet;
 use webhook::Webhooks;
 
@@ -24,21 +33,47 @@ use webhook::Webhooks;
 const TIMEOUT: Duration = Duration::from_secs(6);
 /// Bytes of an answer that are looked at.
 const MAX_ANSWER: usize = 8 << 20;
+/// What is sent where --type names nothing.
+const EVENT: &str = "message.new";
+const COMMAND: &str = "ticket";
+/// What of a command's name is written otherwise in a query.
+const COMMAND_NAME: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 #[derive(Debug, Args)]
 pub struct Send {
-    /// Where to: the gateway's base URL, or the whole URL of a webhook
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
-    url: String,
+    /// Where to: the gateway's base URL, or the whole URL of a webhook [default: gateway.listen of the configuration]
+    #[arg(long)]
+    url: Option<String>,
     /// Which kind of webhook
     #[arg(long, value_enum, default_value = "push")]
     kind: KindArg,
-    /// The event's type, or the command's name, in a body made for it [default: message.new, ticket]
-    #[arg(long = "type", value_name = "TYPE", conflicts_with = "file")]
+    /// The event's type, or the command's name [default: message.new, ticket]. With --file the body's type is replaced by it
+    #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
+    /// Print the event types that Stream documents, one a line (with --json as a JSON array), and send nothing
+    #[arg(long)]
+    list_types: bool,
     /// Send this body, byte for byte; - reads it from stdin. With --count each event gets a created_at of its own
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// What the message says
+    #[arg(long, value_name = "TEXT", conflicts_with = "file")]
+    text: Option<String>,
+    /// Whose message, reaction or membership it is: the user's id
+    #[arg(long, value_name = "ID", conflicts_with = "file")]
+    user: Option<String>,
+    /// In which channel: TYPE:ID, or the id of one of the type messaging
+    #[arg(long, value_name = "CHANNEL", conflicts_with = "file")]
+    channel: Option<String>,
+    /// What stands behind the command's name
+    #[arg(long, value_name = "ARGS", conflicts_with = "file")]
+    args: Option<String>,
+    /// form_data of a command: which of its buttons was clicked, or what was filled in. May stand more than once
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "file", value_parser = pair)]
+    form: Vec<(String, String)>,
+    /// Put this JSON into the body, like 'message.text="hello"' or 'message.attachments[0]={"type":"image"}'. May stand more than once
+    #[arg(long, value_name = "PATH=JSON", value_parser = Edit::parse)]
+    set: Vec<Edit>,
     /// How many webhooks to send
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
@@ -54,18 +89,93 @@ pub struct Send {
     /// X-Webhook-Attempt
     #[arg(long, value_name = "N", default_value = "1")]
     attempt: u32,
-    /// X-Webhook-Id, the same for every webhook; without it each has one of its own
+    /// X-Webhook-Id, the same for every webhook; the body is the same then too, so it has no date. Without it each has one of its own
     #[arg(long, value_name = "ID")]
     id: Option<String>,
-    /// Sign as the app with this API key, where the configuration has several
+    /// Sign for this API key, where the configuration has several or none
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// A PEM file of certificate authorities to trust beside the system's
+    /// A PEM file of certificates to trust beside the system's authorities: authorities, or the gateway's own certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Put a PROXY header in front of each connection, as a balancer does where gateway.proxy_protocol is on
+    ///
+    /// Not needed for the configuration's own gateway, where the configuration says so.
+    #[arg(long)]
+    proxy_header: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("takes NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+impl Send {
+    /// What goes with no kind of webhook that is asked for.
+    fn judge(&self) -> Result<(), BadUsage> {
+        let is_command = self.kind == KindArg::CustomCommand;
+        let what = if self.rate.is_some_and(|rate| !(0.001..=1e6).contains(&rate)) {
+            "--rate takes a number from 0.001 to 1000000"
+        } else if self.kind == KindArg::BeforeMessageSend && self.event_type.is_some() {
+            "--type goes with pushes and commands: before-message-send has no type"
+        } else if !is_command && (self.args.is_some() || !self.form.is_empty()) {
+            "--args and --form go with --kind custom-command"
+        } else if is_command && self.text.is_some() {
+            "--text goes with messages: what a command says are its --type and --args"
+        } else if self.event_type.as_deref().is_some_and(|name| name.trim_start_matches('/').is_empty()) {
+            "--type takes the type of an event, or the name of a command"
+        } else {
+            return Ok(());
+        };
+        Err(BadUsage(what.to_owned()))
+    }
+
+    fn cast(&self) -> Result<Cast, BadUsage> {
+        let channel = self.channel.as_deref().unwrap_or("streamgate-test");
+        let (channel_type, id) = channel.split_once(':').unwrap_or(("messaging", channel));
+        if channel_type.is_empty() || id.is_empty() {
+            return Err(BadUsage(format!("--channel takes TYPE:ID, like messaging:general, not {channel:?}")));
+        }
+        let otherwise = |given: &Option<String>, default: &str| given.as_deref().unwrap_or(default).to_owned();
+        let event_type = match self.kind {
+            KindArg::Push => otherwise(&self.event_type, EVENT),
+            KindArg::BeforeMessageSend => String::new(),
+            KindArg::CustomCommand => self.command().to_owned(),
+        };
+        Ok(Cast {
+            user: otherwise(&self.user, "streamgate-test"),
+            channel: (channel_type.to_owned(), id.to_owned()),
+            text: otherwise(&self.text, "A test message from streamgate send"),
+            event_type,
+            args: otherwise(&self.args, "from streamgate send"),
+            form: self.form.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect(),
+        })
+    }
+
+    fn command(&self) -> &str {
+        self.event_type.as_deref().unwrap_or(COMMAND).trim_start_matches('/')
+    }
+
+    /// What is replaced in a body that is given.
+    fn edits_of_file(&self) -> Vec<Edit> {
+        let named = self.event_type.as_deref().filter(|_| self.kind == KindArg::Push);
+        named.map(|name| Edit::of("type", name)).into_iter().chain(self.set.clone()).collect()
+    }
+
+    /// Says where a type is none of Stream's.
+    fn doubt_type(&self) {
+        let Some(name) = self.event_type.as_deref().filter(|_| self.kind == KindArg::Push) else { return };
+        let is_known = event_types::CHAT.contains(&name)
+            || event_types::OTHER_PRODUCTS.iter().any(|product| name.starts_with(product));
+        if let (false, Some(meant)) = (is_known, nearest(name, event_types::CHAT.into_iter())) {
+            tracing::warn!(
+                "Stream has no event type {name:?}; did you mean {meant:?}? It is sent all the same: custom events are called as their app likes"
+            );
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,27 +188,35 @@ enum KindArg {
 impl KindArg {
     /// Path and query, as Stream's settings would have them.
     fn path(self, event_type: Option<&str>) -> String {
-        match self {
-            KindArg::Push => "/webhooks/stream/push".to_owned(),
-            KindArg::BeforeMessageSend => "/webhooks/stream/before-message-send".to_owned(),
-            KindArg::CustomCommand => {
-                format!("/webhooks/stream/custom-commands?type={}", event_type.unwrap_or(webhook::COMMAND))
+        match (self, event_type) {
+            (KindArg::Push, Some("pending_message.passed_on")) => {
+                "/webhooks/stream/pending-message/PassOnPendingMessage".to_owned()
+            }
+            (KindArg::Push, Some("pending_message.deleted")) => {
+                "/webhooks/stream/pending-message/DeletedPendingMessage".to_owned()
+            }
+            (KindArg::Push, _) => "/webhooks/stream/push".to_owned(),
+            (KindArg::BeforeMessageSend, _) => "/webhooks/stream/before-message-send".to_owned(),
+            (KindArg::CustomCommand, name) => {
+                let name = name.unwrap_or(COMMAND).trim_start_matches('/');
+                format!("/webhooks/stream/custom-commands?type={}", utf8_percent_encode(name, COMMAND_NAME))
             }
         }
     }
 }
 
 pub async fn command(global: &Global, args: &Send) -> anyhow::Result<ExitCode> {
-    let key = key(global, args.api_key.as_deref())?;
-    if args.rate.is_some_and(|rate| !(0.001..=1e6).contains(&rate)) {
-        return Err(BadUsage("--rate takes a number from 0.001 to 1000000".into()).into());
+    if args.list_types {
+        let types = event_types::CHAT;
+        output::line(if args.json { serde_json::to_string(&types[..])? } else { types.join("\n") })?;
+        return Ok(ExitCode::SUCCESS);
     }
-    if args.kind == KindArg::BeforeMessageSend && args.event_type.is_some() {
-        return Err(BadUsage("--type goes with pushes and commands: before-message-send has no type".into()).into());
-    }
-    let url = url(&args.url, &args.kind.path(args.event_type.as_deref()))?;
-    let webhooks = Webhooks::new(args, url.clone(), &key)?;
-    let client = http_client::client(args.ca.as_deref())?;
+    args.judge()?;
+    args.doubt_type();
+    let loaded = key::load(global)?;
+    let Target { url, client } = Target::of(args, &loaded.config)?;
+    let Key { api_key, secret } = Key::find(global, &loaded, args.api_key.as_deref())?;
+    let webhooks = Webhooks::new(args, url.clone(), api_key, &secret)?;
     let started = Instant::now();
     let answers = send_all(args, client, webhooks).await?;
     let report = Report::new(answers, started.elapsed());
@@ -108,47 +226,6 @@ pub async fn command(global: &Global, args: &Send) -> anyhow::Result<ExitCode> {
         output::line(report.text(&url))?;
     }
     Ok(if report.all_taken() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The key to sign with: of the configuration, else of the development app that `up` made.
-fn key(global: &Global, api_key: Option<&str>) -> anyhow::Result<KeyConfig> {
-    let loaded = global.load()?;
-    let mut apps = loaded.config.apps;
-    if apps.is_empty() {
-        apps.extend(dev::existing(&loaded.config.store.data_dir)?);
-    }
-    let mut keys = apps.into_iter().flat_map(|app| app.keys);
-    let found = match api_key {
-        Some(named) => keys.find(|key| key.api_key == named),
-        None => keys.next(),
-    };
-    let missing = || match api_key {
-        Some(named) => BadUsage(format!("no app in the configuration has the API key {named:?}")),
-        None => BadUsage(format!(
-            "there is no secret to sign with: set STREAM_API_KEY and STREAM_API_SECRET, name a --config with an app, \
-             or name the --data-dir of a running `streamgate up` (looked in {})",
-            loaded.config.store.data_dir.display()
-        )),
-    };
-    Ok(found.ok_or_else(missing)?)
-}
-
-/// A base URL gets the path of the kind; a URL that has a path is taken as it is.
-fn url(text: &str, path: &str) -> Result<Uri, BadUsage> {
-    let wrong = || BadUsage(format!("--url takes a URL like http://127.0.0.1:8080, not {text:?}"));
-    if text.contains('@') {
-        return Err(BadUsage("--url takes no user and password".to_owned()));
-    }
-    let url: Uri = text.parse().map_err(|_| wrong())?;
-    if !matches!(url.scheme_str(), Some("http" | "https")) || url.host().is_none_or(str::is_empty) {
-        return Err(wrong());
-    }
-    if url.path() != "/" || url.query().is_some() {
-        return Ok(url);
-    }
-    let mut parts = url.into_parts();
-    parts.path_and_query = Some(path.parse().map_err(|_| BadUsage(format!("no URL can carry --type: {path:?}")))?);
-    Uri::from_parts(parts).map_err(|_| wrong())
 }
 
 /// Keeps `concurrency` senders busy, at most at the rate; ends when all are answered.
@@ -200,22 +277,5 @@ async fn send_one(client: &HttpClient, webhooks: &Webhooks, number: u64) -> Answ
         Ok(Ok((parts, body))) => Answer::new(id, &parts, &body, started.elapsed()),
         Ok(Err(error)) => Answer::failed(id, causes(&error)),
         Err(_) => Answer::failed(id, format!("no answer within {TIMEOUT:?} to webhook {}", number + 1)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_base_url_gets_the_path() {
-        let path =
-            |text| url(text, &KindArg::Push.path(None)).map(|url| url.to_string()).map_err(|error| error.to_string());
-        assert_eq!(path("http://127.0.0.1:8080").unwrap(), "http://127.0.0.1:8080/webhooks/stream/push");
-        assert_eq!(path("https://host/").unwrap(), "https://host/webhooks/stream/push");
-        assert_eq!(path("http://host/other?x=1").unwrap(), "http://host/other?x=1");
-        let command = url("http://h", &KindArg::CustomCommand.path(Some("giphy"))).unwrap();
-        assert_eq!(command.to_string(), "http://h/webhooks/stream/custom-commands?type=giphy");
-        assert!(path("127.0.0.1:8080").is_err() && path("ftp://host").is_err() && path("").is_err());
     }
 }

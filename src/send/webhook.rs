@@ -1,17 +1,19 @@
 //! The webhooks to send: bodies, signatures and headers as Stream makes them.
 
+use super::edit::Edit;
+use super::samples::{Cast, Sample};
 use super::{KindArg, Send};
+use crate::exit::BadUsage;
 use anyhow::Context;
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http_body_util::Full;
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Uri};
-use serde_json::json;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicI64, Ordering};
 use streamgate_core::{envelope::header, fields::Fields, peek::peek, signature::SigningKey};
-use streamgate_service::config::KeyConfig;
+use streamgate_service::secret::Secret;
 
 /// Everything but the id is the same for all webhooks of a run.
 #[derive(Debug)]
@@ -32,28 +34,27 @@ enum Body {
     /// An event to be sent many times: each has a date of its own, or all but the first would be repeats of it.
     Dated { event: Fields, began: jiff::Timestamp, sent: AtomicI64 },
     /// Made for each webhook: its id is in the message, so that no two have the same signature.
-    Made { kind: KindArg, event_type: Option<String> },
+    Made { kind: KindArg, cast: Cast, edits: Vec<Edit> },
 }
 
-/// The command that is sent where --type names none.
-pub(super) const COMMAND: &str = "ticket";
-
 impl Webhooks {
-    pub(super) fn new(args: &Send, url: Uri, key: &KeyConfig) -> anyhow::Result<Webhooks> {
-        let secret = key.secrets.first().context("the app has no secret")?;
+    pub(super) fn new(args: &Send, url: Uri, api_key: String, secret: &Secret) -> anyhow::Result<Webhooks> {
         let body = match &args.file {
-            None => Body::Made { kind: args.kind, event_type: args.event_type.clone() },
-            Some(path) => Body::of_file(args, read(path)?),
+            None => Body::Made { kind: args.kind, cast: args.cast()?, edits: args.set.clone() },
+            Some(path) => Body::of_file(args, edited(read(path)?, &args.edits_of_file())?),
         };
-        Ok(Webhooks {
+        let webhooks = Webhooks {
             url,
-            api_key: key.api_key.clone(),
+            api_key,
             signing: SigningKey::new(secret.expose().as_bytes()),
             body,
             gzip: args.gzip,
             attempt: args.attempt,
             id: args.id.clone(),
-        })
+        };
+        // What cannot be made is a mistake of whoever asked for it, and said before anything is sent.
+        webhooks.request()?;
+        Ok(webhooks)
     }
 
     /// The next webhook, and its id.
@@ -68,12 +69,12 @@ impl Webhooks {
                 event.to_json().into()
             }
             // Under a given id the same body each time, or a repeat would be another event.
-            Body::Made { kind, event_type } => {
+            Body::Made { kind, cast, edits } => {
                 let (id, now) = match &self.id {
                     Some(id) => (id, None),
                     None => (&unique, Some(jiff::Timestamp::now())),
                 };
-                made(*kind, event_type.as_deref(), id, now)?
+                edited(Sample { cast, id, now }.body(*kind).to_string().into(), edits)?
             }
         };
         let signature = self.signing.sign(&body).to_hex();
@@ -114,6 +115,10 @@ impl Body {
     }
 }
 
+fn edited(body: Bytes, edits: &[Edit]) -> anyhow::Result<Bytes> {
+    edits.iter().try_fold(body, |body, edit| Ok(edit.apply(&body).map_err(BadUsage)?.into()))
+}
+
 fn read(path: &std::path::Path) -> anyhow::Result<Bytes> {
     if path.as_os_str() == "-" {
         let mut body = Vec::new();
@@ -132,51 +137,4 @@ fn unique_id() -> anyhow::Result<String> {
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let text = hex::encode(bytes);
     Ok([&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-"))
-}
-
-/// A webhook of the shape that Stream's docs show.
-fn made(kind: KindArg, event_type: Option<&str>, id: &str, now: Option<jiff::Timestamp>) -> anyhow::Result<Bytes> {
-    let user = json!({"id": "streamgate-test", "name": "Streamgate test", "role": "user"});
-    let mut message = json!({
-        "id": id,
-        "text": "A test message from `streamgate send`",
-        "html": "<p>A test message from <code>streamgate send</code></p>\n",
-        "type": "regular",
-        "attachments": [],
-        "user": user,
-    });
-    if let Some(now) = now {
-        message["created_at"] = now.to_string().into();
-    }
-    let body = match kind {
-        KindArg::Push => {
-            let mut event = json!({
-                "type": event_type.unwrap_or("message.new"),
-                "cid": "messaging:streamgate-test",
-                "channel_type": "messaging",
-                "channel_id": "streamgate-test",
-                "message": message,
-                "user": user,
-            });
-            if let Some(now) = now {
-                event["created_at"] = now.to_string().into();
-            }
-            event
-        }
-        KindArg::BeforeMessageSend => json!({
-            "message": message,
-            "user": user,
-            "channel": {"cid": "messaging:streamgate-test", "id": "streamgate-test", "type": "messaging"},
-            "request_info": {"type": "client"},
-        }),
-        KindArg::CustomCommand => {
-            let command = event_type.unwrap_or(COMMAND);
-            message["text"] = format!("/{command} from streamgate send").into();
-            message["command"] = command.into();
-            message["args"] = "from streamgate send".into();
-            message["cid"] = "messaging:streamgate-test".into();
-            json!({"message": message, "user": user})
-        }
-    };
-    Ok(serde_json::to_vec(&body)?.into())
 }

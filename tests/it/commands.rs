@@ -3,18 +3,17 @@
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site, bare_command};
 use crate::harness::receiver::{Receiver, reply};
-use crate::harness::wire::{API_KEY, SECRET, Webhook, send};
+use crate::harness::wire::{SECRET, Webhook, send};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use tokio::io::AsyncWriteExt;
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn json(output: &Output) -> serde_json::Value {
+pub fn json(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {output:?}"))
 }
 
@@ -26,11 +25,11 @@ async fn bare(site: &Site, args: &[&str]) -> Server {
     Server::of(command, site).await
 }
 
-fn pasted(server: &Server) -> String {
+pub fn pasted(server: &Server) -> String {
     server.greeting.lines().find(|line| line.contains(" send ")).unwrap().trim().to_owned()
 }
 
-async fn shell(command: &str) -> Output {
+pub async fn shell(command: &str) -> Output {
     let mut shell = tokio::process::Command::new("sh");
     shell.args(["-c", command]).current_dir("/").env_clear().output().await.unwrap()
 }
@@ -53,78 +52,6 @@ async fn a_first_event_goes_through_without_any_config() {
     assert!(shell(&pasted(&server)).await.status.success());
     assert_eq!(std::fs::read_to_string(&secret_file).unwrap(), secret);
     assert!(server.terminate().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_pasted_command_works_with_a_config_and_tls_and_odd_paths() {
-    let site = Site::new();
-    std::fs::create_dir(site.path("it's a dir")).unwrap();
-    let setup = Setup::default().toml(&site.path("it's a dir/data"));
-    site.write("it's a dir/my config.toml", setup);
-    let config = site.path("it's a dir/my config.toml");
-    let server = Server::of(bare_command(&["--config", config.to_str().unwrap()]), &site).await;
-    let sent = shell(&pasted(&server)).await;
-    assert!(sent.status.success(), "{} {sent:?}", pasted(&server));
-    assert!(server.terminate().await.success());
-    let (server, _) = crate::statuses::secure(&site, Setup::default()).await;
-    let ca = site.path("cert.pem");
-    let sent = shell(&format!("{} --ca {}", pasted(&server).replace("127.0.0.1", "localhost"), ca.display())).await;
-    assert!(sent.status.success(), "{sent:?}");
-    let untrusted = shell(&pasted(&server).replace("127.0.0.1", "localhost")).await;
-    assert_eq!(untrusted.status.code(), Some(1));
-    assert!(server.terminate().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn send_reports_what_came_back() {
-    let site = Site::new();
-    site.configure(&Setup::default());
-    let server = site.start().await;
-    let url = format!("http://{}", server.public);
-    let many = site.run(&["send", "--url", &url, "--count", "200", "--concurrency", "8", "--gzip", "--json"]).await;
-    let told = json(&many);
-    assert!(many.status.success());
-    assert_eq!(
-        (&told["sent"], &told["statuses"]["200"], &told["outcomes"]["enqueued"]),
-        (&200.into(), &200.into(), &200.into())
-    );
-    assert!(told["latency_ms"]["p99"].as_f64().unwrap() > 0.0);
-    for outcome in ["enqueued", "duplicate"] {
-        let repeat = site.run(&["send", "--url", &url, "--id", "made", "--json"]).await;
-        assert_eq!(json(&repeat)["outcomes"][outcome], 1, "the same id is the same event: {repeat:?}");
-    }
-    let file = site.write("body.json", "{\"type\":\"from.a.file\"}");
-    let same = ["send", "--url", &url, "--file", file.to_str().unwrap(), "--id", "same", "--attempt", "2", "--json"];
-    assert_eq!(json(&site.run(&same).await)["outcomes"]["enqueued"], 1);
-    assert_eq!(json(&site.run(&same).await)["outcomes"]["duplicate"], 1);
-    let dated = site.write("dated.json", r#"{"type":"a.b","n":1.10,"created_at":"2026-01-01T00:00:00Z"}"#);
-    let dated = ["send", "--url", &url, "--file", dated.to_str().unwrap(), "--count", "20", "--json"];
-    assert_eq!(json(&site.run(&dated).await)["outcomes"]["enqueued"], 20, "each has a date of its own");
-    let repeats = site.run(&[&dated[..], &["--id", "one"]].concat()).await;
-    assert_eq!(json(&repeats)["outcomes"]["duplicate"], 19);
-    assert!(String::from_utf8_lossy(&repeats.stderr).contains("repeats"), "{repeats:?}");
-    let mut piped = site
-        .command(&["send", "--url", &url, "--file", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    piped.stdin.take().unwrap().write_all(b"{\"type\":\"from.stdin\"}").await.unwrap();
-    assert!(piped.wait_with_output().await.unwrap().status.success());
-    eventually("they are logged", || async { site.log().contains("from.a.file") && site.log().contains("from.stdin") })
-        .await;
-    let mut wrong = site.command(&["send", "--url", &url]);
-    wrong
-        .env("STREAMGATE_CONFIG", "/dev/null")
-        .env("STREAM_API_KEY", API_KEY)
-        .env("STREAM_API_SECRET", "not the secret");
-    let wrong = wrong.output().await.unwrap();
-    assert_eq!(wrong.status.code(), Some(1));
-    assert!(text(&wrong.stdout).contains("401 unauthorized: "), "{wrong:?}");
-    assert!(server.terminate().await.success());
-    let gone = site.run(&["send", "--url", &url]).await;
-    assert_eq!(gone.status.code(), Some(1));
-    assert!(text(&gone.stdout).contains("is `streamgate up` running"), "{gone:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,6 +34,7 @@ mod publisher;
 mod redis_store;
 mod reload;
 mod replay;
+mod send;
 mod services;
 mod spool;
 mod statuses;

@@ -14,6 +14,7 @@ use crate::certificate::Certificate;
 use crate::tls::Current;
 use authority::Failure;
 use kept::{Attempt, Kept};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use schedule::{Cause, Failures, least_between, renewal};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -254,6 +255,13 @@ fn now() -> i64 {
 
 fn time(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
+}
+
+/// The certificate that the authority gave last, for clients on this machine.
+pub(crate) fn leaf(config: &AcmeConfig, data_dir: &Path) -> Result<CertificateDer<'static>, String> {
+    let kept = Kept::at(data_dir, &config.directory).certificate().map_err(|error| error.to_string())?;
+    let text = kept.ok_or("the authority has given no certificate yet")?;
+    CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| streamgate_service::pem::problem(&error))
 }
 
 /// What `check` says: looks, and makes neither an account nor an order.

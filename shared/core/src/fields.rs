@@ -82,6 +82,11 @@ impl Fields {
         }
     }
 
+    /// As `set`, digit by digit.
+    pub fn set_raw(&mut self, name: &str, value: Box<RawValue>) {
+        self.put(Field { name: name.to_owned(), literal: None, value });
+    }
+
     fn put(&mut self, field: Field) {
         match self.0.iter_mut().find(|known| known.name == field.name) {
             Some(known) => known.value = field.value,

@@ -92,7 +92,7 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
         section.problem("secrets", "takes a list of at least one secret, like [\"env:STREAM_API_SECRET\"]");
     }
     for text in texts {
-        match environment.app_secret(&text).and_then(judged) {
+        match environment.app_secret(&api_key, &text).and_then(judged) {
             Ok((secret, doubt)) => {
                 secrets.push(secret);
                 if let Some(doubt) = doubt {
@@ -151,6 +151,11 @@ fn from_environment(environment: &Environment, report: &Report) -> Option<AppCon
                     None
                 }
             },
+            // Whoever reads no secret needs none to be there.
+            (Some(api_key), None) if !environment.reads_secrets_of(api_key) => {
+                Some(AppConfig::single("chat", api_key.to_owned(), Secret::new(String::new())))
+            }
+            (None, Some(_)) if !environment.reads_secrets_of("") => None,
             (Some(_), None) => {
                 report.problem("apps", format!("the environment has {key} but not {secret}"));
                 None

@@ -72,7 +72,7 @@ impl RabbitMqConfig {
             spool_after: section.duration("spool_after", Duration::from_millis(250)),
             confirm_timeout: section.duration("confirm_timeout", Duration::from_secs(2)),
             management_url: section.reference("management_url").and_then(|text| {
-                let resolved = environment.resolve(&text);
+                let resolved = environment.backend_url(&text, "http");
                 resolved.map_err(|what| section.problem("management_url", what)).ok()
             }),
             declare: section.flag("declare", true),
@@ -110,7 +110,7 @@ impl RedisConfig {
 /// The shape only: what the URL says beyond it is the adapter's to judge. Never quoted, for it holds a password.
 fn url(section: &mut Section<'_>, environment: &Environment, default: &str, schemes: &[&str]) -> Secret {
     let text = section.reference("url").unwrap_or_else(|| default.to_owned());
-    let url = match environment.resolve(&text) {
+    let url = match environment.backend_url(&text, schemes.last().copied().unwrap_or_default()) {
         Ok(url) => url,
         Err(what) => {
             section.problem("url", what);

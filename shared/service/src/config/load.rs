@@ -2,7 +2,7 @@
 
 use super::{
     Config, StoreKind, lines,
-    reader::{Problem, Report},
+    reader::{Problem, Report, is_reference},
 };
 use crate::secret::Secret;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,10 +27,31 @@ pub struct Environment {
     files: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Blind {
-    apps: bool,
+    apps: AppSecrets,
     routes: bool,
+    backends: bool,
+}
+
+/// Whose secrets of Stream's are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum AppSecrets {
+    #[default]
+    All,
+    None,
+    /// Of one API key.
+    Of(String),
+}
+
+impl AppSecrets {
+    fn are_read(&self, of: &str) -> bool {
+        match self {
+            AppSecrets::All => true,
+            AppSecrets::None => false,
+            AppSecrets::Of(api_key) => api_key == of,
+        }
+    }
 }
 
 impl std::fmt::Debug for Environment {
@@ -55,17 +76,23 @@ impl Environment {
 
     /// For commands that need no secret: they work where the secrets are not at hand.
     pub fn without_secrets(self) -> Environment {
-        Environment { blind: Blind { apps: true, routes: true }, ..self }
+        Environment { blind: Blind { apps: AppSecrets::None, routes: true, backends: false }, ..self }
+    }
+
+    /// For commands that meet the gateway alone: the secrets of one API key, or none.
+    pub fn with_secrets_of(self, api_key: Option<&str>) -> Environment {
+        let apps = api_key.map_or(AppSecrets::None, |api_key| AppSecrets::Of(api_key.to_owned()));
+        Environment { blind: Blind { apps, routes: true, backends: true }, ..self }
     }
 
     /// For workers: Stream's secrets need not be where no webhook is verified.
     pub fn without_app_secrets(self) -> Environment {
-        Environment { blind: Blind { apps: true, ..self.blind }, ..self }
+        Environment { blind: Blind { apps: AppSecrets::None, ..self.blind.clone() }, ..self }
     }
 
     /// For gateways: the service's secrets need not be where nothing is forwarded.
     pub fn without_route_secrets(self) -> Environment {
-        Environment { blind: Blind { routes: true, ..self.blind }, ..self }
+        Environment { blind: Blind { routes: true, ..self.blind.clone() }, ..self }
     }
 
     /// The files that values were read from, or should have been.
@@ -77,9 +104,21 @@ impl Environment {
         self.variables.get(name).map(String::as_str)
     }
 
-    /// A secret that Stream signs with.
-    pub(super) fn app_secret(&self, reference: &str) -> Result<Secret, String> {
-        if self.blind.apps { Ok(Secret::new(String::new())) } else { self.resolve(reference) }
+    /// A secret that Stream signs with; empty where it is not to be read.
+    pub(super) fn app_secret(&self, api_key: &str, reference: &str) -> Result<Secret, String> {
+        if self.reads_secrets_of(api_key) { self.resolve(reference) } else { Ok(Secret::new(String::new())) }
+    }
+
+    pub(super) fn reads_secrets_of(&self, api_key: &str) -> bool {
+        self.blind.apps.are_read(api_key)
+    }
+
+    /// Where RabbitMQ or Redis is, with their passwords; where that is not to be read, any URL of this scheme.
+    pub(super) fn backend_url(&self, reference: &str, scheme: &str) -> Result<Secret, String> {
+        if self.blind.backends && is_reference(reference) {
+            return Ok(Secret::new(format!("{scheme}://localhost")));
+        }
+        self.resolve(reference)
     }
 
     /// A secret that is sent to a service.
@@ -645,6 +684,11 @@ mod tests {
     fn half_a_pair_of_variables_is_a_mistake() {
         assert_eq!(keys("", [("STREAM_API_KEY", "k")]), ["apps"]);
         assert_eq!(keys("", [("STREAM_SECRET", "s"), ("STREAM_KEY", "")]), ["apps"]);
+        // Whoever reads no secret needs none.
+        for half in [("STREAM_API_KEY", "k"), ("STREAM_API_SECRET", "s")] {
+            let environment = Environment::of([half]).without_app_secrets();
+            assert_eq!(from_text(None, None, &environment).unwrap().doubts, []);
+        }
     }
 
     #[test]
@@ -655,6 +699,21 @@ mod tests {
         let file = directory.path().join("test.toml");
         std::fs::write(&file, text).unwrap();
         assert!(load(&Source { file: Some(file), environment: Environment::of([]).without_secrets() }).is_ok());
+    }
+
+    #[test]
+    fn one_apps_secrets_are_read_alone() {
+        let text = "[rabbitmq]\nurl = 'env:NO'\nca = 'x'\nmanagement_url = 'env:NO'\n[redis]\nurl = 'env:NO'\nca = 'x'\n\
+            [[apps]]\nname = 'a'\nkeys = [{ api_key = 'a', secrets = ['env:A'] }, { api_key = 'b', secrets = ['env:NO'] }]\n\
+            [[worker.routes]]\nevents = ['*']\nforward = { url = 'env:NO' }";
+        let secrets = |of| {
+            let environment = Environment::of([("A", "the secret of a")]).with_secrets_of(of);
+            let keys = from_text(None, Some(text), &environment)?.config.apps.remove(0).keys;
+            Ok::<_, ConfigError>(keys.iter().map(|key| key.secrets[0].expose().to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(secrets(None).unwrap(), ["", ""]);
+        assert_eq!(secrets(Some("a")).unwrap(), ["the secret of a", ""]);
+        assert!(secrets(Some("b")).is_err());
     }
 
     #[test]

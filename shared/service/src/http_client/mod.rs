@@ -1,10 +1,12 @@
 //! HTTP clients: HTTP/1.1 with connection reuse, TLS by the system's roots, no redirects, no proxy.
 
 mod failure;
+mod own;
 mod services;
 mod transport;
 
 pub use failure::CallFailure;
+pub use own::Introducing;
 pub use services::ServiceClient;
 
 use bytes::Bytes;
@@ -12,6 +14,8 @@ use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use own::Known;
+use rustls::client::{VerifierBuilderError, WebPkiServerVerifier};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use std::path::Path;
@@ -20,7 +24,7 @@ use std::time::Duration;
 
 /// Why a call had no answer.
 pub type CallError = hyper_util::client::legacy::Error;
-pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub type HttpClient = Client<HttpsConnector<Introducing>, Full<Bytes>>;
 
 /// Shorter than the keep-alive of common servers, so that a request rarely meets a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(15);
@@ -35,6 +39,8 @@ pub enum ClientError {
     Authorities(#[from] AuthorityError),
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("cannot set up TLS: {0}")]
+    Verifier(#[from] VerifierBuilderError),
 }
 
 /// Why a text names no certificate authority.
@@ -70,15 +76,60 @@ pub fn system_roots() -> RootCertStore {
 /// `extra_roots`: a PEM file of certificate authorities to trust beside the system's.
 pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
     let roots = match extra_roots {
-        Some(file) => {
-            let path = file.display().to_string();
-            let pem = std::fs::read(file).map_err(|error| ClientError::Unreadable { path: path.clone(), error })?;
-            roots_with(&pem).map_err(|error| ClientError::Roots { path, error })?
-        }
+        Some(file) => from_file(file, roots_with)?,
         None => system_roots(),
     };
-    let connector = connector(roots)?;
-    Ok(Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).pool_timer(TokioTimer::new()).build(connector))
+    Ok(pooled(connector(trusting(roots)?, Introducing { tcp: tcp(), with_header: false })))
+}
+
+/// For a gateway of our own.
+#[derive(Debug, Default)]
+pub struct Own<'a> {
+    /// A PEM file of certificates to trust beside the system's authorities: the gateway's own, whatever name it was made for, or
+    /// authorities.
+    pub ca: Option<&'a Path>,
+    /// The certificate that it serves, where it is known.
+    pub certificate: Option<CertificateDer<'static>>,
+    /// It stands behind a balancer and expects a PROXY header of it.
+    pub proxy_header: bool,
+}
+
+impl Own<'_> {
+    pub fn client(self) -> Result<HttpClient, ClientError> {
+        let mut certificates: Vec<_> = self.certificate.into_iter().collect();
+        let mut roots = system_roots();
+        if let Some(file) = self.ca {
+            let listed = from_file(file, certificates_of)?;
+            // A certificate that is no authority's can be known all the same.
+            roots.add_parsable_certificates(listed.clone());
+            certificates.extend(listed);
+        }
+        let tls = if certificates.is_empty() {
+            trusting(roots)?
+        } else {
+            // A verifier of others needs an authority, and where there is none the known ones are all there is.
+            if roots.is_empty() {
+                roots.add_parsable_certificates(certificates.clone());
+            }
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let others = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+            let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+            let verifier = Arc::new(Known { certificates, others });
+            versions.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+        };
+        Ok(pooled(connector(tls, Introducing { tcp: tcp(), with_header: self.proxy_header })))
+    }
+}
+
+/// What a PEM file of authorities holds.
+fn from_file<T>(file: &Path, parse: impl FnOnce(&[u8]) -> Result<T, AuthorityError>) -> Result<T, ClientError> {
+    let path = file.display().to_string();
+    let pem = std::fs::read(file).map_err(|error| ClientError::Unreadable { path: path.clone(), error })?;
+    parse(&pem).map_err(|error| ClientError::Roots { path, error })
+}
+
+fn pooled(connector: HttpsConnector<Introducing>) -> HttpClient {
+    Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).pool_timer(TokioTimer::new()).build(connector)
 }
 
 /// The system's authorities and those of a PEM text.
@@ -91,25 +142,33 @@ fn roots_with(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
 /// The authorities of a PEM text.
 pub fn authorities(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
     let mut roots = RootCertStore::empty();
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(crate::pem::unmarked(pem)).collect();
-    let certificates = certificates.map_err(|error| AuthorityError::NoPem(crate::pem::problem(&error)))?;
-    if certificates.is_empty() {
-        return Err(AuthorityError::Empty);
-    }
     // One of a bundle that is not understood keeps no other from being trusted.
-    match roots.add_parsable_certificates(certificates) {
+    match roots.add_parsable_certificates(certificates_of(pem)?) {
         (0, ignored) => Err(AuthorityError::Unusable(ignored)),
         (_, _) => Ok(roots),
     }
 }
 
-fn connector(roots: RootCertStore) -> Result<HttpsConnector<HttpConnector>, ClientError> {
-    let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
-    http.set_nodelay(true);
-    Ok(HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http))
+/// The certificates of a PEM text; at least one.
+fn certificates_of(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(crate::pem::unmarked(pem)).collect();
+    let certificates = certificates.map_err(|error| AuthorityError::NoPem(crate::pem::problem(&error)))?;
+    if certificates.is_empty() { Err(AuthorityError::Empty) } else { Ok(certificates) }
+}
+
+fn trusting(roots: RootCertStore) -> Result<ClientConfig, ClientError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(versions.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp
+}
+
+fn connector<C>(tls: ClientConfig, transport: C) -> HttpsConnector<C> {
+    HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(transport)
 }

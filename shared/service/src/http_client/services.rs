@@ -3,7 +3,7 @@
 
 use super::failure::CallFailure;
 use super::transport::{Usage, Watching};
-use super::{ClientError, connector, roots_with, system_roots};
+use super::{ClientError, connector, roots_with, system_roots, tcp, trusting};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, Uri, body::Incoming};
@@ -38,10 +38,11 @@ pub struct ServiceClient {
 impl ServiceClient {
     /// `authorities`: PEM certificates of authorities to trust beside the system's.
     pub fn new(authorities: Option<&str>) -> Result<ServiceClient, ClientError> {
-        let connector = connector(match authorities {
+        let roots = match authorities {
             Some(pem) => roots_with(pem.as_bytes())?,
             None => system_roots(),
-        })?;
+        };
+        let connector = connector(trusting(roots)?, tcp());
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_timer(TokioTimer::new())

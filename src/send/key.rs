@@ -1,0 +1,100 @@
+//! The key that webhooks are signed with: of the configuration, of the development app, or typed in.
+
+use crate::cli::Global;
+use crate::dev;
+use crate::exit::BadUsage;
+use anyhow::Context;
+use std::io::IsTerminal;
+use streamgate_service::config::{ConfigError, Environment, Loaded, Source};
+use streamgate_service::secret::Secret;
+
+/// What signs.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) api_key: String,
+    pub(super) secret: Secret,
+}
+
+/// The configuration without a secret: all that is needed to know whose secret is.
+pub(super) fn load(global: &Global) -> Result<Loaded, ConfigError> {
+    global.load_from(&source(global, None))
+}
+
+fn source(global: &Global, api_key: Option<&str>) -> Source {
+    let source = global.source();
+    Source { environment: source.environment.with_secrets_of(api_key), ..source }
+}
+
+impl Key {
+    /// `named`: the API key to sign for, else the first one that there is.
+    pub(super) fn find(global: &Global, loaded: &Loaded, named: Option<&str>) -> anyhow::Result<Key> {
+        let apps = &loaded.config.apps;
+        let mut keys = apps.iter().flat_map(|app| &app.keys).map(|key| key.api_key.as_str());
+        let found = match named {
+            Some(named) => keys.find(|key| *key == named),
+            None => keys.next(),
+        };
+        if let Some(api_key) = found {
+            return Key::configured(global, api_key);
+        }
+        let development = if apps.is_empty() { dev::existing(&loaded.config.store.data_dir)? } else { None };
+        let mut development = development.into_iter().flat_map(|app| app.keys);
+        let development = development.find(|key| named.is_none_or(|named| named == key.api_key));
+        if let Some(key) = development {
+            let secret = key.secrets.into_iter().next().context("the development app has no secret")?;
+            return Ok(Key { api_key: key.api_key, secret });
+        }
+        match named {
+            Some(named) if apps.is_empty() => Key::named(&global.source().environment, named),
+            Some(named) => Err(BadUsage(format!("no app in the configuration has the API key {named:?}")).into()),
+            None => {
+                let what = format!(
+                    "there is no secret to sign with: set STREAM_API_KEY and STREAM_API_SECRET, name a --config with an app, \
+                     or name the --data-dir of a running `streamgate up` (looked in {})",
+                    loaded.config.store.data_dir.display()
+                );
+                Err(BadUsage(what).into())
+            }
+        }
+    }
+
+    /// Of the configuration, with the secret where it says; typed in where that is not to be had here.
+    fn configured(global: &Global, api_key: &str) -> anyhow::Result<Key> {
+        let loaded = match global.load_quietly(&source(global, Some(api_key))) {
+            Ok(loaded) => loaded,
+            Err(error) => return Key::typed(api_key, error.into()),
+        };
+        let mut keys = loaded.config.apps.into_iter().flat_map(|app| app.keys);
+        let key = keys.find(|key| key.api_key == api_key).context("the configuration has changed meanwhile")?;
+        let secret = key.secrets.into_iter().next().context("the app has no secret")?;
+        Ok(Key { api_key: key.api_key, secret })
+    }
+
+    /// Of no configuration: whose secret the environment has, or who types it in.
+    fn named(environment: &Environment, api_key: &str) -> anyhow::Result<Key> {
+        let given = ["STREAM_API_SECRET", "STREAM_SECRET"].into_iter().find_map(|name| environment.get(name));
+        match given.filter(|secret| !secret.is_empty()) {
+            Some(secret) => Ok(Key { api_key: api_key.to_owned(), secret: Secret::new(secret.to_owned()) }),
+            None => {
+                let what = format!(
+                    "there is no secret of the API key {api_key:?} to sign with: set STREAM_API_SECRET, or name a --config with the app"
+                );
+                Key::typed(api_key, BadUsage(what).into())
+            }
+        }
+    }
+
+    /// Asks whoever sits at the terminal; `why` is the error where nobody does.
+    fn typed(api_key: &str, why: anyhow::Error) -> anyhow::Result<Key> {
+        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return Err(why);
+        }
+        tracing::warn!("{why:#}");
+        let typed = rpassword::prompt_password(format!("API secret of {api_key} (it is not shown): "));
+        let secret = typed.context("cannot read the secret from the terminal")?;
+        if secret.is_empty() {
+            return Err(why);
+        }
+        Ok(Key { api_key: api_key.to_owned(), secret: Secret::new(secret) })
+    }
+}

@@ -1,0 +1,294 @@
+//! `streamgate send`: what it sends, where to, and with whose secret.
+
+use crate::commands::{json, pasted, shell, text};
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site, bare_command};
+use crate::harness::receiver::Receiver;
+use crate::harness::wire::{API_KEY, SECRET};
+use serde_json::Value;
+use std::process::Stdio;
+use tokio::io::AsyncWriteExt;
+
+/// Starts it by a command of its own, and pastes what it prints as it stands.
+async fn paste(server: &Server) {
+    let sent = shell(&pasted(server)).await;
+    assert!(sent.status.success() && text(&sent.stdout).starts_with("200 enqueued"), "{} {sent:?}", pasted(server));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_that_is_printed_works_as_it_stands() {
+    let site = Site::new();
+    std::fs::create_dir(site.path("it's a dir")).unwrap();
+    let setup = Setup::default().toml(&site.path("it's a dir/data"));
+    let config = site.write("it's a dir/my config.toml", setup);
+    let server = Server::of(bare_command(&["--config", config.to_str().unwrap()]), &site).await;
+    paste(&server).await;
+    assert!(server.terminate().await.success());
+
+    // Its certificate is for a name, and the line has an address.
+    let (server, _) = crate::statuses::secure(&site, Setup::default()).await;
+    paste(&server).await;
+    let by_name = pasted(&server).replace("127.0.0.1", "localhost");
+    assert!(shell(&by_name).await.status.success());
+    let (untrusting, _) = by_name.split_once(" --ca ").unwrap();
+    let untrusted = shell(&format!("{untrusting} --config {}", site.config().display())).await;
+    assert_eq!(untrusted.status.code(), Some(1), "a name has to be vouched for: {untrusted:?}");
+    let known = shell(
+        &untrusting
+            .replace("localhost", "127.0.0.1")
+            .replace(" send ", &format!(" --config {} send ", site.config().display())),
+    )
+    .await;
+    assert!(known.status.success(), "the configuration's own certificate is known: {known:?}");
+    assert!(server.terminate().await.success());
+
+    // Each connection has to begin with a PROXY header.
+    let behind = Site::new();
+    behind.write(
+        "streamgate.toml",
+        Setup::default().toml(&behind.data_dir()).replace("[gateway]", "[gateway]\nproxy_protocol = true"),
+    );
+    let server = behind.start().await;
+    paste(&server).await;
+    let known = shell(&pasted(&server).replace(" --proxy-header", "")).await;
+    assert!(known.status.success(), "the configuration says so: {known:?}");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_only_the_gateways_environment_holds_is_asked_for() {
+    let site = Site::new();
+    let mut command = bare_command(&[]);
+    command.current_dir(site.path("."));
+    command.env("STREAMGATE__GATEWAY__LISTEN", "127.0.0.1:0").env("STREAMGATE__GATEWAY__OPS_LISTEN", "127.0.0.1:0");
+    command.env("STREAM_API_KEY", API_KEY).env("STREAM_API_SECRET", SECRET);
+    let server = Server::of(command, &site).await;
+    let line = pasted(&server);
+    let refused = shell(&line).await;
+    assert_eq!(refused.status.code(), Some(64), "{refused:?}");
+    assert!(text(&refused.stderr).contains("set STREAM_API_SECRET"), "{refused:?}");
+    assert!(shell(&format!("STREAM_API_SECRET={SECRET} {line}")).await.status.success());
+    let mut terminal = tokio::process::Command::new("script");
+    terminal.args(["-qec", &line, "/dev/null"]).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut terminal = terminal.spawn().unwrap();
+    terminal.stdin.take().unwrap().write_all(format!("{SECRET}\n").as_bytes()).await.unwrap();
+    let typed = terminal.wait_with_output().await.unwrap();
+    let shown = text(&typed.stdout);
+    assert!(shown.contains(&format!("API secret of {API_KEY}")) && shown.contains("200 enqueued"), "{shown}");
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_apps_own_secret_is_needed() {
+    let site = Site::new();
+    site.write(
+        "streamgate.toml",
+        format!(
+            "[gateway]\nlisten = '127.0.0.1:0'\nops_listen = '127.0.0.1:0'\n[store]\ndata_dir = 'data'\n\
+             [rabbitmq]\nurl = 'env:NOT_HERE'\n[redis]\nurl = 'file:/none'\n\
+             [[apps]]\nname = 'one'\nkeys = [{{ api_key = '{API_KEY}', secrets = ['{SECRET}'] }}]\n\
+             [[apps]]\nname = 'two'\nkeys = [{{ api_key = 'second', secrets = ['env:NOT_HERE'] }}]\n\
+             [[worker.routes]]\nevents = ['*']\nforward = {{ url = 'env:NOT_HERE', headers = {{ X-A = 'env:NOT_HERE' }} }}\n"
+        ),
+    );
+    let service = Receiver::willing().await;
+    let url = format!("http://{}", service.address);
+    let sent = site.run(&["send", "--url", &url]).await;
+    assert!(sent.status.success(), "{sent:?}");
+    assert_eq!(service.received()[0].header("x-api-key"), API_KEY);
+    let second = site.run(&["send", "--url", &url, "--api-key", "second"]).await;
+    assert_eq!(second.status.code(), Some(64), "{second:?}");
+    assert!(text(&second.stderr).contains("NOT_HERE"), "{second:?}");
+    let nobody = site.run(&["send", "--url", &url, "--api-key", "third"]).await;
+    assert_eq!(nobody.status.code(), Some(64), "{nobody:?}");
+    let nowhere = site.run(&["send"]).await;
+    assert!(text(&nowhere.stderr).contains("name --url"), "nobody knows the port: {nowhere:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_goes_to_the_configurations_own_address() {
+    let site = Site::new();
+    let service = Receiver::willing().await;
+    site.configure(&Setup { listen: service.address, ..Setup::default() });
+    let sent = site.run(&["send", "--type", "reaction.new"]).await;
+    assert!(sent.status.success(), "{sent:?}");
+    assert_eq!(service.received()[0].path, "/webhooks/stream/push");
+}
+
+/// Every type that Stream documents has a body of its documented shape, and comes through a gateway as what it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_type_of_event_has_a_body() {
+    let site = Site::new();
+    let service = Receiver::willing().await;
+    site.configure(&Setup { rest: service.route(), ..Setup::default() });
+    let server = site.start().await;
+    let url = format!("http://{}", server.public);
+    let listed = json(&bare_command(&["send", "--list-types", "--json"]).output().await.unwrap());
+    let types: Vec<&str> = listed.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let lines = text(&bare_command(&["send", "--list-types"]).output().await.unwrap().stdout);
+    assert_eq!(lines.lines().collect::<Vec<_>>(), types);
+    assert!(types.len() > 70);
+    for name in &types {
+        let sent = site.run(&["send", "--url", &url, "--type", name, "--json"]).await;
+        assert_eq!(json(&sent)["outcomes"]["enqueued"], 1, "{name}: {sent:?}");
+    }
+    eventually("all are handled", || async { service.received().len() >= types.len() }).await;
+    // What an event is about.
+    let subjects = [
+        ("message.", "message"),
+        ("message.", "user"),
+        ("reaction.", "reaction"),
+        ("reaction.", "message"),
+        ("member.", "member"),
+        ("channel.created", "channel"),
+        ("channel.muted", "mute"),
+        ("user.", "user"),
+        ("user_group.", "user_group"),
+        ("user_group.member_", "members"),
+        ("reminder.", "reminder"),
+        ("thread.", "thread"),
+        ("review_queue_item.", "review_queue_item"),
+        ("campaign.", "campaign"),
+        ("export.", "task_id"),
+        ("pending_message.", "message"),
+        ("notification.", "cid"),
+        ("moderation_rule.", "rule"),
+    ];
+    for name in &types {
+        let came = service.received().into_iter().find(|came| came.header("x-streamgate-type") == *name);
+        let body: Value = serde_json::from_slice(&came.unwrap_or_else(|| panic!("{name} did not come")).body).unwrap();
+        if !name.starts_with("pending_message.") {
+            assert_eq!(body["type"], *name);
+            assert!(body["created_at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{name}");
+        }
+        for (_, subject) in subjects.iter().filter(|(family, _)| name.starts_with(family)) {
+            let read = *name == "message.read" && *subject == "message";
+            assert!(read || !body[subject].is_null(), "{name} has no {subject}: {body}");
+        }
+    }
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_says_what_it_is_told_to() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let service = Receiver::willing().await;
+    let url = format!("http://{}", service.address);
+    let file = site.write("body.json", r#"{"type":"a.b","n":1.10,"user":{"id":"x"}}"#);
+    let file = file.to_str().unwrap();
+    for args in [
+        &[
+            "--text",
+            "<b>",
+            "--user",
+            "ann",
+            "--channel",
+            "team:red",
+            "--set",
+            "message.color=\"red\"",
+            "--set",
+            "n=1.10",
+        ][..],
+        &["--file", file, "--type", "c.d", "--set", "user.banned=true"],
+        &["--kind", "custom-command", "--type", "/poll", "--args", "open now", "--form", "choice=a=b", "--form", "n=1"],
+        &["--kind", "custom-command", "--type", "poll", "--file", file],
+        &["--kind", "before-message-send", "--text", "hi", "--channel", "general"],
+        &["--type", "mesage.new"],
+    ] {
+        let sent = site.run(&[&["send", "--url", &url], args].concat()).await;
+        assert!(sent.status.success(), "{args:?}: {sent:?}");
+    }
+    let received = service.received();
+    let body = |place: usize| serde_json::from_slice::<Value>(&received[place].body).unwrap();
+    let said = body(0);
+    assert_eq!((&said["message"]["text"], &said["message"]["html"]), (&"<b>".into(), &"<p>&lt;b&gt;</p>\n".into()));
+    assert_eq!(
+        (&said["cid"], &said["channel_type"], &said["channel_id"]),
+        (&"team:red".into(), &"team".into(), &"red".into())
+    );
+    assert_eq!(
+        (&said["user"]["id"], &said["message"]["user"]["id"], &said["message"]["color"]),
+        (&"ann".into(), &"ann".into(), &"red".into())
+    );
+    assert!(text(&received[0].body).contains("\"n\":1.10"));
+    assert_eq!(text(&received[1].body), r#"{"type":"c.d","n":1.10,"user":{"id":"x","banned":true}}"#);
+    let command = body(2);
+    assert_eq!(received[2].path, "/webhooks/stream/custom-commands?type=poll");
+    assert_eq!((&command["message"]["command"], &command["message"]["args"]), (&"poll".into(), &"open now".into()));
+    assert_eq!(command["message"]["text"], "/poll open now");
+    assert_eq!(command["form_data"], serde_json::json!({"choice": "a=b", "n": "1"}));
+    assert_eq!(received[3].path, "/webhooks/stream/custom-commands?type=poll");
+    assert_eq!(text(&received[3].body), std::fs::read_to_string(file).unwrap());
+    assert_eq!((&body(4)["channel"]["cid"], &body(4)["message"]["text"]), (&"messaging:general".into(), &"hi".into()));
+    assert_eq!(body(5)["type"], "mesage.new");
+    let doubted = site.run(&["send", "--url", &url, "--type", "mesage.new"]).await;
+    assert!(text(&doubted.stderr).contains("message.new"), "{doubted:?}");
+    for (args, why) in [
+        (&["--set", "message.text=hello"][..], "goes in quotes"),
+        (&["--set", "type.x=1"], "neither an object nor a list"),
+        (&["--args", "x"], "custom-command"),
+        (&["--kind", "custom-command", "--text", "x"], "--args"),
+        (&["--channel", ":x"], "messaging:general"),
+        (&["--form", "x"], "NAME=VALUE"),
+        (&["--file", file, "--user", "ann"], "cannot be used with"),
+        (&["--kind", "before-message-send", "--type", "x"], "has no type"),
+    ] {
+        let refused = site.run(&[&["send", "--url", &url], args].concat()).await;
+        assert_eq!(refused.status.code(), Some(64), "{args:?}: {refused:?}");
+        assert!(text(&refused.stderr).contains(why), "{args:?}: {refused:?}");
+    }
+    assert_eq!(service.received().len(), 7, "nothing was sent of those");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn send_reports_what_came_back() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let url = format!("http://{}", server.public);
+    let many = site.run(&["send", "--url", &url, "--count", "200", "--concurrency", "8", "--gzip", "--json"]).await;
+    let told = json(&many);
+    assert!(many.status.success());
+    assert_eq!(
+        (&told["sent"], &told["statuses"]["200"], &told["outcomes"]["enqueued"]),
+        (&200.into(), &200.into(), &200.into())
+    );
+    assert!(told["latency_ms"]["p99"].as_f64().unwrap() > 0.0);
+    for outcome in ["enqueued", "duplicate"] {
+        let repeat = site.run(&["send", "--url", &url, "--id", "made", "--json"]).await;
+        assert_eq!(json(&repeat)["outcomes"][outcome], 1, "the same id is the same event: {repeat:?}");
+    }
+    let file = site.write("body.json", "{\"type\":\"from.a.file\"}");
+    let same = ["send", "--url", &url, "--file", file.to_str().unwrap(), "--id", "same", "--attempt", "2", "--json"];
+    assert_eq!(json(&site.run(&same).await)["outcomes"]["enqueued"], 1);
+    assert_eq!(json(&site.run(&same).await)["outcomes"]["duplicate"], 1);
+    let dated = site.write("dated.json", r#"{"type":"a.b","n":1.10,"created_at":"2026-01-01T00:00:00Z"}"#);
+    let dated = ["send", "--url", &url, "--file", dated.to_str().unwrap(), "--count", "20", "--json"];
+    assert_eq!(json(&site.run(&dated).await)["outcomes"]["enqueued"], 20, "each has a date of its own");
+    let repeats = site.run(&[&dated[..], &["--id", "one"]].concat()).await;
+    assert_eq!(json(&repeats)["outcomes"]["duplicate"], 19);
+    assert!(String::from_utf8_lossy(&repeats.stderr).contains("repeats"), "{repeats:?}");
+    let mut piped = site
+        .command(&["send", "--url", &url, "--file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    piped.stdin.take().unwrap().write_all(b"{\"type\":\"from.stdin\"}").await.unwrap();
+    assert!(piped.wait_with_output().await.unwrap().status.success());
+    eventually("they are logged", || async { site.log().contains("from.a.file") && site.log().contains("from.stdin") })
+        .await;
+    let mut wrong = site.command(&["send", "--url", &url]);
+    wrong
+        .env("STREAMGATE_CONFIG", "/dev/null")
+        .env("STREAM_API_KEY", API_KEY)
+        .env("STREAM_API_SECRET", "not the secret");
+    let wrong = wrong.output().await.unwrap();
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong.stdout).contains("401 unauthorized: "), "{wrong:?}");
+    assert!(server.terminate().await.success());
+    let gone = site.run(&["send", "--url", &url]).await;
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(text(&gone.stdout).contains("is `streamgate up` running"), "{gone:?}");
+}
