@@ -276,6 +276,7 @@ fn envelope(body: &Bytes, signature: &str) -> Envelope {
         signature: signature.into(),
         received_at_ms: 0,
         attempt: 1,
+        attempts: Default::default(),
         cid: None,
         route: None,
         replay: None,

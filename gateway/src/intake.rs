@@ -7,6 +7,7 @@ use bytes::Bytes;
 use std::borrow::Cow;
 use std::time::Instant;
 use streamgate_core::{
+    attempts::Attempts,
     envelope::{Envelope, PENDING, safe_cid, safe_type},
     hook::{self, SignedCommand},
     id::{By, DedupBy, Kind, PushFacts, body_id, idempotency_key},
@@ -111,6 +112,7 @@ pub(crate) fn envelope(
         signature,
         received_at_ms,
         attempt: 1,
+        attempts: Attempts::default(),
         cid: safe_cid(peek.cid.as_deref()).map(str::to_owned),
         route: None,
         replay: None,

@@ -43,6 +43,7 @@ fn event(key: &str) -> Envelope {
         event_type: "message.new".into(),
         key: key.into(),
         webhook_attempt: 1,
+        attempts: Default::default(),
         api_key: String::new(),
         signature: String::new(),
         received_at_ms: 1,

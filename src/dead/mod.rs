@@ -1,25 +1,31 @@
 //! `streamgate dead`: dead letters, beside a running `up` or without one.
 
+mod causes;
 mod select;
+mod table;
+mod view;
 
 use crate::cli::Global;
 use crate::exit::BadUsage;
 use crate::output;
 use crate::wiring::Backends;
 use anyhow::{Context, bail};
+use causes::Causes;
 use clap::{Args, Subcommand, ValueEnum};
 use select::Select;
-use serde::{Serialize, Serializer};
-use std::io::IsTerminal;
+use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
-use streamgate_core::envelope::rfc3339;
+use std::time::Duration;
 use streamgate_core::letter::{Filter, Letter, LetterId};
 use streamgate_core::ports::{Letters, Moved};
 use streamgate_service::config::{Loaded, StoreKind};
 use streamgate_service::shutdown::Shutdown;
 use streamgate_store::rabbitmq::LetterQueue;
 use streamgate_store::sqlite::LetterBox;
+use table::Table;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use view::View;
 
 /// Letters read at a time: their bodies come along.
 const PAGE: usize = 32;
@@ -47,6 +53,9 @@ enum Action {
     List {
         #[command(flatten)]
         select: Select,
+        /// Only how many there are of each cause (reason, route and error), and when the first and the last died
+        #[arg(long)]
+        group: bool,
         /// Print one JSON array
         #[arg(long)]
         json: bool,
@@ -63,72 +72,31 @@ enum Action {
         json: bool,
     },
     /// Put letters back into the queue, as first attempts
-    Replay {
-        #[command(flatten)]
-        select: Select,
-        /// Print one JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Replay(Change),
     /// Remove letters for good
-    Drop {
-        #[command(flatten)]
-        select: Select,
-        /// Print one JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Drop(Change),
 }
 
-/// A letter as scripts see it.
-#[derive(Debug, Serialize)]
-struct View<'a> {
-    /// A text: it may have 19 digits, and JavaScript and jq round those.
-    #[serde(serialize_with = "as_text")]
-    number: i64,
-    id: &'a str,
-    key: &'a str,
-    app: &'a str,
-    kind: &'a str,
-    #[serde(rename = "type")]
-    event_type: &'a str,
-    cid: Option<&'a str>,
-    route: Option<&'a str>,
-    reason: &'a str,
-    error: Option<&'a str>,
-    attempts: u32,
-    received_at: String,
-    died_at: String,
-    bytes: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    body: Option<String>,
-}
-
-fn as_text<S: Serializer>(number: &i64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(number)
-}
-
-impl View<'_> {
-    fn of(letter: &Letter, body: bool) -> View<'_> {
-        let envelope = &letter.envelope;
-        View {
-            number: letter.number,
-            id: &envelope.id,
-            key: &envelope.key,
-            app: &envelope.app,
-            kind: envelope.kind.as_str(),
-            event_type: &envelope.event_type,
-            cid: envelope.cid.as_deref(),
-            route: envelope.route.as_deref(),
-            reason: &letter.reason,
-            error: letter.error.as_deref(),
-            attempts: envelope.attempt,
-            received_at: rfc3339(envelope.received_at_ms),
-            died_at: rfc3339(letter.died_at_ms),
-            bytes: envelope.body.len(),
-            body: body.then(|| String::from_utf8_lossy(&envelope.body).into_owned()),
-        }
-    }
+/// Which letters are changed, and how.
+#[derive(Debug, Args)]
+struct Change {
+    #[command(flatten)]
+    select: Select,
+    /// Only say how many letters it would be
+    #[arg(long)]
+    dry_run: bool,
+    /// At most this many letters a second; without it, as fast as the store takes them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
+    /// What for: stands in the log line that tells of the change
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
+    /// Do not ask before all letters are changed
+    #[arg(long)]
+    yes: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
@@ -173,16 +141,11 @@ async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> an
 
 async fn act(letters: &impl Letters, action: Action, interrupted: &CancellationToken) -> anyhow::Result<()> {
     match action {
-        Action::List { select, json } => list(letters, &select.filter(), json, interrupted).await,
+        Action::List { select, group: true, json } => causes(letters, &select.filter(), json, interrupted).await,
+        Action::List { select, group: false, json } => list(letters, &select.filter(), json, interrupted).await,
         Action::Show { id, body, json } => show(letters, id, body, json, interrupted).await,
-        Action::Replay { select, json } => {
-            let chosen = choose(letters, &select.explicit()?, interrupted).await?;
-            change("replayed", chosen, json, interrupted, |some| letters.replay(some)).await
-        }
-        Action::Drop { select, json } => {
-            let chosen = choose(letters, &select.explicit()?, interrupted).await?;
-            change("dropped", chosen, json, interrupted, |some| letters.discard(some)).await
-        }
+        Action::Replay(how) => change(letters, "replayed", how, interrupted, |some| letters.replay(some)).await,
+        Action::Drop(how) => change(letters, "dropped", how, interrupted, |some| letters.discard(some)).await,
     }
 }
 
@@ -233,27 +196,45 @@ async fn list(
     interrupted: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut views = Vec::new();
-    let mut count = 0;
+    let mut table: Option<Table> = None;
     each(letters, filter, interrupted, |letter| {
-        count += 1;
-        let view = View::of(letter, false);
         if json {
-            views.push(serde_json::to_value(view)?);
+            views.push(serde_json::to_value(View::of(letter, false))?);
             return Ok(());
         }
-        if count == 1 {
-            output::line(format!("{:>8}  {:<24}  {:<18}  {:<24}  ID", "NUMBER", "DIED", "REASON", "TYPE"))?;
-        }
-        let View { number, died_at, reason, event_type, id, .. } = view;
-        Ok(output::line(format!("{number:>8}  {died_at:<24}  {reason:<18}  {event_type:<24}  {id}"))?)
+        let table = match &table {
+            Some(table) => table,
+            None => {
+                // Numbers grow, and have one length where they are made of the time.
+                let made = table.insert(Table::new(output::width(), letter.number.to_string().len()));
+                made.heading()?;
+                made
+            }
+        };
+        Ok(table.row(letter)?)
     })
     .await?;
     if json {
         output::line(serde_json::to_string(&views)?)?;
-    } else if count == 0 {
+    } else if table.is_none() {
         output::line("no dead letters")?;
     }
     Ok(())
+}
+
+async fn causes(
+    letters: &impl Letters,
+    filter: &Filter,
+    json: bool,
+    interrupted: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut causes = Causes::default();
+    each(letters, filter, interrupted, |letter| {
+        causes.count(letter);
+        Ok(())
+    })
+    .await?;
+    causes.show(json)
 }
 
 async fn show(
@@ -270,11 +251,7 @@ async fn show(
         if json {
             return Ok(output::line(serde_json::to_string(&View::of(letter, body))?)?);
         }
-        let view = serde_json::to_value(View::of(letter, false))?;
-        for (name, value) in view.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            output::line(format!("{name:<12} {text}"))?;
-        }
+        view::whole(letter)?;
         if body {
             output::line("")?;
             if std::io::stdout().is_terminal() {
@@ -293,30 +270,85 @@ async fn show(
     Ok(())
 }
 
-/// Moves the letters some at a time, so that there is progress to show, and says how many it were and how many are left.
+/// Changes the letters that are chosen, and says how many it were and how many are left.
 async fn change<F>(
+    letters: &impl Letters,
     word: &str,
-    letters: Vec<LetterId>,
-    json: bool,
+    how: Change,
     interrupted: &CancellationToken,
-    mut each: impl FnMut(Vec<LetterId>) -> F,
+    each: impl FnMut(Vec<LetterId>) -> F,
 ) -> anyhow::Result<()>
 where
     F: Future<Output = Moved>,
 {
+    let Change { select, dry_run, rate, why, yes, json } = how;
+    let must_ask = select.means_all() && !yes && !dry_run;
+    let chosen = choose(letters, &select.explicit()?, interrupted).await?;
+    if dry_run {
+        let count = chosen.len();
+        match json {
+            true => output::line(serde_json::json!({ word: 0, "would_be": count }))?,
+            false => output::line(format_args!("{count} would be {word}; nothing was changed"))?,
+        }
+        return Ok(());
+    }
+    if must_ask && !chosen.is_empty() && !agreed(word, chosen.len())? {
+        bail!("nothing was changed");
+    }
+    let asked = chosen.len();
+    let moved = in_steps(chosen, rate, json, interrupted, each).await;
+    let left = asked - moved.count;
+    tracing::info!(count = moved.count, left, why, "dead letters were {word} by hand");
+    told(word, moved, left, json, interrupted.is_cancelled())
+}
+
+/// Asks whoever sits at the terminal. Where nobody does, the command line is the answer.
+fn agreed(word: &str, count: usize) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(true);
+    }
+    write!(std::io::stderr(), "All {count} dead letters will be {word}. Go on? [y/N] ")?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Some at a time, so that there is progress to show, and at most `rate` a second.
+async fn in_steps<F>(
+    letters: Vec<LetterId>,
+    rate: Option<u32>,
+    json: bool,
+    interrupted: &CancellationToken,
+    mut each: impl FnMut(Vec<LetterId>) -> F,
+) -> Moved
+where
+    F: Future<Output = Moved>,
+{
     let bar = output::bar(letters.len() as u64, "letters", json);
-    let mut all = Moved::default();
-    for some in letters.chunks(STEP) {
+    let (began, mut done, mut all) = (Instant::now(), 0u32, Moved::default());
+    let step = rate.map_or(STEP, |rate| STEP.min(rate.div_ceil(10) as usize));
+    for some in letters.chunks(step) {
+        if let Some(rate) = rate {
+            let due = began + Duration::from_secs_f64(f64::from(done) / f64::from(rate));
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = interrupted.cancelled() => {}
+            }
+        }
         if interrupted.is_cancelled() || all.stopped.is_some() {
             break;
         }
         let Moved { count, stopped } = each(some.to_vec()).await;
         all = Moved { count: all.count + count, stopped };
+        done = done.saturating_add(u32::try_from(some.len()).unwrap_or(u32::MAX));
         bar.inc(some.len() as u64);
     }
     bar.finish_and_clear();
-    let Moved { count, stopped } = all;
-    let left = letters.len() - count;
+    all
+}
+
+fn told(word: &str, moved: Moved, left: usize, json: bool, was_interrupted: bool) -> anyhow::Result<()> {
+    let Moved { count, stopped } = moved;
     match (json, left) {
         (true, 0) => output::line(serde_json::json!({ word: count }))?,
         (true, _) => output::line(serde_json::json!({ word: count, "left": left }))?,
@@ -326,7 +358,7 @@ where
     let go_on = "the same command goes on with those that are left";
     match stopped {
         Some(error) => Err(error).context(go_on),
-        None if interrupted.is_cancelled() && left > 0 => bail!("interrupted; {go_on}"),
+        None if was_interrupted && left > 0 => bail!("interrupted; {go_on}"),
         None if left > 0 => bail!("{left} could not be reached, or somebody else has moved them; {go_on}"),
         None => Ok(()),
     }

@@ -22,6 +22,18 @@ pub(super) struct Select {
     /// Only this route
     #[arg(long)]
     route: Option<String>,
+    /// Only this app
+    #[arg(long)]
+    app: Option<String>,
+    /// Only letters after at least so many attempts
+    #[arg(long, value_name = "N")]
+    attempts: Option<u32>,
+    /// Only letters that died then or later: 2026-01-31T12:00:00Z, 2026-01-31 (UTC), or how long ago, like 2h
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<i64>,
+    /// Only letters that died before then
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    until: Option<i64>,
     /// Only letters that died at least this long ago: 90s, 2h, 7d
     #[arg(long, value_name = "DURATION", value_parser = reader::duration)]
     older_than: Option<Duration>,
@@ -48,34 +60,81 @@ fn reason(text: &str) -> Result<Reason, String> {
     known.ok_or_else(|| format!("dead letters have the reasons {}", REASONS.map(Reason::as_str).join(", ")))
 }
 
+/// Milliseconds since the Unix epoch of a time, a day, or a duration before now.
+fn time(text: &str) -> Result<i64, String> {
+    if let Ok(age) = reader::duration(text) {
+        return Ok(before_now(age));
+    }
+    // A day alone begins at midnight.
+    let time = text.parse::<jiff::Timestamp>().or_else(|_| format!("{text}T00:00:00Z").parse()).ok();
+    let time =
+        time.ok_or_else(|| format!("{text:?} is no time; write it like 2026-01-31T12:00:00Z, 2026-01-31 or 2h"))?;
+    Ok(time.as_millisecond())
+}
+
+fn before_now(age: Duration) -> i64 {
+    jiff::Timestamp::now().as_millisecond().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
+}
+
 impl Select {
     pub(super) fn filter(self) -> Filter {
-        let now = jiff::Timestamp::now().as_millisecond();
-        let age = |age: Duration| now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+        let older_than = self.older_than.map(before_now);
         Filter {
             ids: self.ids,
             reason: self.reason,
             event_type: self.event_type,
             route: self.route,
-            died_before_ms: self.older_than.map(age),
+            app: self.app,
+            attempts: self.attempts,
+            died_since_ms: self.since,
+            died_before_ms: [self.until, older_than].into_iter().flatten().min(),
             user: self.user,
         }
+    }
+
+    pub(super) fn means_all(&self) -> bool {
+        self.all
     }
 
     /// What changes letters must say which: an empty selection is a slip, not a wish.
     pub(super) fn explicit(self) -> Result<Filter, BadUsage> {
         let (all, filter) = (self.all, self.filter());
-        let Filter { ids, reason, event_type, route, died_before_ms, user } = &filter;
+        let Filter { ids, reason, event_type, route, app, attempts, died_since_ms, died_before_ms, user } = &filter;
         let selects = !ids.is_empty()
             || reason.is_some()
             || event_type.is_some()
             || route.is_some()
+            || app.is_some()
+            || attempts.is_some()
+            || died_since_ms.is_some()
             || died_before_ms.is_some()
             || user.is_some();
         if selects == all {
-            let what = "say which letters: ids, --reason, --type, --route, --older-than, --user, or else --all";
+            let what = "say which letters: ids, --reason, --type, --route, --app, --attempts, --since, --until, --older-than, --user, or \
+                        else --all";
             return Err(BadUsage(what.to_owned()));
         }
         Ok(filter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_times() {
+        for (text, expected) in [
+            ("2026-01-31T12:00:00Z", Some(1_769_860_800_000)),
+            ("2026-01-31T13:00:00+01:00", Some(1_769_860_800_000)),
+            ("2026-01-31", Some(1_769_817_600_000)),
+            ("yesterday", None),
+            ("2026-13-01", None),
+            ("", None),
+        ] {
+            assert_eq!(time(text).ok(), expected, "{text}");
+        }
+        let ago = time("2h").unwrap() - jiff::Timestamp::now().as_millisecond();
+        assert!((-7_201_000..=-7_200_000).contains(&ago), "{ago}");
     }
 }

@@ -46,6 +46,7 @@ pub fn envelope(id: &str, body: Bytes) -> Envelope {
         signature: "0".repeat(64),
         received_at_ms: 1,
         attempt: 1,
+        attempts: Default::default(),
         cid: None,
         route: None,
         replay: None,

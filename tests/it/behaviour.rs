@@ -185,6 +185,10 @@ async fn the_end_of_the_ladder_is_a_dead_letter<S: Stack>() {
     assert_eq!(letter.error.as_deref(), Some("scripted to be tried again"));
     assert_eq!((letter.envelope.route.as_deref(), letter.envelope.attempt), (Some("app"), 4));
     assert_eq!(letter.envelope.body, webhook.body);
+    let history: Vec<_> = letter.envelope.attempts.iter().map(|one| (one.number, one.error.as_str())).collect();
+    assert_eq!(history, [1, 2, 3, 4].map(|number| (number, "scripted to be tried again")));
+    let ended: Vec<_> = letter.envelope.attempts.iter().map(|one| one.at_ms).collect();
+    assert!(ended.is_sorted() && ended[0] > 1_700_000_000_000, "{ended:?}");
     accept(&stack, &webhook, "duplicate").await;
     stack.drain().await;
 }

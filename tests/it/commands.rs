@@ -6,8 +6,6 @@ use crate::harness::receiver::{Receiver, reply};
 use crate::harness::wire::{SECRET, Webhook, send};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -89,55 +87,6 @@ async fn check_tells_all_mistakes_in_one_go() {
     assert!(checked.status.success() && text(&checked.stdout).contains("holds a store of this version"), "{checked:?}");
     assert!(server.terminate().await.success());
     assert!(site.run(&["check"]).await.status.success());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up() {
-    let site = Site::new();
-    let answer = Arc::new(AtomicU16::new(422));
-    let status = Arc::clone(&answer);
-    let service = Receiver::start(move |_| reply(status.load(Ordering::SeqCst), &[])).await;
-    site.configure(&Setup { rest: service.route(), ..Setup::default() });
-    let server = site.start().await;
-    for (id, user) in [("one", "ann"), ("two", "bob"), ("three", "ann")] {
-        let body = format!("{{\"type\":\"message.new\",\"user\":{{\"id\":\"{user}\"}},\"id\":\"{id}\"}}");
-        assert_eq!(send(server.public, &Webhook::push(id, body)).await.unwrap().status, 200);
-        let count = || async {
-            json(&site.run(&["dead", "list", "--json"]).await)
-                .as_array()
-                .unwrap()
-                .iter()
-                .any(|letter| letter["id"] == id)
-        };
-        eventually("it is dead", count).await;
-    }
-    let listed = text(&site.run(&["dead", "list"]).await.stdout);
-    assert!(listed.starts_with("  NUMBER") && listed.lines().count() == 4, "{listed}");
-    assert_eq!(json(&site.run(&["dead", "list", "--user", "ann", "--json"]).await).as_array().unwrap().len(), 2);
-    assert_eq!(json(&site.run(&["dead", "list", "--older-than", "1h", "--json"]).await).as_array().unwrap().len(), 0);
-    let shown = site.run(&["dead", "show", "two"]).await;
-    assert!(text(&shown.stdout).contains("rejected") && !text(&shown.stdout).contains("bob"), "{shown:?}");
-    assert!(text(&site.run(&["dead", "show", "two", "--body"]).await.stdout).contains("\"id\":\"bob\""));
-    for (args, code) in [
-        (&["dead", "replay"][..], 64),
-        (&["dead", "drop"], 64),
-        (&["dead", "drop", "--all", "--user", "ann"], 64),
-        (&["dead", "replay", "nobody"], 1),
-        (&["dead", "drop", "one", "nobody"], 1),
-        (&["dead", "show", "nobody"], 1),
-        (&["dead", "list", "--reason", "fate"], 64),
-    ] {
-        let refused = site.run(args).await;
-        assert_eq!(refused.status.code(), Some(code), "{args:?}: {refused:?}");
-        assert!(!refused.stderr.is_empty());
-    }
-    answer.store(200, Ordering::SeqCst);
-    assert_eq!(json(&site.run(&["dead", "replay", "--user", "ann", "--json"]).await)["replayed"], 2);
-    eventually("they are handled", || async { service.received().len() == 5 }).await;
-    assert_eq!(text(&site.run(&["dead", "drop", "--all"]).await.stdout), "1 dropped\n");
-    assert_eq!(text(&site.run(&["dead", "list"]).await.stdout), "no dead letters\n");
-    assert!(server.terminate().await.success());
-    assert!(site.run(&["dead", "list"]).await.status.success(), "without a running one too");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -134,6 +134,7 @@ async fn every_option_of_the_readme_exists() {
         &["send", "--help"],
         &["dead", "list", "--help"],
         &["dead", "show", "--help"],
+        &["dead", "replay", "--help"],
     ] {
         help.push_str(&String::from_utf8(bare_command(args).output().await.unwrap().stdout).unwrap());
     }

@@ -16,6 +16,7 @@ mod blocking;
 mod cluster;
 mod commands;
 mod connections;
+mod dead;
 mod deploy;
 mod disk;
 mod documents;

@@ -11,6 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::{
+    attempts::Attempt as FailedAttempt,
     claim::{ClaimKey, Conclusion, Verdict},
     envelope::Envelope,
     ports::{Claims, Deliveries, Delivery, Settlement},
@@ -61,7 +62,7 @@ struct Lease<'a, C> {
 impl<D: Deliveries, C: Claims> Desk<D, C> {
     /// Takes one delivery to its end, or leaves it unsettled at the cut: then it is delivered again. `holder` is unique to
     /// this call among all workers.
-    pub(crate) async fn work(&self, delivery: Delivery<D::Handle>, holder: u64, cut: &CancellationToken) {
+    pub(crate) async fn work(&self, mut delivery: Delivery<D::Handle>, holder: u64, cut: &CancellationToken) {
         // Of one delivery from its beginning to its end, whatever is reloaded meanwhile.
         let router = self.router.load_full();
         let Some(route) = router.pick(&delivery.envelope) else {
@@ -97,7 +98,10 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             Verdict::Run { .. } => {
                 let lease = Lease { claims: &*self.claims, key: &key, holder, length };
                 tokio::select! {
-                    handled = self.handle(&delivery.envelope, route, &lease) => handled,
+                    (settlement, failed) = self.handle(&delivery.envelope, route, &lease) => {
+                        failed.into_iter().for_each(|failed| delivery.envelope.attempts.push(failed));
+                        settlement
+                    }
                     () = cut.cancelled() => return self.release(&key, holder).await,
                 }
             }
@@ -165,7 +169,13 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
         }
     }
 
-    async fn handle(&self, envelope: &Envelope, route: &Route, lease: &Lease<'_, C>) -> Settlement {
+    /// How the delivery ends, and the attempt where it failed.
+    async fn handle(
+        &self,
+        envelope: &Envelope,
+        route: &Route,
+        lease: &Lease<'_, C>,
+    ) -> (Settlement, Option<FailedAttempt>) {
         let context = Context { attempt: envelope.attempt, timeout: self.policy.handler_timeout };
         let event = Event(envelope.clone());
         let started = Instant::now();
@@ -187,7 +197,13 @@ impl<D: Deliveries, C: Claims> Desk<D, C> {
             retry::settlement(&self.policy.ladder, envelope.attempt, result.clone().map_err(Failure::from));
         let took = started.elapsed();
         self.attempts.ended(&Attempt { route: &route.name, envelope, took, result: &result, settlement: &settlement });
-        settlement
+        let failed = result.err().map(|error| FailedAttempt {
+            number: envelope.attempt,
+            at_ms: jiff::Timestamp::now().as_millisecond(),
+            took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            error: error.to_string(),
+        });
+        (settlement, failed)
     }
 
     async fn settle(

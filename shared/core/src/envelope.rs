@@ -3,6 +3,7 @@
 //! Readers ignore headers that they do not know and have a default for each that is missing, so old and new processes can
 //! share a queue during a rolling upgrade.
 
+use crate::attempts::Attempts;
 use crate::claim::ClaimKey;
 use crate::further::FurtherHeaders;
 use crate::id::{By, Kind, idempotency_key};
@@ -28,6 +29,8 @@ pub mod header {
     pub const KEY: &str = "x-streamgate-key";
     pub const RECEIVED_AT: &str = "x-streamgate-received-at";
     pub const ATTEMPT: &str = "x-streamgate-attempt";
+    /// What became of the attempts before.
+    pub const ATTEMPTS: &str = "x-streamgate-attempts";
     pub const TYPE: &str = "x-streamgate-type";
     pub const CID: &str = "x-streamgate-cid";
     pub const ROUTE: &str = "x-streamgate-route";
@@ -56,6 +59,8 @@ pub struct Envelope {
     pub received_at_ms: i64,
     /// Which try of the worker's this is, from 1.
     pub attempt: u32,
+    /// What became of those before it.
+    pub attempts: Attempts,
     pub cid: Option<String>,
     /// The route that this copy belongs to, once a worker has chosen one.
     pub route: Option<String>,
@@ -106,6 +111,9 @@ impl Envelope {
         if !self.further.is_empty() {
             headers.push((header::FURTHER, self.further.to_json().into()));
         }
+        if !self.attempts.is_empty() {
+            headers.push((header::ATTEMPTS, self.attempts.to_json().into()));
+        }
         headers
     }
 
@@ -121,6 +129,7 @@ impl Envelope {
             api_key: text(header::API_KEY).unwrap_or_default(),
             received_at_ms: header(header::RECEIVED_AT).and_then(parse_rfc3339).unwrap_or_default(),
             attempt: number(header::ATTEMPT).unwrap_or(1),
+            attempts: header(header::ATTEMPTS).map(Attempts::parse).unwrap_or_default(),
             cid: text(header::CID),
             route: text(header::ROUTE),
             replay: text(header::REPLAY),
@@ -178,7 +187,7 @@ pub fn rfc3339(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms).unwrap_or_default().to_string()
 }
 
-fn parse_rfc3339(text: &str) -> Option<i64> {
+pub(crate) fn parse_rfc3339(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
 }
 
@@ -200,6 +209,7 @@ mod tests {
             signature: "a".repeat(64),
             received_at_ms: 1_775_658_215_879,
             attempt: 3,
+            attempts: Attempts::parse(r#"[{"n":1,"at":"2026-01-01T00:00:00Z","ms":7,"error":"refused"}]"#),
             cid: Some("messaging:x".into()),
             route: Some("app".into()),
             replay: Some("nonce".into()),
@@ -277,11 +287,11 @@ mod tests {
     proptest! {
         /// Whatever a broker holds beside an event is read, and what was read is written and read back as it is.
         #[test]
-        fn any_headers_are_read_and_read_back(values in proptest::collection::vec(any::<String>(), 13)) {
+        fn any_headers_are_read_and_read_back(values in proptest::collection::vec(any::<String>(), 14)) {
             let names = [
                 header::WEBHOOK_ID, header::WEBHOOK_ATTEMPT, header::API_KEY, header::SIGNATURE, header::VERSION, header::KEY,
                 header::RECEIVED_AT, header::ATTEMPT, header::CID, header::ROUTE, header::REPLAY, header::TRACEPARENT,
-                header::FURTHER,
+                header::FURTHER, header::ATTEMPTS,
             ];
             let properties = || Properties { app: "chat".into(), kind: Kind::Push, id: "id".into(), event_type: "a.b".into() };
             let header = |name: &str| Some(values[names.iter().position(|known| *known == name)?].as_str());

@@ -1,6 +1,8 @@
 //! Dead letters: events that no handler could take, kept with the reason until somebody replays or drops them.
 
-use crate::{envelope::Envelope, id::fingerprint, pattern::Pattern, reason::Reason, user::names_user};
+use crate::{
+    attempts::Attempts, envelope::Envelope, id::fingerprint, pattern::Pattern, reason::Reason, user::names_user,
+};
 
 /// Hex digits of a replay's nonce.
 const NONCE: usize = 16;
@@ -45,7 +47,7 @@ impl Letter {
         let before = envelope.replay.as_deref().unwrap_or_default();
         let mut nonce = hex::encode(fingerprint(&format!("{before}|{}|{}", self.number, self.reason)));
         nonce.truncate(NONCE);
-        Envelope { attempt: 1, replay: Some(nonce), ..envelope }
+        Envelope { attempt: 1, attempts: Attempts::default(), replay: Some(nonce), ..envelope }
     }
 }
 
@@ -57,6 +59,11 @@ pub struct Filter {
     pub reason: Option<Reason>,
     pub event_type: Option<Pattern>,
     pub route: Option<String>,
+    pub app: Option<String>,
+    /// Letters after at least so many attempts.
+    pub attempts: Option<u32>,
+    /// Letters that died then or later, in milliseconds since the Unix epoch.
+    pub died_since_ms: Option<i64>,
     /// Letters that died before this, in milliseconds since the Unix epoch.
     pub died_before_ms: Option<i64>,
     /// Events that name this user anywhere, see [`names_user`].
@@ -75,6 +82,9 @@ impl Filter {
             && self.reason.is_none_or(|reason| reason.as_str() == letter.reason)
             && self.event_type.as_ref().is_none_or(|pattern| pattern.matches(&envelope.event_type))
             && self.route.as_ref().is_none_or(|route| Some(route) == envelope.route.as_ref())
+            && self.app.as_ref().is_none_or(|app| *app == envelope.app)
+            && self.attempts.is_none_or(|least| envelope.attempt >= least)
+            && self.died_since_ms.is_none_or(|limit| letter.died_at_ms >= limit)
             && self.died_before_ms.is_none_or(|limit| letter.died_at_ms < limit)
             && self.user.as_ref().is_none_or(|user| names_user(&envelope.body, user))
     }
@@ -99,6 +109,7 @@ mod tests {
             signature: String::new(),
             received_at_ms: 0,
             attempt: 7,
+            attempts: Attempts::parse(r#"[{"n":6,"at":"2026-01-01T00:00:00Z","ms":7,"error":"refused"}]"#),
             cid: None,
             route: Some("app".into()),
             replay: None,
@@ -114,6 +125,7 @@ mod tests {
         let letter = letter(b"{}");
         let life = letter.replayed();
         assert_eq!((life.attempt, life.replay.as_ref().map(String::len)), (1, Some(16)));
+        assert!(life.attempts.is_empty(), "a new life has none behind it");
         assert_eq!(letter.replayed(), life);
         let again = Letter { number: 8, envelope: life.clone(), ..letter.clone() };
         assert_ne!(again.replayed().replay, life.replay);
@@ -142,6 +154,12 @@ mod tests {
             (Filter { event_type: Pattern::parse("message").ok(), ..Filter::default() }, false),
             (Filter { route: Some("app".into()), ..Filter::default() }, true),
             (Filter { route: Some("other".into()), ..Filter::default() }, false),
+            (Filter { app: Some("chat".into()), ..Filter::default() }, true),
+            (Filter { app: Some("other".into()), ..Filter::default() }, false),
+            (Filter { attempts: Some(7), ..Filter::default() }, true),
+            (Filter { attempts: Some(8), ..Filter::default() }, false),
+            (Filter { died_since_ms: Some(1000), ..Filter::default() }, true),
+            (Filter { died_since_ms: Some(1001), ..Filter::default() }, false),
             (Filter { died_before_ms: Some(1001), ..Filter::default() }, true),
             (Filter { died_before_ms: Some(1000), ..Filter::default() }, false),
             (user("ann"), true),

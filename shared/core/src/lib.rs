@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod allowance;
 pub mod apps;
+pub mod attempts;
 pub mod claim;
 pub mod duration;
 pub mod envelope;

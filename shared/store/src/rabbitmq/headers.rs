@@ -310,6 +310,7 @@ mod tests {
             signature: "a".repeat(64),
             received_at_ms: 1_775_658_215_879,
             attempt: 3,
+            attempts: Default::default(),
             cid: Some("messaging:x".into()),
             route: Some("app".into()),
             replay: None,

@@ -158,7 +158,9 @@ impl Deliveries for Embedded {
         settlement: Settlement,
         record: impl Future<Output = ()> + Send,
     ) -> Result<(), StoreError> {
-        let change = Change { seq: delivery.handle.seq(), route, settlement };
+        let goes_on = matches!(settlement, Settlement::Retry { .. } | Settlement::Dead { .. });
+        let headers = goes_on.then(|| row::headers_json(&delivery.envelope));
+        let change = Change { seq: delivery.handle.seq(), route, settlement, headers };
         let mut wait = Duration::from_millis(50);
         while let Err(error) = self.writer.settle(change.clone()).await {
             tracing::warn!(%error, key = delivery.envelope.key, "cannot record a settlement, trying again");
@@ -253,6 +255,7 @@ mod tests {
             signature: String::new(),
             received_at_ms: 1,
             attempt: 1,
+            attempts: Default::default(),
             cid: None,
             route: None,
             replay: None,

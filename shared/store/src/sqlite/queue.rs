@@ -11,6 +11,8 @@ pub(super) struct Change {
     pub(super) seq: i64,
     pub(super) route: Option<Arc<str>>,
     pub(super) settlement: Settlement,
+    /// As the event's have become, where it goes on.
+    pub(super) headers: Option<String>,
 }
 
 /// Key and event together: seen is never recorded before the event is, nor without it. The event's number; none for a repeat.
@@ -57,9 +59,9 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
             delete(connection, &[change.seq])?;
         }
         Settlement::Retry { delay, attempt } => {
-            let sql = "UPDATE events SET due_at = ?2 + ?5, wait_ms = ?5, attempt = ?3, route = ?4, deliveries = 0 WHERE seq = ?1";
+            let sql = "UPDATE events SET due_at = ?2 + ?5, wait_ms = ?5, attempt = ?3, route = ?4, headers = coalesce(?6, headers), deliveries = 0 WHERE seq = ?1";
             let (route, wait) = (change.route.as_deref(), millis(*delay));
-            connection.prepare_cached(sql)?.execute(params![change.seq, now, attempt, route, wait])?;
+            connection.prepare_cached(sql)?.execute(params![change.seq, now, attempt, route, wait, change.headers])?;
         }
         Settlement::Wait { delay } => {
             connection
@@ -69,14 +71,15 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
         Settlement::Dead { reason, error } => {
             let sql = "INSERT INTO dead
                            (reason, error, died_at, route, attempt, app, kind, webhook_id, type, headers, body)
-                       SELECT ?2, ?3, ?4, ?5, attempt, app, kind, webhook_id, type, headers, body
+                       SELECT ?2, ?3, ?4, ?5, attempt, app, kind, webhook_id, type, coalesce(?6, headers), body
                        FROM events WHERE seq = ?1";
             connection.prepare_cached(sql)?.execute(params![
                 change.seq,
                 reason.as_str(),
                 error,
                 now,
-                change.route.as_deref()
+                change.route.as_deref(),
+                change.headers
             ])?;
             delete(connection, &[change.seq])?;
         }

@@ -1,0 +1,68 @@
+//! Dead letters by what killed them.
+
+use super::table::clipped;
+use crate::output;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use streamgate_core::envelope::rfc3339;
+use streamgate_core::letter::Letter;
+
+/// Reason, route and error are the cause: letters that share them fall to the same mistake.
+#[derive(Debug, Default)]
+pub(super) struct Causes(BTreeMap<(String, Option<String>, Option<String>), Toll>);
+
+#[derive(Clone, Copy, Debug)]
+struct Toll {
+    count: usize,
+    first_ms: i64,
+    last_ms: i64,
+}
+
+/// One cause as scripts see it.
+#[derive(Debug, Serialize)]
+struct Cause<'a> {
+    reason: &'a str,
+    route: Option<&'a str>,
+    error: Option<&'a str>,
+    count: usize,
+    first: String,
+    last: String,
+}
+
+impl Causes {
+    pub(super) fn count(&mut self, letter: &Letter) {
+        let cause = (letter.reason.clone(), letter.envelope.route.clone(), letter.error.clone());
+        let died = letter.died_at_ms;
+        let toll = self.0.entry(cause).or_insert(Toll { count: 0, first_ms: died, last_ms: died });
+        *toll = Toll { count: toll.count + 1, first_ms: toll.first_ms.min(died), last_ms: toll.last_ms.max(died) };
+    }
+
+    /// The most frequent first.
+    pub(super) fn show(&self, json: bool) -> anyhow::Result<()> {
+        let mut causes: Vec<_> = self
+            .0
+            .iter()
+            .map(|((reason, route, error), toll)| Cause {
+                reason,
+                route: route.as_deref(),
+                error: error.as_deref(),
+                count: toll.count,
+                first: rfc3339(toll.first_ms),
+                last: rfc3339(toll.last_ms),
+            })
+            .collect();
+        causes.sort_by_key(|cause| std::cmp::Reverse(cause.count));
+        if json {
+            return Ok(output::line(serde_json::to_string(&causes)?)?);
+        }
+        for Cause { reason, route, error, count, first, last } in causes {
+            let route = route.unwrap_or("-");
+            output::line(format_args!("{count:>7}  {reason}  route {route}"))?;
+            if let Some(error) = error {
+                output::line(format_args!("         {}", clipped(error, 71)))?;
+            }
+            output::line(format_args!("         {first} to {last}"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! The table of letters: a line each, as wide as the terminal.
+
+use crate::output;
+use std::borrow::Cow;
+use std::io;
+use streamgate_core::letter::Letter;
+
+/// Between two columns.
+const GAP: usize = 1;
+/// Characters of a webhook id, as Stream makes them.
+const ID: usize = 36;
+
+/// Widths of the columns. At 80 all stand there, clipped; what a terminal is wider shows more of them.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    number: usize,
+    died: usize,
+    reason: usize,
+    route: usize,
+    event_type: usize,
+    error: usize,
+    /// None: there is no room for it.
+    id: Option<usize>,
+}
+
+/// The least that each takes: with a number of 19 digits a line has 80 characters.
+const LEAST: Table = Table { number: 6, died: 11, reason: 10, route: 6, event_type: 11, error: 9, id: None };
+const ATTEMPTS: usize = 8;
+
+impl Table {
+    /// `numbers`: characters of the longest number.
+    pub(super) fn new(width: usize, numbers: usize) -> Table {
+        let mut table = Table { number: numbers.max(LEAST.number), ..LEAST };
+        let mut left = width.saturating_sub(table.width());
+        let grow = |column: &mut usize, most: usize, left: &mut usize| {
+            let more = most.saturating_sub(*column).min(*left);
+            *column += more;
+            *left -= more;
+        };
+        grow(&mut table.error, 24, &mut left);
+        grow(&mut table.reason, 17, &mut left);
+        // With its year, or without.
+        if left >= 16 - LEAST.died {
+            grow(&mut table.died, 16, &mut left);
+        }
+        grow(&mut table.event_type, 24, &mut left);
+        grow(&mut table.route, 16, &mut left);
+        if left > ID {
+            left -= ID + GAP;
+            table.id = Some(ID);
+        }
+        grow(&mut table.error, 64, &mut left);
+        grow(&mut table.event_type, 128, &mut left);
+        table.error += left;
+        table
+    }
+
+    fn width(&self) -> usize {
+        let Table { number, died, reason, route, event_type, error, id } = self;
+        number + died + reason + ATTEMPTS + route + event_type + error + 6 * GAP + id.map_or(0, |id| id + GAP)
+    }
+
+    pub(super) fn heading(&self) -> io::Result<()> {
+        self.line(["NUMBER", "DIED", "REASON", "ATTEMPTS", "ROUTE", "TYPE", "ERROR", "ID"].map(str::to_owned))
+    }
+
+    pub(super) fn row(&self, letter: &Letter) -> io::Result<()> {
+        let envelope = &letter.envelope;
+        let died = jiff::Timestamp::from_millisecond(letter.died_at_ms).unwrap_or_default();
+        let died = died.strftime(if self.died < 16 { "%m-%d %H:%M" } else { "%F %H:%M" });
+        self.line([
+            letter.number.to_string(),
+            died.to_string(),
+            letter.reason.clone(),
+            envelope.attempt.to_string(),
+            envelope.route.clone().unwrap_or_else(|| "-".to_owned()),
+            envelope.event_type.clone(),
+            letter.error.clone().unwrap_or_else(|| "-".to_owned()),
+            envelope.id.clone(),
+        ])
+    }
+
+    fn line(&self, cells: [String; 8]) -> io::Result<()> {
+        let Table { number, died, reason, route, event_type, error, id } = self;
+        let widths = [*number, *died, *reason, ATTEMPTS, *route, *event_type, *error, id.unwrap_or_default()];
+        let cells = cells.iter().zip(widths).filter(|(_, width)| *width > 0);
+        let line: Vec<String> = cells.map(|(cell, width)| format!("{:<width$}", clipped(cell, width))).collect();
+        output::line(line.join(" ").trim_end())
+    }
+}
+
+/// At most so many characters, on one line.
+pub(super) fn clipped(text: &str, most: usize) -> Cow<'_, str> {
+    if text.chars().count() <= most && !text.contains('\n') {
+        return Cow::from(text);
+    }
+    let line = text.lines().next().unwrap_or_default();
+    Cow::from(line.chars().take(most.saturating_sub(1)).chain(['…']).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_long_is_clipped_and_stays_on_its_line() {
+        for (text, shown) in
+            [("short", "short"), ("sixsix", "sixsix"), ("too long", "too l…"), ("a\nb", "a…"), ("", "")]
+        {
+            assert_eq!(clipped(text, 6), shown);
+        }
+    }
+
+    #[test]
+    fn the_table_is_as_wide_as_its_terminal() {
+        for numbers in [1, 6, 19] {
+            for width in 80..400 {
+                let table = Table::new(width, numbers);
+                assert_eq!(table.width(), width, "{table:?}");
+            }
+        }
+        assert_eq!(Table::new(20, 19).width(), 80, "a narrower one folds its lines");
+        assert_eq!((Table::new(80, 19).id, Table::new(200, 19).id), (None, Some(36)));
+    }
+}

@@ -1,0 +1,92 @@
+//! What is shown of one letter.
+
+use crate::output;
+use serde::{Serialize, Serializer};
+use streamgate_core::attempts::Attempt;
+use streamgate_core::envelope::rfc3339;
+use streamgate_core::letter::Letter;
+
+/// A letter as scripts see it.
+#[derive(Debug, Serialize)]
+pub(super) struct View<'a> {
+    /// A text: it may have 19 digits, and JavaScript and jq round those.
+    #[serde(serialize_with = "as_text")]
+    number: i64,
+    id: &'a str,
+    key: &'a str,
+    app: &'a str,
+    kind: &'a str,
+    #[serde(rename = "type")]
+    event_type: &'a str,
+    cid: Option<&'a str>,
+    route: Option<&'a str>,
+    reason: &'a str,
+    error: Option<&'a str>,
+    attempts: u32,
+    /// The newest attempts that failed, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    history: Vec<Tried<'a>>,
+    received_at: String,
+    died_at: String,
+    bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+}
+
+fn as_text<S: Serializer>(number: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(number)
+}
+
+impl View<'_> {
+    pub(super) fn of(letter: &Letter, body: bool) -> View<'_> {
+        let envelope = &letter.envelope;
+        View {
+            number: letter.number,
+            id: &envelope.id,
+            key: &envelope.key,
+            app: &envelope.app,
+            kind: envelope.kind.as_str(),
+            event_type: &envelope.event_type,
+            cid: envelope.cid.as_deref(),
+            route: envelope.route.as_deref(),
+            reason: &letter.reason,
+            error: letter.error.as_deref(),
+            attempts: envelope.attempt,
+            history: envelope.attempts.iter().map(Tried::of).collect(),
+            received_at: rfc3339(envelope.received_at_ms),
+            died_at: rfc3339(letter.died_at_ms),
+            bytes: envelope.body.len(),
+            body: body.then(|| String::from_utf8_lossy(&envelope.body).into_owned()),
+        }
+    }
+}
+
+/// One attempt as scripts see it.
+#[derive(Debug, Serialize)]
+struct Tried<'a> {
+    attempt: u32,
+    at: String,
+    ms: u64,
+    error: &'a str,
+}
+
+impl Tried<'_> {
+    fn of(attempt: &Attempt) -> Tried<'_> {
+        let Attempt { number, at_ms, took_ms, error } = attempt;
+        Tried { attempt: *number, at: rfc3339(*at_ms), ms: *took_ms, error }
+    }
+}
+
+/// Everything of a letter but its body, a line each.
+pub(super) fn whole(letter: &Letter) -> anyhow::Result<()> {
+    let View { history, .. } = View::of(letter, false);
+    let view = serde_json::to_value(View { history: Vec::new(), ..View::of(letter, false) })?;
+    for (name, value) in view.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        output::line(format_args!("{name:<12} {text}"))?;
+    }
+    for Tried { attempt, at, ms, error } in history {
+        output::line(format_args!("attempt {attempt:<4} {at}, {ms} ms: {error}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! `streamgate dead`: what is shown of dead letters, and how they are changed.
+
+use crate::commands::{json, text};
+use crate::harness::eventually;
+use crate::harness::process::{Setup, Site, binary};
+use crate::harness::receiver::{Receiver, reply};
+use crate::harness::wire::{Webhook, send};
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+
+/// On a terminal of its own, where somebody types `answer`.
+async fn on_a_terminal(site: &Site, args: &str, answer: &str) -> Output {
+    let line = format!("stty cols 80; {} {args} --config {}", binary(), site.config().display());
+    let mut terminal = tokio::process::Command::new("script");
+    terminal.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut terminal = terminal.env_remove("COLUMNS").spawn().unwrap();
+    terminal.stdin.take().unwrap().write_all(answer.as_bytes()).await.unwrap();
+    terminal.wait_with_output().await.unwrap()
+}
+
+/// An `up` whose service is down, and what it could not deliver: so many letters of two types.
+async fn with_letters(site: &Site, count: usize) -> crate::harness::process::Server {
+    let service = Receiver::start(|_| reply(503, &[])).await;
+    let worker = "retry = [\"10ms\", \"20ms\"]".to_owned();
+    site.configure(&Setup { rest: service.route(), worker, ..Setup::default() });
+    let server = site.start().await;
+    for number in 0..count {
+        let kind =
+            if number % 2 == 0 { "message.new" } else { "a.type.that.is.longer.than.any.table.of.eighty.columns" };
+        let webhook = Webhook::push(&format!("id-{number}"), format!("{{\"type\":\"{kind}\",\"number\":{number}}}"));
+        assert_eq!(send(server.public, &webhook).await.unwrap().status, 200);
+    }
+    let dead = || async { json(&site.run(&["dead", "list", "--json"]).await).as_array().unwrap().len() == count };
+    eventually("all are dead", dead).await;
+    server
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_attempt_is_shown() {
+    let site = Site::new();
+    let server = with_letters(&site, 1).await;
+    let shown = json(&site.run(&["dead", "show", "id-0", "--json"]).await);
+    let history = shown["history"].as_array().unwrap();
+    assert_eq!((&shown["attempts"], history.len()), (&3.into(), 3), "{shown}");
+    for (place, attempt) in history.iter().enumerate() {
+        assert_eq!(attempt["attempt"], place + 1);
+        assert!(attempt["at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{attempt}");
+        assert!(attempt["ms"].is_u64() && attempt["error"].as_str().unwrap().contains("503"), "{attempt}");
+    }
+    let told = text(&site.run(&["dead", "show", "id-0"]).await.stdout);
+    assert_eq!(told.lines().filter(|line| line.starts_with("attempt ") && line.contains("503")).count(), 3, "{told}");
+    let causes = json(&site.run(&["dead", "list", "--group", "--json"]).await);
+    assert_eq!((&causes[0]["count"], &causes[0]["reason"]), (&1.into(), &"retries_exhausted".into()));
+    assert!(
+        causes[0]["error"].as_str().unwrap().contains("503") && causes[0]["first"] == causes[0]["last"],
+        "{causes}"
+    );
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shown_fits_80_columns() {
+    let site = Site::new();
+    let server = with_letters(&site, 4).await;
+    let columns = |shown: &str| shown.lines().map(|line| line.trim_end().chars().count()).max().unwrap();
+    let listed = text(&site.run(&["dead", "list"]).await.stdout);
+    assert!(columns(&listed) <= 80 && listed.lines().count() == 5, "{listed}");
+    for column in ["NUMBER", "DIED", "REASON", "ATTEMPTS", "ROUTE", "TYPE", "ERROR"] {
+        assert!(listed.lines().next().unwrap().contains(column), "{listed}");
+    }
+    let grouped = text(&site.run(&["dead", "list", "--group"]).await.stdout);
+    assert!(columns(&grouped) <= 80, "{grouped}");
+    let mut wide = site.command(&["dead", "list"]);
+    let wide = text(&wide.env("COLUMNS", "300").output().await.unwrap().stdout);
+    assert!(wide.contains("eighty.c") && wide.contains("id-3") && wide.contains("retries_exhausted"), "{wide}");
+    // The bar is drawn over itself: each drawing is a line of its own.
+    let replayed = on_a_terminal(&site, "dead replay --all --rate 20 --yes", "").await;
+    let drawn = text(&replayed.stdout);
+    let drawn = drawn.split(['\r', '\n']).map(without_escapes).find(|drawing| drawing.contains("letters")).unwrap();
+    assert!(drawn.chars().count() <= 80, "{drawn}");
+    assert!(server.terminate().await.success());
+}
+
+fn without_escapes(drawing: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = drawing;
+    while let Some((before, escape)) = rest.split_once('\u{1b}') {
+        plain.push_str(before);
+        rest = escape.trim_start_matches(|part: char| !part.is_ascii_alphabetic()).get(1..).unwrap_or_default();
+    }
+    plain + rest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_letters_are_changed_only_after_a_yes_and_at_the_rate() {
+    let site = Site::new();
+    let server = with_letters(&site, 6).await;
+    let counted = || async { json(&site.run(&["dead", "list", "--json"]).await).as_array().unwrap().len() };
+    for answer in ["n\n", "\n", "\u{4}"] {
+        let refused = on_a_terminal(&site, "dead drop --all", answer).await;
+        assert!(!refused.status.success() && text(&refused.stdout).contains("All 6 dead letters"), "{refused:?}");
+        assert_eq!(counted().await, 6);
+    }
+    let began = Instant::now();
+    let dropped = on_a_terminal(&site, "dead drop --all --rate 10 --why 'they are of a test'", "y\n").await;
+    assert!(dropped.status.success() && text(&dropped.stdout).contains("they are of a test"), "{dropped:?}");
+    assert!(began.elapsed() >= Duration::from_millis(500), "the sixth is due half a second after the first");
+    assert_eq!(counted().await, 0);
+    assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up() {
+    let site = Site::new();
+    let answer = Arc::new(AtomicU16::new(422));
+    let status = Arc::clone(&answer);
+    let service = Receiver::start(move |_| reply(status.load(Ordering::SeqCst), &[])).await;
+    site.configure(&Setup { rest: service.route(), ..Setup::default() });
+    let server = site.start().await;
+    for (id, user) in [("one", "ann"), ("two", "bob"), ("three", "ann")] {
+        let body = format!("{{\"type\":\"message.new\",\"user\":{{\"id\":\"{user}\"}},\"id\":\"{id}\"}}");
+        assert_eq!(send(server.public, &Webhook::push(id, body)).await.unwrap().status, 200);
+        let count = || async {
+            json(&site.run(&["dead", "list", "--json"]).await)
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|letter| letter["id"] == id)
+        };
+        eventually("it is dead", count).await;
+    }
+    let listed = text(&site.run(&["dead", "list"]).await.stdout);
+    assert!(listed.starts_with("NUMBER") && listed.lines().count() == 4, "{listed}");
+    assert_eq!(json(&site.run(&["dead", "list", "--user", "ann", "--json"]).await).as_array().unwrap().len(), 2);
+    assert_eq!(json(&site.run(&["dead", "list", "--older-than", "1h", "--json"]).await).as_array().unwrap().len(), 0);
+    let shown = site.run(&["dead", "show", "two"]).await;
+    assert!(text(&shown.stdout).contains("rejected") && !text(&shown.stdout).contains("bob"), "{shown:?}");
+    assert!(text(&site.run(&["dead", "show", "two", "--body"]).await.stdout).contains("\"id\":\"bob\""));
+    for (args, code) in [
+        (&["dead", "replay"][..], 64),
+        (&["dead", "drop"], 64),
+        (&["dead", "drop", "--all", "--user", "ann"], 64),
+        (&["dead", "replay", "nobody"], 1),
+        (&["dead", "drop", "one", "nobody"], 1),
+        (&["dead", "show", "nobody"], 1),
+        (&["dead", "list", "--reason", "fate"], 64),
+    ] {
+        let refused = site.run(args).await;
+        assert_eq!(refused.status.code(), Some(code), "{args:?}: {refused:?}");
+        assert!(!refused.stderr.is_empty());
+    }
+    for (select, count) in [
+        (&["--app", "chat"][..], 3),
+        (&["--app", "another"], 0),
+        (&["--attempts", "1"], 3),
+        (&["--attempts", "2"], 0),
+        (&["--since", "1h"], 3),
+        (&["--until", "1h"], 0),
+        (&["--since", "2026-01-01", "--until", "2126-01-01T00:00:00Z", "--user", "bob"], 1),
+    ] {
+        let found = json(&site.run(&[&["dead", "list", "--json"], select].concat()).await);
+        assert_eq!(found.as_array().unwrap().len(), count, "{select:?}: {found}");
+        let would = site.run(&[&["dead", "drop", "--dry-run", "--json"], select].concat()).await;
+        assert_eq!(json(&would), serde_json::json!({"dropped": 0, "would_be": count}));
+    }
+    answer.store(200, Ordering::SeqCst);
+    assert_eq!(
+        json(&site.run(&["dead", "replay", "--user", "ann", "--why", "it takes them now", "--json"]).await)["replayed"],
+        2
+    );
+    eventually("they are handled", || async { service.received().len() == 5 }).await;
+    assert_eq!(text(&site.run(&["dead", "drop", "--all"]).await.stdout), "1 dropped\n");
+    assert_eq!(text(&site.run(&["dead", "list"]).await.stdout), "no dead letters\n");
+    assert!(server.terminate().await.success());
+    assert!(site.run(&["dead", "list"]).await.status.success(), "without a running one too");
+}
