@@ -2,6 +2,7 @@
 
 use crate::activity::Activity;
 use crate::clock::{self, Doing, Leaving, Stop, Times};
+use crate::head::MAX_HEAD;
 use crate::receive::{AnswerBody, Arrival, Intake};
 use crate::repoll::Repoll;
 use crate::response;
@@ -13,19 +14,21 @@ use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
+use streamgate_core::reason::Reason;
 use streamgate_service::config::GatewayConfig;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Heads over this are answered 431. It is also the most that a connection buffers.
-const MAX_HEAD: usize = 16 << 10;
+/// Over HTTP/2 the library refuses larger heads without a word to us; those over `MAX_HEAD` and up to it are refused here.
+const MAX_HTTP2_HEAD: u32 = 64 << 10;
 /// HTTP/2: streams of one connection, and bytes that it may send ahead of being read.
 const MAX_STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 64 << 10;
@@ -106,6 +109,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .half_close(true)
+        // It is also the most that a connection buffers.
         .max_buf_size(MAX_HEAD)
         .serve_connection(io, service);
     match run(Pin::new(&mut connection), &activity, &ends).await {
@@ -135,18 +139,23 @@ where
     E: Enqueue,
     S: Seen,
 {
-    let service = answering(intake, Arc::clone(&activity), ends.arrival);
+    let service = answering(Arc::clone(&intake), Arc::clone(&activity), ends.arrival);
     // Boxed: hyper keeps the place of this future until its answer is taken, and a peer may take none of 128.
     let service = service_fn(move |request| service.call(request).boxed());
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEAD as u32)
+        .max_header_list_size(MAX_HTTP2_HEAD)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .serve_connection(io, service);
-    run(pin!(connection), &activity, &ends).await;
+    // The library has ended it for what came; a peer that goes away says nothing wrong.
+    if let End::Failed(error) = run(pin!(connection), &activity, &ends).await
+        && error.source().and_then(|source| source.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_library)
+    {
+        intake.log.unreadable(Reason::MalformedHttp, activity.peer());
+    }
 }
 
 /// How a connection ended.

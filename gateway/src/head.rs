@@ -2,7 +2,7 @@
 //! that it had on the wire, and a stranger may send the longest.
 
 use crate::route::{self, Target};
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Version, http::request::Parts};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -51,6 +51,18 @@ impl Manner {
     pub(crate) fn of(parts: &Parts) -> Manner {
         Manner { is_http1: parts.version <= Version::HTTP_11, expects: parts.headers.contains_key(EXPECT) }
     }
+}
+
+/// Heads over this are answered 431.
+pub(crate) const MAX_HEAD: usize = 16 << 10;
+/// What HTTP/2 counts for a header beside its name and its value (RFC 9113, 6.5.2).
+const HEADER_OVERHEAD: usize = 32;
+
+/// Whether the library took a head that is over the limit: over HTTP/2 it would refuse one without a word to us.
+pub(crate) fn is_too_large(parts: &Parts) -> bool {
+    let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + HEADER_OVERHEAD;
+    let path = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    parts.version == Version::HTTP_2 && path + parts.headers.iter().map(length).sum::<usize>() > MAX_HEAD
 }
 
 /// Judges a head, and keeps what is needed of it together with what will judge the body.

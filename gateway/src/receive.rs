@@ -122,7 +122,9 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         let (parts, body) = request.into_parts();
         let manner = Manner::of(&parts);
         let client = head::client(&self.peers, in_hand.connection().peer(), &parts.headers);
-        let target = if self.peers.allow(client) {
+        let target = if head::is_too_large(&parts) {
+            Err(Reason::HeadTooLarge)
+        } else if self.peers.allow(client) {
             route::target(&parts.method, parts.uri.path())
         } else {
             Err(Reason::PeerNotAllowed)

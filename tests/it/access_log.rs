@@ -3,9 +3,10 @@
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::{Receiver, reply};
-use crate::harness::wire::{API_KEY, PUSH, Webhook, raw, read_to_end, send, status};
+use crate::harness::wire::{API_KEY, PUSH, Transport, Webhook, raw, read_to_end, send, status, tls};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use tokio::io::AsyncWriteExt;
 
 /// The lines of the log with this message.
 fn lines(site: &Site, message: &str) -> Vec<Value> {
@@ -305,4 +306,38 @@ async fn unmatched_events_are_said_once_with_the_nearest_pattern() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains("\"nearest\":\"mesage.new\"") && told[0].contains("\"type\":\"message.new\""), "{told:?}");
     assert!(server.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_http2_refuses_has_its_line_too() {
+    let site = Site::new();
+    let (server, transports) = crate::statuses::secure(&site, Setup::default()).await;
+    let Transport::Tls { root, .. } = &transports[1] else { panic!("both are TLS") };
+    let long = Webhook::fresh().set("x-long", &"y".repeat(20_000));
+    assert_eq!(transports[1].send(server.public, &long).await.unwrap().status, 431);
+    eventually("it has its line", || async { refusal(&site, "refused a webhook", "head_too_large").is_some() }).await;
+    assert!(count(&server, "head_too_large").await >= 1.0);
+    // A DATA frame of a stream that was never opened, and bytes that are no preface.
+    for odd in [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\0\0\0\0\0\x01x"[..],
+        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+    ] {
+        let before = count(&server, "malformed_http").await;
+        let stream = tokio::net::TcpStream::connect(server.public).await.unwrap();
+        let mut stream = tls(stream, root, b"h2").await.unwrap();
+        stream.write_all(odd).await.unwrap();
+        // Until the server has ended it.
+        drop(tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut Vec::new()).await);
+        eventually("it is counted", || async { count(&server, "malformed_http").await > before }).await;
+    }
+    eventually("it has its line", || async {
+        refusal(&site, "refused what is not a webhook", "malformed_http").is_some()
+    })
+    .await;
+    // Who goes away has sent nothing wrong: no more than what was told beside the first line is told at the end.
+    assert_eq!(transports[1].send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+    drop(tls(tokio::net::TcpStream::connect(server.public).await.unwrap(), root, b"h2").await.unwrap());
+    assert!(server.terminate().await.success());
+    let more: Vec<_> = lines(&site, "refused more of what is not a webhook");
+    assert_eq!(more.iter().map(|line| line["times"].as_u64().unwrap()).sum::<u64>(), 1, "{more:?}");
 }
