@@ -12,12 +12,18 @@
 //! streamgate send --kind custom-command --type ticket
 //! ```
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use streamgate::{Answer, BeforeMessageSend, Button, Command, Context, Event, HandlerError, Streamgate, Style};
 
 #[tokio::main]
-async fn main() -> Result<(), streamgate::Error> {
+async fn main() -> ExitCode {
+    // Ends as the command does: with 64 where the configuration is wrong.
+    run().await.map_or_else(|error| error.report(), |()| ExitCode::SUCCESS)
+}
+
+async fn run() -> Result<(), streamgate::Error> {
     let seen = Arc::new(AtomicU64::new(0));
     Streamgate::from_env()?
         .on("message.new", move |event: Event, _: Context| {

@@ -2,6 +2,7 @@
 
 use crate::exit;
 use crate::up;
+#[cfg(feature = "services")]
 use crate::worker;
 use std::future::Future;
 use std::process::ExitCode;
@@ -13,8 +14,8 @@ use streamgate_worker::{Answer, AnsweredBy, BeforeMessageSend, Command, Context,
 
 /// Why Streamgate does not run: a mistake in the configuration, a port that is taken, a store that cannot be opened.
 ///
-/// A `main` that returns it prints it as it reads, and ends with 1. One that ends as the command does, with 64 for a mistake in the
-/// configuration, returns [`Error::exit_code`].
+/// A `main` that returns it prints it as it reads, and ends with 1: the language has no other way. One that ends as the command does,
+/// with 64 for a mistake in the configuration, returns [`Error::report`].
 #[derive(thiserror::Error)]
 #[error("{0:#}")]
 pub struct Error(anyhow::Error);
@@ -27,6 +28,11 @@ impl std::fmt::Debug for Error {
 }
 
 impl Error {
+    /// Tells it on stderr, as the command does, and picks the code to end with.
+    pub fn report(&self) -> ExitCode {
+        exit::report(&self.0)
+    }
+
     /// 64 for a mistake in the configuration, else 1.
     pub fn exit_code(&self) -> ExitCode {
         exit::code(&self.0)
@@ -155,7 +161,8 @@ impl Streamgate {
         ended
     }
 
-    /// A worker on RabbitMQ and Redis. Returns after SIGTERM or SIGINT, when it has drained.
+    /// A worker on RabbitMQ and Redis, with the feature `services`. Returns after SIGTERM or SIGINT, when it has drained.
+    #[cfg(feature = "services")]
     pub async fn worker(self) -> Result<(), Error> {
         let (loaded, source, code) = self.load(Environment::without_app_secrets)?;
         let ended = worker::start(loaded, source, code).await.map(drop).map_err(Error);

@@ -2,22 +2,35 @@
 //!
 //! This crate is the command line and the place where the services meet the stores. For handlers written in Rust start at
 //! [`Streamgate`].
+//!
+//! # Features
+//!
+//! - `command` (default): the command line, with `services`. A program with handlers of its own needs none of it: `default-features =
+//!   false`.
+//! - `services`: [`Streamgate::worker`], on RabbitMQ and Redis. Without it there is [`Streamgate::up`], on the embedded store.
 
 pub mod app;
+#[cfg(feature = "command")]
 pub mod check;
+#[cfg(feature = "command")]
 pub mod cli;
+#[cfg(feature = "command")]
 pub mod dead;
 pub mod dev;
+#[cfg(feature = "command")]
 pub mod drain;
 pub mod exit;
+#[cfg(feature = "command")]
 pub mod gateway;
 pub mod greeting;
 pub mod limits;
 pub mod output;
 pub mod reload;
+#[cfg(feature = "command")]
 pub mod send;
 pub mod up;
 pub mod wiring;
+#[cfg(feature = "services")]
 pub mod worker;
 
 pub use app::{Error, Streamgate};

@@ -1,6 +1,7 @@
 //! `streamgate up`: gateway and worker in one process on the embedded store.
 
 use crate::app::Code;
+#[cfg(feature = "command")]
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
 use crate::reload::{self, Apps, Certificates, Part, Reload};
@@ -45,6 +46,7 @@ pub struct Up {
     pub metrics: Arc<Metrics>,
 }
 
+#[cfg(feature = "command")]
 pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     start(global.load()?, Some(global.source()), Code::default()).await
 }

@@ -1,6 +1,7 @@
 //! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs business logic.
 
 use crate::app::Code;
+#[cfg(feature = "command")]
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
 use crate::reload::{self, Reload};
@@ -32,6 +33,7 @@ pub struct Back {
     pub metrics: Arc<Metrics>,
 }
 
+#[cfg(feature = "command")]
 pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     let source = global.source();
     // It verifies no webhook, so Stream's secrets need not be there.

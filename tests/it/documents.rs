@@ -145,3 +145,24 @@ async fn every_option_of_the_readme_exists() {
         }
     }
 }
+
+/// What a program with handlers of its own on the embedded store has to compile.
+#[test]
+fn a_bot_compiles_neither_rabbitmq_nor_redis_nor_the_command_line() {
+    let tree = |features: &[&str]| {
+        let mut cargo = std::process::Command::new(env!("CARGO"));
+        cargo.args(["tree", "--offline", "--locked", "--edges", "normal", "--prefix", "none", "--no-default-features"]);
+        let listed = cargo.args(features).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        assert!(listed.status.success(), "{listed:?}");
+        let text = String::from_utf8(listed.stdout).unwrap();
+        text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let has = |tree: &[String], name: &str| tree.iter().any(|listed| listed == name);
+    let alone = tree(&[]);
+    assert!(has(&alone, "rusqlite") && has(&alone, "hyper"));
+    for name in ["lapin", "redis", "clap", "indicatif"] {
+        assert!(!has(&alone, name), "{name}");
+    }
+    let services = tree(&["--features", "services"]);
+    assert!(has(&services, "lapin") && has(&services, "redis") && !has(&services, "clap"));
+}

@@ -3,9 +3,14 @@
 //! Files are compared by their metadata once a second. Watching them by events would miss what counts most here, secrets
 //! and certificates that are mounted through chains of symbolic links and swapped somewhere else.
 
+#[cfg(feature = "services")]
+mod backends;
+
+#[cfg(feature = "services")]
+pub use backends::backends;
+
 use crate::app::Code;
 use crate::wiring;
-use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -15,8 +20,6 @@ use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_gateway::{Intake, Tls};
 use streamgate_service::config::{self, AppConfig, Config, HooksConfig, RouteConfig, Source, TlsConfig};
-use streamgate_store::rabbitmq::Endpoint;
-use streamgate_store::redis::Redis;
 use streamgate_worker::{Hooks, Route, Router};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -181,34 +184,6 @@ impl Part for Certificates {
     }
 }
 
-/// Where RabbitMQ is, and who we are there: taken with the next connection.
-#[derive(Debug)]
-pub struct RabbitMq(pub Endpoint);
-
-impl Part for RabbitMq {
-    fn name(&self) -> &'static str {
-        "RabbitMQ's address and credentials"
-    }
-
-    fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
-        Ok(self.0.replace(&wiring::endpoint(config).context("rabbitmq.url")?))
-    }
-}
-
-/// Where Redis is, and who we are there: taken with the next connection.
-#[derive(Debug)]
-pub struct RedisServer(pub Redis);
-
-impl Part for RedisServer {
-    fn name(&self) -> &'static str {
-        "Redis's address and credentials"
-    }
-
-    fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
-        Ok(self.0.replace(wiring::address(config).context("redis.url")?))
-    }
-}
-
 /// Which handler gets an event, with the services' URLs and headers.
 #[derive(Debug)]
 pub struct Routes {
@@ -274,9 +249,4 @@ pub fn handlers(
 ) -> [Box<dyn Part>; 2] {
     let routes = Routes { router, code: code.routes, held: config.worker.routes.clone() };
     [Box::new(routes), Box::new(HookHandlers { hooks, code: code.hooks, held: config.hooks.clone() })]
-}
-
-/// The backends of either service.
-pub fn backends(endpoint: Endpoint, redis: Redis) -> [Box<dyn Part>; 2] {
-    [Box::new(RabbitMq(endpoint)), Box::new(RedisServer(redis))]
 }

@@ -1,0 +1,41 @@
+//! RabbitMQ's and Redis's addresses and credentials, taken with the next connection.
+
+use super::Part;
+use crate::wiring;
+use anyhow::Context;
+use streamgate_service::config::Config;
+use streamgate_store::rabbitmq::Endpoint;
+use streamgate_store::redis::Redis;
+
+/// Where RabbitMQ is, and who we are there: taken with the next connection.
+#[derive(Debug)]
+struct RabbitMq(Endpoint);
+
+impl Part for RabbitMq {
+    fn name(&self) -> &'static str {
+        "RabbitMQ's address and credentials"
+    }
+
+    fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
+        Ok(self.0.replace(&wiring::endpoint(config).context("rabbitmq.url")?))
+    }
+}
+
+/// Where Redis is, and who we are there: taken with the next connection.
+#[derive(Debug)]
+struct RedisServer(Redis);
+
+impl Part for RedisServer {
+    fn name(&self) -> &'static str {
+        "Redis's address and credentials"
+    }
+
+    fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
+        Ok(self.0.replace(wiring::address(config).context("redis.url")?))
+    }
+}
+
+/// The backends of either service.
+pub fn backends(endpoint: Endpoint, redis: Redis) -> [Box<dyn Part>; 2] {
+    [Box::new(RabbitMq(endpoint)), Box::new(RedisServer(redis))]
+}
