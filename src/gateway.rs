@@ -141,7 +141,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
             let apps = Apps::new(Arc::clone(&intake), config.apps.clone());
             let parts: [Box<dyn Part>; 2] = [Box::new(apps), Box::new(Certificates(tls.clone()))];
             let parts = parts.into_iter().chain(reload::backends(endpoint, redis)).collect();
-            let reloading = Reload { source, parts };
+            let reloading = Reload::new(source, parts);
             reloading.watch(config.clone(), reload)
         }),
     ]

@@ -130,7 +130,7 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
         code.into_iter().flat_map(|code| reload::handlers(Arc::clone(&router), Arc::clone(&hooks), code, &as_loaded)),
     );
     let depths = AbortOnDropHandle::new(tokio::spawn(show_depths(Arc::clone(&store), Arc::clone(&metrics))));
-    let watch = source.map(|source| Reload { source, parts });
+    let watch = source.map(|source| Reload::new(source, parts));
     let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, hangup))));
     ready();
     // Events that come in during the drain are durable, and delivered after the next start; hooks are answered to the end.

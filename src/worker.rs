@@ -102,7 +102,7 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     let watch = again.map(|(source, code)| {
         let handlers = reload::handlers(router, Arc::clone(&hooks), code, &config);
         let parts = handlers.into_iter().chain(reload::backends(endpoint, addressed)).collect();
-        let reloading = Reload { source, parts };
+        let reloading = Reload::new(source, parts);
         AbortOnDropHandle::new(tokio::spawn(reloading.watch(config.clone(), hangup)))
     });
     ready();

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use streamgate_gateway::{doubt_tls, inspect_tls};
 use streamgate_service::config::reader::Problem;
-use streamgate_service::config::{Config, ConfigError, Loaded, Source, StoreKind, TlsConfig};
+use streamgate_service::config::{Config, ConfigError, Loaded, Source, StoreKind, TlsConfig, tell_doubts};
 use streamgate_store::rabbitmq::{self, Inspection};
 use streamgate_store::redis;
 use streamgate_store::sqlite::{self, OpenError};
@@ -91,17 +91,20 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
             let place =
                 loaded.path.as_ref().map_or_else(|| "defaults, no file".to_owned(), |path| path.display().to_string());
             let mut checks = vec![Finding::new("configuration", Ok(place))];
-            checks.extend(loaded.doubts.into_iter().map(|doubt| Finding {
-                ok: true,
-                warning: true,
-                ..Finding::from(doubt)
-            }));
+            checks.extend(loaded.doubts.into_iter().map(doubtful));
             checks.extend(named(&loaded.config, backends, args).await);
             let ok = checks.iter().all(|check| check.ok);
             (checks, if ok { 0 } else { exit::FAILED })
         }
-        Err(ConfigError::Wrong { problems, .. }) if args.json => {
-            (problems.into_iter().map(Finding::from).collect(), exit::USAGE)
+        Err(ConfigError::Wrong { problems, doubts, .. }) if args.json => {
+            let mistakes = problems.into_iter().map(Finding::from);
+            (mistakes.chain(doubts.into_iter().map(doubtful)).collect(), exit::USAGE)
+        }
+        Err(error @ ConfigError::Wrong { .. }) => {
+            if let ConfigError::Wrong { doubts, .. } = &error {
+                tell_doubts(doubts);
+            }
+            return Err(error.into());
         }
         Err(error) if args.json => (vec![Finding::new("configuration", Err(error.to_string()))], exit::USAGE),
         Err(error) => return Err(error.into()),
@@ -116,6 +119,11 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
         }
     }
     Ok(ExitCode::from(code))
+}
+
+/// What works, and is probably not what was meant.
+fn doubtful(doubt: Problem) -> Finding {
+    Finding { ok: true, warning: true, ..Finding::from(doubt) }
 }
 
 /// As the service of this role reads it: a worker's host has none of Stream's secrets, a gateway's none of the services'.
@@ -169,6 +177,10 @@ async fn named(config: &Config, backends: Option<Backends>, args: &Check) -> Vec
             checks.extend(services(config, backends, answers).await);
         }
         None => checks.push(Finding::new("store", store(config))),
+    }
+    if args.role != Some(Role::Worker) && config.gateway.listen.port() == 0 {
+        let what = "has port 0, which is another free one at each start: Stream needs an address that stays";
+        checks.push(Finding::warning("gateway.listen", what.to_owned()));
     }
     let (gateway, worker) = (args.role != Some(Role::Worker), args.role != Some(Role::Gateway));
     if let Some(tls) = config.gateway.tls.as_ref().filter(|_| gateway) {

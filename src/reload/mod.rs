@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_gateway::{Intake, Tls};
+use streamgate_service::config::reader::Problem;
 use streamgate_service::config::{self, AppConfig, Config, HooksConfig, RouteConfig, Source, TlsConfig};
 use streamgate_worker::{Hooks, Route, Router};
 use tokio::sync::Notify;
@@ -40,6 +41,8 @@ pub trait Part: Send {
 pub struct Reload {
     pub source: Source,
     pub parts: Vec<Box<dyn Part>>,
+    /// What was doubtful last; it is told when it changes.
+    doubts: Option<Vec<Problem>>,
 }
 
 impl std::fmt::Debug for Reload {
@@ -52,6 +55,11 @@ impl std::fmt::Debug for Reload {
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Reload {
+    /// What is doubtful was told when the configuration was loaded first.
+    pub fn new(source: Source, parts: Vec<Box<dyn Part>>) -> Reload {
+        Reload { source, parts, doubts: None }
+    }
+
     /// Runs until it is dropped. `now`: asks for a reload at once.
     pub async fn watch(mut self, first: Config, now: Arc<Notify>) {
         let mut config = first;
@@ -94,9 +102,10 @@ impl Reload {
                 return false;
             }
         };
-        if loaded.config.apps != config.apps {
+        if self.doubts.as_ref().is_some_and(|told| *told != loaded.doubts) {
             loaded.tell_doubts();
         }
+        self.doubts = Some(loaded.doubts);
         let (mut changed, mut is_well) = (Vec::new(), true);
         for part in &mut self.parts {
             match part.reload(&loaded.config, asked) {

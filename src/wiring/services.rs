@@ -41,10 +41,7 @@ impl Backends {
             (endpoint, address) => {
                 let endpoint = endpoint.err().map(|error| problem("rabbitmq.url", error.to_string()));
                 let address = address.err().map(|error| problem("redis.url", error.to_string()));
-                Err(ConfigError::Wrong {
-                    path: loaded.path.clone(),
-                    problems: endpoint.into_iter().chain(address).collect(),
-                })
+                Err(loaded.wrongly(endpoint.into_iter().chain(address).collect()))
             }
         }
     }

@@ -172,9 +172,7 @@ pub struct Loaded {
 impl Loaded {
     /// Logs what works, and is probably not what was meant.
     pub fn tell_doubts(&self) {
-        for Problem { key, what, line } in &self.doubts {
-            tracing::warn!(key, line, "{what}");
-        }
+        tell_doubts(&self.doubts);
     }
 
     /// For `gateway` and `worker`, which have no other store.
@@ -207,9 +205,21 @@ impl Loaded {
         self.wrong(other.then(|| Problem::new("store.kind", what)).into_iter().collect())
     }
 
+    /// The error of these mistakes, with what is doubtful beside them.
+    pub fn wrongly(&self, problems: Vec<Problem>) -> ConfigError {
+        ConfigError::Wrong { path: self.path.clone(), problems, doubts: self.doubts.clone() }
+    }
+
     /// These mistakes, if there are any.
     pub fn wrong(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Wrong { path: self.path.clone(), problems }) }
+        if problems.is_empty() { Ok(()) } else { Err(self.wrongly(problems)) }
+    }
+}
+
+/// Logs what works, and is probably not what was meant.
+pub fn tell_doubts(doubts: &[Problem]) {
+    for Problem { key, what, line } in doubts {
+        tracing::warn!(key, line, "{what}");
     }
 }
 
@@ -220,7 +230,12 @@ pub enum ConfigError {
     #[error("the config file {} is no TOML: {error}", path.display())]
     Malformed { path: PathBuf, error: String },
     #[error("{} in the configuration{}:\n{}", count(problems), place(path.as_deref()), list(problems))]
-    Wrong { path: Option<PathBuf>, problems: Vec<Problem> },
+    Wrong {
+        path: Option<PathBuf>,
+        problems: Vec<Problem>,
+        /// What works, and is probably not what was meant.
+        doubts: Vec<Problem>,
+    },
 }
 
 fn count(problems: &[Problem]) -> String {
@@ -296,7 +311,9 @@ pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Enviro
     for problem in problems.iter_mut().chain(&mut doubts) {
         problem.line = lines::line(text, &problem.key).filter(|_| !is_from_environment(&problem.key));
     }
-    if problems.is_empty() { Ok(Loaded { config, path, doubts }) } else { Err(ConfigError::Wrong { path, problems }) }
+    let loaded = Loaded { config, path, doubts };
+    loaded.wrong(problems)?;
+    Ok(loaded)
 }
 
 fn without_line_break(text: &str) -> &str {
@@ -526,6 +543,16 @@ mod tests {
             ("[gateway]\nlisten = '127.0.0.1:99999'".to_owned(), "line 2: gateway.listen: "),
             ("[gateway]\nbody_timeout = 'env:T'".to_owned(), "line 2: gateway.body_timeout: takes the value itself"),
             ("[rabbitmq]\nurl = 'amqp://h:0/v'".to_owned(), "line 2: rabbitmq.url: has a port that is none"),
+            (
+                "[rabbitmq]\nmanagement_url = 'h:15672'".to_owned(),
+                "line 2: rabbitmq.management_url: takes an http:// or https:// URL",
+            ),
+            (
+                "[rabbitmq]\nmanagement_url = 'http://ann:hunter2@h:0'".to_owned(),
+                "line 2: rabbitmq.management_url: has a port that is none",
+            ),
+            (route("url = 'http://h/%zz'"), "line 3: worker.routes[1].forward.url: has a % without two hex digits"),
+            (route("url = 'http://h/x#y'"), "line 3: worker.routes[1].forward.url: has a fragment"),
             ("[redis]\nurl = 'redis://h:99999'".to_owned(), "line 2: redis.url: has a port that is none"),
             (route("url = 'http://h:0/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
             (route("url = 'http://h:99999/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
@@ -621,6 +648,9 @@ mod tests {
                 "hooks.before_message_send.deadline",
                 "over gateway.answer_deadline",
             ),
+            ("[redis]\ntimeout = '5s'".to_owned(), "redis.timeout", "leaves no time"),
+            ("[rabbitmq]\nspool_after = '5s'".to_owned(), "rabbitmq.spool_after", "leaves no time"),
+            ("[rabbitmq]\nconfirm_timeout = '5s'".to_owned(), "rabbitmq.confirm_timeout", "cuts it short"),
         ];
         for (text, key, expected) in table {
             let doubts = load_text(&text, []).unwrap().doubts;
@@ -641,6 +671,8 @@ mod tests {
         for text in [
             "[redis]\nurl = 'redis+sentinel://a:26379,b/main'",
             "[redis]\nurl = 'redis://[::1]:6379'",
+            "[rabbitmq]\nmanagement_url = 'https://ann:p%23@h:15671/path'",
+            "[[worker.routes]]\nevents = ['*']\nforward = { url = 'http://h/%7Ba%7D?x=%25' }",
             "[rabbitmq]\nurl = 'amqps://ann:p%2F%3A@[::1]:5671/v'",
             "[hooks.before_message_send]\nfailure_text = 'file: no'\nrules = [{ pattern = 'file://', action = 'reject', text = 'env: x' }]",
             "[hooks.before_message_send]\nrules = [{ pattern = '^\\s*$', action = 'reject' }, { pattern = '[0-9]*', action = 'mask' }]",

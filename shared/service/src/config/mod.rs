@@ -16,7 +16,7 @@ mod worker;
 pub use apps::{AppConfig, KeyConfig};
 pub use backends::{RabbitMqConfig, RedisConfig};
 pub use hooks::{COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType};
-pub use load::{ConfigError, Environment, Loaded, Source, from_text, load};
+pub use load::{ConfigError, Environment, Loaded, Source, from_text, load, tell_doubts};
 pub use log::{Lines, LogConfig};
 pub use tls::{AcmeConfig, CertificateFiles, TlsConfig};
 pub use worker::{ForwardConfig, RouteConfig, Unmatched, WorkerConfig};
@@ -203,11 +203,31 @@ impl Config {
                 );
             }
         }
+        if self.store.kind == StoreKind::RabbitMq {
+            self.doubt_backend_times(report);
+        }
         apps::cross_check(&self.apps, report);
         worker::cross_check(&self.worker, &self.apps, report);
         hooks::cross_check(&self.hooks, report);
         if self.store.kind == StoreKind::RabbitMq {
             worker::cross_check_broker(&self.worker, report);
+        }
+    }
+}
+
+impl Config {
+    /// An answer is due by `answer_deadline`, whatever a backend is still waited for.
+    fn doubt_backend_times(&self, report: &Report) {
+        let (rabbitmq, deadline) = (&self.rabbitmq, self.gateway.answer_deadline);
+        let what = "leaves no time before gateway.answer_deadline: events would be answered 503 instead of spooled";
+        if rabbitmq.spool_after >= deadline {
+            report.doubt("rabbitmq.spool_after", what);
+        }
+        if self.redis.timeout >= deadline {
+            report.doubt("redis.timeout", "leaves no time before gateway.answer_deadline: lower it");
+        }
+        if rabbitmq.confirm_timeout >= deadline {
+            report.doubt("rabbitmq.confirm_timeout", "is not under gateway.answer_deadline, which cuts it short");
         }
     }
 }

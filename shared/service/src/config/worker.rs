@@ -274,6 +274,13 @@ fn forward_url(text: &str, places: &[&str]) -> Result<Uri, String> {
             ));
         }
     }
+    if text.contains('#') {
+        return Err("has a fragment, #…, which is never sent: write a # that is meant as such as %23".to_owned());
+    }
+    let is_escape = |rest: &str| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
+    if !text.split('%').skip(1).all(is_escape) {
+        return Err("has a % without two hex digits behind it: write a % that is meant as such as %25".to_owned());
+    }
     let scheme = url.scheme_str();
     if !matches!(scheme, Some("http" | "https")) || url.host().is_none_or(str::is_empty) {
         return Err("takes an http:// or https:// URL with a host".to_owned());
