@@ -56,6 +56,31 @@ pub fn envelope(id: &str, body: Bytes) -> Envelope {
     }
 }
 
+/// Bodies that Stream might send some day, and bodies that nobody should.
+pub fn odd_bodies() -> Vec<Vec<u8>> {
+    let members: Vec<_> = (0..50).map(|n| serde_json::json!({"user_id": format!("u{n}"), "role": "member"})).collect();
+    vec![
+        br#"{"type":"message.new","html":"\u003cp\u003ea \u0026 b\u003c/p\u003e"}"#.to_vec(),
+        r#"{"type":"message.new","text":"héllo wörld 你好 🎉"}"#.into(),
+        br#"{"type":"message.new","created_at":1778198400000000000}"#.to_vec(),
+        br#"{"type":"message.new","created_at":"2026-04-08T14:23:35.879421674Z"}"#.to_vec(),
+        serde_json::json!({"type": "member.added", "members": members}).to_string().into_bytes(),
+        br#"{"type":"never.heard.of.it","custom":{"a":[1,2,3]}}"#.to_vec(),
+        format!(r#"{{"type":"{}"}}"#, "t".repeat(5000)).into_bytes(),
+        br#"{"type":"my own type / with * # spaces"}"#.to_vec(),
+        br#"{"message":{"text":"no type"}}"#.to_vec(),
+        br#"{"type":42}"#.to_vec(),
+        b"{\"type\":\"message.new\",\"text\":\"\xff\xfe\"}".to_vec(),
+        format!(r#"{{"type":"deep","a":{}{}}}"#, "[".repeat(5000), "]".repeat(5000)).into_bytes(),
+        br#"{"type":"a","type":"b"}"#.to_vec(),
+        b"{\"type\":\"message.new\"}\n\n  ".to_vec(),
+        b"no JSON at all".to_vec(),
+        b"[]".to_vec(),
+        b"{".to_vec(),
+        b"".to_vec(),
+    ]
+}
+
 /// Sends webhooks of one kind until one is refused: how many were taken, and the refusal.
 pub async fn until_refused(to: SocketAddr, webhook: impl Fn(u32) -> Webhook) -> (u32, Answer) {
     for taken in 0..40 {

@@ -72,7 +72,10 @@ async fn check_tells_all_mistakes_in_one_go() {
     site.write("streamgate.toml", "[gateway]\nlisten = 'here'\nanswer_deadline = '1s'\n");
     let found = json(&site.run(&["check", "--json"]).await)["checks"].clone();
     let verdicts: Vec<_> = found.as_array().unwrap().iter().map(|check| (&check["ok"], &check["warning"])).collect();
-    assert!(verdicts.len() >= 2 && verdicts[1..].iter().all(|(ok, warning)| **ok == true && **warning == true), "doubts beside the mistake: {found}");
+    assert!(
+        verdicts.len() >= 2 && verdicts[1..].iter().all(|(ok, warning)| **ok == true && **warning == true),
+        "doubts beside the mistake: {found}"
+    );
     assert!(text(&site.run(&["check"]).await.stderr).contains("over gateway.answer_deadline"));
     site.write("streamgate.toml", "[gateway]\nlisten = '127.0.0.1:0'\n");
     assert!(text(&site.run(&["check"]).await.stdout).contains("gateway.listen: has port 0"));

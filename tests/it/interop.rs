@@ -1,9 +1,8 @@
 //! Stream's own SDKs judge us: what `send` signs they verify, and what a worker forwards they verify and parse.
 
-use crate::behaviour::odd_bodies;
 use crate::harness::process::{Setup, Site};
 use crate::harness::servers::Backends;
-use crate::harness::wire::{SECRET, Webhook, send};
+use crate::harness::wire::{SECRET, Webhook, odd_bodies, send};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Stdio;
