@@ -63,7 +63,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
         .line("RabbitMQ", backends.endpoint.address())
         .line("Redis", &backends.address)
         .line("API key", greeting::key(&loaded, false)?)
-        .try_it(&loaded, false, &base)?
+        .try_it(&loaded, false, &listener)?
         .into_text();
     let front = Front { loaded, listener, ops_listener, source, reload, metrics: Metrics::new() };
     run(front, shutdown.clone(), || output::greet(greeting)).await?;

@@ -2,10 +2,10 @@
 
 use crate::dev;
 use anyhow::Context;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use streamgate_core::peer::Networks;
-use streamgate_service::config::{Loaded, TlsConfig};
+use streamgate_service::config::{Config, Loaded, TlsConfig};
 use streamgate_worker::Hooks;
 use tokio::net::TcpListener;
 
@@ -45,35 +45,37 @@ impl Greeting {
     }
 
     /// The command that sends an event to this gateway.
-    pub fn try_it(mut self, loaded: &Loaded, is_dev: bool, base: &str) -> anyhow::Result<Greeting> {
+    pub fn try_it(mut self, loaded: &Loaded, is_dev: bool, listener: &TcpListener) -> anyhow::Result<Greeting> {
         let config = &loaded.config;
-        let mut words = vec![program(), "send".into(), "--url".into(), base.to_owned()];
+        let (base, peer) = (base(loaded, listener)?, reachable(listener.local_addr()?).ip());
+        let mut words = vec![program(), "send".into(), "--url".into(), base];
         // The certificate is not made for an address.
         if let Some(TlsConfig::Files(files)) = &config.gateway.tls {
             words.extend(["--ca".into(), std::path::absolute(&files.cert)?.display().to_string()]);
         }
-        if config.gateway.peers.has_header(Ipv4Addr::LOCALHOST.into()) {
+        if config.gateway.peers.has_header(peer) {
             words.push("--proxy-header".into());
         }
-        if is_dev {
+        // There are the development app's secret, and a certificate of an authority.
+        if is_dev || matches!(config.gateway.tls, Some(TlsConfig::Acme(_))) {
             let data_dir = std::path::absolute(&config.store.data_dir)?;
             words.extend(["--data-dir".into(), data_dir.display().to_string()]);
         }
         let key = config.apps.first().and_then(|app| app.keys.first());
-        match &loaded.path {
-            Some(path) => words.extend(["--config".into(), std::path::absolute(path)?.display().to_string()]),
-            None if is_dev => {}
-            None => words.extend(["--api-key".into(), key.map_or("", |key| &key.api_key).to_owned()]),
+        if let Some(path) = &loaded.path {
+            words.extend(["--config".into(), std::path::absolute(path)?.display().to_string()]);
+        }
+        // Also where the file has it: the app may be the environment's.
+        if let Some(key) = key.filter(|_| !is_dev) {
+            words.extend(["--api-key".into(), key.api_key.clone()]);
         }
         let command = shlex::try_join(words.iter().map(String::as_str)).context("a path holds a zero byte")?;
-        let is_shut_out = |networks: &Networks| !networks.contain(Ipv4Addr::LOCALHOST.into());
+        let is_shut_out = |networks: &Networks| !networks.contain(peer);
         let note = match &config.gateway.peers.allow_from {
-            Some(networks) if is_shut_out(networks) => {
-                "\n\n(gateway.allow_from shuts this machine out: the answer will be 403.)"
-            }
+            Some(networks) if is_shut_out(networks) => " (gateway.allow_from excludes this machine: expect a 403)",
             Some(_) | None => "",
         };
-        self.text.push_str(&format!("\nSend a signed event from another terminal:\n\n  {command}{note}\n"));
+        self.text.push_str(&format!("\nSend a signed event from another terminal{note}:\n\n  {command}\n"));
         Ok(self)
     }
 
@@ -89,8 +91,13 @@ pub fn hooks(hooks: &Hooks) -> String {
 
 /// `http://address`, as a client on this machine can use it.
 pub fn base(loaded: &Loaded, listener: &TcpListener) -> anyhow::Result<String> {
-    let scheme = if loaded.config.gateway.tls.is_some() { "https" } else { "http" };
-    Ok(format!("{scheme}://{}", reachable(listener.local_addr()?)))
+    Ok(base_at(&loaded.config, listener.local_addr()?))
+}
+
+/// The base URL of a gateway with this configuration that listens there.
+pub fn base_at(config: &Config, address: SocketAddr) -> String {
+    let scheme = if config.gateway.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}", reachable(address))
 }
 
 /// The first API key, and where its secret is where we made it.

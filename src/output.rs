@@ -13,7 +13,7 @@ pub fn line(text: impl std::fmt::Display) -> io::Result<()> {
 
 /// Chat text and servers' words may hold control characters, which a terminal obeys, and overrides of direction, which show a line
 /// as it is not. They are written as `\u` and four digits, which JSON reads as the same character.
-fn visible(text: &str) -> Cow<'_, str> {
+pub fn visible(text: &str) -> Cow<'_, str> {
     let hides = |character: char| {
         (character.is_control() && character != '\n')
             || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

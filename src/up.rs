@@ -79,7 +79,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
         .metrics(&ops_listener)?
         .line("data", std::path::absolute(&loaded.config.store.data_dir)?.display())
         .line("API key", greeting::key(&loaded, development)?)
-        .try_it(&loaded, development, &base)?
+        .try_it(&loaded, development, &listener)?
         .into_text();
     let config = loaded.config;
     let router = wiring::router(&config, code.routes.clone())?;

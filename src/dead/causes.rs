@@ -1,4 +1,4 @@
-//! Dead letters by what killed them.
+//! Dead letters by cause.
 
 use super::table::clipped;
 use crate::output;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use streamgate_core::envelope::rfc3339;
 use streamgate_core::letter::Letter;
 
-/// Reason, route and error are the cause: letters that share them fall to the same mistake.
+/// The cause is reason, route and error: dead letters that share them failed the same way.
 #[derive(Debug, Default)]
 pub(super) struct Causes(BTreeMap<(String, Option<String>, Option<String>), Toll>);
 
@@ -54,6 +54,9 @@ impl Causes {
         causes.sort_by_key(|cause| std::cmp::Reverse(cause.count));
         if json {
             return Ok(output::line(serde_json::to_string(&causes)?)?);
+        }
+        if causes.is_empty() {
+            return Ok(output::line("no dead letters")?);
         }
         for Cause { reason, route, error, count, first, last } in causes {
             let route = route.unwrap_or("-");

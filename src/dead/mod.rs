@@ -1,4 +1,4 @@
-//! `streamgate dead`: dead letters, beside a running `up` or without one.
+//! `streamgate dead`: dead letters, alongside a running `up` or without one.
 
 mod causes;
 mod select;
@@ -27,16 +27,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use view::View;
 
-/// Letters read at a time: their bodies come along.
+/// Dead letters read at a time: their bodies come along.
 const PAGE: usize = 32;
-/// Letters moved at a time.
+/// Dead letters moved at a time.
 const STEP: usize = 100;
+/// How long a paced run keeps what it passed over from others. RabbitMQ ends a channel that holds a delivery for longer than its
+/// consumer_timeout, 30 minutes by default.
+const HOLD: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct Dead {
     #[command(subcommand)]
     action: Action,
-    /// Which letters: the dead, or those of RabbitMQ that no queue was bound for
+    /// Which queue: the dead letters, or what RabbitMQ had no queue for
     #[arg(long, global = true, value_enum, default_value = "dead")]
     queue: Queue,
 }
@@ -49,7 +52,7 @@ enum Queue {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the letters, oldest first; all of them where nothing is selected
+    /// List dead letters, oldest first; all of them where nothing is selected
     List {
         #[command(flatten)]
         select: Select,
@@ -60,7 +63,7 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Show one letter with everything but its body
+    /// Show one dead letter with everything but its body
     Show {
         /// Number, webhook id or idempotency key
         id: String,
@@ -71,27 +74,27 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Put letters back into the queue, as first attempts
+    /// Put dead letters back into the queue, as first attempts
     Replay(Change),
-    /// Remove letters for good
+    /// Remove dead letters for good
     Drop(Change),
 }
 
-/// Which letters are changed, and how.
+/// Which dead letters are changed, and how.
 #[derive(Debug, Args)]
 struct Change {
     #[command(flatten)]
     select: Select,
-    /// Only say how many letters it would be
+    /// Change nothing, and print how many dead letters are selected
     #[arg(long)]
     dry_run: bool,
-    /// At most this many letters a second; without it, as fast as the store takes them
+    /// At most this many dead letters a second; without it, as fast as the store takes them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: Option<u32>,
-    /// What for: stands in the log line that tells of the change
+    /// The reason, for the log line about the change
     #[arg(long, value_name = "TEXT")]
     why: Option<String>,
-    /// Do not ask before all letters are changed
+    /// Do not ask before all dead letters are changed
     #[arg(long)]
     yes: bool,
     /// Print one JSON object
@@ -249,10 +252,14 @@ async fn show(
     each(letters, &filter, interrupted, |letter| {
         found += 1;
         if json {
+            if body {
+                tracing::info!(number = letter.number, key = letter.envelope.key, "showed the body of a dead letter");
+            }
             return Ok(output::line(serde_json::to_string(&View::of(letter, body))?)?);
         }
         view::whole(letter)?;
         if body {
+            tracing::info!(number = letter.number, key = letter.envelope.key, "showed the body of a dead letter");
             output::line("")?;
             if std::io::stdout().is_terminal() {
                 output::line(String::from_utf8_lossy(&letter.envelope.body))?;
@@ -270,7 +277,7 @@ async fn show(
     Ok(())
 }
 
-/// Changes the letters that are chosen, and says how many it were and how many are left.
+/// Changes the dead letters that are selected, and prints how many were changed and how many are left.
 async fn change<F>(
     letters: &impl Letters,
     word: &str,
@@ -287,34 +294,47 @@ where
     if dry_run {
         let count = chosen.len();
         match json {
-            true => output::line(serde_json::json!({ word: 0, "would_be": count }))?,
+            true => output::line(serde_json::json!({ word: 0, "selected": count }))?,
             false => output::line(format_args!("{count} would be {word}; nothing was changed"))?,
         }
         return Ok(());
     }
-    if must_ask && !chosen.is_empty() && !agreed(word, chosen.len())? {
-        bail!("nothing was changed");
+    if must_ask && !chosen.is_empty() {
+        // Nobody else is kept from them while somebody thinks.
+        letters.release().await?;
+        if !agreed(word, chosen.len(), interrupted).await? {
+            bail!("nothing was changed");
+        }
     }
     let asked = chosen.len();
-    let moved = in_steps(chosen, rate, json, interrupted, each).await;
+    let moved = in_steps(letters, chosen, rate, json, interrupted, each).await;
     let left = asked - moved.count;
     tracing::info!(count = moved.count, left, why, "dead letters were {word} by hand");
     told(word, moved, left, json, interrupted.is_cancelled())
 }
 
-/// Asks whoever sits at the terminal. Where nobody does, the command line is the answer.
-fn agreed(word: &str, count: usize) -> anyhow::Result<bool> {
+/// Asks on a terminal. Without one the command line is the answer.
+async fn agreed(word: &str, count: usize, interrupted: &CancellationToken) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Ok(true);
     }
     write!(std::io::stderr(), "All {count} dead letters will be {word}. Go on? [y/N] ")?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    // On a thread of its own, which the process does not wait for: an interrupt ends the question.
+    let (sender, answer) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = std::io::stdin().lock().read_line(&mut line);
+        sender.send(read.map(|_| line)).ok();
+    });
+    tokio::select! {
+        answer = answer => Ok(matches!(answer??.trim(), "y" | "Y" | "yes")),
+        () = interrupted.cancelled() => Ok(false),
+    }
 }
 
 /// Some at a time, so that there is progress to show, and at most `rate` a second.
 async fn in_steps<F>(
+    store: &impl Letters,
     letters: Vec<LetterId>,
     rate: Option<u32>,
     json: bool,
@@ -324,8 +344,9 @@ async fn in_steps<F>(
 where
     F: Future<Output = Moved>,
 {
-    let bar = output::bar(letters.len() as u64, "letters", json);
+    let bar = output::bar(letters.len() as u64, "dead letters", json);
     let (began, mut done, mut all) = (Instant::now(), 0u32, Moved::default());
+    let mut held = began;
     let step = rate.map_or(STEP, |rate| STEP.min(rate.div_ceil(10) as usize));
     for some in letters.chunks(step) {
         if let Some(rate) = rate {
@@ -337,6 +358,13 @@ where
         }
         if interrupted.is_cancelled() || all.stopped.is_some() {
             break;
+        }
+        if rate.is_some() && held.elapsed() > HOLD {
+            held = Instant::now();
+            if let Err(error) = store.release().await {
+                all.stopped = Some(error);
+                break;
+            }
         }
         let Moved { count, stopped } = each(some.to_vec()).await;
         all = Moved { count: all.count + count, stopped };

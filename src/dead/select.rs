@@ -25,22 +25,22 @@ pub(super) struct Select {
     /// Only this app
     #[arg(long)]
     app: Option<String>,
-    /// Only letters after at least so many attempts
+    /// Only dead letters with at least N attempts
     #[arg(long, value_name = "N")]
     attempts: Option<u32>,
-    /// Only letters that died then or later: 2026-01-31T12:00:00Z, 2026-01-31 (UTC), or how long ago, like 2h
+    /// Only dead letters from that time on: 2026-01-31T12:00:00Z, 2026-01-31 (UTC), or how long ago, like 2h
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<i64>,
-    /// Only letters that died before then
+    /// Only dead letters from before that time
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<i64>,
-    /// Only letters that died at least this long ago: 90s, 2h, 7d
+    /// Only dead letters that are at least this old: 90s, 2h, 7d
     #[arg(long, value_name = "DURATION", value_parser = reader::duration)]
     older_than: Option<Duration>,
     /// Only events that name the user with this id, wherever Stream puts one
     #[arg(long, value_name = "ID")]
     user: Option<String>,
-    /// All letters
+    /// All dead letters; goes with no other selection
     #[arg(long)]
     all: bool,
 }
@@ -67,8 +67,9 @@ fn time(text: &str) -> Result<i64, String> {
     }
     // A day alone begins at midnight.
     let time = text.parse::<jiff::Timestamp>().or_else(|_| format!("{text}T00:00:00Z").parse()).ok();
-    let time =
-        time.ok_or_else(|| format!("{text:?} is no time; write it like 2026-01-31T12:00:00Z, 2026-01-31 or 2h"))?;
+    let time = time.ok_or_else(|| {
+        format!("invalid time {text:?}: expected one like 2026-01-31T12:00:00Z, 2026-01-31, or 2h for two hours ago")
+    })?;
     Ok(time.as_millisecond())
 }
 
@@ -109,8 +110,16 @@ impl Select {
             || died_since_ms.is_some()
             || died_before_ms.is_some()
             || user.is_some();
-        if selects == all {
-            let what = "say which letters: ids, --reason, --type, --route, --app, --attempts, --since, --until, --older-than, --user, or \
+        if selects && all {
+            return Err(BadUsage("--all means every dead letter, so it goes with no other selection".to_owned()));
+        }
+        if let (Some(since), Some(until)) = (died_since_ms, died_before_ms)
+            && since >= until
+        {
+            return Err(BadUsage("--since is not before --until, so nothing is selected: swap them?".to_owned()));
+        }
+        if !selects && !all {
+            let what = "select dead letters by ids, --reason, --type, --route, --app, --attempts, --since, --until, --older-than, --user, or \
                         else --all";
             return Err(BadUsage(what.to_owned()));
         }

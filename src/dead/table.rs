@@ -1,9 +1,10 @@
 //! The table of letters: a line each, as wide as the terminal.
 
-use crate::output;
+use crate::output::{self, visible};
 use std::borrow::Cow;
 use std::io;
 use streamgate_core::letter::Letter;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Between two columns.
 const GAP: usize = 1;
@@ -75,7 +76,7 @@ impl Table {
             envelope.attempt.to_string(),
             envelope.route.clone().unwrap_or_else(|| "-".to_owned()),
             envelope.event_type.clone(),
-            letter.error.clone().unwrap_or_else(|| "-".to_owned()),
+            letter.error.as_deref().map_or_else(|| "-".to_owned(), short),
             envelope.id.clone(),
         ])
     }
@@ -84,18 +85,39 @@ impl Table {
         let Table { number, died, reason, route, event_type, error, id } = self;
         let widths = [*number, *died, *reason, ATTEMPTS, *route, *event_type, *error, id.unwrap_or_default()];
         let cells = cells.iter().zip(widths).filter(|(_, width)| *width > 0);
-        let line: Vec<String> = cells.map(|(cell, width)| format!("{:<width$}", clipped(cell, width))).collect();
-        output::line(line.join(" ").trim_end())
+        let mut line = String::new();
+        for (place, (cell, width)) in cells.enumerate() {
+            // The number names the dead letter for `show`: it stays whole.
+            let cell = if place == 0 { visible(cell) } else { clipped(cell, width) };
+            let padding = width.saturating_sub(cell.width()) + GAP;
+            line.push_str(&format!("{cell}{:padding$}", ""));
+        }
+        output::line(line.trim_end())
     }
 }
 
-/// At most so many characters, on one line.
+/// What most errors begin with says nothing in a column for errors.
+fn short(error: &str) -> String {
+    let error = error.strip_prefix("the service ").unwrap_or(error);
+    error.strip_prefix("answered ").unwrap_or(error).to_owned()
+}
+
+/// The first line, in at most so many columns of a terminal.
 pub(super) fn clipped(text: &str, most: usize) -> Cow<'_, str> {
-    if text.chars().count() <= most && !text.contains('\n') {
-        return Cow::from(text);
-    }
     let line = text.lines().next().unwrap_or_default();
-    Cow::from(line.chars().take(most.saturating_sub(1)).chain(['…']).collect::<String>())
+    let shown = visible(line);
+    if shown.width() <= most && line.len() == text.len() {
+        return shown;
+    }
+    let (mut kept, mut columns) = (String::new(), 1);
+    for character in shown.chars() {
+        columns += character.width().unwrap_or_default();
+        if columns > most {
+            break;
+        }
+        kept.push(character);
+    }
+    Cow::from(kept + "…")
 }
 
 #[cfg(test)]
@@ -104,9 +126,15 @@ mod tests {
 
     #[test]
     fn what_is_long_is_clipped_and_stays_on_its_line() {
-        for (text, shown) in
-            [("short", "short"), ("sixsix", "sixsix"), ("too long", "too l…"), ("a\nb", "a…"), ("", "")]
-        {
+        for (text, shown) in [
+            ("short", "short"),
+            ("sixsix", "sixsix"),
+            ("too long", "too l…"),
+            ("a\nb", "a…"),
+            ("", ""),
+            ("你好你好", "你好…"),
+            ("\u{1b}[2J", "\\u001…"),
+        ] {
             assert_eq!(clipped(text, 6), shown);
         }
     }

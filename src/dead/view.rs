@@ -24,7 +24,6 @@ pub(super) struct View<'a> {
     error: Option<&'a str>,
     attempts: u32,
     /// The newest attempts that failed, oldest first.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     history: Vec<Tried<'a>>,
     received_at: String,
     died_at: String,
@@ -80,8 +79,9 @@ impl Tried<'_> {
 /// Everything of a letter but its body, a line each.
 pub(super) fn whole(letter: &Letter) -> anyhow::Result<()> {
     let View { history, .. } = View::of(letter, false);
-    let view = serde_json::to_value(View { history: Vec::new(), ..View::of(letter, false) })?;
-    for (name, value) in view.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+    let view = serde_json::to_value(View::of(letter, false))?;
+    let shown = |(_, value): &(&String, &serde_json::Value)| !value.is_null() && !value.is_array();
+    for (name, value) in view.as_object().into_iter().flatten().filter(shown) {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         output::line(format_args!("{name:<12} {text}"))?;
     }

@@ -3,69 +3,115 @@
 use serde_json::value::RawValue;
 use streamgate_core::fields::Fields;
 
-/// What is put where.
+/// Steps of a path: chosen far above what any body of Stream's needs, and low enough for the stack.
+const MAX_STEPS: usize = 64;
+
+/// A value and its place.
 #[derive(Clone, Debug)]
 pub(super) struct Edit {
-    path: Vec<String>,
+    path: Vec<Step>,
     value: Box<RawValue>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    /// A field of an object.
+    Name(String),
+    /// An item of a list, from 0.
+    Place(usize),
 }
 
 impl Edit {
     /// `message.text="hello"`, `message.attachments[0].type="image"`, `user.banned=true`
     pub(super) fn parse(text: &str) -> Result<Edit, String> {
-        let (path, value) = text.split_once('=').ok_or("takes PATH=JSON, like message.text=\"hello\"")?;
-        let steps: Vec<String> = path.replace('[', ".").replace(']', "").split('.').map(str::to_owned).collect();
-        if steps.iter().any(String::is_empty) {
-            return Err(format!(
-                "{path:?} is no path: names and places go with dots, like message.attachments[0].type"
-            ));
-        }
+        let (path, value) = text.split_once('=').ok_or("expected PATH=JSON, like message.text=\"hello\"")?;
+        let steps = steps(path).filter(|steps| (1..=MAX_STEPS).contains(&steps.len())).ok_or_else(|| {
+            format!(
+                "invalid path {path:?}: expected names and places like message.attachments[0].type, at most {MAX_STEPS}"
+            )
+        })?;
         let value = RawValue::from_string(value.trim().to_owned())
-            .map_err(|_| format!("what stands behind {path}= is no JSON; a text goes in quotes: '{path}=\"text\"'"))?;
+            .map_err(|_| format!("invalid JSON behind {path}=; quote a text: '{path}=\"text\"'"))?;
         Ok(Edit { path: steps, value })
     }
 
-    /// The value at a name of the body's own.
-    pub(super) fn of(name: &str, value: &str) -> Edit {
+    /// A text at this path.
+    pub(super) fn of(names: &[&str], value: &str) -> Edit {
         // A text can always be written.
         let value = serde_json::value::to_raw_value(value).unwrap_or_default();
-        Edit { path: vec![name.to_owned()], value }
+        Edit { path: names.iter().map(|name| Step::Name((*name).to_owned())).collect(), value }
+    }
+
+    /// Whether it replaces this field of the body.
+    pub(super) fn is_of(&self, name: &str) -> bool {
+        matches!(self.path.as_slice(), [Step::Name(only)] if only == name)
     }
 
     pub(super) fn apply(&self, json: &[u8]) -> Result<String, String> {
-        let text = std::str::from_utf8(json).map_err(|_| "the body is no UTF-8, so nothing can be set in it")?;
-        set(text, &self.path, &self.value).map_err(|what| format!("cannot set {}: {what}", self.path.join(".")))
+        let text = std::str::from_utf8(json).map_err(|_| "cannot set anything in the body: it is not UTF-8")?;
+        set(text, &self.path, &self.value).map_err(|what| format!("cannot set {}: {what}", shown(&self.path)))
     }
 }
 
-fn set(json: &str, path: &[String], value: &RawValue) -> Result<String, String> {
-    let Some((name, rest)) = path.split_first() else { return Ok(value.get().to_owned()) };
-    match json.trim_start().bytes().next() {
-        Some(b'[') => {
-            let mut items: Vec<Box<RawValue>> = serde_json::from_str(json).map_err(|error| error.to_string())?;
-            let place: usize =
-                name.parse().map_err(|_| format!("{name:?} is no place in a list: they count from 0"))?;
-            let there = items.get(place).map_or("null", |item| item.get());
-            let item = RawValue::from_string(set(there, rest, value)?).map_err(|error| error.to_string())?;
-            if place < items.len() {
-                items[place] = item;
-            } else if place == items.len() {
-                items.push(item);
-            } else {
-                return Err(format!("the list has {} items, so the next one is at {}", items.len(), items.len()));
+/// None where the text is not a path: each part has a name, places stand in brackets behind it.
+fn steps(path: &str) -> Option<Vec<Step>> {
+    let mut steps = Vec::new();
+    for (part, text) in path.split('.').enumerate() {
+        let (name, mut places) = text.split_at(text.find('[').unwrap_or(text.len()));
+        if name.contains([']', '"', '\'']) || (name.is_empty() && (part > 0 || places.is_empty())) {
+            return None;
+        }
+        if !name.is_empty() {
+            steps.push(Step::Name(name.to_owned()));
+        }
+        while !places.is_empty() {
+            let (digits, rest) = places.strip_prefix('[')?.split_once(']')?;
+            let place: usize = digits.parse().ok().filter(|place: &usize| place.to_string() == digits)?;
+            steps.push(Step::Place(place));
+            places = rest;
+        }
+    }
+    Some(steps)
+}
+
+fn shown(path: &[Step]) -> String {
+    let step = |step: &Step| match step {
+        Step::Name(name) => format!(".{name}"),
+        Step::Place(place) => format!("[{place}]"),
+    };
+    path.iter().map(step).collect::<String>().trim_start_matches('.').to_owned()
+}
+
+/// What is missing on the way is made.
+fn set(json: &str, path: &[Step], value: &RawValue) -> Result<String, String> {
+    let Some((step, rest)) = path.split_first() else { return Ok(value.get().to_owned()) };
+    let raw = |json| RawValue::from_string(json).map_err(|error| error.to_string());
+    let is_missing = json.trim() == "null";
+    match step {
+        Step::Name(name) => {
+            let json = if is_missing { "{}" } else { json };
+            if !json.trim_start().starts_with('{') {
+                return Err(format!("{name} is a field, and what should hold it is not an object"));
+            }
+            let mut fields = Fields::parse(json.as_bytes())
+                .ok_or("the body is not valid JSON, or an object in it has over 4096 fields")?;
+            let within = set(fields.get(name).map_or("null", RawValue::get), rest, value)?;
+            fields.set_raw(name, raw(within)?);
+            Ok(fields.to_json())
+        }
+        Step::Place(place) => {
+            let json = if is_missing { "[]" } else { json };
+            let mut items: Vec<Box<RawValue>> = serde_json::from_str(json)
+                .map_err(|_| format!("[{place}] is a place in a list, and what should hold it is not a list"))?;
+            let item = raw(set(items.get(*place).map_or("null", |item| item.get()), rest, value)?)?;
+            let length = items.len();
+            match items.get_mut(*place) {
+                Some(there) => *there = item,
+                None if *place == length => items.push(item),
+                None => return Err(format!("the list has {length} items, so the next place is [{length}]")),
             }
             serde_json::to_string(&items).map_err(|error| error.to_string())
         }
-        // What is not there yet is made.
-        Some(b'n') if name == "0" => set("[]", path, value),
-        Some(b'n') => set("{}", path, value),
-        Some(b'{') => {
-            let mut fields = Fields::parse(json.as_bytes()).ok_or("the body is no JSON object")?;
-            let within = set(fields.get(name).map_or("null", RawValue::get), rest, value)?;
-            fields.set_raw(name, RawValue::from_string(within).map_err(|error| error.to_string())?);
-            Ok(fields.to_json())
-        }
-        _ => Err(format!("what holds {name:?} is neither an object nor a list")),
     }
 }
 
@@ -86,7 +132,7 @@ mod tests {
                 r#"{"n":1.10,"message":{"text":"a","attachments":[{"type":"file"}]},"big":9223372036854775807}"#,
             ),
             (
-                "message.attachments.1=2.50",
+                "message.attachments[1]=2.50",
                 r#"{"n":1.10,"message":{"text":"a","attachments":[{"type":"image"},2.50]},"big":9223372036854775807}"#,
             ),
             (
@@ -97,13 +143,20 @@ mod tests {
             assert_eq!(Edit::parse(edit).unwrap().apply(body.as_bytes()).unwrap(), expected, "{edit}");
         }
         for (edit, why) in [
-            ("message.text", "takes PATH=JSON"),
+            ("message.text", "expected PATH=JSON"),
             ("message.text=hello", "'message.text=\"text\"'"),
-            (".text=1", "no path"),
-            ("=1", "no path"),
-            ("n.x=1", "neither an object nor a list"),
-            ("message.attachments[5]=1", "the next one is at 1"),
-            ("message.attachments.type=1", "no place in a list"),
+            (".text=1", "invalid path"),
+            ("=1", "invalid path"),
+            ("message.text]=1", "invalid path"),
+            ("message.\"text\"=1", "invalid path"),
+            ("message.attachments[00]=1", "invalid path"),
+            ("message.attachments[+0]=1", "invalid path"),
+            ("message.attachments[0=1", "invalid path"),
+            (&*format!("a{}=1", ".a".repeat(3000)), "at most 64"),
+            ("n.x=1", "not an object"),
+            ("message[0]=1", "not a list"),
+            ("message.attachments[5]=1", "the next place is [1]"),
+            ("message.attachments.type=1", "not an object"),
         ] {
             let told = Edit::parse(edit).and_then(|edit| edit.apply(body.as_bytes())).unwrap_err();
             assert!(told.contains(why), "{edit}: {told}");

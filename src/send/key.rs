@@ -58,7 +58,7 @@ impl Key {
         }
     }
 
-    /// Of the configuration, with the secret where it says; typed in where that is not to be had here.
+    /// A key of the configuration. Asks for a secret that cannot be read here.
     fn configured(global: &Global, api_key: &str) -> anyhow::Result<Key> {
         let loaded = match global.load_quietly(&source(global, Some(api_key))) {
             Ok(loaded) => loaded,
@@ -70,21 +70,21 @@ impl Key {
         Ok(Key { api_key: key.api_key, secret })
     }
 
-    /// Of no configuration: whose secret the environment has, or who types it in.
+    /// A key of no configuration, with the environment's secret or one that is typed in.
     fn named(environment: &Environment, api_key: &str) -> anyhow::Result<Key> {
         let given = ["STREAM_API_SECRET", "STREAM_SECRET"].into_iter().find_map(|name| environment.get(name));
         match given.filter(|secret| !secret.is_empty()) {
             Some(secret) => Ok(Key { api_key: api_key.to_owned(), secret: Secret::new(secret.to_owned()) }),
             None => {
                 let what = format!(
-                    "there is no secret of the API key {api_key:?} to sign with: set STREAM_API_SECRET, or name a --config with the app"
+                    "no secret is configured for the API key {api_key:?}: set STREAM_API_SECRET, or name a --config with the app"
                 );
                 Key::typed(api_key, BadUsage(what).into())
             }
         }
     }
 
-    /// Asks whoever sits at the terminal; `why` is the error where nobody does.
+    /// Asks on a terminal; `why` is the error without one.
     fn typed(api_key: &str, why: anyhow::Error) -> anyhow::Result<Key> {
         if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
             return Err(why);

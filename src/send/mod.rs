@@ -22,7 +22,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use streamgate_core::envelope::PENDING;
 use streamgate_core::event_types;
+use streamgate_core::fields::Fields;
 use streamgate_service::config::reader::nearest;
 use streamgate_service::http_client::{CallError, HttpClient, causes};
 use target::Target;
@@ -33,7 +35,7 @@ use webhook::Webhooks;
 const TIMEOUT: Duration = Duration::from_secs(6);
 /// Bytes of an answer that are looked at.
 const MAX_ANSWER: usize = 8 << 20;
-/// What is sent where --type names nothing.
+/// What is sent without --type.
 const EVENT: &str = "message.new";
 const COMMAND: &str = "ticket";
 /// What of a command's name is written otherwise in a query.
@@ -47,7 +49,7 @@ pub struct Send {
     /// Which kind of webhook
     #[arg(long, value_enum, default_value = "push")]
     kind: KindArg,
-    /// The event's type, or the command's name [default: message.new, ticket]. With --file the body's type is replaced by it
+    /// The event's type, or the command's name [default: message.new, ticket]. With --file it replaces that of the body
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
     /// Print the event types that Stream documents, one a line (with --json as a JSON array), and send nothing
@@ -59,19 +61,19 @@ pub struct Send {
     /// What the message says
     #[arg(long, value_name = "TEXT", conflicts_with = "file")]
     text: Option<String>,
-    /// Whose message, reaction or membership it is: the user's id
+    /// The id of the user who writes, reacts, joins
     #[arg(long, value_name = "ID", conflicts_with = "file")]
     user: Option<String>,
     /// In which channel: TYPE:ID, or the id of one of the type messaging
     #[arg(long, value_name = "CHANNEL", conflicts_with = "file")]
     channel: Option<String>,
-    /// What stands behind the command's name
+    /// The command's arguments
     #[arg(long, value_name = "ARGS", conflicts_with = "file")]
     args: Option<String>,
-    /// form_data of a command: which of its buttons was clicked, or what was filled in. May stand more than once
+    /// form_data of a command: the button that was clicked, or an input. May be repeated
     #[arg(long, value_name = "NAME=VALUE", conflicts_with = "file", value_parser = pair)]
     form: Vec<(String, String)>,
-    /// Put this JSON into the body, like 'message.text="hello"' or 'message.attachments[0]={"type":"image"}'. May stand more than once
+    /// Put this JSON into the body, like 'message.text="hello"' or 'message.attachments[0]={"type":"image"}'. May be repeated
     #[arg(long, value_name = "PATH=JSON", value_parser = Edit::parse)]
     set: Vec<Edit>,
     /// How many webhooks to send
@@ -87,10 +89,10 @@ pub struct Send {
     #[arg(long)]
     gzip: bool,
     /// X-Webhook-Attempt
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
     attempt: u32,
     /// X-Webhook-Id, the same for every webhook; the body is the same then too, so it has no date. Without it each has one of its own
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = header_value)]
     id: Option<String>,
     /// Sign for this API key, where the configuration has several or none
     #[arg(long, value_name = "KEY")]
@@ -100,12 +102,17 @@ pub struct Send {
     ca: Option<PathBuf>,
     /// Put a PROXY header in front of each connection, as a balancer does where gateway.proxy_protocol is on
     ///
-    /// Not needed for the configuration's own gateway, where the configuration says so.
-    #[arg(long)]
-    proxy_header: bool,
+    /// The default is what the configuration says of its own gateway, and false for another.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    proxy_header: Option<bool>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+fn header_value(text: &str) -> Result<String, String> {
+    let is_fit = !text.trim().is_empty() && hyper::header::HeaderValue::from_str(text).is_ok();
+    if is_fit { Ok(text.to_owned()) } else { Err("takes a text that a header can carry".to_owned()) }
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -159,20 +166,28 @@ impl Send {
         self.event_type.as_deref().unwrap_or(COMMAND).trim_start_matches('/')
     }
 
-    /// What is replaced in a body that is given.
-    fn edits_of_file(&self) -> Vec<Edit> {
-        let named = self.event_type.as_deref().filter(|_| self.kind == KindArg::Push);
-        named.map(|name| Edit::of("type", name)).into_iter().chain(self.set.clone()).collect()
+    /// What is replaced in a body that is given. A callback of a pending message has its type from its path; a command's name counts in
+    /// the URL where the message has none.
+    fn edits_of_file(&self, body: &[u8]) -> Vec<Edit> {
+        let named = self.event_type.as_deref().and_then(|name| match self.kind {
+            KindArg::Push => (!name.starts_with(PENDING)).then(|| Edit::of(&["type"], name)),
+            KindArg::CustomCommand => {
+                let message = Fields::parse(body).and_then(|body| body.object("message"))?;
+                message.get("command").map(|_| Edit::of(&["message", "command"], self.command()))
+            }
+            KindArg::BeforeMessageSend => None,
+        });
+        named.into_iter().chain(self.set.clone()).collect()
     }
 
-    /// Says where a type is none of Stream's.
+    /// Warns of a type that Stream does not document and that looks like a typing mistake.
     fn doubt_type(&self) {
         let Some(name) = self.event_type.as_deref().filter(|_| self.kind == KindArg::Push) else { return };
         let is_known = event_types::CHAT.contains(&name)
             || event_types::OTHER_PRODUCTS.iter().any(|product| name.starts_with(product));
         if let (false, Some(meant)) = (is_known, nearest(name, event_types::CHAT.into_iter())) {
             tracing::warn!(
-                "Stream has no event type {name:?}; did you mean {meant:?}? It is sent all the same: custom events are called as their app likes"
+                "Stream documents no event type {name:?}; did you mean {meant:?}? It is sent as a custom event"
             );
         }
     }

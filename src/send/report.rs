@@ -148,7 +148,7 @@ impl Report {
         if !self.answers.is_empty() && self.latencies.is_empty() {
             let target =
                 format!("{}://{}", url.scheme_str().unwrap_or("http"), url.authority().map_or("", |a| a.as_str()));
-            lines.push(format!("nothing answered at {target}; is `streamgate up` running, and is --url its address?"));
+            lines.push(format!("no answer came from {target}; is `streamgate up` running, and is --url its address?"));
         }
         lines.join("\n")
     }

@@ -2,7 +2,7 @@
 
 use super::Send;
 use crate::exit::BadUsage;
-use crate::greeting::reachable;
+use crate::greeting::base_at;
 use hyper::Uri;
 use std::net::{IpAddr, SocketAddr};
 use streamgate_gateway::tls_leaf;
@@ -25,11 +25,12 @@ impl Target {
         let address = own_address(config, &url);
         let certificate = match (&config.gateway.tls, address) {
             (Some(tls), Some(_)) => tls_leaf(tls, &config.store.data_dir)
-                .map_err(|error| tracing::warn!("{error}; only what the system's authorities vouch for is trusted"))
+                .map_err(|error| tracing::warn!("{error}; only the system's certificate authorities are trusted"))
                 .ok(),
             (Some(_), None) | (None, _) => None,
         };
-        let proxy_header = args.proxy_header || address.is_some_and(|address| config.gateway.peers.has_header(address));
+        let expected = || address.is_some_and(|address| config.gateway.peers.has_header(address));
+        let proxy_header = args.proxy_header.unwrap_or_else(expected);
         let client = Own { ca: args.ca.as_deref(), certificate, proxy_header }.client()?;
         Ok(Target { url, client })
     }
@@ -42,8 +43,7 @@ fn own(config: &Config) -> Result<String, BadUsage> {
         let what = "gateway.listen has port 0, so nobody knows the port: name --url as the gateway printed it";
         return Err(BadUsage(what.to_owned()));
     }
-    let scheme = if gateway.tls.is_some() { "https" } else { "http" };
-    Ok(format!("{scheme}://{}", reachable(gateway.listen)))
+    Ok(base_at(config, gateway.listen))
 }
 
 /// The address, where it is the one that the configuration's own gateway listens on. A host's name says nothing of that: a certificate
@@ -54,7 +54,9 @@ fn own_address(config: &Config, url: &Uri) -> Option<IpAddr> {
     let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
     let address = SocketAddr::new(host.parse().ok()?, url.port_u16().unwrap_or(default));
     let is_port = listen.port() == 0 || listen.port() == address.port();
-    let is_host = listen.ip() == address.ip() || address.ip().is_loopback();
+    // What listens on one address of a network is not what loopback's port leads to.
+    let is_here = listen.ip().is_unspecified() || listen.ip().is_loopback();
+    let is_host = listen.ip() == address.ip() || (is_here && address.ip().is_loopback());
     (is_port && is_host).then(|| address.ip())
 }
 

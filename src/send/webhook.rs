@@ -41,7 +41,11 @@ impl Webhooks {
     pub(super) fn new(args: &Send, url: Uri, api_key: String, secret: &Secret) -> anyhow::Result<Webhooks> {
         let body = match &args.file {
             None => Body::Made { kind: args.kind, cast: args.cast()?, edits: args.set.clone() },
-            Some(path) => Body::of_file(args, edited(read(path)?, &args.edits_of_file())?),
+            Some(path) => {
+                let body = read(path)?;
+                let edits = args.edits_of_file(&body);
+                Body::of_file(args, edited(body, &edits)?)
+            }
         };
         let webhooks = Webhooks {
             url,
@@ -93,7 +97,7 @@ impl Webhooks {
             body
         };
         let request = request.header(CONTENT_LENGTH, body.len());
-        let request = request.body(Full::new(body)).context("a header cannot carry this --id or API key")?;
+        let request = request.body(Full::new(body)).context("a header cannot carry this API key")?;
         Ok((id, request))
     }
 }
@@ -105,7 +109,8 @@ impl Body {
         if args.count == 1 || args.kind != KindArg::Push || !is_dated {
             return Body::Given(body);
         }
-        match Fields::parse(&body).filter(|_| args.id.is_none()) {
+        let keeps_its_date = args.id.is_some() || args.set.iter().any(|edit| edit.is_of("created_at"));
+        match Fields::parse(&body).filter(|_| !keeps_its_date) {
             Some(event) => Body::Dated { event, began: jiff::Timestamp::now(), sent: AtomicI64::new(0) },
             None => {
                 tracing::warn!("the same event is sent each time: all but the first are repeats of it");

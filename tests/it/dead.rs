@@ -79,7 +79,8 @@ async fn what_is_shown_fits_80_columns() {
     // The bar is drawn over itself: each drawing is a line of its own.
     let replayed = on_a_terminal(&site, "dead replay --all --rate 20 --yes", "").await;
     let drawn = text(&replayed.stdout);
-    let drawn = drawn.split(['\r', '\n']).map(without_escapes).find(|drawing| drawing.contains("letters")).unwrap();
+    let drawn =
+        drawn.split(['\r', '\n']).map(without_escapes).find(|drawing| drawing.contains("dead letters")).unwrap();
     assert!(drawn.chars().count() <= 80, "{drawn}");
     assert!(server.terminate().await.success());
 }
@@ -99,7 +100,8 @@ async fn all_letters_are_changed_only_after_a_yes_and_at_the_rate() {
     let site = Site::new();
     let server = with_letters(&site, 6).await;
     let counted = || async { json(&site.run(&["dead", "list", "--json"]).await).as_array().unwrap().len() };
-    for answer in ["n\n", "\n", "\u{4}"] {
+    // No, nothing, the end of the input, and an interrupt.
+    for answer in ["n\n", "\n", "\u{4}", "\u{3}"] {
         let refused = on_a_terminal(&site, "dead drop --all", answer).await;
         assert!(!refused.status.success() && text(&refused.stdout).contains("All 6 dead letters"), "{refused:?}");
         assert_eq!(counted().await, 6);
@@ -138,7 +140,11 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up(
     assert_eq!(json(&site.run(&["dead", "list", "--older-than", "1h", "--json"]).await).as_array().unwrap().len(), 0);
     let shown = site.run(&["dead", "show", "two"]).await;
     assert!(text(&shown.stdout).contains("rejected") && !text(&shown.stdout).contains("bob"), "{shown:?}");
-    assert!(text(&site.run(&["dead", "show", "two", "--body"]).await.stdout).contains("\"id\":\"bob\""));
+    let body = site.run(&["dead", "show", "two", "--body"]).await;
+    assert!(
+        text(&body.stdout).contains("\"id\":\"bob\"") && text(&body.stderr).contains("showed the body"),
+        "{body:?}"
+    );
     for (args, code) in [
         (&["dead", "replay"][..], 64),
         (&["dead", "drop"], 64),
@@ -147,6 +153,7 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up(
         (&["dead", "drop", "one", "nobody"], 1),
         (&["dead", "show", "nobody"], 1),
         (&["dead", "list", "--reason", "fate"], 64),
+        (&["dead", "drop", "--since", "1h", "--until", "2h"], 64),
     ] {
         let refused = site.run(args).await;
         assert_eq!(refused.status.code(), Some(code), "{args:?}: {refused:?}");
@@ -164,7 +171,7 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up(
         let found = json(&site.run(&[&["dead", "list", "--json"], select].concat()).await);
         assert_eq!(found.as_array().unwrap().len(), count, "{select:?}: {found}");
         let would = site.run(&[&["dead", "drop", "--dry-run", "--json"], select].concat()).await;
-        assert_eq!(json(&would), serde_json::json!({"dropped": 0, "would_be": count}));
+        assert_eq!(json(&would), serde_json::json!({"dropped": 0, "selected": count}));
     }
     answer.store(200, Ordering::SeqCst);
     assert_eq!(

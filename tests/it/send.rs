@@ -56,6 +56,45 @@ async fn the_line_that_is_printed_works_as_it_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_line_that_is_printed_works_for_every_address() {
+    for (listen, gateway) in [
+        ("[::1]:0", "proxy_protocol = true\ntrusted_proxies = [\"127.0.0.0/8\"]"),
+        ("[::]:0", "allow_from = [\"::1\"]"),
+        ("0.0.0.0:0", "proxy_protocol = true\nallow_from = [\"127.0.0.1\"]"),
+    ] {
+        let site = Site::new();
+        site.configure(&Setup { listen: listen.parse().unwrap(), gateway: gateway.to_owned(), ..Setup::default() });
+        let server = site.start().await;
+        assert!(!server.greeting.contains("403"), "{listen} {gateway}: {}", server.greeting);
+        paste(&server).await;
+        assert!(server.terminate().await.success());
+    }
+    let site = Site::new();
+    let gateway = "allow_from = [\"127.0.0.1\"]".to_owned();
+    site.configure(&Setup { listen: "[::1]:0".parse().unwrap(), gateway, ..Setup::default() });
+    let server = site.start().await;
+    assert!(server.greeting.contains("403") && !shell(&pasted(&server)).await.status.success());
+    assert!(server.terminate().await.success());
+
+    // The file has no app, so the environment's is the one; the data directory has a development app of before.
+    let site = Site::new();
+    let server = Server::of(bare_command_with_file(&site), &site).await;
+    assert!(server.terminate().await.success());
+    let mut command = bare_command_with_file(&site);
+    command.env("STREAM_API_KEY", API_KEY).env("STREAM_API_SECRET", SECRET);
+    let server = Server::of(command, &site).await;
+    let sent = shell(&format!("STREAM_API_SECRET={SECRET} {}", pasted(&server))).await;
+    assert!(sent.status.success(), "{sent:?}");
+    assert!(server.terminate().await.success());
+}
+
+/// With a configuration that names no app.
+fn bare_command_with_file(site: &Site) -> tokio::process::Command {
+    let config = site.write("no app.toml", "[gateway]\nlisten = '127.0.0.1:0'\nops_listen = '127.0.0.1:0'\n");
+    bare_command(&["--config", config.to_str().unwrap()])
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_only_the_gateways_environment_holds_is_asked_for() {
     let site = Site::new();
     let mut command = bare_command(&[]);
@@ -64,6 +103,7 @@ async fn a_secret_that_only_the_gateways_environment_holds_is_asked_for() {
     command.env("STREAM_API_KEY", API_KEY).env("STREAM_API_SECRET", SECRET);
     let server = Server::of(command, &site).await;
     let line = pasted(&server);
+    assert!(!line.contains(SECRET));
     let refused = shell(&line).await;
     assert_eq!(refused.status.code(), Some(64), "{refused:?}");
     assert!(text(&refused.stderr).contains("set STREAM_API_SECRET"), "{refused:?}");
@@ -148,6 +188,8 @@ async fn every_type_of_event_has_a_body() {
         ("reminder.", "reminder"),
         ("thread.", "thread"),
         ("review_queue_item.", "review_queue_item"),
+        ("message.new", "request_info"),
+        ("member.added", "request_info"),
         ("campaign.", "campaign"),
         ("export.", "task_id"),
         ("pending_message.", "message"),
@@ -177,6 +219,8 @@ async fn a_body_says_what_it_is_told_to() {
     let url = format!("http://{}", service.address);
     let file = site.write("body.json", r#"{"type":"a.b","n":1.10,"user":{"id":"x"}}"#);
     let file = file.to_str().unwrap();
+    let command_file = site.write("command.json", r#"{"message":{"command":"ticket","args":"x"}}"#);
+    let command_file = command_file.to_str().unwrap();
     for args in [
         &[
             "--text",
@@ -193,6 +237,8 @@ async fn a_body_says_what_it_is_told_to() {
         &["--file", file, "--type", "c.d", "--set", "user.banned=true"],
         &["--kind", "custom-command", "--type", "/poll", "--args", "open now", "--form", "choice=a=b", "--form", "n=1"],
         &["--kind", "custom-command", "--type", "poll", "--file", file],
+        &["--kind", "custom-command", "--type", "poll", "--file", command_file],
+        &["--type", "pending_message.deleted", "--file", file],
         &["--kind", "before-message-send", "--text", "hi", "--channel", "general"],
         &["--type", "mesage.new"],
     ] {
@@ -220,13 +266,19 @@ async fn a_body_says_what_it_is_told_to() {
     assert_eq!(command["form_data"], serde_json::json!({"choice": "a=b", "n": "1"}));
     assert_eq!(received[3].path, "/webhooks/stream/custom-commands?type=poll");
     assert_eq!(text(&received[3].body), std::fs::read_to_string(file).unwrap());
-    assert_eq!((&body(4)["channel"]["cid"], &body(4)["message"]["text"]), (&"messaging:general".into(), &"hi".into()));
-    assert_eq!(body(5)["type"], "mesage.new");
+    assert_eq!(text(&received[4].body), r#"{"message":{"command":"poll","args":"x"}}"#);
+    assert_eq!(received[5].path, "/webhooks/stream/pending-message/DeletedPendingMessage");
+    assert_eq!(text(&received[5].body), std::fs::read_to_string(file).unwrap(), "a callback has no type");
+    assert_eq!((&body(6)["channel"]["cid"], &body(6)["message"]["text"]), (&"messaging:general".into(), &"hi".into()));
+    assert_eq!((&body(6)["message"]["id"], body(6)["channel"]["config"].is_object()), (&"".into(), true));
+    assert_eq!(body(7)["type"], "mesage.new");
     let doubted = site.run(&["send", "--url", &url, "--type", "mesage.new"]).await;
     assert!(text(&doubted.stderr).contains("message.new"), "{doubted:?}");
     for (args, why) in [
-        (&["--set", "message.text=hello"][..], "goes in quotes"),
-        (&["--set", "type.x=1"], "neither an object nor a list"),
+        (&["--set", "message.text=hello"][..], "quote a text"),
+        (&["--set", "type.x=1"], "not an object"),
+        (&["--id", "a\nb"], "a header can carry"),
+        (&["--attempt", "0"], "0 is not in"),
         (&["--args", "x"], "custom-command"),
         (&["--kind", "custom-command", "--text", "x"], "--args"),
         (&["--channel", ":x"], "messaging:general"),
@@ -238,7 +290,7 @@ async fn a_body_says_what_it_is_told_to() {
         assert_eq!(refused.status.code(), Some(64), "{args:?}: {refused:?}");
         assert!(text(&refused.stderr).contains(why), "{args:?}: {refused:?}");
     }
-    assert_eq!(service.received().len(), 7, "nothing was sent of those");
+    assert_eq!(service.received().len(), 9, "nothing was sent of those");
 }
 
 #[tokio::test(flavor = "multi_thread")]

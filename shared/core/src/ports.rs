@@ -174,6 +174,8 @@ pub trait Letters: Send + Sync + 'static {
     fn page(&self, after: i64, limit: usize) -> impl Future<Output = Result<Vec<Letter>, StoreError>> + Send;
     /// Puts the letters back into the queue, see [`Letter::replayed`].
     fn replay(&self, letters: Vec<LetterId>) -> impl Future<Output = Moved> + Send;
+    /// Gives back what is held between calls. The next call begins anew.
+    fn release(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Removes the letters for good.
     fn discard(&self, letters: Vec<LetterId>) -> impl Future<Output = Moved> + Send;
 }

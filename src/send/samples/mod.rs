@@ -36,14 +36,30 @@ impl Sample<'_> {
     pub(super) fn body(&self, kind: KindArg) -> Value {
         match kind {
             KindArg::Push => self.event(),
-            KindArg::BeforeMessageSend => json!({
-                "message": self.message(),
-                "user": self.user(),
-                "channel": self.channel(),
-                "request_info": request_info(),
-            }),
+            KindArg::BeforeMessageSend => self.before_message_send(),
             KindArg::CustomCommand => self.command(),
         }
+    }
+
+    /// The message is not stored yet, so it has neither an id nor dates.
+    fn before_message_send(&self) -> Value {
+        let message = json!({
+            "id": "",
+            "text": self.cast.text,
+            "html": "",
+            "type": "regular",
+            "attachments": [],
+            "mentioned_users": [],
+            "silent": false,
+        });
+        // What tells two requests apart.
+        let active = json!({"last_active": self.now.map(|now| now.to_string())});
+        json!({
+            "message": message,
+            "user": with(self.user(), active),
+            "channel": with(self.channel(), json!({"config": self.channel_config()})),
+            "request_info": request_info(),
+        })
     }
 
     fn command(&self) -> Value {
@@ -129,9 +145,16 @@ impl Sample<'_> {
             }),
             "campaign" => json!({"campaign": self.campaign(event_type)}),
             // An event of the app's own.
-            _ => with(self.place(), json!({"user": self.user(), "custom": {"text": self.cast.text}})),
+            _ => json!({
+                "custom": {"id": self.id, "text": self.cast.text, "user_id": self.cast.user, "cid": self.cid()},
+                "received_at": self.now.map(|now| now.to_string()),
+            }),
         };
-        with(event, parts)
+        let event = with(event, parts);
+        if matches!(family, "message" | "member" | "channel") {
+            return with(event, json!({"request_info": request_info()}));
+        }
+        event
     }
 
     fn of_message(&self, event_type: &str) -> Value {
@@ -175,6 +198,7 @@ impl Sample<'_> {
     fn of_channel(&self, event_type: &str) -> Value {
         match event_type {
             "channel.frozen" | "channel.unfrozen" => self.place(),
+            "channel.max_streak_changed" => json!({"custom": {}}),
             "channel.muted" | "channel.unmuted" => json!({
                 "mute": {"user": self.user(), "channel": self.channel(), "created_at": BEFORE, "updated_at": BEFORE},
                 "user": self.user(),

@@ -39,6 +39,30 @@ impl Sample<'_> {
         })
     }
 
+    pub(super) fn channel_config(&self) -> Value {
+        json!({
+            "name": self.cast.channel.0,
+            "typing_events": true,
+            "read_events": true,
+            "connect_events": true,
+            "custom_events": true,
+            "search": true,
+            "reactions": true,
+            "replies": true,
+            "quotes": true,
+            "mutes": true,
+            "uploads": true,
+            "url_enrichment": true,
+            "push_notifications": true,
+            "max_message_length": 5000,
+            "automod": "disabled",
+            "automod_behavior": "flag",
+            "commands": [],
+            "created_at": BEFORE,
+            "updated_at": BEFORE,
+        })
+    }
+
     pub(super) fn user(&self) -> Value {
         user(&self.cast.user)
     }
@@ -58,7 +82,7 @@ impl Sample<'_> {
     pub(super) fn member(&self) -> Value {
         json!({
             "user_id": self.cast.user,
-            "user": self.user(),
+            "user": self.reader(),
             "channel_role": "channel_member",
             "role": "member",
             "banned": false,

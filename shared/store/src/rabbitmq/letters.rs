@@ -180,6 +180,10 @@ impl Letters for LetterQueue {
         self.act(letters, Action::Replay).await
     }
 
+    async fn release(&self) -> Result<(), StoreError> {
+        self.close().await
+    }
+
     async fn discard(&self, letters: Vec<LetterId>) -> Moved {
         self.act(letters, Action::Discard).await
     }

@@ -197,7 +197,9 @@ impl Committer {
                     Ok(Effect::Accepted(queue::enqueue(&transaction, envelope, now, since)?))
                 }
                 Write::Settle(change, _) => {
-                    queue::settle(&transaction, change, now)?;
+                    // Under pressure rows must not grow: the last quarter is for events, and what is above it for settlements.
+                    let attempts = change.attempts.as_deref().filter(|_| !pressed);
+                    queue::settle(&transaction, change, attempts, now)?;
                     Ok(Effect::Settled)
                 }
                 // The last quarter is for events: without an answer a repeat is asked again.

@@ -76,6 +76,11 @@ impl Letters for LetterBox {
         moved
     }
 
+    fn release(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
+        // It holds none.
+        std::future::ready(Ok(()))
+    }
+
     async fn discard(&self, letters: Vec<LetterId>) -> Moved {
         let mut moved = Moved::default();
         for some in numbers(&letters).chunks(MAX_MOVED) {

@@ -159,8 +159,8 @@ impl Deliveries for Embedded {
         record: impl Future<Output = ()> + Send,
     ) -> Result<(), StoreError> {
         let goes_on = matches!(settlement, Settlement::Retry { .. } | Settlement::Dead { .. });
-        let headers = goes_on.then(|| row::headers_json(&delivery.envelope));
-        let change = Change { seq: delivery.handle.seq(), route, settlement, headers };
+        let attempts = goes_on.then(|| delivery.envelope.attempts.to_json());
+        let change = Change { seq: delivery.handle.seq(), route, settlement, attempts };
         let mut wait = Duration::from_millis(50);
         while let Err(error) = self.writer.settle(change.clone()).await {
             tracing::warn!(%error, key = delivery.envelope.key, "cannot record a settlement, trying again");
@@ -402,6 +402,62 @@ mod tests {
         assert!(matches!(Embedded::open(&options), Err(OpenError::Owned { .. })));
         store.close().await;
         Embedded::open(&options).unwrap().close().await;
+    }
+
+    /// A first attempt of this event that failed.
+    fn failed(mut delivery: Delivery<Handle>) -> Delivery<Handle> {
+        let error = "x".repeat(90);
+        delivery.envelope.attempts.push(streamgate_core::attempts::Attempt { number: 1, at_ms: 1, took_ms: 1, error });
+        delivery
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_retry_keeps_its_attempts_and_the_headers_of_a_newer_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = options(directory.path().join("data"));
+        let store = Embedded::open(&options).unwrap();
+        store.enqueue(event("one")).await.unwrap();
+        store.close().await;
+        let file = Connection::open(options.data_dir.join("streamgate.db")).unwrap();
+        let newer = r#"{"x-streamgate-invention":"?"}"#;
+        assert_eq!(file.execute("UPDATE events SET headers = ?1", [newer]).unwrap(), 1);
+        let store = Embedded::open(&options).unwrap();
+        let retry = Settlement::Retry { delay: Duration::from_millis(1), attempt: 2 };
+        settle(&store, failed(next(&store).await), retry).await;
+        let again = next(&store).await;
+        assert_eq!(again.envelope.attempts.iter().count(), 1);
+        settle(&store, again, Settlement::Dead { reason: Reason::Rejected, error: None }).await;
+        let kept = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?));
+        let (headers, attempts) = file.query_row("SELECT headers, attempts FROM dead", [], kept).unwrap();
+        assert_eq!(headers, newer);
+        assert!(attempts.contains("xxx"), "{attempts}");
+        store.close().await;
+    }
+
+    /// A row that grows would take the room that settlements need: of a full store nothing could leave any more.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn under_pressure_attempts_take_no_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options { max_bytes: 2 << 20, ..options(directory.path().join("data")) };
+        let store = Embedded::open(&options).unwrap();
+        for number in 0.. {
+            let large = Envelope { body: Bytes::from(vec![b' '; 8 << 10]), ..event(&number.to_string()) };
+            if let Err(error) = store.enqueue(large).await {
+                assert!(matches!(error, StoreError::Full(_)), "{error}");
+                break;
+            }
+        }
+        let retry = Settlement::Retry { delay: Duration::ZERO, attempt: 2 };
+        settle(&store, failed(next(&store).await), retry).await;
+        let again = loop {
+            let delivery = next(&store).await;
+            if delivery.envelope.attempt == 2 {
+                break delivery;
+            }
+            settle(&store, delivery, Settlement::Wait { delay: Duration::from_secs(60) }).await;
+        };
+        assert!(again.envelope.attempts.is_empty());
+        store.close().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -11,8 +11,8 @@ pub(super) struct Change {
     pub(super) seq: i64,
     pub(super) route: Option<Arc<str>>,
     pub(super) settlement: Settlement,
-    /// As the event's have become, where it goes on.
-    pub(super) headers: Option<String>,
+    /// What became of the attempts so far, where one was added.
+    pub(super) attempts: Option<String>,
 }
 
 /// Key and event together: seen is never recorded before the event is, nor without it. The event's number; none for a repeat.
@@ -52,16 +52,21 @@ pub(super) fn insert_event(connection: &Connection, envelope: &Envelope) -> rusq
     Ok(())
 }
 
-/// A row that is gone was settled before by a write whose answer was lost: settling it again changes nothing.
-pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusqlite::Result<()> {
+/// `attempts`: what became of them so far; none leaves what stands there. A row that is gone was settled before by a write whose answer was lost: settling it again changes nothing.
+pub(super) fn settle(
+    connection: &Connection,
+    change: &Change,
+    attempts: Option<&str>,
+    now: i64,
+) -> rusqlite::Result<()> {
     match &change.settlement {
         Settlement::Done | Settlement::Superseded => {
             delete(connection, &[change.seq])?;
         }
         Settlement::Retry { delay, attempt } => {
-            let sql = "UPDATE events SET due_at = ?2 + ?5, wait_ms = ?5, attempt = ?3, route = ?4, headers = coalesce(?6, headers), deliveries = 0 WHERE seq = ?1";
+            let sql = "UPDATE events SET due_at = ?2 + ?5, wait_ms = ?5, attempt = ?3, route = ?4, attempts = coalesce(?6, attempts), deliveries = 0 WHERE seq = ?1";
             let (route, wait) = (change.route.as_deref(), millis(*delay));
-            connection.prepare_cached(sql)?.execute(params![change.seq, now, attempt, route, wait, change.headers])?;
+            connection.prepare_cached(sql)?.execute(params![change.seq, now, attempt, route, wait, attempts])?;
         }
         Settlement::Wait { delay } => {
             connection
@@ -70,8 +75,8 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
         }
         Settlement::Dead { reason, error } => {
             let sql = "INSERT INTO dead
-                           (reason, error, died_at, route, attempt, app, kind, webhook_id, type, headers, body)
-                       SELECT ?2, ?3, ?4, ?5, attempt, app, kind, webhook_id, type, coalesce(?6, headers), body
+                           (reason, error, died_at, route, attempts, attempt, app, kind, webhook_id, type, headers, body)
+                       SELECT ?2, ?3, ?4, ?5, coalesce(?6, attempts), attempt, app, kind, webhook_id, type, headers, body
                        FROM events WHERE seq = ?1";
             connection.prepare_cached(sql)?.execute(params![
                 change.seq,
@@ -79,7 +84,7 @@ pub(super) fn settle(connection: &Connection, change: &Change, now: i64) -> rusq
                 error,
                 now,
                 change.route.as_deref(),
-                change.headers
+                attempts
             ])?;
             delete(connection, &[change.seq])?;
         }

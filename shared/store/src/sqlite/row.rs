@@ -1,19 +1,21 @@
-//! An envelope as columns and back. What changes on the way (attempt, route) has columns; the rest is the versioned headers.
+//! An envelope as columns and back. What changes on the way (attempt, route, attempts) has columns; the rest is the versioned headers.
 
 use bytes::Bytes;
 use rusqlite::Row;
 use std::collections::BTreeMap;
 use streamgate_core::{
-    envelope::{Envelope, Properties},
+    attempts::Attempts,
+    envelope::{Envelope, Properties, header},
     id::Kind,
 };
 
 /// The columns that `envelope` reads, in its order.
-pub(super) const COLUMNS: &str = "attempt, route, app, kind, webhook_id, type, headers, body";
+pub(super) const COLUMNS: &str = "attempt, route, app, kind, webhook_id, type, headers, body, attempts";
 
-/// The headers column: a JSON object of strings.
+/// The headers column: a JSON object of strings. It stays as it was written, also by a newer version.
 pub(super) fn headers_json(envelope: &Envelope) -> String {
-    let headers: BTreeMap<_, _> = envelope.headers().into_iter().collect();
+    let mut headers: BTreeMap<_, _> = envelope.headers().into_iter().collect();
+    headers.remove(header::ATTEMPTS);
     serde_json::json!(headers).to_string()
 }
 
@@ -34,7 +36,9 @@ pub(super) fn envelope(row: &Row<'_>, first: usize) -> rusqlite::Result<Envelope
         Properties { app: row.get(first + 2)?, kind, id: row.get(first + 4)?, event_type: row.get(first + 5)? };
     let body = Bytes::from(row.get::<_, Vec<u8>>(first + 7)?);
     let restored = Envelope::restore(properties, |name| headers.get(name).map(String::as_str), body);
-    Ok(Envelope { attempt: row.get(first)?, route: row.get(first + 1)?, ..restored })
+    let attempts: Option<String> = row.get(first + 8)?;
+    let attempts = attempts.as_deref().map(Attempts::parse).unwrap_or_default();
+    Ok(Envelope { attempt: row.get(first)?, route: row.get(first + 1)?, attempts, ..restored })
 }
 
 #[cfg(test)]
@@ -45,7 +49,8 @@ mod tests {
     #[test]
     fn a_row_of_a_newer_version_is_read_with_defaults() {
         let connection = Connection::open_in_memory().unwrap();
-        let sql = "SELECT 3, 'app', 'chat', 'a-new-kind', 'id', 'message.new', 'no JSON', CAST('{}' AS BLOB)";
+        let sql =
+            "SELECT 3, 'app', 'chat', 'a-new-kind', 'id', 'message.new', 'no JSON', CAST('{}' AS BLOB), 'no JSON'";
         let read = connection.query_row(sql, [], |row| envelope(row, 0)).unwrap();
         assert_eq!(
             (read.kind, read.attempt, read.route.as_deref(), &read.body[..]),

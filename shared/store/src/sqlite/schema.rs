@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Each step brings the file from `user_version` = its index to the next. Never change a step that was released.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     "
     -- What is owed. A row leaves when it is settled. due_at = 0: never failed; else ready from then on (ms, Unix).
     CREATE TABLE events (
@@ -75,6 +75,11 @@ const MIGRATIONS: [&str; 6] = [
     "
     -- So that the dead letters are counted without a look at their bodies.
     CREATE INDEX dead_died_at ON dead (died_at);
+",
+    "
+    -- The failed attempts of an event, as JSON.
+    ALTER TABLE events ADD COLUMN attempts TEXT;
+    ALTER TABLE dead ADD COLUMN attempts TEXT;
 ",
 ];
 const VERSION: i64 = MIGRATIONS.len() as i64;
