@@ -209,6 +209,7 @@ async fn a_redis_that_refuses_writes_is_not_up_until_it_takes_them() {
             "NOREPLICAS",
         ),
         (&["ACL", "SETUSER", "default", "-set"], &["ACL", "SETUSER", "default", "+set"], "NOPERM"),
+        (&["ACL", "SETUSER", "default", "-eval"], &["ACL", "SETUSER", "default", "+eval"], "NOPERM"),
     ] {
         server.ask(refuse).await;
         eventually(&format!("it is down: {word}"), || is(false)).await;
@@ -219,6 +220,33 @@ async fn a_redis_that_refuses_writes_is_not_up_until_it_takes_them() {
         eventually("claims are made", || async { refused().await.is_ok() }).await;
     }
     watch.abort();
+}
+
+/// A node takes the keys of its own slots only: others would be refused with `MOVED`, and the probe's may be among its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_of_a_cluster_is_not_taken_for_a_server() {
+    let start = || RedisServer::with(&["--cluster-enabled", "yes"]);
+    let nodes = [start().await, start().await];
+    for (node, slots) in nodes.iter().zip([0..8192, 8192..16_384]) {
+        let slots: Vec<_> = slots.map(|slot: u32| slot.to_string()).collect();
+        node.ask(&["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str)).collect::<Vec<_>>())
+            .await;
+    }
+    nodes[0].ask(&["CLUSTER", "MEET", "127.0.0.1", &nodes[1].port.to_string()]).await;
+    let whole = async || nodes[0].ask(&["CLUSTER", "INFO"]).await.contains("cluster_size:2");
+    eventually("the cluster is whole", whole).await;
+    let address = Address::parse(&nodes[0].url(), None).unwrap();
+    let why = streamgate_store::redis::inspect(&address, "x").await.unwrap_err();
+    assert!(why.contains("cluster of 2") && why.contains("redis+cluster://"), "{why}");
+    let redis = connect(&nodes[0].url(), None);
+    let claims = RedisClaims::new(redis, Duration::from_secs(60));
+    eventually("it says why", || async {
+        let claimed = claims.claim(&key("event"), 1, 1, LEASE).await;
+        claimed.is_err_and(|error| error.to_string().contains("redis+cluster://"))
+    })
+    .await;
+    let redis = connect(&format!("redis+cluster://127.0.0.1:{}", nodes[0].port), None);
+    up(&redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

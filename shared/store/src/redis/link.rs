@@ -51,7 +51,7 @@ impl Redis {
     /// Starts to connect. Call within a tokio runtime.
     pub fn start(address: Address, prefix: &str, timeout: Duration) -> Redis {
         let (state, _) = watch::channel(State::Broken { why: "not connected yet".into() });
-        let probe = probe(prefix);
+        let probe = Probe::new(prefix);
         let suspicion = Arc::new(Notify::new());
         let address = Arc::new(ArcSwap::from_pointee(address));
         let supervised = supervise(Arc::clone(&address), probe, state.clone(), Arc::clone(&suspicion));
@@ -183,14 +183,36 @@ fn one_line(error: &RedisError) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A write as those that are needed, which leaves nothing behind.
-fn probe(prefix: &str) -> Cmd {
-    let mut probe = redis::cmd("SET");
-    probe.arg(format!("{prefix}:probe")).arg(1).arg("PX").arg(1000);
-    probe
+/// What is needed of a server: it takes a write and runs a script. Nothing stays of it.
+#[derive(Clone, Debug)]
+struct Probe {
+    write: Cmd,
+    script: Cmd,
 }
 
-async fn supervise(address: Arc<ArcSwap<Address>>, probe: Cmd, state: watch::Sender<State>, suspicion: Arc<Notify>) {
+impl Probe {
+    fn new(prefix: &str) -> Probe {
+        let key = format!("{prefix}:probe");
+        let (mut write, mut script) = (redis::cmd("SET"), redis::cmd("EVAL"));
+        write.arg(&key).arg(1).arg("PX").arg(1000);
+        script.arg("return redis.call('EXISTS', KEYS[1])").arg(1).arg(&key);
+        Probe { write, script }
+    }
+
+    /// Why the server does not do what is needed.
+    async fn run(&self, connection: &mut Connection) -> Result<(), String> {
+        let run = async {
+            self.write.query_async::<()>(connection).await?;
+            self.script.query_async::<i64>(connection).await
+        };
+        match tokio::time::timeout(DIAL, run).await {
+            Ok(done) => done.map(drop).map_err(|error| one_line(&error)),
+            Err(_) => Err(format!("no answer within {DIAL:?}")),
+        }
+    }
+}
+
+async fn supervise(address: Arc<ArcSwap<Address>>, probe: Probe, state: watch::Sender<State>, suspicion: Arc<Notify>) {
     let (mut backoff, mut number) = (Backoff::default(), 0);
     loop {
         let address = address.load_full();
@@ -223,7 +245,7 @@ async fn supervise(address: Arc<ArcSwap<Address>>, probe: Cmd, state: watch::Sen
 async fn keep_probing(
     mut connection: Connection,
     number: u64,
-    probe: &Cmd,
+    probe: &Probe,
     state: &watch::Sender<State>,
     suspicion: &Notify,
 ) {
@@ -234,25 +256,36 @@ async fn keep_probing(
             () = tokio::time::sleep(PROBE) => {}
             () = suspicion.notified() => {}
         }
-        let why = match tokio::time::timeout(DIAL, probe.query_async::<()>(&mut connection)).await {
-            Ok(Ok(())) => {
-                // Whoever is refused goes on asking for it.
-                tokio::time::sleep(PROBE / 5).await;
-                continue;
-            }
-            Ok(Err(error)) => one_line(&error),
-            Err(_) => format!("no answer within {DIAL:?}"),
-        };
-        open_breaker(state, number, &why);
+        match probe.run(&mut connection).await {
+            // Commands that are refused go on asking for the probe.
+            Ok(()) => tokio::time::sleep(PROBE / 5).await,
+            Err(why) => drop(open_breaker(state, number, &why)),
+        }
     }
 }
 
-/// A connection that takes writes.
-async fn reach(address: &Address, probe: &Cmd) -> Result<Connection, String> {
+/// A connection to a server that does what is needed.
+async fn reach(address: &Address, probe: &Probe) -> Result<Connection, String> {
     let mut connection = ping(address).await?;
-    match tokio::time::timeout(DIAL, probe.query_async::<()>(&mut connection)).await {
-        Ok(written) => written.map(|()| connection).map_err(|error| one_line(&error)),
-        Err(_) => Err(format!("no answer within {DIAL:?}")),
+    if !address.is_cluster() {
+        expect_whole(&mut connection).await?;
+    }
+    probe.run(&mut connection).await?;
+    Ok(connection)
+}
+
+/// A node of a cluster takes only the keys of its own slots, so it must hold them all where the URL names no cluster.
+pub(super) async fn expect_whole(connection: &mut Connection) -> Result<(), String> {
+    let mut ask = redis::cmd("CLUSTER");
+    ask.arg("INFO");
+    // A server without clusters answers an error, and a user without the right does.
+    let Ok(Ok(info)) = tokio::time::timeout(DIAL, ask.query_async::<String>(connection)).await else { return Ok(()) };
+    let nodes = info.lines().find_map(|line| line.strip_prefix("cluster_size:")?.trim().parse::<u32>().ok());
+    match nodes {
+        Some(nodes) if nodes > 1 => Err(format!(
+            "this is one node of a cluster of {nodes}: name the cluster in redis.url, redis+cluster://host:port,…"
+        )),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -32,6 +32,9 @@ pub async fn inspect(address: &Address, prefix: &str) -> Result<String, String> 
         };
         format!("cannot use Redis at {address}: {error}; {hint}")
     })?;
+    if !address.is_cluster() {
+        link::expect_whole(&mut connection).await.map_err(|why| format!("cannot use Redis at {address}: {why}"))?;
+    }
     let probe = format!("{prefix}:check:{}", std::process::id());
     let mut set = redis::cmd("SET");
     set.arg(&probe).arg(1).arg("PX").arg(1000);
