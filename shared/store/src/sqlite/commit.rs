@@ -236,9 +236,9 @@ impl Committer {
         seen::purge(&transaction, now, keep_ms)?;
         answers::purge(&transaction, now)?;
         let recounted = others_wrote.then(|| queue::count(&transaction)).transpose()?;
-        // Before the commit, so that nothing of the batch stands where everybody is told that it does not; and after it, for what
-        // happened meanwhile.
-        self.witness.look().map_err(gone)?;
+        // Before the commit, so that little stands where its callers are told that it does not; and after it, for what happened
+        // meanwhile.
+        self.witness.look_unless_recent().map_err(gone)?;
         transaction.commit()?;
         self.data_version = version;
         self.stepped &= !has_looked;

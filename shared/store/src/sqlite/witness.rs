@@ -5,6 +5,7 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Device and inode: what stays the same for as long as it is the same file.
 type Identity = (u64, u64);
@@ -14,7 +15,13 @@ pub(super) struct Witness {
     directory: Watched,
     database: Watched,
     log: Watched,
+    /// When the files were last found to be the ones.
+    seen: Option<Instant>,
 }
+
+/// Between commits that follow each other closely the look after the one before is recent enough for the next: chosen so that a busy
+/// store looks once a commit, and far below what moving a directory takes.
+const RECENT: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 struct Watched {
@@ -34,14 +41,30 @@ impl Witness {
             directory: watched(parent.unwrap_or(Path::new(".")).to_owned()),
             database: watched(database.to_owned()),
             log: watched(log.into()),
+            seen: None,
         }
+    }
+
+    /// As `look`, unless the last look was a moment ago.
+    pub(super) fn look_unless_recent(&mut self) -> Result<(), String> {
+        if self.seen.is_some_and(|seen| seen.elapsed() < RECENT) {
+            return Ok(());
+        }
+        self.look().map(drop)
     }
 
     /// The length of the write-ahead log; or which file is not the one that is open any more.
     pub(super) fn look(&mut self) -> Result<u64, String> {
-        self.directory.look()?;
-        self.database.look()?;
-        self.log.look()
+        if self.directory.known.is_none() {
+            self.directory.look()?;
+        }
+        // The path of a file leads through its directory: that is looked at only to name what is wrong.
+        let found = self.database.look().and_then(|_| self.log.look());
+        self.seen = found.is_ok().then(Instant::now);
+        if found.is_err() {
+            self.directory.look()?;
+        }
+        found
     }
 }
 
