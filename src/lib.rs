@@ -5,28 +5,28 @@
 //!
 //! # Features
 //!
-//! - `command` (default): the command line, with `services`. A program with handlers of its own needs none of it: `default-features =
+//! - `cli` (default): the command line, with `services`. A program with handlers of its own needs none of it: `default-features =
 //!   false`.
 //! - `services`: [`Streamgate::worker`], on RabbitMQ and Redis. Without it there is [`Streamgate::up`], on the embedded store.
 
 pub mod app;
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub mod check;
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub mod cli;
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub mod dead;
 pub mod dev;
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub mod drain;
 pub mod exit;
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub mod gateway;
 pub mod greeting;
 pub mod limits;
 pub mod output;
 pub mod reload;
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub mod send;
 pub mod up;
 pub mod wiring;

@@ -1,6 +1,6 @@
 //! What commands print for people and scripts: on stdout, where logs never are.
 
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 use indicatif::{ProgressBar, ProgressStyle};
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -42,7 +42,7 @@ pub fn greet(greeting: String) {
 }
 
 /// Characters of a line: as COLUMNS or the terminal has it, else 80.
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub fn width() -> usize {
     let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let terminal = || rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col.into());
@@ -57,7 +57,7 @@ pub fn bytes(bytes: &[u8]) -> io::Result<()> {
 }
 
 /// A progress bar on stderr, for work on more than a few `things`. Drawn on a terminal only, and not for scripts.
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub fn bar(length: u64, things: &str, script: bool) -> ProgressBar {
     if length < 2 || script {
         return ProgressBar::hidden();

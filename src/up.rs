@@ -1,7 +1,7 @@
 //! `streamgate up`: gateway and worker in one process on the embedded store.
 
 use crate::app::Code;
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
 use crate::reload::{self, Apps, Certificates, Part, Reload};
@@ -46,7 +46,7 @@ pub struct Up {
     pub metrics: Arc<Metrics>,
 }
 
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     start(global.load()?, Some(global.source()), Code::default()).await
 }

@@ -1,7 +1,7 @@
 //! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs business logic.
 
 use crate::app::Code;
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
 use crate::reload::{self, Reload};
@@ -33,7 +33,7 @@ pub struct Back {
     pub metrics: Arc<Metrics>,
 }
 
-#[cfg(feature = "command")]
+#[cfg(feature = "cli")]
 pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     let source = global.source();
     // It verifies no webhook, so Stream's secrets need not be there.

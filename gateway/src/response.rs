@@ -112,7 +112,7 @@ pub(crate) fn advice(reason: Reason) -> &'static str {
             "gateway.proxy_protocol is set, and this connection begins without a PROXY header that can be read"
         }
         Reason::PeerNotAllowed => "this address may not send here; see gateway.allow_from",
-        Reason::MissingApiKey => "the X-Api-Key header is missing",
+        Reason::MissingApiKey => "the X-Api-Key header is missing, and there are several keys that it could be",
         Reason::MalformedApiKey => "the X-Api-Key header must stand once, with one API key",
         Reason::MissingSignature => "the X-Signature header is missing",
         Reason::MalformedSignature => "the X-Signature header must stand once, with 64 hex digits",

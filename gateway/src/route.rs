@@ -14,7 +14,7 @@ pub(crate) struct Target {
 
 pub(crate) fn target(method: &Method, path: &str) -> Result<Target, Reason> {
     let push = |event_type| Target { kind: Kind::Push, event_type };
-    let target = match path {
+    let target = match &*plain(path) {
         "/webhooks/stream/push" => push(None),
         "/webhooks/stream/pending-message/PassOnPendingMessage" => push(Some("pending_message.passed_on")),
         "/webhooks/stream/pending-message/DeletedPendingMessage" => push(Some("pending_message.deleted")),
@@ -23,6 +23,15 @@ pub(crate) fn target(method: &Method, path: &str) -> Result<Target, Reason> {
         _ => return Err(Reason::NotFound),
     };
     if method == Method::POST { Ok(target) } else { Err(Reason::MethodNotAllowed) }
+}
+
+/// The path without trailing and doubled slashes, which people and proxies write.
+fn plain(path: &str) -> Cow<'_, str> {
+    if !path.contains("//") && (!path.ends_with('/') || path == "/") {
+        return Cow::from(path);
+    }
+    let parts = path.split('/').filter(|part| !part.is_empty());
+    Cow::from(parts.fold(String::new(), |plain, part| plain + "/" + part))
 }
 
 /// `type` of a query: the command's name as the URL has it, which nobody has signed.
@@ -65,7 +74,13 @@ mod tests {
         let cases = [
             (Method::POST, "/webhooks/stream/push", push(None)),
             (Method::GET, "/webhooks/stream/push", Err(Reason::MethodNotAllowed)),
-            (Method::POST, "/webhooks/stream/push/", Err(Reason::NotFound)),
+            (Method::POST, "/webhooks/stream/push/", push(None)),
+            (Method::POST, "//webhooks/stream///push//", push(None)),
+            (Method::POST, "/webhooks/stream/custom-commands/", hook(Kind::CustomCommand)),
+            (Method::POST, "/webhooks/stream/pu/sh", Err(Reason::NotFound)),
+            (Method::POST, "/webhooks/streampush", Err(Reason::NotFound)),
+            (Method::POST, "//", Err(Reason::NotFound)),
+            (Method::POST, "*", Err(Reason::NotFound)),
             (Method::POST, "/", Err(Reason::NotFound)),
             (Method::GET, "/metrics", Err(Reason::NotFound)),
             (

@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_gateway::{Intake, Tls};
-use streamgate_service::config::reader::Problem;
 use streamgate_service::config::{self, AppConfig, Config, HooksConfig, RouteConfig, Source, TlsConfig};
 use streamgate_worker::{Hooks, Route, Router};
 use tokio::sync::Notify;
@@ -42,7 +41,7 @@ pub struct Reload {
     pub source: Source,
     pub parts: Vec<Box<dyn Part>>,
     /// What was doubtful last; it is told when it changes.
-    doubts: Option<Vec<Problem>>,
+    doubts: Option<Vec<(String, String)>>,
 }
 
 impl std::fmt::Debug for Reload {
@@ -102,10 +101,12 @@ impl Reload {
                 return false;
             }
         };
-        if self.doubts.as_ref().is_some_and(|told| *told != loaded.doubts) {
+        // Lines move with every edit.
+        let doubts: Vec<_> = loaded.doubts.iter().map(|doubt| (doubt.key.clone(), doubt.what.clone())).collect();
+        if self.doubts.as_ref().is_some_and(|told| *told != doubts) {
             loaded.tell_doubts();
         }
-        self.doubts = Some(loaded.doubts);
+        self.doubts = Some(doubts);
         let (mut changed, mut is_well) = (Vec::new(), true);
         for part in &mut self.parts {
             match part.reload(&loaded.config, asked) {

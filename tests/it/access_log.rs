@@ -32,7 +32,10 @@ async fn count(server: &Server, outcome: &str) -> f64 {
 async fn every_refusal_has_its_line_its_count_and_its_alert() {
     let site = Site::new();
     let gateway = "max_body = \"1KiB\"\nbody_timeout = \"300ms\"\nheader_timeout = \"300ms\"".to_owned();
-    let rest = "[dedup]\nmax_age = \"1h\"\n[hooks.custom_commands.commands.x]\nreply = \"y\"".to_owned();
+    // Of one key alone a request need not name it.
+    let second =
+        "[[apps]]\nname = \"other\"\nkeys = [{ api_key = \"second\", secrets = [\"another secret of 26 byte\"] }]";
+    let rest = format!("{second}\n[dedup]\nmax_age = \"1h\"\n[hooks.custom_commands.commands.x]\nreply = \"y\"");
     site.configure(&Setup { gateway: gateway.clone(), rest: rest.clone(), ..Setup::default() });
     let server = site.start().await;
     let good = Webhook::fresh;
@@ -337,6 +340,7 @@ async fn what_http2_refuses_has_its_line_too() {
     // Who goes away has sent nothing wrong: no more than what was told beside the first line is told at the end.
     assert_eq!(transports[1].send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
     drop(tls(tokio::net::TcpStream::connect(server.public).await.unwrap(), root, b"h2").await.unwrap());
+    eventually("it has seen them go", || async { server.metric("streamgate_gateway_connections").await == 0.0 }).await;
     assert!(server.terminate().await.success());
     let more: Vec<_> = lines(&site, "refused more of what is not a webhook");
     assert_eq!(more.iter().map(|line| line["times"].as_u64().unwrap()).sum::<u64>(), 1, "{more:?}");

@@ -4,21 +4,16 @@ use crate::commands::{json, text};
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site, binary};
 use crate::harness::receiver::{Receiver, reply};
+use crate::harness::terminal::on_a_terminal;
 use crate::harness::wire::{Webhook, send};
-use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::AsyncWriteExt;
 
-/// On a terminal of its own, where somebody types `answer`.
-async fn on_a_terminal(site: &Site, args: &str, answer: &str) -> Output {
-    let line = format!("stty cols 80; {} {args} --config {}", binary(), site.config().display());
-    let mut terminal = tokio::process::Command::new("script");
-    terminal.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut terminal = terminal.env_remove("COLUMNS").spawn().unwrap();
-    terminal.stdin.take().unwrap().write_all(answer.as_bytes()).await.unwrap();
-    terminal.wait_with_output().await.unwrap()
+/// Typed on a terminal, with the answer to the question before all dead letters are changed.
+async fn typed(site: &Site, args: &str, answer: &str) -> (Option<i32>, String) {
+    let line = format!("exec {} {args} --config {}", binary(), site.config().display());
+    on_a_terminal(&line, "[y/N]", answer).await
 }
 
 /// An `up` whose service is down, and what it could not deliver: so many letters of two types.
@@ -77,10 +72,9 @@ async fn what_is_shown_fits_80_columns() {
     let wide = text(&wide.env("COLUMNS", "300").output().await.unwrap().stdout);
     assert!(wide.contains("eighty.c") && wide.contains("id-3") && wide.contains("retries_exhausted"), "{wide}");
     // The bar is drawn over itself: each drawing is a line of its own.
-    let replayed = on_a_terminal(&site, "dead replay --all --rate 20 --yes", "").await;
-    let drawn = text(&replayed.stdout);
+    let replayed = typed(&site, "dead replay --all --rate 20 --yes", "").await;
     let drawn =
-        drawn.split(['\r', '\n']).map(without_escapes).find(|drawing| drawing.contains("dead letters")).unwrap();
+        replayed.1.split(['\r', '\n']).map(without_escapes).find(|drawing| drawing.contains("dead letters,")).unwrap();
     assert!(drawn.chars().count() <= 80, "{drawn}");
     assert!(server.terminate().await.success());
 }
@@ -102,13 +96,14 @@ async fn all_letters_are_changed_only_after_a_yes_and_at_the_rate() {
     let counted = || async { json(&site.run(&["dead", "list", "--json"]).await).as_array().unwrap().len() };
     // No, nothing, the end of the input, and an interrupt.
     for answer in ["n\n", "\n", "\u{4}", "\u{3}"] {
-        let refused = on_a_terminal(&site, "dead drop --all", answer).await;
-        assert!(!refused.status.success() && text(&refused.stdout).contains("All 6 dead letters"), "{refused:?}");
+        let refused = typed(&site, "dead drop --all", answer).await;
+        assert!(refused.0 == Some(1) && refused.1.contains("nothing was changed"), "{answer:?}: {refused:?}");
+        assert_eq!(refused.1.contains("draining"), answer == "\u{3}", "an interrupt ends the question: {refused:?}");
         assert_eq!(counted().await, 6);
     }
     let began = Instant::now();
-    let dropped = on_a_terminal(&site, "dead drop --all --rate 10 --why 'they are of a test'", "y\n").await;
-    assert!(dropped.status.success() && text(&dropped.stdout).contains("they are of a test"), "{dropped:?}");
+    let dropped = typed(&site, "dead drop --all --rate 10 --why 'they are of a test'", "y\n").await;
+    assert!(dropped.0 == Some(0) && dropped.1.contains("they are of a test"), "{dropped:?}");
     assert!(began.elapsed() >= Duration::from_millis(500), "the sixth is due half a second after the first");
     assert_eq!(counted().await, 0);
     assert!(server.terminate().await.success());

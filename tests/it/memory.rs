@@ -76,7 +76,7 @@ async fn a_gateway_whose_broker_never_confirms_and_whose_disk_hangs_stays_within
         crowd.push(TcpStream::connect(server.public).await.unwrap());
     }
     // Readers that ask on and on and never look at an answer: what they ask is small, and refused at once.
-    let many = Webhook::push("slow", "{}").without("x-api-key").raw().repeat(2_000);
+    let many = Webhook::push("slow", "{}").without("x-signature").raw().repeat(2_000);
     let asking: Vec<_> = (0..100)
         .map(|_| {
             let (many, to) = (many.clone(), server.public);

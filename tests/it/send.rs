@@ -4,6 +4,7 @@ use crate::commands::{json, pasted, shell, text};
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site, bare_command};
 use crate::harness::receiver::Receiver;
+use crate::harness::terminal::on_a_terminal;
 use crate::harness::wire::{API_KEY, SECRET};
 use serde_json::Value;
 use std::process::Stdio;
@@ -108,13 +109,9 @@ async fn a_secret_that_only_the_gateways_environment_holds_is_asked_for() {
     assert_eq!(refused.status.code(), Some(64), "{refused:?}");
     assert!(text(&refused.stderr).contains("set STREAM_API_SECRET"), "{refused:?}");
     assert!(shell(&format!("STREAM_API_SECRET={SECRET} {line}")).await.status.success());
-    let mut terminal = tokio::process::Command::new("script");
-    terminal.args(["-qec", &line, "/dev/null"]).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut terminal = terminal.spawn().unwrap();
-    terminal.stdin.take().unwrap().write_all(format!("{SECRET}\n").as_bytes()).await.unwrap();
-    let typed = terminal.wait_with_output().await.unwrap();
-    let shown = text(&typed.stdout);
-    assert!(shown.contains(&format!("API secret of {API_KEY}")) && shown.contains("200 enqueued"), "{shown}");
+    let question = format!("API secret of {API_KEY}");
+    let (code, shown) = on_a_terminal(&format!("exec {line}"), &question, &format!("{SECRET}\n")).await;
+    assert!(code == Some(0) && shown.contains("200 enqueued") && !shown.contains(SECRET), "{shown}");
     assert!(server.terminate().await.success());
 }
 

@@ -44,7 +44,7 @@ pub struct Admitted<'a> {
 /// Only final refusals: a stranger learns nothing of the load, and Stream is not asked to repeat what can never be taken.
 pub fn admit<'a>(facts: &Facts<'a>, apps: &'a Apps, limits: &Limits) -> Result<Admitted<'a>, Reason> {
     let api_key = match facts.api_key {
-        Single::Absent => return Err(Reason::MissingApiKey),
+        Single::Absent => apps.only().ok_or(Reason::MissingApiKey)?.0,
         Single::One(key) => api_key(key).ok_or(Reason::MalformedApiKey)?,
         Single::Repeated => return Err(Reason::MalformedApiKey),
     };
@@ -98,7 +98,7 @@ mod tests {
             (Facts { content_encoding: Some(b"GZIP"), ..good }, None),
             (Facts { content_encoding: Some(b"identity"), ..good }, None),
             (Facts { content_length: Some(100), ..good }, None),
-            (Facts { api_key: Single::Absent, ..good }, Some(Reason::MissingApiKey)),
+            (Facts { api_key: Single::Absent, ..good }, None),
             (Facts { api_key: Single::Repeated, ..good }, Some(Reason::MalformedApiKey)),
             (Facts { api_key: Single::One(b""), ..good }, Some(Reason::MalformedApiKey)),
             (Facts { api_key: Single::One(b"k\xff"), ..good }, Some(Reason::MalformedApiKey)),
@@ -114,5 +114,10 @@ mod tests {
         for (facts, expected) in cases {
             assert_eq!(admit(&facts, &apps, &limits).err(), expected, "{facts:?}");
         }
+        let key = apps.get("key").unwrap().clone();
+        apps.insert("second".to_owned(), key);
+        let absent = Facts { api_key: Single::Absent, ..good };
+        assert_eq!(admit(&absent, &apps, &limits).err(), Some(Reason::MissingApiKey), "it could be either");
+        assert_eq!(admit(&absent, &Apps::default(), &limits).err(), Some(Reason::MissingApiKey));
     }
 }

@@ -27,7 +27,7 @@ fn from(forwarded: &str) -> Webhook {
 async fn only_who_may_send_is_read() {
     let site = Site::new();
     let server = start(&site, "allow_from = [\"192.0.2.0/24\"]").await;
-    let refused = Webhook::fresh().without("x-api-key");
+    let refused = Webhook::fresh().without("x-signature");
     for webhook in [&Webhook::fresh(), &from("192.0.2.1"), &refused, &Webhook { path: "/".into(), ..Webhook::fresh() }]
     {
         assert_eq!(status(&server, b"", webhook).await, Some(403));

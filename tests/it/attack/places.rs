@@ -63,8 +63,8 @@ async fn a_goodbye_that_is_never_answered_keeps_no_place() {
 async fn refused_bodies_that_are_read_on_go_first() {
     let scene = Scene::start().await;
     let to = scene.server.public;
-    // Without a key and without a byte of the body that is announced, over TLS or not: here about 400 connections/s.
-    let raw = format!("{}content-length: 100000\r\n\r\n", Webhook::fresh().without("x-api-key").head());
+    // Without a signature and without a byte of the body that is announced, over TLS or not: here about 400 connections/s.
+    let raw = format!("{}content-length: 100000\r\n\r\n", Webhook::fresh().without("x-signature").head());
     let root = scene.root.clone();
     let attackers = attackers(20, |_| {
         let (raw, root) = (raw.clone(), root.clone());

@@ -72,8 +72,10 @@ impl RabbitMqConfig {
             spool_after: section.duration("spool_after", Duration::from_millis(250)),
             confirm_timeout: section.duration("confirm_timeout", Duration::from_secs(2)),
             management_url: section.reference("management_url").and_then(|text| {
-                let resolved = environment.backend_url(&text, "http").and_then(management);
-                resolved.map_err(|what| section.problem("management_url", what)).ok()
+                let resolved = environment.backend_url(&text, "http");
+                let url = resolved.map_err(|what| section.problem("management_url", what)).ok()?;
+                management_doubt(&url).into_iter().for_each(|doubt| section.doubt("management_url", doubt));
+                Some(url)
             }),
             declare: section.flag("declare", true),
         };
@@ -129,15 +131,13 @@ fn url(section: &mut Section<'_>, environment: &Environment, default: &str, sche
     url
 }
 
-/// Never quoted, for it holds a password.
-fn management(url: Secret) -> Result<Secret, String> {
+/// Only `check` uses it, so what is wrong with it stops nothing. Never quoted, for it holds a password.
+fn management_doubt(url: &Secret) -> Option<String> {
     let parsed: Option<hyper::Uri> = url.expose().parse().ok();
     let is_http = |uri: &hyper::Uri| matches!(uri.scheme_str(), Some("http" | "https"));
     match parsed.filter(is_http).as_ref().and_then(hyper::Uri::authority) {
-        Some(authority) => {
-            super::url_port(authority.as_str().rsplit('@').next().unwrap_or_default()).map(|()| url.clone())
-        }
-        None => Err("takes an http:// or https:// URL, like http://user:password@host:15672".to_owned()),
+        Some(authority) => super::url_port(authority.as_str().rsplit('@').next().unwrap_or_default()).err(),
+        None => Some("takes an http:// or https:// URL, like http://user:password@host:15672".to_owned()),
     }
 }
 

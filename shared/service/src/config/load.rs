@@ -311,6 +311,8 @@ pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Enviro
     for problem in problems.iter_mut().chain(&mut doubts) {
         problem.line = lines::line(text, &problem.key).filter(|_| !is_from_environment(&problem.key));
     }
+    // What is wrong need not be doubted as well.
+    doubts.retain(|doubt| problems.iter().all(|problem| problem.key != doubt.key));
     let loaded = Loaded { config, path, doubts };
     loaded.wrong(problems)?;
     Ok(loaded)
@@ -543,16 +545,6 @@ mod tests {
             ("[gateway]\nlisten = '127.0.0.1:99999'".to_owned(), "line 2: gateway.listen: "),
             ("[gateway]\nbody_timeout = 'env:T'".to_owned(), "line 2: gateway.body_timeout: takes the value itself"),
             ("[rabbitmq]\nurl = 'amqp://h:0/v'".to_owned(), "line 2: rabbitmq.url: has a port that is none"),
-            (
-                "[rabbitmq]\nmanagement_url = 'h:15672'".to_owned(),
-                "line 2: rabbitmq.management_url: takes an http:// or https:// URL",
-            ),
-            (
-                "[rabbitmq]\nmanagement_url = 'http://ann:hunter2@h:0'".to_owned(),
-                "line 2: rabbitmq.management_url: has a port that is none",
-            ),
-            (route("url = 'http://h/%zz'"), "line 3: worker.routes[1].forward.url: has a % without two hex digits"),
-            (route("url = 'http://h/x#y'"), "line 3: worker.routes[1].forward.url: has a fragment"),
             ("[redis]\nurl = 'redis://h:99999'".to_owned(), "line 2: redis.url: has a port that is none"),
             (route("url = 'http://h:0/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
             (route("url = 'http://h:99999/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
@@ -648,9 +640,28 @@ mod tests {
                 "hooks.before_message_send.deadline",
                 "over gateway.answer_deadline",
             ),
-            ("[redis]\ntimeout = '5s'".to_owned(), "redis.timeout", "leaves no time"),
             ("[rabbitmq]\nspool_after = '5s'".to_owned(), "rabbitmq.spool_after", "leaves no time"),
-            ("[rabbitmq]\nconfirm_timeout = '5s'".to_owned(), "rabbitmq.confirm_timeout", "cuts it short"),
+            (
+                "[redis]\ntimeout = '2500ms'".to_owned(),
+                "gateway.answer_deadline",
+                "redis.timeout and rabbitmq.confirm_timeout",
+            ),
+            ("[rabbitmq]\nmanagement_url = 'h:15672'".to_owned(), "rabbitmq.management_url", "takes an http://"),
+            (
+                "[rabbitmq]\nmanagement_url = 'http://ann:hunter2@h:0'".to_owned(),
+                "rabbitmq.management_url",
+                "a port that is none",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nforward = { url = 'http://h/%zz' }".to_owned(),
+                "worker.routes[1].forward.url",
+                "without two hex digits",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nforward = { url = 'http://h/x#y' }".to_owned(),
+                "worker.routes[1].forward.url",
+                "has a fragment",
+            ),
         ];
         for (text, key, expected) in table {
             let doubts = load_text(&text, []).unwrap().doubts;

@@ -219,15 +219,14 @@ impl Config {
     /// An answer is due by `answer_deadline`, whatever a backend is still waited for.
     fn doubt_backend_times(&self, report: &Report) {
         let (rabbitmq, deadline) = (&self.rabbitmq, self.gateway.answer_deadline);
-        let what = "leaves no time before gateway.answer_deadline: events would be answered 503 instead of spooled";
         if rabbitmq.spool_after >= deadline {
+            let what = "leaves no time before gateway.answer_deadline: events would be answered 503 instead of spooled; lower it";
             report.doubt("rabbitmq.spool_after", what);
         }
-        if self.redis.timeout >= deadline {
-            report.doubt("redis.timeout", "leaves no time before gateway.answer_deadline: lower it");
-        }
-        if rabbitmq.confirm_timeout >= deadline {
-            report.doubt("rabbitmq.confirm_timeout", "is not under gateway.answer_deadline, which cuts it short");
+        // Redis is asked first, then RabbitMQ's confirm is waited for; the spool comes last.
+        if self.redis.timeout.saturating_add(rabbitmq.confirm_timeout) >= deadline {
+            let what = "is not over redis.timeout and rabbitmq.confirm_timeout together, so nothing is left for the spool: raise it, or lower them";
+            report.doubt("gateway.answer_deadline", what);
         }
     }
 }

@@ -179,7 +179,10 @@ impl ForwardConfig {
         let url = section.reference("url").map(|text| match environment.route_secret(&text) {
             // Left unread, on a gateway.
             Ok(url) if url.expose().is_empty() => Ok(Uri::from_static(UNREAD)),
-            Ok(url) => forward_url(url.expose(), places),
+            Ok(url) => {
+                url_doubt(url.expose()).into_iter().for_each(|doubt| section.doubt("url", doubt));
+                forward_url(url.expose(), places)
+            }
             Err(what) => Err(what),
         });
         let url = match url {
@@ -254,6 +257,16 @@ fn shown(place: &str) -> &str {
     if name.is_some_and(|name| name.len() <= 32 && name.bytes().all(is_name)) { place } else { "a brace" }
 }
 
+/// What is sent otherwise than it was probably meant.
+fn url_doubt(text: &str) -> Option<&'static str> {
+    let is_escape = |rest: &str| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
+    if text.contains('#') {
+        return Some("has a fragment, #…, which is never sent: write a # that is meant as such as %23");
+    }
+    let are_escapes = text.split('%').skip(1).all(is_escape);
+    (!are_escapes).then_some("has a % without two hex digits behind it: write a % that is meant as such as %25")
+}
+
 fn forward_url(text: &str, places: &[&str]) -> Result<Uri, String> {
     if !text.is_ascii() {
         return Err("takes ASCII only: write what else there is in a path as %XX, in a host as xn--…".to_owned());
@@ -273,13 +286,6 @@ fn forward_url(text: &str, places: &[&str]) -> Result<Uri, String> {
                 shown(&place)
             ));
         }
-    }
-    if text.contains('#') {
-        return Err("has a fragment, #…, which is never sent: write a # that is meant as such as %23".to_owned());
-    }
-    let is_escape = |rest: &str| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
-    if !text.split('%').skip(1).all(is_escape) {
-        return Err("has a % without two hex digits behind it: write a % that is meant as such as %25".to_owned());
     }
     let scheme = url.scheme_str();
     if !matches!(scheme, Some("http" | "https")) || url.host().is_none_or(str::is_empty) {

@@ -126,10 +126,6 @@ impl Address {
         self.source != other.source
     }
 
-    pub(super) fn is_cluster(&self) -> bool {
-        matches!(self.target, Target::Cluster(_))
-    }
-
     pub(super) async fn dial(&self, timeout: Duration) -> RedisResult<Connection> {
         let config = ||             // Around every command there is a timeout of our own.
             AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(None);

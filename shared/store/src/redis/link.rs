@@ -5,7 +5,7 @@
 use super::address::{Address, Connection};
 use crate::backoff::Backoff;
 use arc_swap::ArcSwap;
-use redis::{Cmd, FromRedisValue, Pipeline, RedisError, ScriptInvocation, ServerErrorKind};
+use redis::{Cmd, FromRedisValue, Pipeline, RedisError, Script, ScriptInvocation, ServerErrorKind};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -183,30 +183,39 @@ fn one_line(error: &RedisError) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What is needed of a server: it takes a write and runs a script. Nothing stays of it.
+/// Writes of a probe, each with a key of its own: of a cluster's node some of them are not its slots', unless it holds them all.
+const WRITES: usize = 8;
+
+/// What is needed of a server: it takes writes and runs scripts, called as ours are. Nothing stays of it.
 #[derive(Clone, Debug)]
-struct Probe {
-    write: Cmd,
-    script: Cmd,
+pub(super) struct Probe {
+    writes: Vec<Cmd>,
+    script: Script,
+    key: String,
 }
 
 impl Probe {
-    fn new(prefix: &str) -> Probe {
-        let key = format!("{prefix}:probe");
-        let (mut write, mut script) = (redis::cmd("SET"), redis::cmd("EVAL"));
-        write.arg(&key).arg(1).arg("PX").arg(1000);
-        script.arg("return redis.call('EXISTS', KEYS[1])").arg(1).arg(&key);
-        Probe { write, script }
+    pub(super) fn new(prefix: &str) -> Probe {
+        let key = |number: usize| format!("{prefix}:probe:{number}");
+        let write = |number| redis::cmd("SET").arg(key(number)).arg(1).arg("PX").arg(1000).to_owned();
+        Probe { writes: (0..WRITES).map(write).collect(), script: Script::new("return 1"), key: key(0) }
     }
 
-    /// Why the server does not do what is needed.
-    async fn run(&self, connection: &mut Connection) -> Result<(), String> {
+    /// Why the server does not do what is needed, in its own words.
+    pub(super) async fn run(&self, connection: &mut Connection) -> Result<(), String> {
         let run = async {
-            self.write.query_async::<()>(connection).await?;
-            self.script.query_async::<i64>(connection).await
+            for write in &self.writes {
+                write.query_async::<()>(connection).await?;
+            }
+            self.script.key(&self.key).invoke_async::<i64>(connection).await
         };
         match tokio::time::timeout(DIAL, run).await {
-            Ok(done) => done.map(drop).map_err(|error| one_line(&error)),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) if error.code() == Some("MOVED") => Err(format!(
+                "{}: one node of a cluster; name it as one in redis.url, redis+cluster://host:port,…",
+                one_line(&error)
+            )),
+            Ok(Err(error)) => Err(one_line(&error)),
             Err(_) => Err(format!("no answer within {DIAL:?}")),
         }
     }
@@ -267,26 +276,8 @@ async fn keep_probing(
 /// A connection to a server that does what is needed.
 async fn reach(address: &Address, probe: &Probe) -> Result<Connection, String> {
     let mut connection = ping(address).await?;
-    if !address.is_cluster() {
-        expect_whole(&mut connection).await?;
-    }
     probe.run(&mut connection).await?;
     Ok(connection)
-}
-
-/// A node of a cluster takes only the keys of its own slots, so it must hold them all where the URL names no cluster.
-pub(super) async fn expect_whole(connection: &mut Connection) -> Result<(), String> {
-    let mut ask = redis::cmd("CLUSTER");
-    ask.arg("INFO");
-    // A server without clusters answers an error, and a user without the right does.
-    let Ok(Ok(info)) = tokio::time::timeout(DIAL, ask.query_async::<String>(connection)).await else { return Ok(()) };
-    let nodes = info.lines().find_map(|line| line.strip_prefix("cluster_size:")?.trim().parse::<u32>().ok());
-    match nodes {
-        Some(nodes) if nodes > 1 => Err(format!(
-            "this is one node of a cluster of {nodes}: name the cluster in redis.url, redis+cluster://host:port,…"
-        )),
-        Some(_) | None => Ok(()),
-    }
 }
 
 /// A connection that has answered a question.

@@ -13,17 +13,13 @@ pub use claims::RedisClaims;
 pub use link::Redis;
 pub use seen::{OnLost, SeenKeys};
 
+use link::Probe;
+
 /// The oldest version that is supported.
 const OLDEST: (u32, u32) = (6, 2);
 
 /// Asks Redis who it is, and whether we may write. Changes nothing that stays.
 pub async fn inspect(address: &Address, prefix: &str) -> Result<String, String> {
-    let told = |error: redis::RedisError| match error.code() {
-        Some("NOPERM") => {
-            format!("Redis at {address} does not let this user do that: {error}; grant it by ACL SETUSER")
-        }
-        _ => format!("Redis at {address}: {error}"),
-    };
     let mut connection = link::ping(address).await.map_err(|error| {
         let hint = if error.contains("WRONGPASS") || error.contains("NOAUTH") || error.contains("uthentication") {
             "check user and password in redis.url"
@@ -32,15 +28,11 @@ pub async fn inspect(address: &Address, prefix: &str) -> Result<String, String> 
         };
         format!("cannot use Redis at {address}: {error}; {hint}")
     })?;
-    if !address.is_cluster() {
-        link::expect_whole(&mut connection).await.map_err(|why| format!("cannot use Redis at {address}: {why}"))?;
-    }
-    let probe = format!("{prefix}:check:{}", std::process::id());
-    let mut set = redis::cmd("SET");
-    set.arg(&probe).arg(1).arg("PX").arg(1000);
-    set.query_async::<()>(&mut connection).await.map_err(told)?;
-    let script = redis::Script::new("return redis.call('DEL', KEYS[1])");
-    script.key(&probe).invoke_async::<i64>(&mut connection).await.map_err(told)?;
+    let wrong = |why: String| match why.starts_with("NOPERM") {
+        true => format!("Redis at {address} does not let this user do that: {why}; grant it by ACL SETUSER"),
+        false => format!("Redis at {address}: {why}"),
+    };
+    Probe::new(prefix).run(&mut connection).await.map_err(wrong)?;
     // A cluster answers for each node; who may not ask gets no version, which is no fault.
     let info: redis::RedisResult<String> = redis::cmd("INFO").arg("server").query_async(&mut connection).await;
     let version = info.ok().and_then(|text| Some(text.split_once("redis_version:")?.1.lines().next()?.to_owned()));

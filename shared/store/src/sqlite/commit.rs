@@ -198,7 +198,9 @@ impl Committer {
                 }
                 Write::Settle(change, _) => {
                     // Under pressure rows must not grow: the last quarter is for events, and what is above it for settlements.
-                    let attempts = change.attempts.as_deref().filter(|_| !pressed);
+                    let grows_once = matches!(change.settlement, Settlement::Dead { .. });
+                    let has_room = !pressed || (grows_once && !full);
+                    let attempts = change.attempts.as_deref().filter(|_| has_room);
                     queue::settle(&transaction, change, attempts, now)?;
                     Ok(Effect::Settled)
                 }

@@ -434,6 +434,22 @@ mod tests {
         store.close().await;
     }
 
+    /// However soon after a look: the one after the commit decides.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_is_answered_from_a_file_that_was_moved_between_two_commits() {
+        for round in 0..20 {
+            let directory = tempfile::tempdir().unwrap();
+            let options = options(directory.path().join("data"));
+            let store = Embedded::open(&options).unwrap();
+            assert!(store.enqueue(event("before")).await.is_ok());
+            std::fs::rename(&options.data_dir, directory.path().join("moved")).unwrap();
+            let refused = store.enqueue(event("after")).await;
+            assert!(matches!(refused, Err(StoreError::Gone(_))), "round {round}: {refused:?}");
+            std::fs::rename(directory.path().join("moved"), &options.data_dir).unwrap();
+            store.close().await;
+        }
+    }
+
     /// A row that grows would take the room that settlements need: of a full store nothing could leave any more.
     #[tokio::test(flavor = "multi_thread")]
     async fn under_pressure_attempts_take_no_room() {
