@@ -157,7 +157,7 @@ async fn a_broker_that_hangs_makes_nobody_wait_and_its_late_confirms_repeat_noth
     let taken = waits_settled(&gateway).await;
     backends.broker.signal(Signal::CONT);
     eventually("the spool is empty", || async { waits(&gateway).await == 0 }).await;
-    assert_eq!(backends.broker.ready(&events).await, taken + 1, "each event is in the queue once");
+    assert_eq!(backends.broker.ready(&events).await, taken + 1, "each event is in the queue once: {}", site.log());
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
     assert!(gateway.terminate().await.success());
 }

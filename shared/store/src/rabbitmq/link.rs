@@ -84,7 +84,7 @@ impl Session {
         self.0.ended.is_cancelled()
     }
 
-    fn why(&self) -> String {
+    pub(super) fn why(&self) -> String {
         let why = self.0.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
         why.unwrap_or_else(|| "closed".to_owned())
     }

@@ -260,10 +260,16 @@ async fn depth_of_all(session: &Session, queues: &[String]) -> Result<u32, Strin
     for queue in queues {
         // Of its own: a queue that is missing ends it.
         let channel = session.channel().await?;
-        let depth = timeout(PATIENCE, ready(&channel, queue)).await;
-        let depth = depth.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
-        all = all.saturating_add(depth.unwrap_or(0));
-        drop(channel.close(200, "OK".into()).await);
+        // However long RabbitMQ hangs: a channel that was given up here would be closed from both sides when it goes on, and the
+        // library ends the whole connection then.
+        let depth = tokio::select! {
+            depth = ready(&channel, queue) => depth,
+            () = session.ended() => return Err(session.why()),
+        };
+        if let Ok(depth) = depth {
+            all = all.saturating_add(depth);
+            drop(channel.close(200, "OK".into()).await);
+        }
     }
     Ok(all)
 }
