@@ -4,7 +4,8 @@ use crate::cli::Global;
 use crate::dev;
 use crate::exit::BadUsage;
 use anyhow::Context;
-use std::io::IsTerminal;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use std::io::{self, BufRead, IsTerminal, Write};
 use streamgate_service::config::{ConfigError, Environment, Loaded, Source};
 use streamgate_service::secret::Secret;
 
@@ -89,12 +90,42 @@ impl Key {
         if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
             return Err(why);
         }
-        tracing::warn!("{why:#}");
-        let typed = rpassword::prompt_password(format!("API secret of {api_key} (it is not shown): "));
-        let secret = typed.context("cannot read the secret from the terminal")?;
+        let question = format!("{why:#}\nAPI secret of {api_key} (it is not shown): ");
+        let secret = hidden(&question).context("cannot read the secret from the terminal")?;
         if secret.is_empty() {
             return Err(why);
         }
         Ok(Key { api_key: api_key.to_owned(), secret: Secret::new(secret) })
+    }
+}
+
+/// Shows the question once nothing that is typed is shown, not even what was typed ahead of it.
+fn hidden(question: &str) -> io::Result<String> {
+    let echo = NoEcho::start()?;
+    write!(io::stderr(), "{question}")?;
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    drop(echo);
+    writeln!(io::stderr())?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// The terminal as it was before, to be restored.
+struct NoEcho(Termios);
+
+impl NoEcho {
+    fn start() -> io::Result<NoEcho> {
+        let before = tcgetattr(io::stdin())?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &quiet)?;
+        Ok(NoEcho(before))
+    }
+}
+
+impl Drop for NoEcho {
+    fn drop(&mut self) {
+        // A terminal that is gone shows nothing.
+        tcsetattr(io::stdin(), OptionalActions::Now, &self.0).ok();
     }
 }

@@ -66,7 +66,7 @@ async fn the_line_that_is_printed_works_for_every_address() {
         let site = Site::new();
         site.configure(&Setup { listen: listen.parse().unwrap(), gateway: gateway.to_owned(), ..Setup::default() });
         let server = site.start().await;
-        assert!(!server.greeting.contains("403"), "{listen} {gateway}: {}", server.greeting);
+        assert!(!server.greeting.contains("expect a 403"), "{listen} {gateway}: {}", server.greeting);
         paste(&server).await;
         assert!(server.terminate().await.success());
     }
@@ -74,7 +74,7 @@ async fn the_line_that_is_printed_works_for_every_address() {
     let gateway = "allow_from = [\"127.0.0.1\"]".to_owned();
     site.configure(&Setup { listen: "[::1]:0".parse().unwrap(), gateway, ..Setup::default() });
     let server = site.start().await;
-    assert!(server.greeting.contains("403") && !shell(&pasted(&server)).await.status.success());
+    assert!(server.greeting.contains("expect a 403") && !shell(&pasted(&server)).await.status.success());
     assert!(server.terminate().await.success());
 
     // The file has no app, so the environment's is the one; the data directory has a development app of before.
