@@ -162,8 +162,8 @@ async fn show_depths(store: Arc<Embedded>, metrics: Arc<Metrics>) {
     loop {
         ticks.tick().await;
         match store.depths().await {
-            Ok(Depths { retrying, dead }) => {
-                for (queue, events) in [("retrying", retrying), ("dead", dead)] {
+            Ok(Depths { waiting, retrying, dead }) => {
+                for (queue, events) in [("waiting", waiting), ("retrying", retrying), ("dead", dead)] {
                     metrics.queue_messages.with_label_values(&[queue]).set(events);
                 }
             }

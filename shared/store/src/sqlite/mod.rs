@@ -10,6 +10,7 @@ mod answers;
 mod clock;
 mod commit;
 mod damage;
+mod depths;
 mod directory;
 mod inbox;
 mod leases;
@@ -24,18 +25,19 @@ mod witness;
 mod writer;
 
 pub use damage::set_aside_in;
+pub use depths::Depths;
 pub use directory::{OpenError, SECRET, create_private};
 pub use letters::LetterBox;
 pub use schema::inspect;
 pub use seen::SeenWithinEnqueue;
 pub use spool::{SpoolFile, SpoolOptions};
 
+use depths::Counter;
 use directory::Owned;
 use inbox::{Bounds, Handle, Inbox};
 use leases::Leases;
 use queue::Change;
 use reader::Reader;
-use rusqlite::Connection;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,17 +79,9 @@ pub struct Embedded {
     inbox: Inbox,
     leases: Leases,
     /// For counting, apart from the threads that are waited for; none once the store is closed.
-    counting: Arc<Mutex<Option<Connection>>>,
+    counting: Arc<Mutex<Option<Counter>>>,
     /// Last: the lock is let go after the threads that use the file have been told to end.
     _owned: Owned,
-}
-
-/// What waits in the store and can be counted without reading it: events that never failed have no index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Depths {
-    /// To be tried again, those in hand included.
-    pub retrying: i64,
-    pub dead: i64,
 }
 
 impl Embedded {
@@ -99,7 +93,7 @@ impl Embedded {
         queue::bring_forward(&writing, now_ms()).map_err(failed)?;
         queue::begin(&mut writing, options.prefetch).map_err(failed)?;
         let reading = schema::open_reader(&owned.database())?;
-        let counting = Arc::new(Mutex::new(Some(schema::open_reader(&owned.database())?)));
+        let counting = Arc::new(Mutex::new(Some(Counter::new(schema::open_reader(&owned.database())?))));
         let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options), None)?;
         let Options { prefetch, in_hand_bytes, patience, .. } = *options;
         let bounds = Bounds { prefetch, in_hand_bytes, patience };
@@ -111,13 +105,12 @@ impl Embedded {
     pub async fn depths(&self) -> Result<Depths, StoreError> {
         let counting = Arc::clone(&self.counting);
         let counted = tokio::task::spawn_blocking(move || {
-            let counting = counting.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(connection) = &*counting else { return Ok((0, 0)) };
-            Ok::<_, rusqlite::Error>((queue::count_retrying(connection)?, letters::count(connection)?))
+            let mut counting = counting.lock().unwrap_or_else(PoisonError::into_inner);
+            counting.as_mut().map(Counter::depths).transpose()
         });
         let failed = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
-        let (retrying, dead) = counted.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
-        Ok(Depths { retrying, dead })
+        let counted = counted.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+        counted.ok_or_else(|| failed(&"it is closed"))
     }
 
     /// Ends the threads after what they were given is committed, and lets the directory go.
@@ -409,6 +402,29 @@ mod tests {
         let error = "x".repeat(90);
         delivery.envelope.attempts.push(streamgate_core::attempts::Attempt { number: 1, at_ms: 1, took_ms: 1, error });
         delivery
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waits_is_counted_by_kind() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&options(directory.path().join("data"))).unwrap();
+        for number in 0..5 {
+            store.enqueue(event(&number.to_string())).await.unwrap();
+        }
+        let retry = Settlement::Retry { delay: Duration::from_secs(3600), attempt: 2 };
+        for settlement in [Settlement::Done, retry, Settlement::Dead { reason: Reason::Rejected, error: None }] {
+            let delivery = next(&store).await;
+            settle(&store, delivery, settlement).await;
+        }
+        let expected = Depths { waiting: 2, retrying: 1, dead: 1 };
+        // The count of all events is made again after a while.
+        let counted = async {
+            while store.depths().await.unwrap() != expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), counted).await.expect("they are counted");
+        store.close().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
