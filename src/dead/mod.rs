@@ -224,15 +224,14 @@ async fn show(
     let mut found = 0;
     each(letters, &filter, interrupted, |letter| {
         found += 1;
+        if body {
+            tracing::info!(number = letter.number, key = letter.envelope.key, "showed the body of a dead letter");
+        }
         if json {
-            if body {
-                tracing::info!(number = letter.number, key = letter.envelope.key, "showed the body of a dead letter");
-            }
             return Ok(output::line(serde_json::to_string(&View::of(letter, body))?)?);
         }
         view::whole(letter)?;
         if body {
-            tracing::info!(number = letter.number, key = letter.envelope.key, "showed the body of a dead letter");
             output::line("")?;
             if std::io::stdout().is_terminal() {
                 output::line(String::from_utf8_lossy(&letter.envelope.body))?;

@@ -78,14 +78,14 @@ impl Tried<'_> {
 
 /// Everything of a letter but its body, a line each.
 pub(super) fn whole(letter: &Letter) -> anyhow::Result<()> {
-    let View { history, .. } = View::of(letter, false);
-    let view = serde_json::to_value(View::of(letter, false))?;
+    let view = View::of(letter, false);
+    let fields = serde_json::to_value(&view)?;
     let shown = |(_, value): &(&String, &serde_json::Value)| !value.is_null() && !value.is_array();
-    for (name, value) in view.as_object().into_iter().flatten().filter(shown) {
+    for (name, value) in fields.as_object().into_iter().flatten().filter(shown) {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         output::line(format_args!("{name:<12} {text}"))?;
     }
-    for Tried { attempt, at, ms, error } in history {
+    for Tried { attempt, at, ms, error } in view.history {
         output::line(format_args!("attempt {attempt:<4} {at}, {ms} ms: {error}"))?;
     }
     Ok(())

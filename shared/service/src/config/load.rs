@@ -87,12 +87,12 @@ impl Environment {
 
     /// For workers: Stream's secrets need not be where no webhook is verified.
     pub fn without_app_secrets(self) -> Environment {
-        Environment { blind: Blind { apps: AppSecrets::None, ..self.blind.clone() }, ..self }
+        Environment { blind: Blind { apps: AppSecrets::None, ..self.blind }, ..self }
     }
 
     /// For gateways: the service's secrets need not be where nothing is forwarded.
     pub fn without_route_secrets(self) -> Environment {
-        Environment { blind: Blind { routes: true, ..self.blind.clone() }, ..self }
+        Environment { blind: Blind { routes: true, ..self.blind }, ..self }
     }
 
     /// The files that values were read from, or should have been.

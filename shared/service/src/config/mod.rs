@@ -213,9 +213,7 @@ impl Config {
             worker::cross_check_broker(&self.worker, report);
         }
     }
-}
 
-impl Config {
     /// An answer is due by `answer_deadline`, whatever a backend is still waited for.
     fn doubt_backend_times(&self, report: &Report) {
         let (rabbitmq, deadline) = (&self.rabbitmq, self.gateway.answer_deadline);
