@@ -1,6 +1,6 @@
 //! The command line, and what every command shares of it.
 
-use crate::{check, dead, drain, send};
+use crate::{check, connect, dead, drain, send};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use streamgate_service::config::{self, ConfigError, Environment, Loaded, Source};
@@ -14,6 +14,8 @@ Examples:
   streamgate worker --config streamgate.toml   one of several workers
   streamgate check --config streamgate.toml    what is wrong with this configuration?
   streamgate send --count 1000 --rate 100      send test webhooks to it
+  streamgate connect --url https://hooks.example.com
+                                               point the Stream app at this gateway
   streamgate drain --data-dir /var/lib/old-gateway
                                                hand over what a gateway that is gone had spooled
   streamgate dead list                         what could not be handled?
@@ -66,6 +68,23 @@ pub enum Command {
     /// at RabbitMQ and Redis, where the configuration names them), the certificates and the routes, without changing
     /// anything, and ends with 1 if one of them is not in order.
     Check(check::Check),
+    /// Point a Stream app's settings at this gateway
+    ///
+    /// Reads the app's settings through Stream's REST API, shows what would change, asks on a terminal, writes only that, and reads
+    /// every hook back. Hooks of others are written back as they were read: Stream replaces the list as a whole. The URLs of
+    /// before-message-send and custom commands are set where the configuration answers hooks, and what Stream waits for
+    /// before-message-send follows the configured deadline. What could do harm is refused, with the option that overrides it. Ends with
+    /// 1 where Stream or this command refused, or where Stream shows something else than was written.
+    #[command(after_help = "\
+Lines of the plan:
+  + added   ~ changed   - taken out   = kept   ! worth a look
+
+Examples:
+  streamgate connect --url https://hooks.example.com --dry-run
+  streamgate connect --url https://hooks.example.com --event-types 'message.*,reaction.new'
+  streamgate connect --url https://abc-def.trycloudflare.com --hooks     a laptop behind a tunnel, with its synchronous hooks
+  streamgate connect --url https://hooks.example.com --remove            take out what leads there")]
+    Connect(connect::Connect),
     /// Sign and send test webhooks
     ///
     /// Goes to the configuration's own gateway, and signs with the first secret of its first app, or of the one that --api-key names;

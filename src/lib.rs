@@ -11,9 +11,13 @@
 
 pub mod app;
 #[cfg(feature = "cli")]
+mod ask;
+#[cfg(feature = "cli")]
 pub mod check;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "cli")]
+pub mod connect;
 #[cfg(feature = "cli")]
 pub mod dead;
 pub mod dev;

@@ -3,7 +3,7 @@
 use clap::Parser;
 use std::process::ExitCode;
 use streamgate::cli::{Cli, Command};
-use streamgate::{check, dead, drain, exit, gateway, send, up, worker};
+use streamgate::{check, connect, dead, drain, exit, gateway, send, up, worker};
 use streamgate_service::telemetry;
 
 fn main() -> ExitCode {
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             Command::Gateway => gateway::command(&cli.global).await,
             Command::Worker => worker::command(&cli.global).await,
             Command::Check(args) => check::command(&cli.global, &args).await,
+            Command::Connect(args) => connect::command(&cli.global, &args).await,
             Command::Send(args) => send::command(&cli.global, &args).await,
             Command::Drain(args) => drain::command(&cli.global, &args).await,
             Command::Dead(args) => dead::command(&cli.global, args).await,

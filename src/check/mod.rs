@@ -4,6 +4,7 @@ mod forwards;
 mod policies;
 
 use crate::cli::Global;
+use crate::connect::{self, Drift, STREAM_URL};
 use crate::wiring::Backends;
 use crate::{exit, output, wiring};
 use clap::{Args, ValueEnum};
@@ -28,6 +29,12 @@ pub struct Check {
     /// Leave out the services that events and hooks are forwarded to
     #[arg(long)]
     offline: bool,
+    /// Ask Stream too, whether each app's settings still fit: hooks that deliver here, what routes wait for, deadlines
+    #[arg(long)]
+    stream: bool,
+    /// Stream's API, for --stream
+    #[arg(long, value_name = "URL", default_value = STREAM_URL)]
+    stream_url: String,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -93,6 +100,9 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
             let mut checks = vec![Finding::new("configuration", Ok(place))];
             checks.extend(loaded.doubts.into_iter().map(doubtful));
             checks.extend(named(&loaded.config, backends, args).await);
+            if args.stream {
+                checks.extend(stream(&loaded.config, &args.stream_url).await);
+            }
             let ok = checks.iter().all(|check| check.ok);
             (checks, if ok { 0 } else { exit::FAILED })
         }
@@ -199,6 +209,31 @@ async fn named(config: &Config, backends: Option<Backends>, args: &Check) -> Vec
     checks.push(Finding::new("hooks", hooks.map_err(|error| error.to_string())));
     if !args.offline {
         checks.extend(forwards::look(config).await);
+    }
+    checks
+}
+
+/// What Stream's settings of each app say.
+async fn stream(config: &Config, stream_url: &str) -> Vec<Finding> {
+    if config.apps.is_empty() {
+        return vec![Finding::new(
+            "stream",
+            Err("no app is configured, so there is nothing to ask Stream about".to_owned()),
+        )];
+    }
+    let mut checks = Vec::new();
+    for app in &config.apps {
+        let what = format!("stream, app {}", app.name);
+        match connect::look(app, config, stream_url).await {
+            Ok((summary, drift)) if drift.is_empty() => {
+                checks.push(Finding::new(what, Ok(format!("{summary} delivers here"))));
+            }
+            Ok((_, drift)) => checks.extend(drift.into_iter().map(|drift| match drift {
+                Drift::Broken(why) => Finding::new(what.as_str(), Err(why)),
+                Drift::Doubtful(why) => Finding::warning(&what, why),
+            })),
+            Err(why) => checks.push(Finding::new(what, Err(why))),
+        }
     }
     checks
 }

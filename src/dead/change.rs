@@ -2,10 +2,9 @@
 
 use super::choose;
 use super::select::Select;
-use crate::output;
+use crate::{ask, output};
 use anyhow::{Context, bail};
 use clap::Args;
-use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 use streamgate_core::letter::LetterId;
 use streamgate_core::ports::{Letters, Moved};
@@ -65,7 +64,8 @@ where
     if must_ask && !chosen.is_empty() {
         // Nobody else is kept from them while somebody thinks.
         letters.release().await?;
-        if !agreed(word, chosen.len(), interrupted).await? {
+        let question = format!("All {} dead letters will be {word}. Go on?", chosen.len());
+        if !ask::agreed(&question, interrupted).await? {
             bail!("nothing was changed");
         }
     }
@@ -74,25 +74,6 @@ where
     let left = asked - moved.count;
     tracing::info!(count = moved.count, left, why, "dead letters were {word} by hand");
     told(word, moved, left, json, interrupted.is_cancelled())
-}
-
-/// Asks on a terminal. Without one the command line is the answer.
-async fn agreed(word: &str, count: usize, interrupted: &CancellationToken) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Ok(true);
-    }
-    write!(std::io::stderr(), "All {count} dead letters will be {word}. Go on? [y/N] ")?;
-    // On a thread of its own, which the process does not wait for: an interrupt ends the question.
-    let (sender, answer) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = std::io::stdin().lock().read_line(&mut line);
-        sender.send(read.map(|_| line)).ok();
-    });
-    tokio::select! {
-        answer = answer => Ok(matches!(answer??.trim(), "y" | "Y" | "yes")),
-        () = interrupted.cancelled() => Ok(false),
-    }
 }
 
 /// Some at a time, so that there is progress to show, and at most `rate` a second.

@@ -10,6 +10,7 @@ pub mod raw_service;
 pub mod receiver;
 pub mod servers;
 pub mod stack;
+pub mod stream_api;
 pub mod terminal;
 pub mod volume;
 pub mod wire;

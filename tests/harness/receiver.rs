@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, body::Incoming, header::HeaderMap};
+use hyper::{Method, Request, Response, body::Incoming, header::HeaderMap};
 use hyper_util::rt::TokioIo;
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 #[derive(Clone, Debug)]
 pub struct Received {
+    pub method: Method,
     pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
@@ -107,7 +108,7 @@ async fn answer(
     let body = body.collect().await?.to_bytes();
     let path = parts.uri.path_and_query().unwrap().to_string();
     let began = Instant::now();
-    let mut received = Received { path, headers: parts.headers, body, from, began, ended: began };
+    let mut received = Received { method: parts.method, path, headers: parts.headers, body, from, began, ended: began };
     // On a thread of its own: a reply may wait for the test to say so.
     let told = received.clone();
     let response = tokio::task::spawn_blocking(move || reply(&told)).await.unwrap();

@@ -15,6 +15,7 @@ mod blame;
 mod blocking;
 mod cluster;
 mod commands;
+mod connect;
 mod connections;
 mod dead;
 mod deploy;

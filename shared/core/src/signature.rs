@@ -40,6 +40,10 @@ impl Signature {
         Some(Signature(bytes))
     }
 
+    pub fn bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     /// Lower case, as Stream's SDKs compare it.
     pub fn to_hex(self) -> String {
         hex::encode(self.0)

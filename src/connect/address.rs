@@ -1,0 +1,354 @@
+//! The URL under which Stream reaches this gateway: its parts, whether Stream can reach it, and what answers there.
+
+use crate::exit::BadUsage;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::HOST;
+use hyper::{Request, StatusCode, Uri};
+use std::net::IpAddr;
+use std::time::Duration;
+use streamgate_service::http_client::{self, causes};
+
+const PUSH: &str = "/webhooks/stream/push";
+const BEFORE_MESSAGE_SEND: &str = "/webhooks/stream/before-message-send";
+const CUSTOM_COMMANDS: &str = "/webhooks/stream/custom-commands";
+/// Stream puts the command's name there.
+const COMMAND_QUERY: &str = "?type={type}";
+/// Chosen: Stream itself waits 6 s for a push.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer of ours takes 100 bytes.
+const MAX_ANSWER: usize = 64 << 10;
+/// Domains whose names lead to a laptop, for as long as a tunnel is open.
+const TUNNELS: [&str; 13] = [
+    "trycloudflare.com",
+    "ngrok.io",
+    "ngrok.app",
+    "ngrok.dev",
+    "ngrok-free.app",
+    "ngrok-free.dev",
+    "loca.lt",
+    "localhost.run",
+    "lhr.life",
+    "serveo.net",
+    "devtunnels.ms",
+    "pinggy.link",
+    "pinggy.io",
+];
+/// Endings of names that lead nowhere in public.
+const PRIVATE_NAMES: [&str; 6] = ["localhost", "local", "internal", "lan", "home.arpa", "intranet"];
+
+/// A base URL: scheme, host, port, and a path where a proxy in front takes one off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BaseUrl {
+    text: String,
+    host: String,
+}
+
+impl BaseUrl {
+    /// The base URL, or the whole URL of a webhook on it.
+    pub(super) fn parse(text: &str, option: &str) -> Result<BaseUrl, BadUsage> {
+        let wrong = || BadUsage(format!("{option} takes a URL like https://hooks.example.com, not {text:?}"));
+        if text.contains('@') {
+            return Err(BadUsage(format!("{option} takes no user and password")));
+        }
+        let uri: Uri = text.trim().parse().map_err(|_| wrong())?;
+        let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(wrong());
+        };
+        if authority.host().is_empty() || uri.query().is_some() || text.contains('#') {
+            return Err(wrong());
+        }
+        let default = if scheme == "https" { 443 } else { 80 };
+        let host = authority.host().to_ascii_lowercase();
+        let port = authority.port_u16().filter(|port| *port != default);
+        if authority.port().is_some() && authority.port_u16().is_none_or(|port| port == 0) {
+            return Err(wrong());
+        }
+        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        let path: Vec<&str> = uri.path().split('/').filter(|part| !part.is_empty()).collect();
+        let mut path = path.iter().map(|part| format!("/{part}")).collect::<String>();
+        for known in [PUSH, BEFORE_MESSAGE_SEND, CUSTOM_COMMANDS] {
+            if let Some(base) = path.strip_suffix(known) {
+                path = base.to_owned();
+                break;
+            }
+        }
+        Ok(BaseUrl { text: format!("{scheme}://{host}{port}{path}"), host })
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) fn push(&self) -> String {
+        format!("{}{PUSH}", self.text)
+    }
+
+    pub(super) fn before_message_send(&self) -> String {
+        format!("{}{BEFORE_MESSAGE_SEND}", self.text)
+    }
+
+    pub(super) fn custom_commands(&self) -> String {
+        format!("{}{CUSTOM_COMMANDS}{COMMAND_QUERY}", self.text)
+    }
+
+    /// Whether a URL is our push path. One with a query is not: temporary hooks of Stream's own CLI carry `?cliwebhook=…`.
+    pub(super) fn is_push(&self, url: &str) -> bool {
+        self.is(url, PUSH) && !url.contains('?')
+    }
+
+    pub(super) fn is_before_message_send(&self, url: &str) -> bool {
+        self.is(url, BEFORE_MESSAGE_SEND)
+    }
+
+    pub(super) fn is_custom_commands(&self, url: &str) -> bool {
+        self.is(url, CUSTOM_COMMANDS)
+    }
+
+    fn is(&self, url: &str, path: &str) -> bool {
+        let plain = url.split('?').next().unwrap_or_default();
+        has_path(url, path) && BaseUrl::parse(plain, "").is_ok_and(|other| other.text == self.text)
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.text.starts_with("https:")
+    }
+
+    pub(super) fn is_loopback(&self) -> bool {
+        self.address().map_or(self.host == "localhost", |address| address.is_loopback())
+    }
+
+    /// The tunnel whose host it is.
+    pub(super) fn tunnel(&self) -> Option<&'static str> {
+        TUNNELS.into_iter().find(|domain| self.is_within(domain))
+    }
+
+    fn is_within(&self, domain: &str) -> bool {
+        self.host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    }
+
+    fn address(&self) -> Option<IpAddr> {
+        self.host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+    }
+
+    /// Why Stream cannot reach it from where it is.
+    pub(super) fn unreachable(&self) -> Option<String> {
+        let host = &self.host;
+        let why = match self.address() {
+            Some(address) if is_private(address) => "is an address of a private network, which Stream cannot reach",
+            Some(_) => return None,
+            None if PRIVATE_NAMES.iter().any(|ending| self.is_within(ending)) => {
+                "is a name of a private network, which Stream cannot look up"
+            }
+            // Other writings of an address, as 127.1 or 0x7f000001, are no names either.
+            None if host.rsplit('.').find(|label| !label.is_empty()).is_some_and(is_number) => {
+                "is an address in a form that Stream does not take"
+            }
+            None if !host.trim_end_matches('.').contains('.') => "has no dot, so Stream cannot look it up",
+            None => return None,
+        };
+        Some(format!(
+            "{host} {why}: give the name under which the internet reaches this gateway; on a laptop that is a tunnel's \
+             (README, \"On your laptop\")"
+        ))
+    }
+
+    /// Asks the push path from here: only a gateway of ours answers as it does.
+    pub(super) async fn try_it(&self) -> Result<(), String> {
+        let url = self.push();
+        let failed = |why: String| {
+            format!(
+                "{url} does not answer as this gateway: {why}; start the gateway and look at DNS, firewall, certificate and proxy \
+                 (--no-verify leaves this out)"
+            )
+        };
+        let client = http_client::client(None).map_err(|error| failed(error.to_string()))?;
+        let uri: Uri = url.parse().map_err(|_| failed("no URL".to_owned()))?;
+        let host = uri.authority().map(ToString::to_string).unwrap_or_default();
+        let request = Request::get(uri).header(HOST, host).body(Full::<Bytes>::default());
+        let request = request.map_err(|error| failed(error.to_string()))?;
+        let answer = async {
+            let response = client.request(request).await.map_err(|error| causes(&error))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+            Ok::<_, String>((status, body.map(|body| body.to_bytes()).unwrap_or_default()))
+        };
+        let answered = tokio::time::timeout(TIMEOUT, answer).await;
+        let (status, body) = answered.map_err(|_| failed(format!("no answer within {TIMEOUT:?}")))?.map_err(&failed)?;
+        let code = serde_json::from_slice::<serde_json::Value>(&body)
+            .ok()
+            .and_then(|body| body.get("code").and_then(|code| code.as_str()).map(str::to_owned));
+        match (status, code.as_deref()) {
+            (StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed")) => Ok(()),
+            (StatusCode::FORBIDDEN, Some("peer_not_allowed")) => {
+                Err(failed("it refuses this machine (gateway.allow_from)".to_owned()))
+            }
+            (status, _) if status.is_redirection() => {
+                Err(failed(format!("{status}, a redirect, which Stream does not follow")))
+            }
+            (status, _) => Err(failed(format!("{status} where 405 was expected"))),
+        }
+    }
+}
+
+/// Whether it is the push path of some gateway, with whatever query.
+pub(super) fn is_any_push(url: &str) -> bool {
+    has_path(url, PUSH)
+}
+
+pub(super) fn is_any_before_message_send(url: &str) -> bool {
+    has_path(url, BEFORE_MESSAGE_SEND)
+}
+
+pub(super) fn is_any_custom_commands(url: &str) -> bool {
+    has_path(url, CUSTOM_COMMANDS)
+}
+
+fn has_path(url: &str, path: &str) -> bool {
+    url.split('?').next().is_some_and(|url| url.trim_end_matches('/').ends_with(path))
+}
+
+fn is_number(label: &str) -> bool {
+    label.starts_with("0x") || label.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [first, second, ..] = v4.octets();
+            v4.is_private()
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_broadcast()
+                || v4.is_multicast()
+                // Behind a carrier's NAT (RFC 6598).
+                || (first == 100 && (64..128).contains(&second))
+        }
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => is_private(IpAddr::V4(v4)),
+            None => {
+                v6.is_loopback()
+                    || v6.is_unspecified()
+                    || v6.is_multicast()
+                    || v6.is_unique_local()
+                    || v6.is_unicast_link_local()
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    fn base(text: &str) -> BaseUrl {
+        BaseUrl::parse(text, "--url").unwrap()
+    }
+
+    #[test]
+    fn a_url_is_ours_however_it_is_written() {
+        for text in [
+            "https://hooks.example.com",
+            "https://HOOKS.example.com:443/",
+            "https://hooks.example.com/webhooks/stream/push",
+            "https://hooks.example.com//webhooks/stream/before-message-send/",
+        ] {
+            let base = base(text);
+            assert_eq!(base.as_str(), "https://hooks.example.com");
+            assert!(base.is_push("https://hooks.example.com/webhooks/stream/push/"));
+            assert!(base.is_before_message_send("https://Hooks.example.com:443/webhooks/stream/before-message-send"));
+            assert!(base.is_custom_commands("https://hooks.example.com/webhooks/stream/custom-commands?type={type}"));
+            for other in [
+                "",
+                "https://hooks.example.com",
+                "http://hooks.example.com/webhooks/stream/push",
+                "https://hooks.example.com:8443/webhooks/stream/push",
+                "https://hooks.example.com/webhooks/stream/push?cliwebhook=1",
+                "https://hooks.example.com/other/webhooks/stream/push",
+                "https://hooks.example.com/webhooks/stream/before-message-send",
+            ] {
+                assert!(!base.is_push(other), "{other}");
+            }
+        }
+        assert_eq!(base("https://h.example/prefix/").push(), "https://h.example/prefix/webhooks/stream/push");
+        for wrong in [
+            "",
+            "hooks.example.com",
+            "ftp://h.example",
+            "https://",
+            "https://h?x=1",
+            "https://h:0",
+            "https://u:p@h.example",
+        ] {
+            assert!(BaseUrl::parse(wrong, "--url").is_err(), "{wrong}");
+        }
+        assert!(!BaseUrl::parse("https://user:geheim@h.example", "--url").unwrap_err().to_string().contains("geheim"));
+    }
+
+    #[test]
+    fn what_stream_cannot_reach_is_known() {
+        for private in [
+            "http://localhost:8080",
+            "https://gateway",
+            "https://127.0.0.1",
+            "https://[::1]:8443",
+            "https://10.1.2.3",
+            "https://192.168.0.1",
+            "https://172.16.0.1",
+            "https://169.254.1.1",
+            "https://100.64.0.1",
+            "https://[fd00::1]",
+            "https://[fe80::1]",
+            "https://[::ffff:10.0.0.1]",
+            "https://box.local",
+            "https://127.1",
+            "https://2130706433",
+            "https://0x7f.1",
+            "https://svc.cluster.internal",
+        ] {
+            assert!(base(private).unreachable().is_some(), "{private}");
+        }
+        for public in
+            ["https://hooks.example.com", "https://203.0.113.7", "https://[2001:db8::1]", "https://local.example.com"]
+        {
+            assert_eq!(base(public).unreachable(), None, "{public}");
+        }
+        assert_eq!(base("https://abc-def.trycloudflare.com").tunnel(), Some("trycloudflare.com"));
+        assert_eq!(base("https://nottrycloudflare.com").tunnel(), None);
+    }
+
+    /// What a server that answers so is taken for.
+    async fn tried(answer: &'static str) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).await.unwrap();
+            assert!(request[..read].starts_with(b"GET /webhooks/stream/push HTTP/1.1"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let result = base(&url).try_it().await;
+        server.await.unwrap();
+        result
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_of_this_gateway_is_taken() {
+        let ours = "HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 29\r\n\r\n{\"code\":\"method_not_allowed\"}";
+        assert_eq!(tried(ours).await, Ok(()));
+        for (answer, why) in [
+            ("HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 2\r\n\r\nno", "405"),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", "200"),
+            ("HTTP/1.1 301 Moved\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", "redirect"),
+            ("HTTP/1.1 403 Forbidden\r\ncontent-length: 27\r\n\r\n{\"code\":\"peer_not_allowed\"}", "allow_from"),
+            ("", "connection"),
+        ] {
+            let refused = tried(answer).await.unwrap_err();
+            assert!(refused.contains(why) && refused.contains("--no-verify"), "{answer:?}: {refused}");
+        }
+    }
+}

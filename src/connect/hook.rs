@@ -1,0 +1,278 @@
+//! One event hook of a Stream app. Only a few of its fields are known here; all the others are kept as they were read, because Stream
+//! replaces each hook whole and switches off what is missing.
+
+use jiff::Timestamp;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use streamgate_core::fields::Fields;
+
+/// The fields that Stream reads back as integer nanoseconds and takes only as text.
+const TIMES: [&str; 2] = ["created_at", "updated_at"];
+/// Stream's name for the product whose events come here.
+const PRODUCT: &str = "chat";
+const WEBHOOK: &str = "webhook";
+
+/// An event hook as Stream takes it. Shows none of its values: other hooks hold secrets.
+#[derive(Clone)]
+pub(super) struct EventHook {
+    json: String,
+    fields: Fields,
+}
+
+/// What a hook of ours is to be.
+#[derive(Clone, Debug)]
+pub(super) struct WantedHook {
+    pub(super) id: String,
+    pub(super) url: String,
+    /// Empty: every event.
+    pub(super) event_types: Vec<String>,
+    /// None: as it is, and not for a new hook.
+    pub(super) custom_events: Option<bool>,
+}
+
+impl EventHook {
+    /// None where it is no JSON object.
+    pub(super) fn read(raw: &RawValue) -> Option<EventHook> {
+        EventHook::of(with_written_times(raw.get()))
+    }
+
+    fn of(json: String) -> Option<EventHook> {
+        let fields = Fields::parse(json.as_bytes())?;
+        Some(EventHook { json, fields })
+    }
+
+    /// A new hook of ours.
+    pub(super) fn new(wanted: &WantedHook) -> EventHook {
+        let mut fields = Fields::default();
+        fields.set("id", &json!(wanted.id));
+        fields.set("enabled", &json!(true));
+        fields.set("hook_type", &json!(WEBHOOK));
+        fields.set("product", &json!(PRODUCT));
+        fields.set("webhook_url", &json!(wanted.url));
+        fields.set("event_types", &json!(wanted.event_types));
+        fields.set("should_send_custom_events", &json!(wanted.custom_events.unwrap_or(false)));
+        EventHook { json: fields.to_json(), fields }
+    }
+
+    /// This hook with what is wanted of it, and the names of the fields that change. All other fields stay.
+    pub(super) fn updated(&self, wanted: &WantedHook) -> (EventHook, Vec<&'static str>) {
+        let mut fields = self.fields.clone();
+        let mut changed = Vec::new();
+        let mut set = |name: &'static str, is_right: bool, value: Value| {
+            if !is_right {
+                fields.set(name, &value);
+                changed.push(name);
+            }
+        };
+        set("enabled", self.is_enabled(), json!(true));
+        set("hook_type", self.hook_type() == WEBHOOK, json!(WEBHOOK));
+        set("product", self.delivers_chat(), json!(PRODUCT));
+        set("webhook_url", self.url() == wanted.url, json!(wanted.url));
+        set("event_types", same_set(&self.event_types(), &wanted.event_types), json!(wanted.event_types));
+        if let Some(custom) = wanted.custom_events {
+            set("should_send_custom_events", self.sends_custom_events() == custom, json!(custom));
+        }
+        match changed.is_empty() {
+            true => (self.clone(), changed),
+            false => (EventHook { json: fields.to_json(), fields }, changed),
+        }
+    }
+
+    /// The hook for an update.
+    pub(super) fn json(&self) -> &str {
+        &self.json
+    }
+
+    pub(super) fn id(&self) -> String {
+        self.text("id")
+    }
+
+    /// Empty where it has none.
+    pub(super) fn url(&self) -> String {
+        self.text("webhook_url")
+    }
+
+    pub(super) fn hook_type(&self) -> String {
+        self.text("hook_type")
+    }
+
+    pub(super) fn is_webhook(&self) -> bool {
+        self.hook_type() == WEBHOOK
+    }
+
+    pub(super) fn is_enabled(&self) -> bool {
+        self.is_true("enabled")
+    }
+
+    pub(super) fn delivers_chat(&self) -> bool {
+        matches!(self.text("product").as_str(), "" | "all" | PRODUCT)
+    }
+
+    pub(super) fn sends_custom_events(&self) -> bool {
+        self.is_true("should_send_custom_events")
+    }
+
+    /// Empty: every event.
+    pub(super) fn event_types(&self) -> Vec<String> {
+        let raw = self.fields.get("event_types");
+        raw.and_then(|raw| serde_json::from_str::<Option<Vec<String>>>(raw.get()).ok()?).unwrap_or_default()
+    }
+
+    /// Whether both send some event.
+    pub(super) fn overlaps(&self, event_types: &[String]) -> bool {
+        let own = self.event_types();
+        let is_everything = |types: &[String]| types.is_empty() || types.iter().any(|one| one == "*");
+        is_everything(&own) || is_everything(event_types) || own.iter().any(|one| event_types.contains(one))
+    }
+
+    /// The field of a secret that Stream did not show, which an update would overwrite with what it did show.
+    pub(super) fn hidden_secret(&self) -> Option<String> {
+        let is_masked =
+            |text: &str| text.contains("***") || (text.len() > 3 && text.chars().all(|c| "*•xX".contains(c)));
+        for service in ["sqs", "sns"] {
+            let needs_secret = self.text(&format!("{service}_auth_type")).starts_with("key");
+            for part in ["key", "secret"] {
+                let field = format!("{service}_{part}");
+                if needs_secret && self.text(&field).trim().is_empty() {
+                    return Some(field);
+                }
+            }
+        }
+        let tree: Value = serde_json::from_str(&self.json).unwrap_or_default();
+        masked(&tree, &is_masked)
+    }
+
+    /// What it is, for people. Nothing of it is secret.
+    pub(super) fn describe(&self) -> String {
+        let kind = self.hook_type();
+        let place = ["webhook_url", "sqs_queue_url", "sns_topic_arn", "gcp_pubsub_topic"];
+        let place = place.into_iter().map(|field| self.text(field)).find(|place| !place.is_empty());
+        let place = place.map(|place| format!(" to {}", without_credentials(&place))).unwrap_or_default();
+        format!("{kind} hook {}{place}", self.id())
+    }
+
+    /// Whether they say the same: times, the order of keys, and nulls aside.
+    pub(super) fn says_same(&self, other: &EventHook) -> bool {
+        self.json == other.json || self.essence() == other.essence()
+    }
+
+    /// Everything but its times and what is null.
+    fn essence(&self) -> Value {
+        let mut tree: Value = serde_json::from_str(&self.json).unwrap_or_default();
+        if let Value::Object(fields) = &mut tree {
+            fields.retain(|name, _| !TIMES.contains(&name.as_str()));
+        }
+        without_nulls(tree)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.fields.text(name).unwrap_or_default()
+    }
+
+    fn is_true(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(|raw| raw.get() == "true")
+    }
+}
+
+impl std::fmt::Debug for EventHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventHook").field("fields", &self.fields).finish_non_exhaustive()
+    }
+}
+
+/// The same types in any order; a single `*` is every type, as the empty list is.
+fn same_set(one: &[String], other: &[String]) -> bool {
+    let sorted = |types: &[String]| {
+        let mut sorted: Vec<String> = types.iter().filter(|one| *one != "*").cloned().collect();
+        sorted.sort();
+        sorted.dedup();
+        sorted
+    };
+    sorted(one) == sorted(other)
+}
+
+/// The name of a field, at any depth, whose text is masked.
+fn masked(tree: &Value, is_masked: &impl Fn(&str) -> bool) -> Option<String> {
+    match tree {
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| match value.as_str() {
+            Some(text) => is_masked(text).then(|| name.clone()),
+            None => masked(value, is_masked),
+        }),
+        Value::Array(items) => items.iter().find_map(|item| masked(item, is_masked)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    }
+}
+
+fn without_nulls(tree: Value) -> Value {
+    match tree {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(fields.map(|(name, value)| (name, without_nulls(value))).collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(without_nulls).collect()),
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => other,
+    }
+}
+
+/// A URL of somebody else's may carry a password, or a token in its query.
+pub(super) fn without_credentials(url: &str) -> String {
+    let (url, query) = url.split_once('?').map_or((url, ""), |(url, _)| (url, "?…"));
+    let shown = match url.split_once("://") {
+        Some((scheme, rest)) => match rest.split_once('/').unwrap_or((rest, "")) {
+            (authority, path) if authority.contains('@') => {
+                let host = authority.rsplit('@').next().unwrap_or_default();
+                format!("{scheme}://…@{host}/{path}")
+            }
+            (_, _) => url.to_owned(),
+        },
+        None => url.to_owned(),
+    };
+    shown + query
+}
+
+/// The hook with the times of its top level as text, and otherwise byte for byte.
+fn with_written_times(json: &str) -> String {
+    let Ok(Spans(spans)) = serde_json::from_str(json) else { return json.to_owned() };
+    let mut written = String::with_capacity(json.len());
+    let mut copied = 0;
+    for value in spans {
+        let Some(time) = value.get().parse().ok().and_then(|nanos| Timestamp::from_nanosecond(nanos).ok()) else {
+            continue;
+        };
+        // The value is a slice of this text.
+        let start = (value.get().as_ptr() as usize).saturating_sub(json.as_ptr() as usize);
+        written.push_str(json.get(copied..start).unwrap_or_default());
+        written.push_str(&format!("\"{time}\""));
+        copied = start + value.get().len();
+    }
+    written.push_str(json.get(copied..).unwrap_or_default());
+    written
+}
+
+/// The values of the times, in their order.
+struct Spans<'j>(Vec<&'j RawValue>);
+
+impl<'de> Deserialize<'de> for Spans<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Spans<'de>, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Spans<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Spans<'de>, A::Error> {
+                let mut spans = Vec::new();
+                while let Some((name, value)) = map.next_entry::<&'de RawValue, &'de RawValue>()? {
+                    if TIMES.contains(&name.get().trim_matches('"')) {
+                        spans.push(value);
+                    }
+                }
+                Ok(Spans(spans))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}

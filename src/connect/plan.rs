@@ -1,0 +1,579 @@
+//! From an app's settings and what is wanted of them to what changes: pure, so that it can be shown, tried and refused before anything
+//! is written.
+
+use super::address::BaseUrl;
+use super::hook::{EventHook, WantedHook, without_credentials};
+use super::settings::{Settings, Webhooks};
+use serde_json::json;
+use streamgate_core::fields::Fields;
+use uuid::Uuid;
+
+const TIMEOUT_FIELD: &str = "before_message_send_hook_attempt_timeout_ms";
+const BEFORE_MESSAGE_SEND_FIELD: &str = "before_message_send_hook_url";
+const COMMANDS_FIELD: &str = "custom_action_handler_url";
+const COMPRESSION_FIELD: &str = "enable_hook_payload_compression";
+/// Names the UUIDs of our hooks, which are made of the app and the URL so that a second run finds the first one's.
+const NAMESPACE: Uuid = Uuid::from_u128(0x6a7f_33c6_02b5_4e0d_9f1e_5a0c_1d5b_7e42);
+
+/// What the app's settings are to say.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) base: BaseUrl,
+    pub(super) goal: Goal,
+    pub(super) may_replace: bool,
+    pub(super) is_forced: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Goal {
+    /// Points the app at the gateway.
+    Connect {
+        /// Empty: every event.
+        event_types: Vec<String>,
+        custom_events: bool,
+        before_message_send: HookUrl,
+        custom_commands: HookUrl,
+        /// What Stream is to wait for before-message-send, in milliseconds.
+        timeout: u64,
+        compress: bool,
+    },
+    /// Takes out what leads to the gateway. `timeout`: the one that `Connect` would have set.
+    Remove { timeout: u64 },
+}
+
+/// What becomes of the URL of a synchronous hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HookUrl {
+    Set,
+    /// Stays as it is.
+    Keep,
+    /// Goes, if it is ours.
+    Clear,
+}
+
+/// How one line of the plan begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    Add,
+    Change,
+    Remove,
+    Keep,
+    Attention,
+}
+
+impl Mark {
+    pub(super) fn sign(self) -> char {
+        match self {
+            Mark::Add => '+',
+            Mark::Change => '~',
+            Mark::Remove => '-',
+            Mark::Keep => '=',
+            Mark::Attention => '!',
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Mark::Add => "add",
+            Mark::Change => "change",
+            Mark::Remove => "remove",
+            Mark::Keep => "keep",
+            Mark::Attention => "attention",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) mark: Mark,
+    pub(super) what: String,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    /// Why nothing may be written; each names the option that overrides it.
+    pub(super) refusals: Vec<String>,
+    /// The settings once all is written.
+    pub(super) expected: Settings,
+    /// What a PATCH sends for the webhooks, where they change.
+    webhooks: Option<String>,
+    /// What it sends for the plain settings, where they change.
+    plain: Fields,
+}
+
+impl Plan {
+    pub(super) fn of(now: &Settings, wanted: &Wanted) -> Plan {
+        let expected = now.clone();
+        let mut plan =
+            Plan { steps: Vec::new(), refusals: Vec::new(), expected, webhooks: None, plain: Fields::default() };
+        plan.push_webhooks(now, wanted);
+        plan.synchronous_hooks(now, wanted);
+        plan.compression(now, wanted);
+        plan
+    }
+
+    /// The bodies of the updates, in their order: the list of hooks first, so that one that Stream refuses takes nothing else with it.
+    pub(super) fn bodies(&self) -> Vec<String> {
+        let plain = (!self.plain.is_empty()).then(|| self.plain.to_json());
+        self.webhooks.iter().cloned().chain(plain).collect()
+    }
+
+    pub(super) fn changes_anything(&self) -> bool {
+        self.webhooks.is_some() || !self.plain.is_empty()
+    }
+
+    fn step(&mut self, mark: Mark, what: impl Into<String>) {
+        self.steps.push(Step { mark, what: what.into() });
+    }
+
+    fn push_webhooks(&mut self, now: &Settings, wanted: &Wanted) {
+        match &now.webhooks {
+            Webhooks::V1 { url, event_types } => self.one_url(url, event_types, wanted),
+            Webhooks::V2(hooks) => self.event_hooks(hooks, now, wanted),
+        }
+    }
+
+    fn event_hooks(&mut self, hooks: &[EventHook], now: &Settings, wanted: &Wanted) {
+        let id = Uuid::new_v5(&NAMESPACE, format!("{} {}", now.app.id, wanted.base.as_str()).as_bytes()).to_string();
+        let by_url = |hook: &EventHook| hook.is_webhook() && wanted.base.is_push(&hook.url());
+        // One whose URL somebody has changed is found by its id, but never taken out for that.
+        let by_id = matches!(wanted.goal, Goal::Connect { .. }) && !hooks.iter().any(by_url);
+        let is_ours = |hook: &EventHook| by_url(hook) || by_id && hook.id() == id;
+        let (ours, others): (Vec<&EventHook>, Vec<&EventHook>) = hooks.iter().partition(|hook| is_ours(hook));
+        let list: Vec<EventHook> = match &wanted.goal {
+            Goal::Remove { .. } => {
+                for hook in &ours {
+                    self.step(Mark::Remove, hook.describe());
+                }
+                others.iter().copied().cloned().collect()
+            }
+            Goal::Connect { event_types, custom_events, .. } => {
+                let wanted_hook = WantedHook {
+                    id,
+                    url: wanted.base.push(),
+                    event_types: event_types.clone(),
+                    custom_events: custom_events.then_some(true),
+                };
+                let list = self.with_ours(hooks, &ours, &wanted_hook);
+                for other in others.iter().filter(|other| other.is_enabled() && other.is_webhook()) {
+                    if other.delivers_chat() && other.overlaps(event_types) {
+                        self.step(Mark::Attention, format!("{} gets the same events", other.describe()));
+                    }
+                }
+                list
+            }
+        };
+        match others.len() {
+            0 => {}
+            1 => self.step(Mark::Keep, "1 other hook kept"),
+            count => self.step(Mark::Keep, format!("{count} other hooks kept")),
+        }
+        let after = Webhooks::V2(list.clone());
+        if after.says_same(&now.webhooks) {
+            return;
+        }
+        for (other, field) in others.iter().filter_map(|other| Some((other, other.hidden_secret()?))) {
+            if !wanted.is_forced {
+                self.refusals.push(format!(
+                    "{}: Stream did not show its {field}, and an update of the list would overwrite it: change the hooks in Stream's \
+                     dashboard, or add --force and set {field} again afterwards",
+                    other.describe()
+                ));
+            }
+        }
+        let list: Vec<&str> = list.iter().map(EventHook::json).collect();
+        self.webhooks = Some(format!("{{\"event_hooks\":[{}]}}", list.join(",")));
+        self.expected.webhooks = after;
+    }
+
+    /// The list with a hook of ours, in the place of the one that is there.
+    fn with_ours(&mut self, hooks: &[EventHook], ours: &[&EventHook], wanted: &WantedHook) -> Vec<EventHook> {
+        let types = match wanted.event_types.len() {
+            0 => "every event".to_owned(),
+            1..=6 => wanted.event_types.join(", "),
+            count => format!("{count} types of events"),
+        };
+        let Some(first) = ours.first() else {
+            self.step(Mark::Add, format!("webhook hook to {}: {types}", wanted.url));
+            return hooks.iter().cloned().chain([EventHook::new(wanted)]).collect();
+        };
+        for more in ours.iter().skip(1).filter(|more| more.is_enabled()) {
+            self.step(Mark::Attention, format!("{} leads here too: every event comes twice", more.describe()));
+        }
+        let (updated, changed) = first.updated(wanted);
+        match changed.is_empty() {
+            true => self.step(Mark::Keep, format!("webhook hook to {}: {types}", wanted.url)),
+            false => {
+                let fields = changed.join(", ");
+                self.step(Mark::Change, format!("webhook hook to {}: {types} ({fields})", wanted.url));
+            }
+        }
+        hooks.iter().map(|hook| if std::ptr::eq(hook, *first) { updated.clone() } else { hook.clone() }).collect()
+    }
+
+    fn one_url(&mut self, url: &str, event_types: &[String], wanted: &Wanted) {
+        let is_ours = wanted.base.is_push(url);
+        let mut body = Fields::default();
+        let after = match &wanted.goal {
+            Goal::Remove { .. } if is_ours => {
+                self.step(Mark::Remove, format!("webhook_url {url}"));
+                body.set("webhook_url", &json!(""));
+                Webhooks::V1 { url: String::new(), event_types: event_types.to_vec() }
+            }
+            Goal::Remove { .. } => return,
+            Goal::Connect { event_types: types, custom_events, .. } => {
+                if *custom_events {
+                    let what = "--custom-events has no effect: this app is one of Stream's first generation of hooks";
+                    self.step(Mark::Attention, what);
+                }
+                if !is_ours && !url.is_empty() && !wanted.may_replace {
+                    self.refuse_replacing("webhook_url", url, "every event that it gets now");
+                }
+                let ours = wanted.base.push();
+                match (is_ours, url.is_empty()) {
+                    (true, _) if event_types == types => self.step(Mark::Keep, format!("webhook_url {url}")),
+                    (true, _) => self.step(Mark::Change, format!("webhook_url {url} (webhook_events)")),
+                    (false, true) => self.step(Mark::Add, format!("webhook_url {ours}")),
+                    (false, false) => {
+                        self.step(Mark::Change, format!("webhook_url {} -> {ours}", without_credentials(url)));
+                    }
+                }
+                if !is_ours {
+                    body.set("webhook_url", &json!(ours));
+                }
+                if event_types != types {
+                    body.set("webhook_events", &json!(types));
+                }
+                Webhooks::V1 { url: if is_ours { url.to_owned() } else { ours }, event_types: types.clone() }
+            }
+        };
+        if !body.is_empty() {
+            self.webhooks = Some(body.to_json());
+            self.expected.webhooks = after;
+        }
+    }
+
+    fn synchronous_hooks(&mut self, now: &Settings, wanted: &Wanted) {
+        let base = &wanted.base;
+        let (moderation, commands, timeout) = match &wanted.goal {
+            Goal::Connect { before_message_send, custom_commands, timeout, .. } => {
+                (*before_message_send, *custom_commands, *timeout)
+            }
+            Goal::Remove { timeout } => (HookUrl::Clear, HookUrl::Clear, *timeout),
+        };
+        let url = &now.before_message_send_url;
+        let was_ours = base.is_before_message_send(url);
+        let place = Place { field: BEFORE_MESSAGE_SEND_FIELD, ours: base.before_message_send(), was_ours };
+        let after = self.plain_url(place, url, moderation, wanted);
+        let waits = now.before_message_send_timeout;
+        let timeout = match moderation {
+            HookUrl::Set => Some(timeout),
+            HookUrl::Clear if was_ours && waits == timeout => Some(0),
+            HookUrl::Clear | HookUrl::Keep => None,
+        };
+        if let Some(timeout) = timeout.filter(|timeout| *timeout != waits) {
+            let shown = |timeout| if timeout == 0 { "Stream's default".to_owned() } else { format!("{timeout} ms") };
+            self.step(Mark::Change, format!("{TIMEOUT_FIELD}: {} -> {}", shown(waits), shown(timeout)));
+            self.plain.set(TIMEOUT_FIELD, &json!(timeout));
+            self.expected.before_message_send_timeout = timeout;
+        }
+        self.expected.before_message_send_url = after;
+        let url = &now.custom_action_handler_url;
+        let was_ours = base.is_custom_commands(url);
+        let place = Place { field: COMMANDS_FIELD, ours: base.custom_commands(), was_ours };
+        self.expected.custom_action_handler_url = self.plain_url(place, url, commands, wanted);
+    }
+
+    /// What the setting is afterwards.
+    fn plain_url(&mut self, place: Place, url: &str, what: HookUrl, wanted: &Wanted) -> String {
+        let Place { field, ours, was_ours } = place;
+        match what {
+            HookUrl::Set if url == ours => self.step(Mark::Keep, format!("{field} {url}")),
+            HookUrl::Set => {
+                if url.is_empty() {
+                    self.step(Mark::Add, format!("{field} {ours}"));
+                } else {
+                    if !was_ours && !wanted.may_replace {
+                        self.refuse_replacing(field, url, "the hooks that it answers now");
+                    }
+                    self.step(Mark::Change, format!("{field} {} -> {ours}", without_credentials(url)));
+                }
+                self.plain.set(field, &json!(ours));
+                return ours;
+            }
+            HookUrl::Clear if was_ours => {
+                self.step(Mark::Remove, format!("{field} {url}"));
+                self.plain.set(field, &json!(""));
+                return String::new();
+            }
+            HookUrl::Keep if was_ours => {
+                let what = "leads here, and this configuration answers no such hooks (--no-hooks takes it out)";
+                self.step(Mark::Attention, format!("{field} {what}"));
+            }
+            HookUrl::Clear | HookUrl::Keep => {}
+        }
+        url.to_owned()
+    }
+
+    fn refuse_replacing(&mut self, field: &str, url: &str, loses: &str) {
+        self.refusals.push(format!(
+            "{field} is {}, which is not this gateway's: --replace points it here, and that service loses {loses}",
+            without_credentials(url)
+        ));
+    }
+
+    /// It can be set but never read back, and it changes what every receiver of the app gets.
+    fn compression(&mut self, now: &Settings, wanted: &Wanted) {
+        let Goal::Connect { compress: true, .. } = wanted.goal else { return };
+        let mut receivers = match &now.webhooks {
+            Webhooks::V1 { .. } => Vec::new(),
+            Webhooks::V2(hooks) => hooks
+                .iter()
+                .filter(|hook| hook.is_enabled() && !wanted.base.is_push(&hook.url()))
+                .map(EventHook::describe)
+                .collect(),
+        };
+        let urls = [
+            (BEFORE_MESSAGE_SEND_FIELD, &self.expected.before_message_send_url),
+            (COMMANDS_FIELD, &self.expected.custom_action_handler_url),
+            ("moderation_webhook_url", &now.moderation_webhook_url),
+        ];
+        for (field, url) in urls {
+            let is_ours = wanted.base.is_before_message_send(url) || wanted.base.is_custom_commands(url);
+            if !url.is_empty() && !is_ours {
+                receivers.push(format!("{field} {}", without_credentials(url)));
+            }
+        }
+        self.step(Mark::Change, format!("{COMPRESSION_FIELD}: true (Stream does not show what it is now)"));
+        self.plain.set(COMPRESSION_FIELD, &json!(true));
+        if !receivers.is_empty() && !wanted.is_forced {
+            self.refusals.push(format!(
+                "--compress compresses what every receiver of this app gets, and cannot be read back: {}; --force does it all the same, \
+                 and those that do not inflate gzip fail",
+                receivers.join(", ")
+            ));
+        }
+    }
+}
+
+/// A plain setting that may lead to us.
+struct Place {
+    field: &'static str,
+    ours: String,
+    was_ours: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+    use serde_json::value::RawValue;
+    use std::collections::BTreeMap;
+
+    const TIME: i64 = 1_791_485_542_458_572_000;
+    const WRITTEN: &str = "\"2026-10-08T18:52:22.458572Z\"";
+
+    fn base() -> BaseUrl {
+        BaseUrl::parse("https://hooks.example.com", "--url").unwrap()
+    }
+
+    fn connect(event_types: &[&str]) -> Wanted {
+        let goal = Goal::Connect {
+            event_types: event_types.iter().map(|name| (*name).to_owned()).collect(),
+            custom_events: false,
+            before_message_send: HookUrl::Set,
+            custom_commands: HookUrl::Set,
+            timeout: 1500,
+            compress: false,
+        };
+        Wanted { base: base(), goal, may_replace: false, is_forced: false }
+    }
+
+    fn remove() -> Wanted {
+        Wanted { goal: Goal::Remove { timeout: 1500 }, ..connect(&[]) }
+    }
+
+    fn settings(app: &str) -> Settings {
+        Settings::of(&Fields::parse(app.as_bytes()).unwrap()).unwrap()
+    }
+
+    fn v2(hooks: &[String]) -> Settings {
+        settings(&format!("{{\"id\":1,\"use_hook_v2\":true,\"event_hooks\":[{}]}}", hooks.join(",")))
+    }
+
+    /// The hooks that a plan writes, each as the bytes that are sent.
+    fn written(plan: &Plan) -> Vec<String> {
+        let bodies = plan.bodies();
+        let Some(body) = bodies.iter().find(|body| body.contains("event_hooks")) else { return Vec::new() };
+        let body: BTreeMap<&str, Vec<&RawValue>> = serde_json::from_str(body).unwrap();
+        assert_eq!(body.len(), 1, "no other key");
+        body["event_hooks"].iter().map(|hook| hook.get().to_owned()).collect()
+    }
+
+    #[test]
+    fn times_are_written_as_text_and_nothing_else_changes() {
+        let hook = |time: &str| {
+            format!(
+                r#"{{ "id" : "h", "sqs_queue_url":"q", "big": 9223372036854775807, "exact":1e400, "created_at": {time}, "n":null, "updated_at":{time}}}"#
+            )
+        };
+        let plan = Plan::of(&v2(&[hook(&TIME.to_string())]), &connect(&[]));
+        assert_eq!(written(&plan)[0], hook(WRITTEN));
+        let plan = Plan::of(&v2(&[hook("\"2026-01-01T00:00:00Z\"")]), &connect(&[]));
+        assert_eq!(written(&plan)[0], hook("\"2026-01-01T00:00:00Z\""), "the older family of paths has text");
+        let plan = Plan::of(&v2(&[hook("9223372036854775807")]), &connect(&[]));
+        assert_eq!(written(&plan)[0], hook("\"2262-04-11T23:47:16.854775807Z\""));
+    }
+
+    #[test]
+    fn an_own_hook_keeps_what_an_operator_has_set() {
+        let ours = r#"{"id":"h4","hook_type":"webhook","enabled":false,"event_types":["message.updated"],"webhook_url":"https://hooks.example.com/webhooks/stream/push","timeout_ms":3000,"failover_config":{"type":"s3","s3_bucket":"mine"}}"#;
+        let plan = Plan::of(&v2(&[ours.to_owned()]), &connect(&["message.new"]));
+        let expected = ours.replace("false", "true").replace("message.updated", "message.new");
+        assert_eq!(written(&plan), [expected]);
+    }
+
+    #[test]
+    fn each_setting_goes_only_where_it_changes() {
+        let first = settings(r#"{"id":1,"use_hook_v2":false,"webhook_url":"","before_message_send_hook_url":""}"#);
+        let plan = Plan::of(&first, &connect(&["message.new"]));
+        let bodies: Vec<Value> = plan.bodies().iter().map(|body| serde_json::from_str(body).unwrap()).collect();
+        let push = json!({"webhook_url": base().push(), "webhook_events": ["message.new"]});
+        let plain = json!({
+            "before_message_send_hook_url": base().before_message_send(),
+            "before_message_send_hook_attempt_timeout_ms": 1500,
+            "custom_action_handler_url": "https://hooks.example.com/webhooks/stream/custom-commands?type={type}",
+        });
+        assert_eq!(bodies, [push, plain]);
+        assert!(!Plan::of(&plan.expected, &connect(&["message.new"])).changes_anything());
+        let removed = Plan::of(&plan.expected, &remove());
+        assert_eq!(removed.expected.before_message_send_timeout, 0);
+        assert!(
+            removed.expected.before_message_send_url.is_empty()
+                && removed.expected.custom_action_handler_url.is_empty()
+        );
+        let changed = Settings { before_message_send_timeout: 2000, ..plan.expected };
+        assert_eq!(
+            Plan::of(&changed, &remove()).expected.before_message_send_timeout,
+            2000,
+            "somebody has set it since"
+        );
+    }
+
+    #[test]
+    fn what_would_do_harm_is_refused_and_names_the_option_that_overrides_it() {
+        let sqs = |secret: &str| {
+            format!(r#"{{"id":"q","hook_type":"sqs","enabled":true,"sqs_auth_type":"keys","sqs_key":"AKIA"{secret}}}"#)
+        };
+        let v2_app = |hooks: &str, plain: &str| {
+            settings(&format!(r#"{{"id":1,"use_hook_v2":true,"event_hooks":[{hooks}]{plain}}}"#))
+        };
+        let compress = || {
+            let mut wanted = connect(&[]);
+            if let Goal::Connect { compress, .. } = &mut wanted.goal {
+                *compress = true;
+            }
+            wanted
+        };
+        let foreign = r#"{"id":"w","hook_type":"webhook","enabled":true,"webhook_url":"https://u:geheim@other.example/x?token=geheim"}"#;
+        let cases = [
+            (v2_app(&sqs(""), ""), connect(&[]), "--force"),
+            (v2_app(&sqs(r#","sqs_secret":"""#), ""), connect(&[]), "--force"),
+            (v2_app(&sqs(r#","sqs_secret":"***""#), ""), connect(&[]), "--force"),
+            (
+                v2_app(r#"{"id":"g","hook_type":"webhook","failover_config":{"gcs_credentials":"********"}}"#, ""),
+                connect(&[]),
+                "--force",
+            ),
+            (v2_app("", r#","before_message_send_hook_url":"https://other.example/m""#), connect(&[]), "--replace"),
+            (v2_app("", r#","custom_action_handler_url":"https://other.example/c""#), connect(&[]), "--replace"),
+            (settings(r#"{"id":1,"webhook_url":"https://u:geheim@other.example/"}"#), connect(&[]), "--replace"),
+            (v2_app(foreign, ""), compress(), "--force"),
+            (v2_app("", r#","moderation_webhook_url":"https://other.example/m""#), compress(), "--force"),
+        ];
+        for (now, wanted, option) in cases {
+            let plan = Plan::of(&now, &wanted);
+            assert!(plan.refusals.len() == 1 && plan.refusals[0].contains(option), "{plan:?}");
+            assert!(!format!("{:?} {:?}", plan.steps, plan.refusals).contains("geheim"));
+            let overridden = Wanted { may_replace: true, is_forced: true, ..wanted };
+            assert!(Plan::of(&now, &overridden).refusals.is_empty());
+        }
+        let whole = v2_app(&sqs(r#","sqs_secret":"secret""#), "");
+        assert!(Plan::of(&whole, &connect(&[])).refusals.is_empty());
+        assert!(Plan::of(&v2_app(&sqs(""), ""), &remove()).refusals.is_empty(), "nothing is written");
+        let hooks = [format!("{},{foreign}", sqs(r#","sqs_secret":"secret""#))];
+        let plan = Plan::of(&v2(&hooks), &connect(&[]));
+        let twice = plan.steps.iter().filter(|step| step.mark == Mark::Attention);
+        assert_eq!(twice.count(), 1, "another receiver of the same events: {plan:?}");
+    }
+
+    #[test]
+    fn temporary_hooks_of_streams_own_tool_are_somebody_elses() {
+        let temporary = format!(
+            r#"{{"id":"t","hook_type":"webhook","enabled":true,"webhook_url":"{}?cliwebhook=7"}}"#,
+            base().push()
+        );
+        let plan = Plan::of(&v2(std::slice::from_ref(&temporary)), &connect(&[]));
+        assert_eq!(written(&plan)[0], temporary);
+        assert!(!Plan::of(&v2(&[temporary]), &remove()).changes_anything());
+    }
+
+    fn value() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            any::<bool>().prop_map(|value| value.to_string()),
+            any::<i64>().prop_map(|value| value.to_string()),
+            any::<u64>().prop_map(|value| value.to_string()),
+            Just("123456789012345678901234567890.5e-7".to_owned()),
+            Just("9223372036854775807".to_owned()),
+            Just(r#""\ud83d\u00e9\/\t""#.to_owned()),
+            "\\PC{0,8}".prop_map(|text| Value::from(text).to_string()),
+        ];
+        leaf.prop_recursive(2, 8, 4, |inner| {
+            let list =
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(|items| format!("[{}]", items.join(" , ")));
+            let object = proptest::collection::btree_map("[a-z]{1,4}", inner, 0..4).prop_map(|fields| {
+                let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
+                format!("{{{}}}", fields.join(","))
+            });
+            prop_oneof![list, object]
+        })
+    }
+
+    /// A hook of a type that nobody knows yet, and whether its times are numbers: as it is read, and as it must be written.
+    fn foreign() -> impl Strategy<Value = (String, String)> {
+        let fields = proptest::collection::vec(("[a-z_]{1,9}", value()), 0..6);
+        ("[a-z]{3,8}", fields, any::<bool>(), 0usize..3).prop_map(|(id, fields, is_number, space)| {
+            let space = " ".repeat(space);
+            let fields: BTreeMap<_, _> = fields.into_iter().filter(|(name, _)| name != "id" && name != "hook_type").collect();
+            let fields: String = fields.iter().map(|(name, value)| format!(",{space}\"{name}\":{space}{value}")).collect();
+            let hook = |time: &str| {
+                format!(r#"{{"id":"{id}",{space}"created_at":{time},"hook_type":"of_the_future"{fields},"updated_at":{time} }}"#)
+            };
+            let read = if is_number { hook(&TIME.to_string()) } else { hook(WRITTEN) };
+            (read, hook(WRITTEN))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_hooks_are_written_back_byte_for_byte_but_for_their_times(hooks in proptest::collection::vec(foreign(), 0..4)) {
+            let (read, expected): (Vec<_>, Vec<_>) = hooks.into_iter().unzip();
+            let now = v2(&read);
+            let forced = |wanted| Wanted { is_forced: true, ..wanted };
+            let first = Plan::of(&now, &forced(connect(&[])));
+            let list = written(&first);
+            prop_assert_eq!(&list[..list.len() - 1], &expected[..]);
+            prop_assert!(!Plan::of(&first.expected, &connect(&[])).changes_anything(), "a second run has nothing to do");
+            let mut moved = forced(connect(&["message.new"]));
+            moved.base = BaseUrl::parse("https://other.example.com", "--url").unwrap();
+            moved.may_replace = true;
+            let second = Plan::of(&first.expected, &moved);
+            prop_assert_eq!(&written(&second)[..list.len()], &list[..]);
+            let back = Plan::of(&Plan::of(&second.expected, &Wanted { base: moved.base, ..forced(remove()) }).expected, &forced(remove()));
+            prop_assert_eq!(written(&back), expected);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! A server with the rules of Stream's REST API for an app's settings, which refuses what Stream refuses.
+
+use super::receiver::{Received, Receiver};
+use super::wire::{API_KEY, SECRET};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Response};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use streamgate_core::fields::Fields;
+
+const TIMES: [&str; 2] = ["created_at", "updated_at"];
+const V1_FIELDS: [&str; 4] = ["webhook_url", "webhook_events", "sqs_url", "sns_topic_arn"];
+
+/// An app's settings, and what goes wrong next.
+#[derive(Clone, Debug, Default)]
+pub struct App {
+    pub is_v2: bool,
+    /// Each as it was written; times as text.
+    pub hooks: Vec<String>,
+    /// The plain settings.
+    pub plain: BTreeMap<String, Value>,
+    /// Reads after an update that still show the settings before it.
+    pub lag: usize,
+    /// The next requests that are answered 429, and those that an edge answers 502.
+    pub too_many: usize,
+    pub edge_errors: usize,
+    /// What the settings become after each of the next reads: somebody else changes them.
+    pub changes: Vec<Vec<String>>,
+    /// Whether `/hook/events` is there.
+    pub lists_events: bool,
+    stale: Option<(usize, Vec<String>, BTreeMap<String, Value>)>,
+}
+
+/// Serves until it is dropped.
+#[derive(Debug)]
+pub struct StreamApi {
+    receiver: Receiver,
+    app: Arc<Mutex<App>>,
+}
+
+impl StreamApi {
+    pub async fn start(app: App) -> StreamApi {
+        let app = Arc::new(Mutex::new(app));
+        let served = Arc::clone(&app);
+        let receiver = Receiver::start(move |request| served.lock().unwrap().answer(request)).await;
+        StreamApi { receiver, app }
+    }
+
+    /// An app of the second generation with these hooks.
+    pub async fn v2(hooks: &[&str]) -> StreamApi {
+        let hooks = hooks.iter().map(|hook| (*hook).to_owned()).collect();
+        StreamApi::start(App { is_v2: true, lists_events: true, hooks, ..App::default() }).await
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.receiver.address)
+    }
+
+    pub fn app(&self) -> App {
+        self.app.lock().unwrap().clone()
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut App)) {
+        change(&mut self.app.lock().unwrap());
+    }
+
+    pub fn requests(&self) -> Vec<Received> {
+        self.receiver.received()
+    }
+
+    /// The bodies of all updates.
+    pub fn updates(&self) -> Vec<Value> {
+        let updates = self.requests().into_iter().filter(|request| request.method == Method::PATCH);
+        updates.map(|request| serde_json::from_slice(&request.body).unwrap()).collect()
+    }
+}
+
+impl App {
+    fn answer(&mut self, request: &Received) -> Response<Full<Bytes>> {
+        if self.edge_errors > 0 {
+            self.edge_errors -= 1;
+            return respond(502, "<html><body>502 Bad Gateway</body></html>".to_owned());
+        }
+        if self.too_many > 0 {
+            self.too_many -= 1;
+            let (code, message) = (9, "Too many requests");
+            let body = json!({"code": code, "message": message, "StatusCode": 429}).to_string();
+            let response = Response::builder().status(429).header("retry-after", "1");
+            return response.body(Full::from(body)).unwrap();
+        }
+        if request.header("authorization") != token(SECRET) || request.header("stream-auth-type") != "jwt" {
+            return refuse(401, 5, "Token signature is invalid");
+        }
+        let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
+        if !query.split('&').any(|pair| pair == format!("api_key={API_KEY}")) {
+            return refuse(401, 2, "api_key not found");
+        }
+        match (request.method.as_str(), path) {
+            ("GET", "/api/v2/app") => self.read(),
+            ("PATCH", "/api/v2/app") => match self.update(&request.body) {
+                Ok(()) => respond(200, json!({"duration": "12.34ms"}).to_string()),
+                Err(message) => refuse(400, 4, &format!("UpdateApp failed with error: \"{message}\"")),
+            },
+            ("GET", "/hook/events") if self.lists_events => {
+                let events = ["message.new", "message.updated", "message.deleted", "reaction.new", "future.event"];
+                let events: Vec<_> = events.iter().map(|name| json!({"name": name, "products": ["chat"]})).collect();
+                respond(200, json!({"events": events}).to_string())
+            }
+            _ => refuse(404, 16, "not found"),
+        }
+    }
+
+    fn read(&mut self) -> Response<Full<Bytes>> {
+        let (hooks, plain) = match &mut self.stale {
+            Some((left, hooks, plain)) if *left > 0 => {
+                *left -= 1;
+                (hooks.clone(), plain.clone())
+            }
+            _ => (self.hooks.clone(), self.plain.clone()),
+        };
+        let mut app = Fields::default();
+        app.set("id", &json!(12345));
+        app.set("name", &json!("an app"));
+        app.set("placement", &json!("us-east"));
+        app.set("suspended", &json!(false));
+        app.set("use_hook_v2", &json!(self.is_v2));
+        for (name, value) in &plain {
+            app.set(name, value);
+        }
+        let hooks: Vec<String> = hooks.iter().map(|hook| with_times(hook, nanoseconds)).collect();
+        app.set_raw("event_hooks", RawValue::from_string(format!("[{}]", hooks.join(", "))).unwrap());
+        if !self.changes.is_empty() {
+            self.hooks = self.changes.remove(0);
+        }
+        respond(200, format!("{{\"app\": {}, \"duration\": \"1.2ms\"}}", app.to_json()))
+    }
+
+    /// Replaces what stands in the body, and nothing else.
+    fn update(&mut self, body: &[u8]) -> Result<(), String> {
+        let changes: BTreeMap<String, Box<RawValue>> =
+            serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        let before = (self.lag, self.hooks.clone(), self.plain.clone());
+        let mut after = self.clone();
+        for (name, value) in changes {
+            let value = value.get();
+            if name == "event_hooks" {
+                after.hooks = self.replaced(value)?;
+            } else if self.is_v2 && V1_FIELDS.contains(&name.as_str()) {
+                return Err("Cannot set webhook URL, webhook events in new hook v2 system".to_owned());
+            } else {
+                let value: Value = serde_json::from_str(value).unwrap();
+                let is_time = name == "before_message_send_hook_attempt_timeout_ms";
+                if is_time && value.as_u64().is_none_or(|value| value > 5000) {
+                    return Err("timeout out of range".to_owned());
+                }
+                after.plain.insert(name, value);
+            }
+        }
+        *self = App { stale: Some(before), ..after };
+        Ok(())
+    }
+
+    fn replaced(&self, list: &str) -> Result<Vec<String>, String> {
+        if !self.is_v2 {
+            return Err("cannot set event hooks in hook v1 system".to_owned());
+        }
+        let list: Vec<Box<RawValue>> = serde_json::from_str(list).map_err(|error| error.to_string())?;
+        for sent in &list {
+            let sent = Fields::parse(sent.get().as_bytes()).unwrap();
+            let is_number = |name: &str| sent.get(name).is_some_and(|time| !time.get().starts_with(['"', 'n']));
+            if TIMES.into_iter().any(is_number) {
+                return Err("Time.UnmarshalJSON: input is not a JSON string".to_owned());
+            }
+            let is_foreign = !sent.text("webhook_url").unwrap_or_default().ends_with("/webhooks/stream/push");
+            let known = self.hooks.iter().map(|hook| Fields::parse(hook.as_bytes()).unwrap());
+            for known in known.filter(|known| is_foreign && known.text("id") == sent.text("id")) {
+                let known: BTreeMap<String, Value> = serde_json::from_str(&known.to_json()).unwrap();
+                if let Some(lost) = known.keys().find(|name| sent.get(name).is_none()) {
+                    return Err(format!("hook {:?} lost its {lost}", sent.text("id")));
+                }
+            }
+        }
+        Ok(list.iter().map(|hook| hook.get().to_owned()).collect())
+    }
+}
+
+/// The hook with its times as `written` has them.
+fn with_times(hook: &str, written: impl Fn(&str) -> String) -> String {
+    let mut fields = Fields::parse(hook.as_bytes()).unwrap();
+    let times = TIMES.iter().filter_map(|name| Some((*name, fields.text(name)?))).collect::<Vec<_>>();
+    if times.is_empty() {
+        return hook.to_owned();
+    }
+    for (name, time) in times {
+        fields.set_raw(name, RawValue::from_string(written(&time)).unwrap());
+    }
+    fields.to_json()
+}
+
+fn nanoseconds(time: &str) -> String {
+    time.parse::<jiff::Timestamp>().unwrap().as_nanosecond().to_string()
+}
+
+/// Stream's token of a server. The vector of its SDKs stands in the unit test beside the one that makes it.
+pub fn token(secret: &str) -> String {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as base64url};
+    let signed = [r#"{"alg":"HS256","typ":"JWT"}"#, r#"{"server":true}"#].map(|part| base64url.encode(part)).join(".");
+    let key = streamgate_core::signature::SigningKey::new(secret.as_bytes());
+    format!("{signed}.{}", base64url.encode(key.sign(signed.as_bytes()).bytes()))
+}
+
+fn refuse(status: u16, code: i64, message: &str) -> Response<Full<Bytes>> {
+    respond(status, json!({"code": code, "message": message, "StatusCode": status, "duration": "0.00ms"}).to_string())
+}
+
+fn respond(status: u16, body: String) -> Response<Full<Bytes>> {
+    Response::builder().status(status).body(Full::from(body)).unwrap()
+}
