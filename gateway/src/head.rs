@@ -13,6 +13,7 @@ use streamgate_core::{
     further::FurtherHeaders,
     hook::is_command_name,
     id::{Kind, header_id},
+    inflate::Declared,
     peer::{Client, Peers},
     reason::Reason,
     signature::{Signature, Verifier},
@@ -34,6 +35,8 @@ pub(crate) struct Head {
     pub(crate) attempt: u32,
     pub(crate) traceparent: Option<String>,
     pub(crate) further: FurtherHeaders,
+    /// What Content-Encoding says of the body.
+    pub(crate) declared: Declared,
     /// The command's name as the URL has it.
     pub(crate) query_type: Option<String>,
 }
@@ -87,6 +90,7 @@ pub(crate) fn admit(
         attempt: attempt.unwrap_or(1),
         traceparent: safe_traceparent(text(header::TRACEPARENT)).map(str::to_owned),
         further: FurtherHeaders::of(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))),
+        declared: admitted.declared,
         query_type: named(target, parts),
     };
     Ok((head, Verifier::new(&admitted.key.secrets, admitted.signature)))

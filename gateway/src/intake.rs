@@ -74,7 +74,8 @@ pub(crate) fn envelope(
     identity: Identity,
     hooks: &dyn AnswerHook,
 ) -> Result<Envelope, Reason> {
-    let Head { client, target, app, api_key, signature, id, attempt, traceparent, further, query_type } = head;
+    let Head { client, target, app, api_key, signature, id, attempt, traceparent, further, query_type, declared: _ } =
+        head;
     let Target { kind, event_type: path_type } = target;
     let id = id.unwrap_or_else(|| body_id(&body));
     let signature = signature.to_hex();

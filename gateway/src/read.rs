@@ -9,7 +9,7 @@ use hyper::body::{Frame, Incoming};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use streamgate_core::inflate::{Checked, Gzip, INFLATION, Whole, WireBody};
+use streamgate_core::inflate::{Checked, Compressed, Declared, INFLATION, Whole, WireBody};
 use streamgate_core::{reason::Reason, signature::Verifier};
 use streamgate_service::metrics::Metrics;
 use tokio::sync::Semaphore;
@@ -19,6 +19,10 @@ use tokio::time::{Instant, timeout_at};
 const REQUEST: usize = 4 << 10;
 /// How long memory is waited for that others were asked to give back: they only have to be polled.
 const GIVING_BACK: Duration = Duration::from_millis(200);
+
+/// Steps of br that run at a time before a signature is known. Each may allocate a window and tables, 8 MiB at the most; what is left of
+/// them after it is paid for.
+const HEAVY_STEPS: usize = 2;
 
 /// What all reading requests of a gateway share.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub(crate) struct Reader {
     /// Steps of large inflations that run at a time, before a signature is known: half of the cores, so that a stranger's
     /// bombs leave the other half.
     inflating: Semaphore,
+    /// Steps that may hold megabytes before they are paid for.
+    heavy: Semaphore,
 }
 
 impl Reader {
@@ -48,6 +54,7 @@ impl Reader {
             budget: MemoryBudget::new(memory_budget, max_body, metrics),
             waiting: Waiting::new(places),
             inflating: Semaphore::new(cores.div_ceil(2)),
+            heavy: Semaphore::new(HEAVY_STEPS),
         }
     }
 
@@ -83,21 +90,26 @@ impl Reading<'_> {
     }
 
     /// Reads the body whole and checks its signature. `in_hand` knows from then on that it has matched, whatever comes after.
-    pub(crate) async fn read(mut self, body: &mut Incoming, verifier: Verifier) -> Result<HeldBody, Reason> {
+    pub(crate) async fn read(
+        mut self,
+        body: &mut Incoming,
+        verifier: Verifier,
+        declared: Declared,
+    ) -> Result<HeldBody, Reason> {
         let timeout = self.reader.body_timeout;
-        let whole = tokio::time::timeout(timeout, self.receive(body, verifier)).await;
+        let whole = tokio::time::timeout(timeout, self.receive(body, verifier, declared)).await;
         match whole.unwrap_or(Err(Reason::BodyTimeout))? {
             Whole::Signed(bytes) => {
                 self.in_hand.signed();
                 self.share.signed();
                 Ok(HeldBody { bytes, _share: self.share })
             }
-            Whole::Gzip(gzip) => self.inflate(&gzip).await,
+            Whole::Compressed(compressed) => self.inflate(&compressed).await,
         }
     }
 
-    async fn receive(&mut self, body: &mut Incoming, verifier: Verifier) -> Result<Whole, Reason> {
-        let mut wire = WireBody::new(verifier, self.reader.max_body);
+    async fn receive(&mut self, body: &mut Incoming, verifier: Verifier, declared: Declared) -> Result<Whole, Reason> {
+        let mut wire = WireBody::new(verifier, declared, self.reader.max_body);
         loop {
             let Some(frame) = self.unless_displaced(body.frame()).await? else { return wire.finish() };
             let frame: Frame<Bytes> = frame.map_err(|_| Reason::BodyIncomplete)?;
@@ -149,9 +161,9 @@ impl Reading<'_> {
     }
 
     /// Both passes. What turns out not to be signed after all that work costs its connection.
-    async fn inflate(mut self, gzip: &Gzip) -> Result<HeldBody, Reason> {
+    async fn inflate(mut self, body: &Compressed) -> Result<HeldBody, Reason> {
         self.reserve(INFLATION).await?;
-        let checked = self.check(gzip).await.inspect_err(|reason| {
+        let checked = self.check(body).await.inspect_err(|reason| {
             if *reason != Reason::Displaced {
                 self.in_hand.strike();
             }
@@ -163,13 +175,14 @@ impl Reading<'_> {
         drop(place);
         let length = match &checked {
             Checked::Short(bytes) => bytes.len(),
-            Checked::Long(length) => *length,
+            Checked::Long { length, .. } => *length,
         };
         share.reserve(length).map_err(|_| Reason::MemoryBudget)?;
-        if let Checked::Short(bytes) = checked {
-            return Ok(HeldBody { bytes, _share: share.split(length) });
-        }
-        let mut inflate = gzip.inflate(length)?;
+        let format = match checked {
+            Checked::Short(bytes) => return Ok(HeldBody { bytes, _share: share.split(length) }),
+            Checked::Long { format, .. } => format,
+        };
+        let mut inflate = body.inflate(format, length)?;
         loop {
             if let Some(bytes) = inflate.step()? {
                 return Ok(HeldBody { bytes, _share: share.split(length) });
@@ -180,14 +193,28 @@ impl Reading<'_> {
 
     /// The first pass. The first step runs at once; those after it some at a time, each anew, so that who inflates
     /// little does not wait for who inflates much.
-    async fn check(&self, gzip: &Gzip) -> Result<Checked, Reason> {
-        let mut check = gzip.check(self.reader.max_body)?;
-        let mut stepped = check.step()?;
-        while stepped.is_none() {
+    async fn check(&mut self, body: &Compressed) -> Result<Checked, Reason> {
+        let mut check = body.check(self.reader.max_body)?;
+        let reader = self.reader;
+        let (mut is_first, mut paid) = (true, 0);
+        loop {
+            let heavy = match body.is_heavy() {
+                true => Some(self.unless_displaced(reader.heavy.acquire()).await?),
+                false => None,
+            };
+            let permit = match is_first {
+                true => None,
+                false => Some(self.unless_displaced(reader.inflating.acquire()).await?),
+            };
+            if let Some(checked) = check.step()? {
+                return Ok(checked);
+            }
+            // What the decoder has allocated meanwhile: until it is paid for, nobody else allocates.
+            let held = check.held();
+            self.reserve(held.saturating_sub(paid)).await?;
+            (is_first, paid) = (false, held.max(paid));
+            drop((permit, heavy));
             tokio::task::yield_now().await;
-            let _permit = self.unless_displaced(self.reader.inflating.acquire()).await?;
-            stepped = check.step()?;
         }
-        stepped.ok_or(Reason::BadGzip)
     }
 }

@@ -184,7 +184,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         let read = match self.reader.begin(in_hand, client).await {
             Ok(mut reading) => {
                 *cost = Some(reading.cost());
-                reading.read(&mut body, verifier).await
+                reading.read(&mut body, verifier, head.declared).await
             }
             Err(reason) => {
                 // Nobody who waits for a body has it: then it is held by answers that peers leave untaken.

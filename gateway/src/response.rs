@@ -51,6 +51,7 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::MissingSignature
         | Reason::MalformedSignature
         | Reason::BadGzip
+        | Reason::BadEncoding
         | Reason::WrongKind
         | Reason::TooOld
         // The HTTP library answers these, or nobody can.
@@ -117,6 +118,9 @@ pub(crate) fn advice(reason: Reason) -> &'static str {
         Reason::MissingSignature => "the X-Signature header is missing",
         Reason::MalformedSignature => "the X-Signature header must stand once, with 64 hex digits",
         Reason::BadGzip => "the body starts like gzip but does not inflate",
+        Reason::BadEncoding => {
+            "the body does not inflate as its Content-Encoding says (br: with a window of at most 4 MiB); a proxy on the way may have changed one of them"
+        }
         Reason::WrongKind => {
             "the body is an event's; events are sent to /webhooks/stream/push: check the URLs in Stream's settings"
         }
@@ -135,7 +139,7 @@ pub(crate) fn advice(reason: Reason) -> &'static str {
             "too many requests at this moment, and this one had waited longest for its body; try again"
         }
         Reason::TooLarge => "the body is over the limit, on the wire or inflated",
-        Reason::UnsupportedEncoding => "send the body as it is, or with Content-Encoding: gzip",
+        Reason::UnsupportedEncoding => "send the body as it is, or with one Content-Encoding: gzip, deflate or br",
         Reason::InFlightLimit => "too many requests at this moment; try again",
         Reason::MemoryBudget => "too many bytes at this moment; try again",
         Reason::Draining => "this server is stopping; try again",
@@ -210,6 +214,7 @@ mod tests {
             | "missing_signature"
             | "malformed_signature"
             | "bad_gzip"
+            | "bad_encoding"
             | "wrong_kind"
             | "too_old"
             | "malformed_http"

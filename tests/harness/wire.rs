@@ -1,7 +1,10 @@
 //! Webhooks as Stream sends them, over each transport, down to the raw bytes.
 
 use bytes::Bytes;
-use flate2::{Compression, write::GzEncoder};
+use flate2::{
+    Compression,
+    write::{GzEncoder, ZlibEncoder},
+};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, StatusCode, header::HeaderMap};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -31,6 +34,19 @@ pub fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(body).unwrap();
     encoder.finish().unwrap()
+}
+
+pub fn zlib(body: &[u8]) -> Vec<u8> {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+pub fn brotli(body: &[u8]) -> Vec<u8> {
+    let params = brotli::enc::BrotliEncoderParams { quality: 5, ..Default::default() };
+    let mut encoded = Vec::new();
+    brotli::BrotliCompress(&mut &*body, &mut encoded, &params).unwrap();
+    encoded
 }
 
 /// An event as a gateway hands it to its store.
@@ -169,6 +185,16 @@ impl Webhook {
     pub fn zipped(self) -> Webhook {
         let body = gzip(&self.body);
         self.on_the_wire(body).set("content-encoding", "gzip")
+    }
+
+    /// As a tunnel compresses it anew: `deflate` or `br`.
+    pub fn encoded(self, encoding: &str) -> Webhook {
+        let body = match encoding {
+            "br" => brotli(&self.body),
+            "deflate" => zlib(&self.body),
+            other => panic!("nothing makes {other:?} here"),
+        };
+        self.on_the_wire(body).set("content-encoding", encoding)
     }
 
     pub fn id(&self) -> &str {

@@ -53,6 +53,7 @@ async fn every_refusal_has_its_line_its_count_and_its_alert() {
         ("wrong_signature", good().set("x-signature", &"a".repeat(64)).raw()),
         ("unsupported_encoding", good().set("content-encoding", "compress").raw()),
         ("bad_gzip", zipped.clone().on_the_wire(zipped.body.slice(..zipped.body.len() - 4)).raw()),
+        ("bad_encoding", good().set("content-encoding", "br").on_the_wire("no brotli").raw()),
         ("wrong_kind", Webhook { path: "/webhooks/stream/before-message-send".into(), ..good() }.raw()),
         ("too_old", old.raw()),
         ("too_large", Webhook::push("large", vec![b'x'; 2 << 10]).raw()),

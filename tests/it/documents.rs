@@ -131,6 +131,7 @@ async fn every_option_of_the_readme_exists() {
         &["gateway", "--help"],
         &["worker", "--help"],
         &["check", "--help"],
+        &["connect", "--help"],
         &["send", "--help"],
         &["dead", "list", "--help"],
         &["dead", "show", "--help"],

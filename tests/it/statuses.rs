@@ -32,6 +32,7 @@ fn table() -> Vec<(&'static str, Webhook, u16, &'static str)> {
     let signed_zip = Webhook::push("zip", gzip(b"{\"type\":\"message.new\"}")).set("content-encoding", "gzip");
     let truncated = zipped.clone().on_the_wire(zipped.body.slice(..zipped.body.len() - 4));
     let bomb = Webhook::push("bomb", Bytes::from(vec![0; MAX_BODY * 1000])).zipped();
+    let brotli_bomb = Webhook::push("bomb", Bytes::from(vec![0; MAX_BODY * 1000])).encoded("br");
     assert!(bomb.body.len() * 900 < MAX_BODY * 1000);
     vec![
         ("a good one", good(), 200, "enqueued"),
@@ -64,8 +65,19 @@ fn table() -> Vec<(&'static str, Webhook, u16, &'static str)> {
         ("a wrong method", Webhook { method: "PUT", ..good() }, 405, "method_not_allowed"),
         ("over the limit", wide(MAX_BODY + 1), 413, "too_large"),
         ("a gzip bomb", bomb, 413, "too_large"),
-        ("brotli", good().set("content-encoding", "br"), 415, "unsupported_encoding"),
+        ("deflate", encoded("deflate"), 200, "enqueued"),
+        ("brotli", encoded("br"), 200, "enqueued"),
+        ("plain, and the header says br", good().set("content-encoding", "br"), 200, "enqueued"),
+        ("deflate without its header", encoded("deflate").without("content-encoding"), 401, "unauthorized"),
+        ("br that is none", encoded("br").on_the_wire("no brotli"), 400, "bad_encoding"),
+        ("a brotli bomb", brotli_bomb, 413, "too_large"),
+        ("an encoding that nobody inflates", good().set("content-encoding", "zstd"), 415, "unsupported_encoding"),
+        ("two encodings", good().set("content-encoding", "gzip, br"), 415, "unsupported_encoding"),
     ]
+}
+
+fn encoded(encoding: &str) -> Webhook {
+    Webhook::fresh().encoded(encoding)
 }
 
 fn upper_case(webhook: Webhook) -> Webhook {

@@ -2,6 +2,7 @@
 
 use crate::{
     apps::{AppKey, Apps},
+    inflate::Declared,
     reason::Reason,
     signature::Signature,
 };
@@ -39,6 +40,7 @@ pub struct Admitted<'a> {
     pub api_key: &'a str,
     pub key: &'a AppKey,
     pub signature: Signature,
+    pub declared: Declared,
 }
 
 /// Only final refusals: a stranger learns nothing of the load, and Stream is not asked to repeat what can never be taken.
@@ -54,13 +56,11 @@ pub fn admit<'a>(facts: &Facts<'a>, apps: &'a Apps, limits: &Limits) -> Result<A
         Single::Repeated => return Err(Reason::MalformedSignature),
     };
     let key = apps.get(api_key).ok_or(Reason::UnknownKey)?;
-    if !facts.content_encoding.is_none_or(supported) {
-        return Err(Reason::UnsupportedEncoding);
-    }
+    let declared = declared(facts.content_encoding.unwrap_or_default()).ok_or(Reason::UnsupportedEncoding)?;
     if facts.content_length.is_some_and(|length| length > limits.max_body as u64) {
         return Err(Reason::TooLarge);
     }
-    Ok(Admitted { api_key, key, signature })
+    Ok(Admitted { api_key, key, signature, declared })
 }
 
 fn api_key(header: &[u8]) -> Option<&str> {
@@ -68,10 +68,16 @@ fn api_key(header: &[u8]) -> Option<&str> {
     if well_formed { std::str::from_utf8(header).ok() } else { None }
 }
 
-/// Whether gzip is inflated is decided by its magic bytes; here only what could never be read is turned away.
-fn supported(encoding: &[u8]) -> bool {
+/// Whether gzip is inflated is decided by its magic bytes; deflate and br have none. None for what could never be read.
+fn declared(encoding: &[u8]) -> Option<Declared> {
     let encoding = encoding.trim_ascii();
-    [&b"gzip"[..], b"x-gzip", b"identity", b""].iter().any(|known| encoding.eq_ignore_ascii_case(known))
+    let is = |known: &[u8]| encoding.eq_ignore_ascii_case(known);
+    match () {
+        () if is(b"") || is(b"identity") || is(b"gzip") || is(b"x-gzip") => Some(Declared::Plain),
+        () if is(b"deflate") => Some(Declared::Deflate),
+        () if is(b"br") => Some(Declared::Brotli),
+        () => None,
+    }
 }
 
 #[cfg(test)]
@@ -107,7 +113,9 @@ mod tests {
             (Facts { signature: Single::Repeated, ..good }, Some(Reason::MalformedSignature)),
             (Facts { signature: Single::One(b"abc"), ..good }, Some(Reason::MalformedSignature)),
             (Facts { api_key: Single::One(b"other"), ..good }, Some(Reason::UnknownKey)),
-            (Facts { content_encoding: Some(b"br"), ..good }, Some(Reason::UnsupportedEncoding)),
+            (Facts { content_encoding: Some(b"br"), ..good }, None),
+            (Facts { content_encoding: Some(b"Deflate"), ..good }, None),
+            (Facts { content_encoding: Some(b"zstd"), ..good }, Some(Reason::UnsupportedEncoding)),
             (Facts { content_encoding: Some(b"gzip, gzip"), ..good }, Some(Reason::UnsupportedEncoding)),
             (Facts { content_length: Some(101), ..good }, Some(Reason::TooLarge)),
         ];

@@ -31,6 +31,8 @@ pub enum Reason {
     WrongSignature,
     UnsupportedEncoding,
     BadGzip,
+    /// Does not inflate as its Content-Encoding says.
+    BadEncoding,
     /// An event's body on the path of another kind.
     WrongKind,
     /// Older than `dedup.max_age`.
@@ -70,7 +72,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 41] = [
+    pub const ALL: [Reason; 42] = [
         Reason::NotFound,
         Reason::MethodNotAllowed,
         Reason::MalformedHttp,
@@ -89,6 +91,7 @@ impl Reason {
         Reason::WrongSignature,
         Reason::UnsupportedEncoding,
         Reason::BadGzip,
+        Reason::BadEncoding,
         Reason::WrongKind,
         Reason::TooOld,
         Reason::TooLarge,
@@ -135,6 +138,7 @@ impl Reason {
             Reason::WrongSignature => "wrong_signature",
             Reason::UnsupportedEncoding => "unsupported_encoding",
             Reason::BadGzip => "bad_gzip",
+            Reason::BadEncoding => "bad_encoding",
             Reason::WrongKind => "wrong_kind",
             Reason::TooOld => "too_old",
             Reason::TooLarge => "too_large",

@@ -139,6 +139,100 @@ async fn members_and_fields_of_gzip_cost_next_to_nothing() {
     scene.hold("gzip of empty members and long fields", row).await;
 }
 
+/// Bits, the lowest first (RFC 7932, 1.5).
+#[derive(Default)]
+struct Bits {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Bits {
+    fn put(&mut self, value: u32, bits: u32) {
+        for bit in 0..bits {
+            if self.count.is_multiple_of(8) {
+                self.bytes.push(0);
+            }
+            *self.bytes.last_mut().unwrap() |= ((value >> bit & 1) as u8) << (self.count % 8);
+            self.count += 1;
+        }
+    }
+
+    /// A prefix code of one symbol (3.4), which takes no bits of the data.
+    fn code_of_one(&mut self, symbol: u32, alphabet_bits: u32) {
+        self.put(1, 2);
+        self.put(0, 2);
+        self.put(symbol, alphabet_bits);
+    }
+
+    /// The number 256, of block types or of codes (9.2).
+    fn most(&mut self) {
+        self.put(1, 1);
+        self.put(7, 3);
+        self.put(127, 7);
+    }
+
+    /// A meta-block of one letter, with as many prefix codes as can be (9.2): 1.2 kB for 768 tables.
+    fn meta_block_of_many_codes(&mut self, letter: u8) {
+        // Not the last, of length 1, compressed.
+        self.put(0, 1 + 2 + 16 + 1);
+        // Literals: one block type. Commands: 256, with their codes of types and of lengths, and the length of the first.
+        self.put(0, 1);
+        self.most();
+        self.code_of_one(0, 9);
+        self.code_of_one(0, 5);
+        self.put(0, 2);
+        // Distances: one block type; no postfix, no direct codes; the context mode.
+        self.put(0, 1 + 2 + 4 + 2);
+        // Codes of literals and of distances, and the maps to them.
+        for _ in 0..2 {
+            self.most();
+            self.put(0, 1);
+            self.code_of_one(0, 8);
+            self.put(0, 1);
+        }
+        (0..256).for_each(|_| self.code_of_one(letter.into(), 8));
+        // Insert one literal, and copy what no longer comes.
+        (0..256).for_each(|_| self.code_of_one(8, 10));
+        (0..256).for_each(|_| self.code_of_one(0, 6));
+    }
+}
+
+/// Brotli with a window of 4 MiB whose every letter costs as much as a meta-block can.
+fn many_codes(letters: usize) -> Vec<u8> {
+    let mut bits = Bits::default();
+    bits.put(0b1011, 4);
+    (0..letters).for_each(|_| bits.meta_block_of_many_codes(b'a'));
+    bits.put(0b11, 2);
+    bits.bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_brotli_take_turns_and_are_paid_for() {
+    let scene = Scene::start().await;
+    let (to, root) = (scene.server.public, scene.root.clone());
+    let letters = MAX_BODY / many_codes(1).len() - 1;
+    let authentic = Webhook::push("authentic", vec![b'a'; letters]).on_the_wire(many_codes(letters));
+    let answer = scene.tls.send(to, &authentic.clone().set("content-encoding", "br")).await.unwrap();
+    assert_eq!(answer.status.as_u16(), 200, "what is attacked with could be authentic");
+    let raw = Arc::new(forged(b"x".to_vec()).on_the_wire(many_codes(letters)).set("content-encoding", "br").raw());
+    let all = attackers(8, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 0));
+    let row = scene.under(all).await;
+    scene.hold("brotli of many prefix codes", row).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bombs_of_brotli_and_deflate_leave_time_for_signed_ones() {
+    let scene = Scene::start().await;
+    let (to, root) = (scene.server.public, scene.root.clone());
+    let raws = ["br", "deflate"].map(|encoding| {
+        let bomb = Webhook::push("bomb", vec![b'a'; MAX_BODY]).encoded(encoding);
+        Arc::new(bomb.set("x-signature", &"a".repeat(64)).raw())
+    });
+    let all = attackers(8, |number| send_without_the_last(to, root.clone(), Arc::clone(&raws[number % 2]), 0));
+    let row = scene.under(all).await;
+    scene.hold("bombs of brotli and deflate under a wrong signature", row).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_bodies_that_stop_short_fill_no_memory() {
     let scene = Scene::start().await;
