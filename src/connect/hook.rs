@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use streamgate_core::fields::Fields;
 
 /// The fields that Stream reads back as integer nanoseconds and takes only as text.
@@ -12,6 +12,7 @@ const TIMES: [&str; 2] = ["created_at", "updated_at"];
 /// Stream's name for the product whose events come here.
 const PRODUCT: &str = "chat";
 const WEBHOOK: &str = "webhook";
+const EVENT_TYPES: &str = "event_types";
 
 /// An event hook as Stream takes it. Shows none of its values: other hooks hold secrets.
 #[derive(Clone)]
@@ -50,7 +51,7 @@ impl EventHook {
         fields.set("hook_type", &json!(WEBHOOK));
         fields.set("product", &json!(PRODUCT));
         fields.set("webhook_url", &json!(wanted.url));
-        fields.set("event_types", &json!(wanted.event_types));
+        fields.set(EVENT_TYPES, &json!(wanted.event_types));
         fields.set("should_send_custom_events", &json!(wanted.custom_events.unwrap_or(false)));
         EventHook { json: fields.to_json(), fields }
     }
@@ -69,7 +70,7 @@ impl EventHook {
         set("hook_type", self.hook_type() == WEBHOOK, json!(WEBHOOK));
         set("product", self.delivers_chat(), json!(PRODUCT));
         set("webhook_url", self.url() == wanted.url, json!(wanted.url));
-        set("event_types", same_set(&self.event_types(), &wanted.event_types), json!(wanted.event_types));
+        set(EVENT_TYPES, same_set(&self.event_types(), &wanted.event_types), json!(wanted.event_types));
         if let Some(custom) = wanted.custom_events {
             set("should_send_custom_events", self.sends_custom_events() == custom, json!(custom));
         }
@@ -115,7 +116,7 @@ impl EventHook {
 
     /// Empty: every event.
     pub(super) fn event_types(&self) -> Vec<String> {
-        let raw = self.fields.get("event_types");
+        let raw = self.fields.get(EVENT_TYPES);
         raw.and_then(|raw| serde_json::from_str::<Option<Vec<String>>>(raw.get()).ok()?).unwrap_or_default()
     }
 
@@ -152,18 +153,39 @@ impl EventHook {
         format!("{kind} hook {}{place}", self.id())
     }
 
-    /// Whether they say the same: times, the order of keys, and nulls aside.
+    /// Whether they say the same: times, the order of keys and of types, and nulls aside.
     pub(super) fn says_same(&self, other: &EventHook) -> bool {
         self.json == other.json || self.essence() == other.essence()
     }
 
+    /// Whether all that was written stands in this one as it was read back. Stream may add fields, and leave out what is empty.
+    pub(super) fn holds(&self, written: &EventHook) -> bool {
+        let (seen, written) = (self.essence(), written.essence());
+        let is_empty = |value: &Value| {
+            *value == json!([])
+                || *value == json!({})
+                || *value == json!("")
+                || *value == json!(false)
+                || *value == json!(0)
+        };
+        written.iter().all(|(name, value)| match seen.get(name) {
+            Some(seen) => seen == value,
+            None => is_empty(value),
+        })
+    }
+
     /// Everything but its times and what is null.
-    fn essence(&self) -> Value {
-        let mut tree: Value = serde_json::from_str(&self.json).unwrap_or_default();
-        if let Value::Object(fields) = &mut tree {
-            fields.retain(|name, _| !TIMES.contains(&name.as_str()));
-        }
-        without_nulls(tree)
+    fn essence(&self) -> Map<String, Value> {
+        let tree: Map<String, Value> = serde_json::from_str(&self.json).unwrap_or_default();
+        let fields = tree.into_iter().filter(|(name, value)| !TIMES.contains(&name.as_str()) && !value.is_null());
+        let fields = fields.map(|(name, value)| {
+            let mut value = without_nulls(value);
+            if let (EVENT_TYPES, Value::Array(types)) = (name.as_str(), &mut value) {
+                types.sort_by_key(Value::to_string);
+            }
+            (name, value)
+        });
+        fields.collect()
     }
 
     fn text(&self, name: &str) -> String {

@@ -278,8 +278,7 @@ impl Session<'_> {
                 tokio::time::sleep(BETWEEN_READS).await;
             }
             let now = self.read().await.context("written, but it cannot be read back")?;
-            let is_there =
-                if is_all { now.says_same(&plan.expected) } else { now.webhooks.says_same(&plan.expected.webhooks) };
+            let is_there = if is_all { now.holds(&plan.expected) } else { now.webhooks.holds(&plan.expected.webhooks) };
             if is_there {
                 return Ok(Outcome::Written);
             }
@@ -397,7 +396,11 @@ fn differences(expected: &Settings, seen: &Settings) -> Vec<String> {
 
 /// An update that had no answer may have been done. `number`: updates that were before it.
 fn unsure(error: ApiError, number: usize) -> anyhow::Error {
-    let is_unsure = matches!(error, ApiError::Unreachable { .. } | ApiError::TooSlow { .. } | ApiError::Foreign { .. });
+    let is_unsure = match &error {
+        ApiError::Unreachable { .. } | ApiError::TooSlow { .. } | ApiError::Foreign { .. } => true,
+        ApiError::Refused { status, .. } => *status >= 500,
+        ApiError::Client(_) => false,
+    };
     let error = anyhow::Error::from(error);
     match (is_unsure, number) {
         (true, _) => {

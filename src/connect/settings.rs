@@ -49,8 +49,11 @@ impl Settings {
     pub(super) fn of(app: &Fields) -> Result<Settings, String> {
         let text = |name: &str| app.text(name).unwrap_or_default();
         let raw = |name: &str| app.get(name).map(RawValue::get).unwrap_or_default();
-        let webhooks = if raw("use_hook_v2") == "true" {
-            Webhooks::V2(hooks(app)?)
+        let hooks = hooks(app)?;
+        // Where the answer does not say, the hooks do.
+        let is_v2 = raw("use_hook_v2") == "true" || raw("use_hook_v2").is_empty() && !hooks.is_empty();
+        let webhooks = if is_v2 {
+            Webhooks::V2(hooks)
         } else {
             let event_types = serde_json::from_str::<Option<Vec<String>>>(raw("webhook_events")).ok().flatten();
             Webhooks::V1 { url: text("webhook_url"), event_types: event_types.unwrap_or_default() }
@@ -73,32 +76,47 @@ impl Settings {
 
     /// Whether they say the same of all that a plan rests on.
     pub(super) fn says_same(&self, other: &Settings) -> bool {
-        self.webhooks.says_same(&other.webhooks)
-            && self.before_message_send_url == other.before_message_send_url
-            && self.before_message_send_timeout == other.before_message_send_timeout
-            && self.custom_action_handler_url == other.custom_action_handler_url
+        self.webhooks.says_same(&other.webhooks) && self.plain() == other.plain()
+    }
+
+    /// Whether all that was written was read back.
+    pub(super) fn holds(&self, written: &Settings) -> bool {
+        self.webhooks.holds(&written.webhooks) && self.plain() == written.plain()
+    }
+
+    fn plain(&self) -> (&str, u64, &str) {
+        (&self.before_message_send_url, self.before_message_send_timeout, &self.custom_action_handler_url)
     }
 
     /// Whether each setting is as before or as expected: reads lag behind, and not all alike.
     pub(super) fn is_between(&self, before: &Settings, expected: &Settings) -> bool {
-        let is_either = |webhooks: &Webhooks| webhooks.says_same(&self.webhooks);
-        let either = |field: fn(&Settings) -> &str| field(self) == field(before) || field(self) == field(expected);
-        let timeout = self.before_message_send_timeout;
-        (is_either(&before.webhooks) || is_either(&expected.webhooks))
-            && either(|settings| &settings.before_message_send_url)
-            && either(|settings| &settings.custom_action_handler_url)
-            && (timeout == before.before_message_send_timeout || timeout == expected.before_message_send_timeout)
+        let (now, old, new) = (self.plain(), before.plain(), expected.plain());
+        (self.webhooks.holds(&before.webhooks) || self.webhooks.holds(&expected.webhooks))
+            && (now.0 == old.0 || now.0 == new.0)
+            && (now.1 == old.1 || now.1 == new.1)
+            && (now.2 == old.2 || now.2 == new.2)
     }
 }
 
 impl Webhooks {
     pub(super) fn says_same(&self, other: &Webhooks) -> bool {
+        self.is_as(other, EventHook::says_same)
+    }
+
+    pub(super) fn holds(&self, written: &Webhooks) -> bool {
+        self.is_as(written, EventHook::holds)
+    }
+
+    /// Hook by hook, whatever their order.
+    fn is_as(&self, other: &Webhooks, is_as: fn(&EventHook, &EventHook) -> bool) -> bool {
         match (self, other) {
             (Webhooks::V1 { url, event_types }, Webhooks::V1 { url: other_url, event_types: other_types }) => {
                 url == other_url && event_types == other_types
             }
             (Webhooks::V2(hooks), Webhooks::V2(others)) => {
-                hooks.len() == others.len() && hooks.iter().zip(others).all(|(hook, other)| hook.says_same(other))
+                hooks.len() == others.len()
+                    && others.iter().all(|other| hooks.iter().any(|hook| is_as(hook, other)))
+                    && hooks.iter().all(|hook| others.iter().any(|other| is_as(hook, other)))
             }
             (Webhooks::V1 { .. }, Webhooks::V2(_)) | (Webhooks::V2(_), Webhooks::V1 { .. }) => false,
         }
@@ -117,10 +135,9 @@ fn hooks(app: &Fields) -> Result<Vec<EventHook>, String> {
 pub(super) fn hook_differences(expected: &Webhooks, seen: &Webhooks) -> Vec<String> {
     match (expected, seen) {
         (Webhooks::V2(expected), Webhooks::V2(seen)) => {
-            let is_in = |hook: &EventHook, hooks: &[EventHook]| hooks.iter().any(|other| other.says_same(hook));
-            let missing = expected.iter().filter(|hook| !is_in(hook, seen));
+            let missing = expected.iter().filter(|hook| !seen.iter().any(|seen| seen.holds(hook)));
             let missing = missing.map(|hook| format!("expected, and not there as it was written: {}", hook.describe()));
-            let other = seen.iter().filter(|hook| !is_in(hook, expected));
+            let other = seen.iter().filter(|seen| !expected.iter().any(|hook| seen.holds(hook)));
             missing.chain(other.map(|hook| format!("there instead: {}", hook.describe()))).collect()
         }
         (expected, seen) if expected.says_same(seen) => Vec::new(),

@@ -29,6 +29,8 @@ pub struct App {
     pub edge_errors: usize,
     /// What the settings become after each of the next reads: somebody else changes them.
     pub changes: Vec<Vec<String>>,
+    /// Whether hooks are read in another order than they were written.
+    pub reorders: bool,
     /// Whether `/hook/events` is there.
     pub lists_events: bool,
     stale: Option<(usize, Vec<String>, BTreeMap<String, Value>)>,
@@ -130,7 +132,10 @@ impl App {
         for (name, value) in &plain {
             app.set(name, value);
         }
-        let hooks: Vec<String> = hooks.iter().map(|hook| with_times(hook, nanoseconds)).collect();
+        let mut hooks: Vec<String> = hooks.iter().map(|hook| with_times(hook, nanoseconds)).collect();
+        if self.reorders {
+            hooks.reverse();
+        }
         app.set_raw("event_hooks", RawValue::from_string(format!("[{}]", hooks.join(", "))).unwrap());
         if !self.changes.is_empty() {
             self.hooks = self.changes.remove(0);
@@ -183,7 +188,21 @@ impl App {
                 }
             }
         }
-        Ok(list.iter().map(|hook| hook.get().to_owned()).collect())
+        Ok(list.iter().map(|hook| self.completed(hook.get())).collect())
+    }
+}
+
+impl App {
+    /// A new hook gets what its sender left out; what is empty is not kept.
+    fn completed(&self, hook: &str) -> String {
+        let mut fields = Fields::parse(hook.as_bytes()).unwrap();
+        if self.hooks.iter().any(|known| Fields::parse(known.as_bytes()).unwrap().text("id") == fields.text("id")) {
+            return hook.to_owned();
+        }
+        fields.set("timeout_ms", &json!(6000));
+        fields.set("created_at", &json!("2026-11-28T00:00:00Z"));
+        fields.set("callback", &Value::Null);
+        fields.to_json()
     }
 }
 

@@ -219,7 +219,8 @@ async fn settings_that_change_meanwhile_are_planned_anew_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_or_busy_stream_is_waited_for_and_its_errors_say_what_to_do() {
     let (site, stream) = (site(Setup::default()), StreamApi::v2(&[]).await);
-    stream.change(|app| (app.lag, app.too_many) = (1, 1));
+    stream.change(|app| (app.lag, app.too_many, app.reorders) = (1, 1, true));
+    stream.change(|app| app.hooks = FOREIGN.map(str::to_owned).to_vec());
     let connected = connect(&site, &stream, &["--json"]).await;
     assert_eq!((json(&connected)["written"].clone(), json(&connected)["visible"].clone()), (true.into(), true.into()));
     stream.change(|app| (app.lag, app.hooks) = (50, vec![]));
