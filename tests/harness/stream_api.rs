@@ -84,7 +84,8 @@ impl App {
     fn answer(&mut self, request: &Received) -> Response<Full<Bytes>> {
         if self.edge_errors > 0 {
             self.edge_errors -= 1;
-            return respond(502, "<html><body>502 Bad Gateway</body></html>".to_owned());
+            let page = "<html><body>502 Bad Gateway</body></html>";
+            return Response::builder().status(502).body(Full::from(page)).unwrap();
         }
         if self.too_many > 0 {
             self.too_many -= 1;
@@ -101,8 +102,8 @@ impl App {
             return refuse(401, 2, "api_key not found");
         }
         match (request.method.as_str(), path) {
-            ("GET", "/api/v2/app") => self.read(),
-            ("PATCH", "/api/v2/app") => match self.update(&request.body) {
+            ("GET", "/api/v2/app" | "/app") => self.read(),
+            ("PATCH", "/api/v2/app" | "/app") => match self.update(&request.body) {
                 Ok(()) => respond(200, json!({"duration": "12.34ms"}).to_string()),
                 Err(message) => refuse(400, 4, &format!("UpdateApp failed with error: \"{message}\"")),
             },
@@ -236,5 +237,6 @@ fn refuse(status: u16, code: i64, message: &str) -> Response<Full<Bytes>> {
 }
 
 fn respond(status: u16, body: String) -> Response<Full<Bytes>> {
-    Response::builder().status(status).body(Full::from(body)).unwrap()
+    let response = Response::builder().status(status).header("content-type", "application/json");
+    response.body(Full::from(body)).unwrap()
 }

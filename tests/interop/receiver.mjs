@@ -1,10 +1,11 @@
-// A webhook endpoint as Stream's docs describe it, on Stream's own SDK for Node. Prints its port, then a JSON line for each
+// A webhook endpoint as Stream's docs describe it, on one of Stream's own SDKs for Node. Prints its port, then a JSON line for each
 // request: whether the SDK verified the body, and the type that it parsed.
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 
 const require = createRequire(process.argv[2]);
-const { StreamChat } = require('stream-chat');
+const library = process.argv[4];
+const Client = library === 'stream-chat' ? require(library).StreamChat : require(library).StreamClient;
 
 function judge(client, body, signature) {
   try {
@@ -20,7 +21,7 @@ const server = createServer((request, response) => {
   const pieces = [];
   request.on('data', (piece) => pieces.push(piece));
   request.on('end', () => {
-    const client = new StreamChat(request.headers['x-api-key'], process.argv[3]);
+    const client = new Client(request.headers['x-api-key'], process.argv[3]);
     const judged = judge(client, Buffer.concat(pieces), request.headers['x-signature']);
     console.log(JSON.stringify({ id: request.headers['x-webhook-id'], ...judged }));
     response.statusCode = judged.verified ? 200 : 422;

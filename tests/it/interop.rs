@@ -2,12 +2,18 @@
 
 use crate::harness::process::{Setup, Site};
 use crate::harness::servers::Backends;
-use crate::harness::wire::{SECRET, Webhook, odd_bodies, send};
+use crate::harness::stream_api::StreamApi;
+use crate::harness::wire::{API_KEY, SECRET, Webhook, odd_bodies, send};
+use hyper::Method;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+
+/// Stream's SDKs for Node: that of clients and servers, and its successor for servers.
+const NODE: &str = "stream-chat";
+const SERVER_SIDE_NODE: &str = "@stream-io/node-sdk";
 
 /// An endpoint on an SDK, as a process of its language.
 struct Sdk {
@@ -24,9 +30,9 @@ impl Sdk {
         Sdk { _process: process, lines, port: port.parse().unwrap() }
     }
 
-    async fn node() -> Sdk {
+    async fn node(library: &str) -> Sdk {
         let mut command = Command::new("node");
-        command.arg(source("receiver.mjs")).arg(installed("node/package.json")).arg(SECRET);
+        command.arg(source("receiver.mjs")).arg(installed("node/package.json")).args([SECRET, library]);
         Sdk::start(command).await
     }
 
@@ -111,12 +117,67 @@ async fn verifies_what_we_forward(mut sdk: Sdk) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_node_sdk_verifies_what_we_send() {
-    verifies_what_we_send(Sdk::node().await).await;
+    verifies_what_we_send(Sdk::node(NODE).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_node_sdk_verifies_what_we_forward() {
-    verifies_what_we_forward(Sdk::node().await).await;
+    verifies_what_we_forward(Sdk::node(NODE).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_side_node_sdk_verifies_what_we_send() {
+    verifies_what_we_send(Sdk::node(SERVER_SIDE_NODE).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_side_node_sdk_verifies_what_we_forward() {
+    verifies_what_we_forward(Sdk::node(SERVER_SIDE_NODE).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_own_libraries_make_the_requests_that_connect_makes() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let ours = StreamApi::v2(&[]).await;
+    let (url, stream_url) = ("https://hooks.example.com", ours.url());
+    let connected = site.run(&["connect", "--url", url, "--no-verify", "--yes", "--stream-url", &stream_url]).await;
+    assert!(connected.status.success(), "{connected:?}");
+    let update = ours.updates().remove(0).to_string();
+    let node = |library: &str, url: &str| {
+        let mut command = Command::new("node");
+        command.arg(source("settings.mjs")).arg(installed("node/package.json"));
+        command.args([library, url, API_KEY, SECRET, &update]);
+        command
+    };
+    let python = |url: &str| {
+        let mut command = Command::new(installed("python/bin/python"));
+        command.arg(source("settings.py")).args([url, API_KEY, SECRET, &update]);
+        command
+    };
+    let of = |stream: &StreamApi, method: Method| {
+        let requests = stream.requests();
+        let request = requests.into_iter().find(|request| request.method == method).unwrap();
+        let (path, query) = request.path.split_once('?').unwrap();
+        let key = query.split('&').find(|pair| pair.starts_with("api_key=")).unwrap().to_owned();
+        let headers = ["authorization", "stream-auth-type"].map(|name| request.header(name).to_owned());
+        let body: Option<Value> = serde_json::from_slice(&request.body).ok();
+        (path.to_owned(), (key, headers, body.filter(|_| method == Method::PATCH)))
+    };
+    for (library, path) in [(NODE, "/app"), (SERVER_SIDE_NODE, "/api/v2/app"), ("python", "/app")] {
+        let theirs = StreamApi::v2(&[]).await;
+        let mut command = if library == "python" { python(&theirs.url()) } else { node(library, &theirs.url()) };
+        let ran = command.output().await.unwrap();
+        assert!(ran.status.success(), "{library}: {ran:?}");
+        assert_eq!(theirs.app().hooks.len(), 1, "{library}");
+        for method in [Method::GET, Method::PATCH] {
+            let (their_path, their_request) = of(&theirs, method.clone());
+            let (our_path, our_request) = of(&ours, method);
+            // Stream has two families of paths for the same settings.
+            assert_eq!((their_path.as_str(), our_path.as_str()), (path, "/api/v2/app"), "{library}");
+            assert_eq!(their_request, our_request, "{library}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
