@@ -164,7 +164,8 @@ impl Reading<'_> {
     async fn inflate(mut self, body: &Compressed) -> Result<HeldBody, Reason> {
         self.reserve(INFLATION).await?;
         let checked = self.check(body).await.inspect_err(|reason| {
-            if *reason != Reason::Displaced {
+            // Want of memory is nobody's fault.
+            if !matches!(reason, Reason::Displaced | Reason::MemoryBudget) {
                 self.in_hand.strike();
             }
         })?;

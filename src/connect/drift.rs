@@ -127,7 +127,7 @@ fn synchronous(settings: &Settings, config: &Config) -> Vec<Drift> {
                 "{field} leads here, and the configuration answers no such hooks: each waits for its policy (--no-hooks takes it out)"
             ),
             (false, true) if url.is_empty() => {
-                format!("{field} is not set, and the configuration answers such hooks: --hooks sets it")
+                format!("{field} is not set, and the configuration answers such hooks: `streamgate connect` sets it")
             }
             (false, true) => {
                 format!("{field} is {}, and the configuration answers such hooks", without_credentials(url))

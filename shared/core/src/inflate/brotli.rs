@@ -86,6 +86,8 @@ impl<'w> Brotli<'w> {
             // It breaks off.
             BrotliResult::NeedsMoreInput if given == 0 && self.rest.is_empty() => return Err(Reason::BadEncoding),
             BrotliResult::NeedsMoreInput if given == 0 => return Ok(Piece::Rationed),
+            // There was room: it would never end.
+            BrotliResult::NeedsMoreOutput if given == 0 => return Err(Reason::BadEncoding),
             BrotliResult::NeedsMoreInput | BrotliResult::NeedsMoreOutput => {}
         }
         match given {
