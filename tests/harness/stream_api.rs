@@ -33,7 +33,8 @@ pub struct App {
     pub reorders: bool,
     /// Whether `/hook/events` is there.
     pub lists_events: bool,
-    stale: Option<(usize, Vec<String>, BTreeMap<String, Value>)>,
+    /// What reads still show, and how many.
+    pub stale: Option<(usize, Vec<String>, BTreeMap<String, Value>)>,
 }
 
 /// Serves until it is dropped.

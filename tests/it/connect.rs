@@ -1,6 +1,7 @@
 //! `streamgate connect` against a server with the rules of Stream's API.
 
 use crate::commands::{json, text};
+use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
 use crate::harness::stream_api::{App, StreamApi, token};
 use crate::harness::terminal::on_a_terminal;
@@ -8,7 +9,7 @@ use crate::harness::wire::{API_KEY, SECRET};
 use hyper::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use streamgate_core::fields::Fields;
 
 const URL: &str = "https://hooks.example.com";
@@ -214,6 +215,27 @@ async fn settings_that_change_meanwhile_are_planned_anew_once() {
     assert_eq!(given_up.status.code(), Some(1), "{given_up:?}");
     assert!(text(&given_up.stderr).contains("somebody else changes this app's settings"), "{given_up:?}");
     assert_eq!(stream.updates().len(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_that_is_killed_between_its_updates_leaves_the_list_whole() {
+    let site = site(Setup { rest: HOOKS.into(), ..Setup::default() });
+    let stream = app_with_foreign_hooks().await;
+    // It waits for the list to be seen before it goes on.
+    stream.change(|app| app.lag = usize::MAX);
+    let url = stream.url();
+    let args = ["connect", "--no-verify", "--yes", "--url", URL, "--stream-url", &url];
+    let mut killed = site.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the first update", || async { !stream.updates().is_empty() }).await;
+    killed.kill().await.unwrap();
+    assert_eq!(stream.updates().len(), 1);
+    let app = stream.app();
+    assert_eq!((app.hooks.len(), &app.hooks[..4]), (5, &FOREIGN.map(str::to_owned)[..]));
+    assert_eq!(app.plain, plain_settings());
+    stream.change(|app| (app.lag, app.stale) = (0, None));
+    let again = connect(&site, &stream, &[]).await;
+    assert!(again.status.success() && text(&again.stdout).contains("the app is connected"), "{again:?}");
+    assert_eq!((stream.updates().len(), stream.app().hooks), (2, app.hooks));
 }
 
 #[tokio::test(flavor = "multi_thread")]
