@@ -54,7 +54,7 @@ impl Reader {
             budget: MemoryBudget::new(memory_budget, max_body, metrics),
             waiting: Waiting::new(places),
             inflating: Semaphore::new(cores.div_ceil(2)),
-            heavy: Semaphore::new(HEAVY_STEPS),
+            heavy: Semaphore::new(HEAVY_STEPS.min(cores.div_ceil(2))),
         }
     }
 
@@ -207,12 +207,16 @@ impl Reading<'_> {
                 true => None,
                 false => Some(self.unless_displaced(reader.inflating.acquire()).await?),
             };
-            if let Some(checked) = check.step()? {
+            let checked = check.step()?;
+            if let Some(checked @ Checked::Short(_)) = checked {
                 return Ok(checked);
             }
-            // What the decoder has allocated meanwhile: until it is paid for, nobody else allocates.
+            // What the decoder has allocated meanwhile: until it is paid for, nobody else allocates. The second pass takes as much.
             let held = check.held();
             self.reserve(held.saturating_sub(paid)).await?;
+            if let Some(checked) = checked {
+                return Ok(checked);
+            }
             (is_first, paid) = (false, held.max(paid));
             drop((permit, heavy));
             tokio::task::yield_now().await;

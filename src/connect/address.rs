@@ -180,9 +180,8 @@ impl BaseUrl {
             .and_then(|body| body.get("code").and_then(|code| code.as_str()).map(str::to_owned));
         match (status, code.as_deref()) {
             (StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed")) => Ok(()),
-            (StatusCode::FORBIDDEN, Some("peer_not_allowed")) => {
-                Err(failed("it refuses this machine (gateway.allow_from)".to_owned()))
-            }
+            // gateway.allow_from need not name this machine.
+            (StatusCode::FORBIDDEN, Some("peer_not_allowed")) => Ok(()),
             (status, _) if status.is_redirection() => {
                 Err(failed(format!("{status}, a redirect, which Stream does not follow")))
             }
@@ -340,11 +339,13 @@ mod tests {
     async fn only_an_answer_of_this_gateway_is_taken() {
         let ours = "HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 29\r\n\r\n{\"code\":\"method_not_allowed\"}";
         assert_eq!(tried(ours).await, Ok(()));
+        let for_stream_only = "HTTP/1.1 403 Forbidden\r\ncontent-length: 27\r\n\r\n{\"code\":\"peer_not_allowed\"}";
+        assert_eq!(tried(for_stream_only).await, Ok(()));
         for (answer, why) in [
             ("HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 2\r\n\r\nno", "405"),
             ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", "200"),
             ("HTTP/1.1 301 Moved\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", "redirect"),
-            ("HTTP/1.1 403 Forbidden\r\ncontent-length: 27\r\n\r\n{\"code\":\"peer_not_allowed\"}", "allow_from"),
+            ("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno", "403"),
             ("", "connection"),
         ] {
             let refused = tried(answer).await.unwrap_err();

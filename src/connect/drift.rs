@@ -58,7 +58,9 @@ struct Sent {
 }
 
 fn of_hooks(hooks: &[EventHook], app: &str, config: &Config) -> Vec<Drift> {
-    let to_us = |hook: &&EventHook| hook.is_webhook() && is_any_push(&hook.url());
+    // Temporary hooks of Stream's own CLI end with it.
+    let to_us =
+        |hook: &&EventHook| hook.is_webhook() && is_any_push(&hook.url()) && !hook.url().contains("?cliwebhook=");
     let delivers = |hook: &&EventHook| to_us(hook) && hook.is_enabled() && hook.delivers_chat();
     let ours: Vec<&EventHook> = hooks.iter().filter(delivers).collect();
     if ours.is_empty() {
@@ -143,7 +145,7 @@ fn synchronous(settings: &Settings, config: &Config) -> Vec<Drift> {
     let deadline = moderation_deadline(config);
     if is_any_before_message_send(url) && waits <= deadline {
         found.push(Drift::Doubtful(format!(
-            "Stream waits {waits:?} for before-message-send, and this gateway may take {deadline:?}: `streamgate connect` makes it longer"
+            "Stream waits {waits:?} for before-message-send, and this gateway may take {deadline:?}: `streamgate connect` makes it longer, to 5 s at the most"
         )));
     }
     found

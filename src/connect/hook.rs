@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use streamgate_core::fields::Fields;
 
 /// The fields that Stream reads back as integer nanoseconds and takes only as text.
@@ -132,13 +133,16 @@ impl EventHook {
         let is_masked =
             |text: &str| text.contains("***") || (text.len() > 3 && text.chars().all(|c| "*•xX".contains(c)));
         for service in ["sqs", "sns"] {
-            let needs_secret = self.text(&format!("{service}_auth_type")).starts_with("key");
-            for part in ["key", "secret"] {
-                let field = format!("{service}_{part}");
-                if needs_secret && self.text(&field).trim().is_empty() {
-                    return Some(field);
-                }
+            let is_empty = |part: &str| self.text(&format!("{service}_{part}")).trim().is_empty();
+            let needs_secret = self.text(&format!("{service}_auth_type")).starts_with("key") || !is_empty("key");
+            if let Some(part) = ["key", "secret"].into_iter().find(|part| needs_secret && is_empty(part)) {
+                return Some(format!("{service}_{part}"));
             }
+        }
+        let failover = self.fields.object("failover_config").unwrap_or_default();
+        let credentials = failover.text("gcs_credentials").unwrap_or_default();
+        if failover.text("type").as_deref() == Some("gcs") && credentials.trim().is_empty() {
+            return Some("gcs_credentials".to_owned());
         }
         let tree: Value = serde_json::from_str(&self.json).unwrap_or_default();
         masked(&tree, &is_masked)
@@ -155,28 +159,25 @@ impl EventHook {
 
     /// Whether they say the same: times, the order of keys and of types, and nulls aside.
     pub(super) fn says_same(&self, other: &EventHook) -> bool {
-        self.json == other.json || self.essence() == other.essence()
+        match (self.essence(), other.essence()) {
+            (Some(one), Some(other)) => one == other,
+            (_, _) => self.without_times() == other.without_times(),
+        }
     }
 
     /// Whether all that was written stands in this one as it was read back. Stream may add fields, and leave out what is empty.
     pub(super) fn holds(&self, written: &EventHook) -> bool {
-        let (seen, written) = (self.essence(), written.essence());
-        let is_empty = |value: &Value| {
-            *value == json!([])
-                || *value == json!({})
-                || *value == json!("")
-                || *value == json!(false)
-                || *value == json!(0)
-        };
+        let (Some(seen), Some(written)) = (self.essence(), written.essence()) else { return self.says_same(written) };
+        let empty = [json!([]), json!({}), json!(""), json!(false), json!(0)];
         written.iter().all(|(name, value)| match seen.get(name) {
             Some(seen) => seen == value,
-            None => is_empty(value),
+            None => empty.contains(value),
         })
     }
 
-    /// Everything but its times and what is null.
-    fn essence(&self) -> Map<String, Value> {
-        let tree: Map<String, Value> = serde_json::from_str(&self.json).unwrap_or_default();
+    /// Everything but its times and what is null. None where it holds what no tree does, as half a surrogate pair.
+    fn essence(&self) -> Option<Map<String, Value>> {
+        let tree: Map<String, Value> = serde_json::from_str(&self.json).ok()?;
         let fields = tree.into_iter().filter(|(name, value)| !TIMES.contains(&name.as_str()) && !value.is_null());
         let fields = fields.map(|(name, value)| {
             let mut value = without_nulls(value);
@@ -185,7 +186,15 @@ impl EventHook {
             }
             (name, value)
         });
-        fields.collect()
+        Some(fields.collect())
+    }
+
+    fn without_times(&self) -> String {
+        let mut fields = self.fields.clone();
+        for name in TIMES {
+            fields.set(name, &Value::Null);
+        }
+        fields.to_json()
     }
 
     fn text(&self, name: &str) -> String {
@@ -203,15 +212,13 @@ impl std::fmt::Debug for EventHook {
     }
 }
 
-/// The same types in any order; a single `*` is every type, as the empty list is.
-fn same_set(one: &[String], other: &[String]) -> bool {
-    let sorted = |types: &[String]| {
-        let mut sorted: Vec<String> = types.iter().filter(|one| *one != "*").cloned().collect();
-        sorted.sort();
-        sorted.dedup();
-        sorted
+/// The same types in any order; `*` is every type, as the empty list is.
+pub(super) fn same_set(one: &[String], other: &[String]) -> bool {
+    let set = |types: &[String]| match types.iter().any(|name| name == "*") {
+        true => BTreeSet::new(),
+        false => types.iter().cloned().collect::<BTreeSet<_>>(),
     };
-    sorted(one) == sorted(other)
+    set(one) == set(other)
 }
 
 /// The name of a field, at any depth, whose text is masked.

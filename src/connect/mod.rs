@@ -21,6 +21,7 @@ pub(crate) use drift::{Drift, look};
 use plan::{Goal, HookUrl, Mark, Plan, Step, Wanted};
 use serde_json::json;
 use settings::Settings;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 use stream_api::{ApiError, StreamApi};
@@ -252,6 +253,12 @@ impl Session<'_> {
     }
 
     async fn ask(&self) -> anyhow::Result<()> {
+        if !self.args.yes && std::io::stdin().is_terminal() && (self.args.json || !std::io::stderr().is_terminal()) {
+            return Err(BadUsage(
+                "nothing can be asked like this, and nothing was written: add --yes or --dry-run".to_owned(),
+            )
+            .into());
+        }
         if self.args.yes || ask::agreed("Write this to the app's settings?", &CancellationToken::new()).await? {
             return Ok(());
         }
@@ -264,6 +271,14 @@ impl Session<'_> {
         let bodies = plan.bodies();
         let count = bodies.len();
         for (number, body) in bodies.iter().enumerate() {
+            if outcome == Outcome::NotYetVisible {
+                bail!("written in part, and Stream does not show it yet: the same command in a minute writes the rest");
+            }
+            if number == 1 && self.read().await?.plain() != before.plain() {
+                bail!(
+                    "the event hooks were written; then somebody else changed the URLs: the same command plans them anew"
+                );
+            }
             self.api.update_app(body).await.map_err(|error| unsure(error, number))?;
             outcome = self.read_back(before, plan, number + 1 == count).await?;
         }
@@ -333,7 +348,7 @@ impl Session<'_> {
             for refusal in &plan.refusals {
                 output::line(format!("refused: {refusal}"))?;
             }
-            let done = if self.args.remove { "nothing of the app leads here any more" } else { "the app is connected" };
+            let done = if self.args.remove { "what led here is taken out" } else { "the app is connected" };
             output::line(match outcome {
                 Outcome::NothingToDo => "nothing to change".to_owned(),
                 Outcome::WouldChange => "nothing was written (--dry-run)".to_owned(),

@@ -2,7 +2,7 @@
 //! is written.
 
 use super::address::BaseUrl;
-use super::hook::{EventHook, WantedHook, without_credentials};
+use super::hook::{EventHook, WantedHook, same_set, without_credentials};
 use super::settings::{Settings, Webhooks};
 use serde_json::json;
 use streamgate_core::fields::Fields;
@@ -100,13 +100,21 @@ pub(super) struct Plan {
     webhooks: Option<String>,
     /// What it sends for the plain settings, where they change.
     plain: Fields,
+    /// What it sends at the end: a default that Stream may refuse must not keep a URL in its place.
+    last: Fields,
 }
 
 impl Plan {
     pub(super) fn of(now: &Settings, wanted: &Wanted) -> Plan {
         let expected = now.clone();
-        let mut plan =
-            Plan { steps: Vec::new(), refusals: Vec::new(), expected, webhooks: None, plain: Fields::default() };
+        let mut plan = Plan {
+            steps: Vec::new(),
+            refusals: Vec::new(),
+            expected,
+            webhooks: None,
+            plain: Fields::default(),
+            last: Fields::default(),
+        };
         plan.push_webhooks(now, wanted);
         plan.synchronous_hooks(now, wanted);
         plan.compression(now, wanted);
@@ -115,12 +123,12 @@ impl Plan {
 
     /// The bodies of the updates, in their order: the list of hooks first, so that one that Stream refuses takes nothing else with it.
     pub(super) fn bodies(&self) -> Vec<String> {
-        let plain = (!self.plain.is_empty()).then(|| self.plain.to_json());
+        let plain = [&self.plain, &self.last].into_iter().filter(|fields| !fields.is_empty()).map(Fields::to_json);
         self.webhooks.iter().cloned().chain(plain).collect()
     }
 
     pub(super) fn changes_anything(&self) -> bool {
-        self.webhooks.is_some() || !self.plain.is_empty()
+        self.webhooks.is_some() || !self.plain.is_empty() || !self.last.is_empty()
     }
 
     fn step(&mut self, mark: Mark, what: impl Into<String>) {
@@ -135,12 +143,18 @@ impl Plan {
     }
 
     fn event_hooks(&mut self, hooks: &[EventHook], now: &Settings, wanted: &Wanted) {
-        let id = Uuid::new_v5(&NAMESPACE, format!("{} {}", now.app.id, wanted.base.as_str()).as_bytes()).to_string();
-        let by_url = |hook: &EventHook| hook.is_webhook() && wanted.base.is_push(&hook.url());
-        // One whose URL somebody has changed is found by its id, but never taken out for that.
-        let by_id = matches!(wanted.goal, Goal::Connect { .. }) && !hooks.iter().any(by_url);
-        let is_ours = |hook: &EventHook| by_url(hook) || by_id && hook.id() == id;
-        let (ours, others): (Vec<&EventHook>, Vec<&EventHook>) = hooks.iter().partition(|hook| is_ours(hook));
+        let mut id = Uuid::new_v5(&NAMESPACE, format!("{} {}", now.app.id, wanted.base.as_str()).as_bytes());
+        // Somebody has pointed the one of that id elsewhere: it is theirs now.
+        while hooks.iter().any(|hook| hook.id() == id.to_string()) {
+            id = Uuid::new_v5(&NAMESPACE, id.as_bytes());
+        }
+        let id = id.to_string();
+        let removes = matches!(wanted.goal, Goal::Remove { .. });
+        let is_ours = |hook: &EventHook| {
+            hook.is_webhook() && wanted.base.is_push(&hook.url()) && (removes || hook.delivers_chat())
+        };
+        let (mut ours, others): (Vec<&EventHook>, Vec<&EventHook>) = hooks.iter().partition(|hook| is_ours(hook));
+        ours.sort_by_key(|hook| !hook.is_enabled());
         let list: Vec<EventHook> = match &wanted.goal {
             Goal::Remove { .. } => {
                 for hook in &ours {
@@ -173,7 +187,7 @@ impl Plan {
         if after.says_same(&now.webhooks) {
             return;
         }
-        for (other, field) in others.iter().filter_map(|other| Some((other, other.hidden_secret()?))) {
+        for (other, field) in list.iter().filter_map(|other| Some((other, other.hidden_secret()?))) {
             if !wanted.is_forced {
                 self.refusals.push(format!(
                     "{}: Stream did not show its {field}, and an update of the list would overwrite it: change the hooks in Stream's \
@@ -189,11 +203,7 @@ impl Plan {
 
     /// The list with a hook of ours, in the place of the one that is there.
     fn with_ours(&mut self, hooks: &[EventHook], ours: &[&EventHook], wanted: &WantedHook) -> Vec<EventHook> {
-        let types = match wanted.event_types.len() {
-            0 => "every event".to_owned(),
-            1..=6 => wanted.event_types.join(", "),
-            count => format!("{count} types of events"),
-        };
+        let types = listed(&wanted.event_types);
         let Some(first) = ours.first() else {
             self.step(Mark::Add, format!("webhook hook to {}: {types}", wanted.url));
             return hooks.iter().cloned().chain([EventHook::new(wanted)]).collect();
@@ -206,7 +216,8 @@ impl Plan {
             true => self.step(Mark::Keep, format!("webhook hook to {}: {types}", wanted.url)),
             false => {
                 let fields = changed.join(", ");
-                self.step(Mark::Change, format!("webhook hook to {}: {types} ({fields})", wanted.url));
+                let before = listed(&first.event_types());
+                self.step(Mark::Change, format!("webhook hook to {}: {before} -> {types} ({fields})", wanted.url));
             }
         }
         hooks.iter().map(|hook| if std::ptr::eq(hook, *first) { updated.clone() } else { hook.clone() }).collect()
@@ -219,7 +230,11 @@ impl Plan {
             Goal::Remove { .. } if is_ours => {
                 self.step(Mark::Remove, format!("webhook_url {url}"));
                 body.set("webhook_url", &json!(""));
-                Webhooks::V1 { url: String::new(), event_types: event_types.to_vec() }
+                if !event_types.is_empty() {
+                    self.step(Mark::Remove, format!("webhook_events {}", event_types.join(", ")));
+                    body.set("webhook_events", &json!([]));
+                }
+                Webhooks::V1 { url: String::new(), event_types: Vec::new() }
             }
             Goal::Remove { .. } => return,
             Goal::Connect { event_types: types, custom_events, .. } => {
@@ -232,7 +247,7 @@ impl Plan {
                 }
                 let ours = wanted.base.push();
                 match (is_ours, url.is_empty()) {
-                    (true, _) if event_types == types => self.step(Mark::Keep, format!("webhook_url {url}")),
+                    (true, _) if same_set(event_types, types) => self.step(Mark::Keep, format!("webhook_url {url}")),
                     (true, _) => self.step(Mark::Change, format!("webhook_url {url} (webhook_events)")),
                     (false, true) => self.step(Mark::Add, format!("webhook_url {ours}")),
                     (false, false) => {
@@ -242,7 +257,9 @@ impl Plan {
                 if !is_ours {
                     body.set("webhook_url", &json!(ours));
                 }
-                if event_types != types {
+                if !same_set(event_types, types) {
+                    let (before, after) = (event_types.join(", "), listed(types));
+                    self.step(Mark::Change, format!("webhook_events: {before} -> {after}"));
                     body.set("webhook_events", &json!(types));
                 }
                 Webhooks::V1 { url: if is_ours { url.to_owned() } else { ours }, event_types: types.clone() }
@@ -275,7 +292,8 @@ impl Plan {
         if let Some(timeout) = timeout.filter(|timeout| *timeout != waits) {
             let shown = |timeout| if timeout == 0 { "Stream's default".to_owned() } else { format!("{timeout} ms") };
             self.step(Mark::Change, format!("{TIMEOUT_FIELD}: {} -> {}", shown(waits), shown(timeout)));
-            self.plain.set(TIMEOUT_FIELD, &json!(timeout));
+            let fields = if timeout == 0 { &mut self.last } else { &mut self.plain };
+            fields.set(TIMEOUT_FIELD, &json!(timeout));
             self.expected.before_message_send_timeout = timeout;
         }
         self.expected.before_message_send_url = after;
@@ -308,7 +326,7 @@ impl Plan {
                 return String::new();
             }
             HookUrl::Keep if was_ours => {
-                let what = "leads here, and this configuration answers no such hooks (--no-hooks takes it out)";
+                let what = "leads here, and this run leaves it alone (--no-hooks takes it out)";
                 self.step(Mark::Attention, format!("{field} {what}"));
             }
             HookUrl::Clear | HookUrl::Keep => {}
@@ -337,9 +355,8 @@ impl Plan {
         let urls = [
             (BEFORE_MESSAGE_SEND_FIELD, &self.expected.before_message_send_url),
             (COMMANDS_FIELD, &self.expected.custom_action_handler_url),
-            ("moderation_webhook_url", &now.moderation_webhook_url),
         ];
-        for (field, url) in urls {
+        for (field, url) in urls.into_iter().chain(now.other_receivers.iter().map(|(field, url)| (*field, url))) {
             let is_ours = wanted.base.is_before_message_send(url) || wanted.base.is_custom_commands(url);
             if !url.is_empty() && !is_ours {
                 receivers.push(format!("{field} {}", without_credentials(url)));
@@ -354,6 +371,15 @@ impl Plan {
                 receivers.join(", ")
             ));
         }
+    }
+}
+
+/// Types of events, for people.
+fn listed(event_types: &[String]) -> String {
+    match event_types.len() {
+        0 => "every event".to_owned(),
+        1..=6 => event_types.join(", "),
+        count => format!("{count} types of events"),
     }
 }
 
@@ -478,6 +504,10 @@ mod tests {
             wanted
         };
         let foreign = r#"{"id":"w","hook_type":"webhook","enabled":true,"webhook_url":"https://u:geheim@other.example/x?token=geheim"}"#;
+        let masked_own = format!(
+            r#"{{"id":"o","hook_type":"webhook","enabled":true,"webhook_url":"{}","failover_config":{{"type":"gcs","gcs_credentials":""}}}}"#,
+            base().push()
+        );
         let cases = [
             (v2_app(&sqs(""), ""), connect(&[]), "--force"),
             (v2_app(&sqs(r#","sqs_secret":"""#), ""), connect(&[]), "--force"),
@@ -491,6 +521,8 @@ mod tests {
             (v2_app("", r#","custom_action_handler_url":"https://other.example/c""#), connect(&[]), "--replace"),
             (settings(r#"{"id":1,"webhook_url":"https://u:geheim@other.example/"}"#), connect(&[]), "--replace"),
             (v2_app(foreign, ""), compress(), "--force"),
+            (settings(r#"{"id":1,"sqs_url":"https://sqs.example/q"}"#), compress(), "--force"),
+            (v2_app(&masked_own, ""), connect(&["a.b"]), "--force"),
             (v2_app("", r#","moderation_webhook_url":"https://other.example/m""#), compress(), "--force"),
         ];
         for (now, wanted, option) in cases {
@@ -507,6 +539,54 @@ mod tests {
         let plan = Plan::of(&v2(&hooks), &connect(&[]));
         let twice = plan.steps.iter().filter(|step| step.mark == Mark::Attention);
         assert_eq!(twice.count(), 1, "another receiver of the same events: {plan:?}");
+    }
+
+    #[test]
+    fn a_hook_of_another_product_or_that_was_pointed_elsewhere_is_somebody_elses() {
+        let hook = |id: &str, url: &str, product: &str| {
+            format!(
+                r#"{{"id":"{id}","hook_type":"webhook","enabled":true,"product":"{product}","webhook_url":"{url}"}}"#
+            )
+        };
+        let video = hook("v", &base().push(), "video");
+        let first = Plan::of(&v2(std::slice::from_ref(&video)), &connect(&[]));
+        let written_first = written(&first);
+        assert_eq!((written_first.len(), &written_first[0]), (2, &video));
+        let Webhooks::V2(hooks) = &first.expected.webhooks else { panic!("{first:?}") };
+        let moved = hook(&hooks[1].id(), "https://other.example/", "chat");
+        let second = written(&Plan::of(&v2(std::slice::from_ref(&moved)), &connect(&[])));
+        assert_eq!((second.len(), &second[0]), (2, &moved), "its id is taken, and it stays");
+        assert_ne!(EventHook::read(&RawValue::from_string(second[1].clone()).unwrap()).unwrap().id(), hooks[1].id());
+        let disabled = hook("d", &base().push(), "chat").replace("true", "false");
+        let enabled = hook("e", &base().push(), "chat");
+        assert!(written(&Plan::of(&v2(&[disabled, enabled]), &connect(&[]))).is_empty(), "the enabled one is it");
+    }
+
+    #[test]
+    fn the_first_generation_is_compared_by_sets_and_left_as_it_was() {
+        let now = settings(&format!(
+            r#"{{"id":1,"webhook_url":"{}","webhook_events":["b.c","a.b"],"before_message_send_hook_url":"{}","before_message_send_hook_attempt_timeout_ms":1500,"custom_action_handler_url":"{}"}}"#,
+            base().push(),
+            base().before_message_send(),
+            base().custom_commands()
+        ));
+        assert!(!Plan::of(&now, &connect(&["a.b", "b.c"])).changes_anything());
+        let removed = Plan::of(&now, &remove());
+        let bodies: Vec<Value> = removed.bodies().iter().map(|body| serde_json::from_str(body).unwrap()).collect();
+        let push = json!({"webhook_url": "", "webhook_events": []});
+        let urls = json!({"before_message_send_hook_url": "", "custom_action_handler_url": ""});
+        assert_eq!(bodies, [push, urls, json!({"before_message_send_hook_attempt_timeout_ms": 0})]);
+    }
+
+    #[test]
+    fn hooks_that_no_tree_holds_are_compared_all_the_same() {
+        let hook = |field: &str, time: &str| {
+            let json = format!(r#"{{"id":"h","odd":"\ud800",{field}"created_at":{time}}}"#);
+            EventHook::read(&RawValue::from_string(json).unwrap()).unwrap()
+        };
+        let whole = hook(r#""kept":1,"#, "1");
+        assert!(whole.says_same(&hook(r#""kept":1,"#, "2")) && hook(r#""kept":1,"#, "2").holds(&whole));
+        assert!(!whole.says_same(&hook("", "1")) && !hook("", "1").holds(&whole));
     }
 
     #[test]

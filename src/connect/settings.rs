@@ -1,6 +1,6 @@
 //! What of an app's settings leads to a gateway, as Stream has it.
 
-use super::hook::{EventHook, without_credentials};
+use super::hook::{EventHook, same_set, without_credentials};
 use serde_json::value::RawValue;
 use streamgate_core::fields::Fields;
 
@@ -14,8 +14,8 @@ pub(super) struct Settings {
     /// Milliseconds; 0 is Stream's own default.
     pub(super) before_message_send_timeout: u64,
     pub(super) custom_action_handler_url: String,
-    /// `moderation_webhook_url`, which is nothing of ours.
-    pub(super) moderation_webhook_url: String,
+    /// Settings and where they lead, of receivers that are nothing of ours.
+    pub(super) other_receivers: Vec<(&'static str, String)>,
 }
 
 /// Which app it is, for people.
@@ -70,7 +70,11 @@ impl Settings {
             before_message_send_url: text("before_message_send_hook_url"),
             before_message_send_timeout: raw("before_message_send_hook_attempt_timeout_ms").parse().unwrap_or(0),
             custom_action_handler_url: text("custom_action_handler_url"),
-            moderation_webhook_url: text("moderation_webhook_url"),
+            other_receivers: ["moderation_webhook_url", "sqs_url", "sns_topic_arn"]
+                .into_iter()
+                .map(|name| (name, text(name)))
+                .filter(|(_, place)| !place.is_empty())
+                .collect(),
         })
     }
 
@@ -84,7 +88,7 @@ impl Settings {
         self.webhooks.holds(&written.webhooks) && self.plain() == written.plain()
     }
 
-    fn plain(&self) -> (&str, u64, &str) {
+    pub(super) fn plain(&self) -> (&str, u64, &str) {
         (&self.before_message_send_url, self.before_message_send_timeout, &self.custom_action_handler_url)
     }
 
@@ -111,7 +115,7 @@ impl Webhooks {
     fn is_as(&self, other: &Webhooks, is_as: fn(&EventHook, &EventHook) -> bool) -> bool {
         match (self, other) {
             (Webhooks::V1 { url, event_types }, Webhooks::V1 { url: other_url, event_types: other_types }) => {
-                url == other_url && event_types == other_types
+                url == other_url && same_set(event_types, other_types)
             }
             (Webhooks::V2(hooks), Webhooks::V2(others)) => {
                 hooks.len() == others.len()

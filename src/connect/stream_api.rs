@@ -149,7 +149,7 @@ impl StreamApi {
         Ok(answer.events.into_iter().map(|event| event.name).collect())
     }
 
-    /// Asks again where Stream did nothing: when it says so, and on a read.
+    /// Reads are asked again.
     async fn call(
         &self,
         method: Method,
@@ -162,7 +162,10 @@ impl StreamApi {
             let answer = self.once(&method, path, query, body).await;
             let is_read = method == Method::GET;
             let pause = match &answer {
-                Ok((status, headers, _)) if *status == StatusCode::TOO_MANY_REQUESTS => Some(retry_after(headers)),
+                // An update is not repeated: what it rests on may have changed meanwhile.
+                Ok((status, headers, _)) if *status == StatusCode::TOO_MANY_REQUESTS && is_read => {
+                    Some(retry_after(headers))
+                }
                 Ok((status, _, _)) if status.is_server_error() && is_read => Some(PAUSE),
                 Err(ApiError::Unreachable { .. } | ApiError::TooSlow { .. }) if is_read => Some(PAUSE),
                 Ok(_) | Err(_) => None,

@@ -26,6 +26,8 @@ pub struct App {
     pub lag: usize,
     /// The next requests that are answered 429, and those that an edge answers 502.
     pub too_many: usize,
+    /// The next updates that are answered 429.
+    pub busy_updates: usize,
     pub edge_errors: usize,
     /// What the settings become after each of the next reads: somebody else changes them.
     pub changes: Vec<Vec<String>>,
@@ -88,8 +90,10 @@ impl App {
             let page = "<html><body>502 Bad Gateway</body></html>";
             return Response::builder().status(502).body(Full::from(page)).unwrap();
         }
-        if self.too_many > 0 {
-            self.too_many -= 1;
+        let is_busy = request.method == Method::PATCH && self.busy_updates > 0;
+        if self.too_many > 0 || is_busy {
+            self.too_many = self.too_many.saturating_sub(1);
+            self.busy_updates -= usize::from(is_busy);
             let (code, message) = (9, "Too many requests");
             let body = json!({"code": code, "message": message, "StatusCode": 429}).to_string();
             let response = Response::builder().status(429).header("retry-after", "1");

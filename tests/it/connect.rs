@@ -248,6 +248,12 @@ async fn a_slow_or_busy_stream_is_waited_for_and_its_errors_say_what_to_do() {
     stream.change(|app| (app.lag, app.hooks) = (50, vec![]));
     let unseen = connect(&site, &stream, &[]).await;
     assert!(unseen.status.success() && text(&unseen.stdout).contains("not yet visible"), "{unseen:?}");
+    stream.change(|app| (app.lag, app.stale, app.busy_updates) = (0, None, 1));
+    let before = stream.updates().len();
+    let busy = connect(&site, &stream, &["--event-types", "message.new"]).await;
+    let said = text(&busy.stderr);
+    assert!(busy.status.code() == Some(1) && said.contains("nothing was written") && said.contains("429"), "{said}");
+    assert_eq!(stream.updates().len(), before + 1, "an update is not repeated: what it rests on may have changed");
     stream.change(|app| app.edge_errors = 9);
     let edge = connect(&site, &stream, &[]).await;
     let said = text(&edge.stderr);
