@@ -274,12 +274,12 @@ impl Session<'_> {
             if outcome == Outcome::NotYetVisible {
                 bail!("written in part, and Stream does not show it yet: the same command in a minute writes the rest");
             }
-            if number == 1 && self.read().await?.plain() != before.plain() {
+            if number == 1 && plan.begins_with_hooks() && self.read().await?.plain() != before.plain() {
                 bail!(
                     "the event hooks were written; then somebody else changed the URLs: the same command plans them anew"
                 );
             }
-            self.api.update_app(body).await.map_err(|error| unsure(error, number))?;
+            self.api.update_app(body).await.map_err(|error| unsure(error, number > 0))?;
             outcome = self.read_back(before, plan, number + 1 == count).await?;
         }
         Ok(outcome)
@@ -409,19 +409,19 @@ fn differences(expected: &Settings, seen: &Settings) -> Vec<String> {
     lines
 }
 
-/// An update that had no answer may have been done. `number`: updates that were before it.
-fn unsure(error: ApiError, number: usize) -> anyhow::Error {
+/// An update that had no answer may have been done. `is_begun`: there were updates before it.
+fn unsure(error: ApiError, is_begun: bool) -> anyhow::Error {
     let is_unsure = match &error {
         ApiError::Unreachable { .. } | ApiError::TooSlow { .. } | ApiError::Foreign { .. } => true,
         ApiError::Refused { status, .. } => *status >= 500,
         ApiError::Client(_) => false,
     };
     let error = anyhow::Error::from(error);
-    match (is_unsure, number) {
+    match (is_unsure, is_begun) {
         (true, _) => {
             error.context("it is not known whether Stream wrote it; the same command again writes what is missing")
         }
-        (false, 0) => error.context("nothing was written"),
-        (false, _) => error.context("the event hooks were written, the URLs of synchronous hooks were not"),
+        (false, false) => error.context("nothing was written"),
+        (false, true) => error.context("written in part: the same command shows what is missing"),
     }
 }

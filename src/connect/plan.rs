@@ -127,6 +127,11 @@ impl Plan {
         self.webhooks.iter().cloned().chain(plain).collect()
     }
 
+    /// Whether the first of the bodies is the list of hooks, or the URL in its place.
+    pub(super) fn begins_with_hooks(&self) -> bool {
+        self.webhooks.is_some()
+    }
+
     pub(super) fn changes_anything(&self) -> bool {
         self.webhooks.is_some() || !self.plain.is_empty() || !self.last.is_empty()
     }
@@ -230,11 +235,11 @@ impl Plan {
             Goal::Remove { .. } if is_ours => {
                 self.step(Mark::Remove, format!("webhook_url {url}"));
                 body.set("webhook_url", &json!(""));
+                // It holds for the app's other receivers, too.
                 if !event_types.is_empty() {
-                    self.step(Mark::Remove, format!("webhook_events {}", event_types.join(", ")));
-                    body.set("webhook_events", &json!([]));
+                    self.step(Mark::Attention, format!("webhook_events stays {}", event_types.join(", ")));
                 }
-                Webhooks::V1 { url: String::new(), event_types: Vec::new() }
+                Webhooks::V1 { url: String::new(), event_types: event_types.to_vec() }
             }
             Goal::Remove { .. } => return,
             Goal::Connect { event_types: types, custom_events, .. } => {
@@ -573,7 +578,7 @@ mod tests {
         assert!(!Plan::of(&now, &connect(&["a.b", "b.c"])).changes_anything());
         let removed = Plan::of(&now, &remove());
         let bodies: Vec<Value> = removed.bodies().iter().map(|body| serde_json::from_str(body).unwrap()).collect();
-        let push = json!({"webhook_url": "", "webhook_events": []});
+        let push = json!({"webhook_url": ""});
         let urls = json!({"before_message_send_hook_url": "", "custom_action_handler_url": ""});
         assert_eq!(bodies, [push, urls, json!({"before_message_send_hook_attempt_timeout_ms": 0})]);
     }

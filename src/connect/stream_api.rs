@@ -1,6 +1,7 @@
 //! Stream's REST API, as far as an app's settings need it. Neither the secret nor the token is ever shown.
 
 use super::address::BaseUrl;
+use super::hook::without_credentials;
 use crate::output::visible;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -23,6 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 8 << 20;
 /// Characters of an answer that is not Stream's own, for the error.
 const EXCERPT: usize = 200;
+/// Characters of Stream's own message.
+const MAX_MESSAGE: usize = 1000;
 /// Asks again where nothing was done: Stream limits reads to 10,000 a minute and updates to 60.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -234,7 +237,10 @@ impl StreamApi {
         let Ok(Told { code, message }) = serde_json::from_slice(&body) else {
             return Err(self.foreign(method, path, status, &body));
         };
-        let message = visible(&message).into_owned();
+        // It may quote a URL of somebody else's.
+        let shown = |word: &str| if word.contains("://") { without_credentials(word) } else { word.to_owned() };
+        let words: Vec<_> = message.split(' ').map(shown).collect();
+        let message = visible(&words.join(" ")).chars().take(MAX_MESSAGE).collect();
         let (path, status) = (path.to_owned(), status.as_u16());
         Err(ApiError::Refused { method, path, status, code, message, hint: hint(code) })
     }

@@ -91,6 +91,9 @@ async fn connecting_twice_elsewhere_and_back_leaves_an_app_as_it_was() {
     let removed = connect(&site, &stream, &["--url", "https://other.example.com", "--remove"]).await;
     assert!(removed.status.success(), "{removed:?}");
     assert_eq!((stream.app().hooks.len(), stream.app().plain), (5, app.plain), "what leads to the first URL stays");
+    let without = connect(&site, &stream, &["--no-hooks"]).await;
+    assert!(without.status.success(), "{without:?}");
+    assert_eq!(stream.app().plain, plain_settings(), "the URLs and the timeout are as they were");
     let removed = connect(&site, &stream, &["--remove", "--json"]).await;
     assert_eq!(json(&removed)["visible"], true, "{removed:?}");
     assert_eq!(stream.app().hooks, FOREIGN);
