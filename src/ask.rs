@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use tokio_util::sync::CancellationToken;
 
 /// Whether somebody can be asked.
-fn is_possible() -> bool {
+pub(crate) fn is_possible() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 

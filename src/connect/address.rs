@@ -163,7 +163,7 @@ impl BaseUrl {
             )
         };
         let client = http_client::client(None).map_err(|error| failed(error.to_string()))?;
-        let uri: Uri = url.parse().map_err(|_| failed("no URL".to_owned()))?;
+        let uri: Uri = url.parse().map_err(|_| failed("not a URL".to_owned()))?;
         let host = uri.authority().map(ToString::to_string).unwrap_or_default();
         let request = Request::get(uri).header(HOST, host).body(Full::<Bytes>::default());
         let request = request.map_err(|error| failed(error.to_string()))?;

@@ -8,10 +8,7 @@ use crate::exit::BadUsage;
 use std::time::Duration;
 use streamgate_core::event_types::CHAT;
 use streamgate_core::pattern::Pattern;
-use streamgate_service::config::{AppConfig, Config};
-
-/// What Stream waits for before-message-send where its setting is 0.
-const STREAM_DEFAULT: Duration = Duration::from_millis(1500);
+use streamgate_service::config::{AppConfig, Config, STREAM_MODERATION};
 
 /// Something that does not fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,7 +136,7 @@ fn synchronous(settings: &Settings, config: &Config) -> Vec<Drift> {
         found.push(Drift::Doubtful(what));
     }
     let waits = match settings.before_message_send_timeout {
-        0 => STREAM_DEFAULT,
+        0 => STREAM_MODERATION,
         timeout => Duration::from_millis(timeout),
     };
     let deadline = moderation_deadline(config);

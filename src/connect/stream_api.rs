@@ -26,7 +26,7 @@ const MAX_ANSWER: usize = 8 << 20;
 const EXCERPT: usize = 200;
 /// Characters of Stream's own message.
 const MAX_MESSAGE: usize = 1000;
-/// Asks again where nothing was done: Stream limits reads to 10,000 a minute and updates to 60.
+/// Tries of a read. Stream limits them to 10,000 a minute.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -67,7 +67,7 @@ impl ApiError {
 
 /// Stream's error.
 #[derive(Debug, Deserialize)]
-struct Told {
+struct ErrorAnswer {
     code: i64,
     #[serde(default)]
     message: String,
@@ -198,7 +198,7 @@ impl StreamApi {
         let unreachable = |why: String| ApiError::Unreachable { at: self.base.as_str().to_owned(), why };
         let uri: Uri = format!("{}{path}?api_key={key}{query}", self.base.as_str())
             .parse()
-            .map_err(|_| unreachable("this is no URL".to_owned()))?;
+            .map_err(|_| unreachable("this is not a URL".to_owned()))?;
         let host = uri.authority().map(ToString::to_string).unwrap_or_default();
         let mut request = Request::builder()
             .method(method)
@@ -234,7 +234,7 @@ impl StreamApi {
         if status.is_success() {
             return Ok((status, body));
         }
-        let Ok(Told { code, message }) = serde_json::from_slice(&body) else {
+        let Ok(ErrorAnswer { code, message }) = serde_json::from_slice(&body) else {
             return Err(self.foreign(method, path, status, &body));
         };
         // It may quote a URL of somebody else's.

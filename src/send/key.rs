@@ -1,11 +1,11 @@
 //! The key that webhooks are signed with: of the configuration, of the development app, or typed in.
 
 use crate::cli::Global;
-use crate::dev;
 use crate::exit::BadUsage;
+use crate::{ask, dev};
 use anyhow::Context;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, Write};
 use streamgate_service::config::{ConfigError, Environment, Loaded, Source};
 use streamgate_service::secret::Secret;
 
@@ -87,7 +87,7 @@ impl Key {
 
     /// Asks on a terminal; `why` is the error without one.
     fn typed(api_key: &str, why: anyhow::Error) -> anyhow::Result<Key> {
-        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        if !ask::is_possible() {
             return Err(why);
         }
         let question = format!("{why:#}\nAPI secret of {api_key} (it is not shown): ");

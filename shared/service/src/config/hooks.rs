@@ -16,7 +16,7 @@ use streamgate_core::{
 };
 
 /// The longest that Stream can be told to wait for before-message-send.
-const STREAM_LONGEST: Duration = Duration::from_secs(5);
+pub const STREAM_LONGEST: Duration = Duration::from_secs(5);
 const NOT_A_COMMAND: &str = "is not the name of a command: 1 to 64 characters of A-Z, a-z, 0-9, _ and -";
 /// Answers are kept in memory or on disk until it is over.
 const LONGEST_REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
@@ -25,7 +25,7 @@ pub const COMMAND_PLACE: &str = "{type}";
 /// What the URL of a command's service may have in braces.
 const PLACES: &[&str] = &[COMMAND_PLACE];
 /// What Stream waits for where its settings were not changed.
-const STREAM_MODERATION: Duration = Duration::from_millis(1500);
+pub const STREAM_MODERATION: Duration = Duration::from_millis(1500);
 /// What Stream waits for a command; no setting changes that.
 const STREAM_COMMAND: Duration = Duration::from_secs(1);
 

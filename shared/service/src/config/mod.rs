@@ -15,7 +15,10 @@ mod worker;
 
 pub use apps::{AppConfig, KeyConfig};
 pub use backends::{RabbitMqConfig, RedisConfig};
-pub use hooks::{COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType};
+pub use hooks::{
+    COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType, STREAM_LONGEST,
+    STREAM_MODERATION,
+};
 pub use load::{ConfigError, Environment, Loaded, Source, from_text, load, tell_doubts};
 pub use log::{Lines, LogConfig};
 pub use tls::{AcmeConfig, CertificateFiles, TlsConfig};
