@@ -35,11 +35,11 @@ pub(crate) enum Short {
 }
 
 impl MemoryBudget {
-    /// `max_body`: the unverified share has room for one twice at least, as far as the limit has, and that of a connection for
-    /// one as it came and inflated.
-    pub(crate) fn new(limit: usize, max_body: usize, metrics: Arc<Metrics>) -> Arc<MemoryBudget> {
-        let unverified_limit = (limit / 2).max(max_body.saturating_mul(2)).min(limit);
-        let connection_limit = (unverified_limit / 4).max(max_body.saturating_add(CONNECTION)).min(unverified_limit);
+    /// `request`: the most that one holds, its body included. The unverified share has room for it twice at least, as far as the
+    /// limit has, and that of a connection for one as it came and inflated.
+    pub(crate) fn new(limit: usize, request: usize, metrics: Arc<Metrics>) -> Arc<MemoryBudget> {
+        let unverified_limit = (limit / 2).max(request.saturating_mul(2)).min(limit);
+        let connection_limit = (unverified_limit / 4).max(request.saturating_add(CONNECTION)).min(unverified_limit);
         let (held, unverified) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let freed = Notify::new();
         Arc::new(MemoryBudget { limit, unverified_limit, connection_limit, held, unverified, freed, metrics })
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn the_unverified_share_has_room_for_a_body() {
-        let limits = |limit, max_body| MemoryBudget::new(limit, max_body, Metrics::new()).unverified_limit;
+        let limits = |limit, request| MemoryBudget::new(limit, request, Metrics::new()).unverified_limit;
         assert_eq!([limits(100, 10), limits(100, 40), limits(100, 90)], [50, 80, 100]);
     }
 }

@@ -51,7 +51,7 @@ impl Reader {
         Reader {
             max_body,
             body_timeout,
-            budget: MemoryBudget::new(memory_budget, max_body, metrics),
+            budget: MemoryBudget::new(memory_budget, max_body.saturating_add(REQUEST), metrics),
             waiting: Waiting::new(places),
             inflating: Semaphore::new(cores.div_ceil(2)),
             heavy: Semaphore::new(HEAVY_STEPS.min(cores.div_ceil(2))),

@@ -1,6 +1,6 @@
 //! The real binary as a child process, to be asked, stopped and killed.
 
-use super::wire::{API_KEY, SECRET};
+use super::wire::{API_KEY, SECRET, Webhook, raw};
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal};
 use std::net::SocketAddr;
@@ -9,6 +9,7 @@ use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 
 /// Where a server keeps its files. Outlives the processes.
@@ -228,6 +229,23 @@ impl Server {
             super::eventually("the gateway has its broker", up).await;
         }
         self
+    }
+
+    /// Signed pushes, each of `width` bytes, that wait for a commit that hangs. One after the other: while two are not verified yet,
+    /// one may take the other's place.
+    pub async fn hold(&self, count: u8, width: usize) -> Vec<TcpStream> {
+        let mut held = Vec::new();
+        for number in 0..count {
+            let wide = Webhook::push(&format!("held-{number}"), vec![b'0' + number; width]);
+            held.push(raw(self.public, &wide.raw()).await);
+            super::eventually("all so far wait for their commit", || async {
+                let held = f64::from(number) + 1.0;
+                let memory = self.metric("streamgate_gateway_memory_bytes").await;
+                memory >= held * width as f64 && self.metric("streamgate_gateway_in_flight").await == held
+            })
+            .await;
+        }
+        held
     }
 
     pub fn pid(&self) -> u32 {

@@ -127,17 +127,9 @@ async fn over_a_limit_is_503_with_retry_after() {
         site.configure(&Setup { gateway: format!("max_body = \"64KiB\"\n{limit}"), ..Setup::default() });
         let server = site.start().await;
         let lock = site.hang_store();
-        let wide = |id: &str| Webhook::push(id, vec![id.as_bytes()[0]; MAX_BODY]);
-        let mut held = Vec::new();
-        for id in ["a", "b"] {
-            held.push(raw(server.public, &wide(id).raw()).await);
-        }
-        eventually("both wait for their commit", || async {
-            let memory = server.metric("streamgate_gateway_memory_bytes").await;
-            memory >= 2.0 * MAX_BODY as f64 && server.metric("streamgate_gateway_in_flight").await == 2.0
-        })
-        .await;
-        let answer = Transport::Http1.send(server.public, &wide("c")).await.unwrap();
+        let mut held = server.hold(2, MAX_BODY).await;
+        let wide = Webhook::push("c", vec![b'c'; MAX_BODY]);
+        let answer = Transport::Http1.send(server.public, &wide).await.unwrap();
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, code));
         assert_eq!(answer.headers["retry-after"], "1");
         drop(lock);

@@ -1,6 +1,5 @@
 //! Hooks under overload: Stream repeats none, and stores the message of one that is refused.
 
-use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::wire::{MODERATION, Webhook, raw, read_to_end, send};
 
@@ -12,20 +11,6 @@ async fn start(site: &Site, gateway: &str, on_failure: &str) -> Server {
     site.start().await
 }
 
-/// Signed pushes that wait for a commit that hangs.
-async fn hold(server: &Server, count: usize) -> Vec<tokio::net::TcpStream> {
-    let mut held = Vec::new();
-    for number in 0..count {
-        let wide = Webhook::push(&format!("held-{number}"), vec![b'a' + number as u8; WIDE]);
-        held.push(raw(server.public, &wide.raw()).await);
-    }
-    eventually("they wait for their commit", || async {
-        server.metric("streamgate_gateway_memory_bytes").await >= (count * WIDE) as f64
-    })
-    .await;
-    held
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hook_under_overload_is_answered_by_its_policy() {
     let message = r#"{"text":"hello","n":1.10}"#;
@@ -34,7 +19,7 @@ async fn a_hook_under_overload_is_answered_by_its_policy() {
         let site = Site::new();
         let server = start(&site, "max_in_flight = 1", on_failure).await;
         let lock = site.hang_store();
-        let held = hold(&server, 1).await;
+        let held = server.hold(1, WIDE).await;
         // Signed, and over the limit of signed requests.
         let answer = send(server.public, &Webhook::moderation(message)).await.unwrap();
         assert_eq!((answer.status.as_u16(), answer.outcome()), (200, "in_flight_limit"));
@@ -56,7 +41,7 @@ async fn a_hook_that_cannot_be_verified_in_time_fails_as_its_policy_says() {
         assert_eq!(slow.contains("not now"), status == 200, "{slow:?}");
         // Without memory to inflate it.
         let lock = site.hang_store();
-        let held = hold(&server, 2).await;
+        let held = server.hold(2, WIDE).await;
         let zipped = Webhook::moderation(r#"{"text":"hello"}"#).zipped();
         let answer = send(server.public, &zipped).await.unwrap();
         assert_eq!(answer.status, status, "{answer:?}");
