@@ -10,6 +10,7 @@ use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use streamgate_core::path::PUSH;
 use streamgate_core::ports::{Enqueue, Spool};
 use streamgate_gateway::{AccessLog, AnswerHook, Gateway, Hooks, Intake, Tls};
 use streamgate_service::config::{AppConfig, Loaded, Source};
@@ -57,7 +58,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     let ops_listener = greeting::bind(config.gateway.ops_listen, "gateway.ops_listen").await?;
     let base = greeting::base(&loaded, &listener)?;
     let greeting = Greeting::new("Streamgate gateway")
-        .line("webhooks", format_args!("{base}/webhooks/stream/push"))
+        .line("webhooks", format_args!("{base}{PUSH}"))
         .metrics(&ops_listener)?
         .line("spool", std::path::absolute(&loaded.config.store.data_dir)?.display())
         .line("RabbitMQ", backends.endpoint.address())

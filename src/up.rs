@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use streamgate_core::path::PUSH;
 use streamgate_core::ports::{Deliveries, Enqueue};
 use streamgate_gateway::{self as gateway, AccessLog, AnswerHook, Gateway, Intake, Tls};
 use streamgate_service::config::{AppConfig, Config, Loaded, Source};
@@ -75,7 +76,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
     let ops_listener = greeting::bind(config.gateway.ops_listen, "gateway.ops_listen").await?;
     let base = greeting::base(&loaded, &listener)?;
     let greeting = Greeting::new("Streamgate")
-        .line("webhooks", format_args!("{base}/webhooks/stream/push"))
+        .line("webhooks", format_args!("{base}{PUSH}"))
         .metrics(&ops_listener)?
         .line("data", std::path::absolute(&loaded.config.store.data_dir)?.display())
         .line("API key", greeting::key(&loaded, development)?)

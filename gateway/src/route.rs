@@ -2,7 +2,7 @@
 
 use hyper::Method;
 use std::borrow::Cow;
-use streamgate_core::{id::Kind, reason::Reason};
+use streamgate_core::{id::Kind, path, reason::Reason};
 
 /// What a path means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,14 +12,14 @@ pub(crate) struct Target {
     pub(crate) event_type: Option<&'static str>,
 }
 
-pub(crate) fn target(method: &Method, path: &str) -> Result<Target, Reason> {
+pub(crate) fn target(method: &Method, requested: &str) -> Result<Target, Reason> {
     let push = |event_type| Target { kind: Kind::Push, event_type };
-    let target = match &*plain(path) {
-        "/webhooks/stream/push" => push(None),
-        "/webhooks/stream/pending-message/PassOnPendingMessage" => push(Some("pending_message.passed_on")),
-        "/webhooks/stream/pending-message/DeletedPendingMessage" => push(Some("pending_message.deleted")),
-        "/webhooks/stream/before-message-send" => Target { kind: Kind::BeforeMessageSend, event_type: None },
-        "/webhooks/stream/custom-commands" => Target { kind: Kind::CustomCommand, event_type: None },
+    let target = match &*plain(requested) {
+        path::PUSH => push(None),
+        path::PASS_ON_PENDING_MESSAGE => push(Some("pending_message.passed_on")),
+        path::DELETED_PENDING_MESSAGE => push(Some("pending_message.deleted")),
+        path::BEFORE_MESSAGE_SEND => Target { kind: Kind::BeforeMessageSend, event_type: None },
+        path::CUSTOM_COMMANDS => Target { kind: Kind::CustomCommand, event_type: None },
         _ => return Err(Reason::NotFound),
     };
     if method == Method::POST { Ok(target) } else { Err(Reason::MethodNotAllowed) }

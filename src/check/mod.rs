@@ -32,6 +32,9 @@ pub struct Check {
     /// Ask Stream too, whether each app's settings still fit: hooks that deliver here, what routes wait for, deadlines
     #[arg(long)]
     stream: bool,
+    /// With --stream: the base URL under which Stream reaches this gateway [default: whatever gateway the settings lead to]
+    #[arg(long, value_name = "URL", requires = "stream")]
+    url: Option<String>,
     /// Stream's API, for --stream
     #[arg(long, value_name = "URL", default_value = STREAM_URL)]
     stream_url: String,
@@ -101,7 +104,7 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
             checks.extend(loaded.doubts.into_iter().map(doubtful));
             checks.extend(named(&loaded.config, backends, args).await);
             if args.stream {
-                checks.extend(stream(&loaded.config, &args.stream_url).await);
+                checks.extend(stream(&loaded.config, args).await);
             }
             let ok = checks.iter().all(|check| check.ok);
             (checks, if ok { 0 } else { exit::FAILED })
@@ -214,7 +217,7 @@ async fn named(config: &Config, backends: Option<Backends>, args: &Check) -> Vec
 }
 
 /// What Stream's settings of each app say.
-async fn stream(config: &Config, stream_url: &str) -> Vec<Finding> {
+async fn stream(config: &Config, args: &Check) -> Vec<Finding> {
     if config.apps.is_empty() {
         return vec![Finding::new(
             "stream",
@@ -224,14 +227,16 @@ async fn stream(config: &Config, stream_url: &str) -> Vec<Finding> {
     let mut checks = Vec::new();
     for app in &config.apps {
         let what = format!("stream, app {}", app.name);
-        match connect::look(app, config, stream_url).await {
-            Ok((summary, drift)) if drift.is_empty() => {
-                checks.push(Finding::new(what, Ok(format!("{summary} delivers here"))));
+        match connect::look(app, config, &args.stream_url, args.url.as_deref()).await {
+            Ok(found) => {
+                if !found.drift.iter().any(|drift| matches!(drift, Drift::Broken(_))) {
+                    checks.push(Finding::new(what.as_str(), Ok(found.summary)));
+                }
+                checks.extend(found.drift.into_iter().map(|drift| match drift {
+                    Drift::Broken(why) => Finding::new(what.as_str(), Err(why)),
+                    Drift::Doubtful(why) => Finding::warning(&what, why),
+                }));
             }
-            Ok((_, drift)) => checks.extend(drift.into_iter().map(|drift| match drift {
-                Drift::Broken(why) => Finding::new(what.as_str(), Err(why)),
-                Drift::Doubtful(why) => Finding::warning(&what, why),
-            })),
             Err(why) => checks.push(Finding::new(what, Err(why))),
         }
     }

@@ -4,7 +4,7 @@ use super::Finding;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{Request, StatusCode, Uri};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -116,16 +116,10 @@ impl Api {
             request = request.header(AUTHORIZATION, authorization);
         }
         let request = request.body(Full::<Bytes>::default()).map_err(|error| error.to_string())?;
-        let ask = async {
-            let answer = self.client.request(request).await.map_err(|error| http_client::causes(&error))?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-            Ok::<_, String>((status, body.map_err(|error| error.to_string())?.to_bytes()))
-        };
-        let answered = tokio::time::timeout(PATIENCE, ask).await;
-        let (status, body) = answered.map_err(|_| format!("{} does not answer within {PATIENCE:?}", self.host))??;
-        match status {
-            StatusCode::OK => serde_json::from_slice(&body)
+        let response = http_client::exchange(&self.client, request, PATIENCE, MAX_ANSWER).await;
+        let response = response.map_err(|error| format!("{}: {error}", self.host))?;
+        match response.status() {
+            StatusCode::OK => serde_json::from_slice(response.body().as_ref().map_err(String::clone)?)
                 .map(Some)
                 .map_err(|error| format!("what {} answers is not RabbitMQ's management API: {error}", self.host)),
             StatusCode::NOT_FOUND => Ok(None),

@@ -2,24 +2,24 @@
 
 use crate::exit::BadUsage;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode, Uri};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
-use streamgate_service::http_client::{self, causes};
+use streamgate_core::path::{BEFORE_MESSAGE_SEND, CUSTOM_COMMANDS, PUSH};
+use streamgate_service::http_client;
 
-const PUSH: &str = "/webhooks/stream/push";
-const BEFORE_MESSAGE_SEND: &str = "/webhooks/stream/before-message-send";
-const CUSTOM_COMMANDS: &str = "/webhooks/stream/custom-commands";
 /// Stream puts the command's name there.
 const COMMAND_QUERY: &str = "?type={type}";
 /// Chosen: Stream itself waits 6 s for a push.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// An answer of ours takes 100 bytes.
 const MAX_ANSWER: usize = 64 << 10;
+/// Stream's own CLI marks the URLs of its temporary hooks so, and takes them out itself.
+const TEMPORARY: &str = "cliwebhook";
 /// Domains whose names lead to a laptop, for as long as a tunnel is open.
-const TUNNELS: [&str; 13] = [
+const TUNNELS: [&str; 20] = [
     "trycloudflare.com",
     "ngrok.io",
     "ngrok.app",
@@ -33,9 +33,28 @@ const TUNNELS: [&str; 13] = [
     "devtunnels.ms",
     "pinggy.link",
     "pinggy.io",
+    "localtunnel.me",
+    "tunnelmole.net",
+    "tunnelto.dev",
+    "bore.pub",
+    "zrok.io",
+    "loclx.io",
+    "pagekite.me",
 ];
 /// Endings of names that lead nowhere in public.
-const PRIVATE_NAMES: [&str; 6] = ["localhost", "local", "internal", "lan", "home.arpa", "intranet"];
+const PRIVATE_NAMES: [&str; 11] = [
+    "localhost",
+    "localdomain",
+    "local",
+    "internal",
+    "intranet",
+    "lan",
+    "home",
+    "home.arpa",
+    "corp",
+    "test",
+    "invalid",
+];
 
 /// A base URL: scheme, host, port, and a path where a proxy in front takes one off.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,11 +74,15 @@ impl BaseUrl {
         let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
             return Err(wrong());
         };
-        if authority.host().is_empty() || uri.query().is_some() || text.contains('#') {
+        if uri.query().is_some() || text.contains('#') {
             return Err(wrong());
         }
         let default = if scheme == "https" { 443 } else { 80 };
-        let host = authority.host().to_ascii_lowercase();
+        // A name with a dot at its end is the same name.
+        let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
+        if host.is_empty() {
+            return Err(wrong());
+        }
         let port = authority.port_u16().filter(|port| *port != default);
         if authority.port().is_some() && authority.port_u16().is_none_or(|port| port == 0) {
             return Err(wrong());
@@ -92,9 +115,9 @@ impl BaseUrl {
         format!("{}{CUSTOM_COMMANDS}{COMMAND_QUERY}", self.text)
     }
 
-    /// Whether a URL is our push path. One with a query is not: temporary hooks of Stream's own CLI carry `?cliwebhook=…`.
+    /// Whether a URL is the push path of this base, however it is written.
     pub(super) fn is_push(&self, url: &str) -> bool {
-        self.is(url, PUSH) && !url.contains('?')
+        self.is(url, PUSH)
     }
 
     pub(super) fn is_before_message_send(&self, url: &str) -> bool {
@@ -106,8 +129,7 @@ impl BaseUrl {
     }
 
     fn is(&self, url: &str, path: &str) -> bool {
-        let plain = url.split('?').next().unwrap_or_default();
-        has_path(url, path) && BaseUrl::parse(plain, "").is_ok_and(|other| other.text == self.text)
+        webhook(url).is_some_and(|(base, its)| its == path && base.text == self.text)
     }
 
     pub(super) fn is_tls(&self) -> bool {
@@ -141,16 +163,26 @@ impl BaseUrl {
                 "is a name of a private network, which Stream cannot look up"
             }
             // Other writings of an address, as 127.1 or 0x7f000001, are no names either.
-            None if host.rsplit('.').find(|label| !label.is_empty()).is_some_and(is_number) => {
+            None if host.rsplit('.').next().is_some_and(is_number) => {
                 "is an address in a form that Stream does not take"
             }
-            None if !host.trim_end_matches('.').contains('.') => "has no dot, so Stream cannot look it up",
+            None if !host.contains('.') => "has no dot, so Stream cannot look it up",
             None => return None,
         };
         Some(format!(
             "{host} {why}: give the name under which the internet reaches this gateway; on a laptop that is a tunnel's \
              (README, \"On your laptop\")"
         ))
+    }
+
+    /// Whether all addresses that the name has here are of private networks. Elsewhere it may have others.
+    pub(super) async fn is_private_from_here(&self) -> bool {
+        if let Some(address) = self.address() {
+            return is_private(address);
+        }
+        let Ok(addresses) = tokio::net::lookup_host((self.host.as_str(), 443)).await else { return false };
+        let mut addresses = addresses.map(|address| address.ip()).peekable();
+        addresses.peek().is_some() && addresses.all(is_private)
     }
 
     /// Asks the push path from here: only a gateway of ours answers as it does.
@@ -167,15 +199,10 @@ impl BaseUrl {
         let host = uri.authority().map(ToString::to_string).unwrap_or_default();
         let request = Request::get(uri).header(HOST, host).body(Full::<Bytes>::default());
         let request = request.map_err(|error| failed(error.to_string()))?;
-        let answer = async {
-            let response = client.request(request).await.map_err(|error| causes(&error))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            Ok::<_, String>((status, body.map(|body| body.to_bytes()).unwrap_or_default()))
-        };
-        let answered = tokio::time::timeout(TIMEOUT, answer).await;
-        let (status, body) = answered.map_err(|_| failed(format!("no answer within {TIMEOUT:?}")))?.map_err(&failed)?;
-        let code = serde_json::from_slice::<serde_json::Value>(&body)
+        let response = http_client::exchange(&client, request, TIMEOUT, MAX_ANSWER).await;
+        let response = response.map_err(|error| failed(error.to_string()))?;
+        let (status, body) = (response.status(), response.body().as_deref().unwrap_or_default());
+        let code = serde_json::from_slice::<serde_json::Value>(body)
             .ok()
             .and_then(|body| body.get("code").and_then(|code| code.as_str()).map(str::to_owned));
         match (status, code.as_deref()) {
@@ -190,21 +217,31 @@ impl BaseUrl {
     }
 }
 
-/// Whether it is the push path of some gateway, with whatever query.
-pub(super) fn is_any_push(url: &str) -> bool {
-    has_path(url, PUSH)
+/// The base URL of the gateway whose push path this is.
+pub(super) fn of_push(url: &str) -> Option<BaseUrl> {
+    webhook(url).filter(|(_, path)| *path == PUSH).map(|(base, _)| base)
 }
 
-pub(super) fn is_any_before_message_send(url: &str) -> bool {
-    has_path(url, BEFORE_MESSAGE_SEND)
+pub(super) fn of_before_message_send(url: &str) -> Option<BaseUrl> {
+    webhook(url).filter(|(_, path)| *path == BEFORE_MESSAGE_SEND).map(|(base, _)| base)
 }
 
-pub(super) fn is_any_custom_commands(url: &str) -> bool {
-    has_path(url, CUSTOM_COMMANDS)
+pub(super) fn of_custom_commands(url: &str) -> Option<BaseUrl> {
+    webhook(url).filter(|(_, path)| *path == CUSTOM_COMMANDS).map(|(base, _)| base)
 }
 
-fn has_path(url: &str, path: &str) -> bool {
-    url.split('?').next().is_some_and(|url| url.trim_end_matches('/').ends_with(path))
+/// What a URL of a webhook leads to: a gateway, and which of its paths. None for what is no gateway's, and for a temporary hook of
+/// Stream's own CLI, which ends with it.
+fn webhook(url: &str) -> Option<(BaseUrl, &'static str)> {
+    let (plain, query) = url.split_once('?').unwrap_or((url, ""));
+    if query.split('&').any(|pair| pair.split('=').next() == Some(TEMPORARY)) {
+        return None;
+    }
+    let parts = plain.split('/').filter(|part| !part.is_empty());
+    let normal = parts.fold(String::new(), |path, part| path + "/" + part);
+    let path = [PUSH, BEFORE_MESSAGE_SEND, CUSTOM_COMMANDS].into_iter().find(|path| normal.ends_with(path))?;
+    // A URL that holds a password is somebody's own affair.
+    Some((BaseUrl::parse(plain, "").ok()?, path))
 }
 
 fn is_number(label: &str) -> bool {
@@ -218,13 +255,15 @@ fn is_private(address: IpAddr) -> bool {
             v4.is_private()
                 || v4.is_loopback()
                 || v4.is_link_local()
-                || v4.is_unspecified()
-                || v4.is_broadcast()
                 || v4.is_multicast()
-                // Behind a carrier's NAT (RFC 6598).
+                // This network (RFC 1122), and what is reserved, with the broadcast address (RFC 1112).
+                || first == 0
+                || first >= 240
+                // Behind a carrier's NAT (RFC 6598), and benchmarks (RFC 2544).
                 || (first == 100 && (64..128).contains(&second))
+                || (first == 198 && matches!(second, 18 | 19))
         }
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped().or(translated(v6)) {
             Some(v4) => is_private(IpAddr::V4(v4)),
             None => {
                 v6.is_loopback()
@@ -234,6 +273,14 @@ fn is_private(address: IpAddr) -> bool {
                     || v6.is_unicast_link_local()
             }
         },
+    }
+}
+
+/// The address of version 4 that a translator's one stands for (RFC 6052).
+fn translated(address: std::net::Ipv6Addr) -> Option<Ipv4Addr> {
+    match address.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))),
+        _ => None,
     }
 }
 
@@ -257,7 +304,9 @@ mod tests {
         ] {
             let base = base(text);
             assert_eq!(base.as_str(), "https://hooks.example.com");
-            assert!(base.is_push("https://hooks.example.com/webhooks/stream/push/"));
+            for ours in ["/webhooks/stream/push/", ":443//webhooks//stream/push", "./webhooks/stream/push?x=1&clix=2"] {
+                assert!(base.is_push(&format!("https://hooks.example.com{ours}")), "{ours}");
+            }
             assert!(base.is_before_message_send("https://Hooks.example.com:443/webhooks/stream/before-message-send"));
             assert!(base.is_custom_commands("https://hooks.example.com/webhooks/stream/custom-commands?type={type}"));
             for other in [
@@ -265,7 +314,8 @@ mod tests {
                 "https://hooks.example.com",
                 "http://hooks.example.com/webhooks/stream/push",
                 "https://hooks.example.com:8443/webhooks/stream/push",
-                "https://hooks.example.com/webhooks/stream/push?cliwebhook=1",
+                "https://hooks.example.com/webhooks/stream/push?x=1&cliwebhook=1",
+                "https://u:p@hooks.example.com/webhooks/stream/push",
                 "https://hooks.example.com/other/webhooks/stream/push",
                 "https://hooks.example.com/webhooks/stream/before-message-send",
             ] {
@@ -307,16 +357,38 @@ mod tests {
             "https://2130706433",
             "https://0x7f.1",
             "https://svc.cluster.internal",
+            "https://svc.cluster.internal.",
+            "https://gateway.",
+            "https://box.localdomain",
+            "https://box.corp",
+            "https://box.test",
+            "https://nobody.invalid",
+            "https://0.1.2.3",
+            "https://198.19.0.1",
+            "https://240.0.0.1",
+            "https://255.255.255.255",
+            "https://[64:ff9b::10.0.0.1]",
         ] {
             assert!(base(private).unreachable().is_some(), "{private}");
         }
-        for public in
-            ["https://hooks.example.com", "https://203.0.113.7", "https://[2001:db8::1]", "https://local.example.com"]
-        {
+        for public in [
+            "https://hooks.example.com.",
+            "https://203.0.113.7",
+            "https://[64:ff9b::203.0.113.7]",
+            "https://local.example.com",
+        ] {
             assert_eq!(base(public).unreachable(), None, "{public}");
         }
         assert_eq!(base("https://abc-def.trycloudflare.com").tunnel(), Some("trycloudflare.com"));
         assert_eq!(base("https://nottrycloudflare.com").tunnel(), None);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_private_here_is_known() {
+        assert!(base("http://localhost").is_private_from_here().await);
+        assert!(base("http://10.0.0.1").is_private_from_here().await);
+        assert!(!base("http://203.0.113.7").is_private_from_here().await);
+        assert!(!base("http://nobody.invalid").is_private_from_here().await, "it has no address at all");
     }
 
     /// What a server that answers so is taken for.

@@ -1,12 +1,13 @@
 //! Whether a Stream app's settings still fit the configuration: what nobody notices until an event is missed.
 
-use super::address::{BaseUrl, is_any_before_message_send, is_any_custom_commands, is_any_push};
+use super::address::{self, BaseUrl};
 use super::hook::{EventHook, without_credentials};
-use super::settings::{Settings, Webhooks};
+use super::settings::{Settings, Webhooks, listed};
 use super::{answers_commands, answers_moderation, moderation_deadline, sign_in};
 use crate::exit::BadUsage;
+use std::collections::BTreeSet;
 use std::time::Duration;
-use streamgate_core::event_types::CHAT;
+use streamgate_core::event_types::in_hooks;
 use streamgate_core::pattern::Pattern;
 use streamgate_service::config::{AppConfig, Config, STREAM_MODERATION};
 
@@ -19,31 +20,107 @@ pub(crate) enum Drift {
     Doubtful(String),
 }
 
-/// What of the app's settings does not fit; or which app it is, where all does.
-pub(crate) async fn look(app: &AppConfig, config: &Config, stream_url: &str) -> Result<(String, Vec<Drift>), String> {
-    let stream = BaseUrl::parse(stream_url, "--stream-url").map_err(|BadUsage(what)| what)?;
-    let (_, settings) = sign_in(&stream, app).await.map_err(|error| format!("{error:#}"))?;
-    Ok((settings.app.to_string(), drift(&settings, &app.name, config)))
+/// What was found of one app.
+#[derive(Clone, Debug)]
+pub(crate) struct Findings {
+    /// Which app it is, and the URLs that lead to a gateway.
+    pub(crate) summary: String,
+    pub(crate) drift: Vec<Drift>,
 }
 
-fn drift(settings: &Settings, app: &str, config: &Config) -> Vec<Drift> {
+/// What of the app's settings does not fit. `url`: the gateway's base URL; without it the URL of any gateway is taken for this one's.
+pub(crate) async fn look(
+    app: &AppConfig,
+    config: &Config,
+    stream_url: &str,
+    url: Option<&str>,
+) -> Result<Findings, String> {
+    let base = |url, option| BaseUrl::parse(url, option).map_err(|BadUsage(what)| what);
+    let stream = base(stream_url, "--stream-url")?;
+    let here = Here(url.map(|url| base(url, "--url")).transpose()?);
+    let (_, settings) = sign_in(&stream, app).await.map_err(|error| format!("{error:#}"))?;
+    let urls: BTreeSet<_> = here.bases(&settings).into_iter().map(|base| base.as_str().to_owned()).collect();
+    let urls: Vec<_> = urls.into_iter().collect();
+    let summary = format!("{} delivers to {}", settings.app, urls.join(" and "));
+    Ok(Findings { summary, drift: drift(&settings, &app.name, config, &here) })
+}
+
+/// Which gateways are this one: those of the base URL, or all where it is not known.
+struct Here(Option<BaseUrl>);
+
+impl Here {
+    fn is(&self, base: Option<BaseUrl>) -> bool {
+        base.is_some_and(|base| self.0.as_ref().is_none_or(|here| *here == base))
+    }
+
+    /// Temporary hooks of Stream's own CLI end with it, and do not count.
+    fn gets(&self, hook: &EventHook) -> bool {
+        hook.is_webhook() && self.is(address::of_push(&hook.url()))
+    }
+
+    fn delivers(&self, hook: &EventHook) -> bool {
+        self.gets(hook) && hook.is_enabled() && hook.delivers_chat()
+    }
+
+    /// The base URLs that lead to this gateway.
+    fn bases(&self, settings: &Settings) -> Vec<BaseUrl> {
+        let push: Vec<_> = match &settings.webhooks {
+            Webhooks::V1 { url, .. } => vec![address::of_push(url)],
+            Webhooks::V2(hooks) => {
+                hooks.iter().filter(|hook| self.delivers(hook)).map(|hook| address::of_push(&hook.url())).collect()
+            }
+        };
+        let synchronous = [
+            address::of_before_message_send(&settings.before_message_send_url),
+            address::of_custom_commands(&settings.custom_action_handler_url),
+        ];
+        push.into_iter().chain(synchronous).flatten().filter(|base| self.is(Some(base.clone()))).collect()
+    }
+}
+
+fn drift(settings: &Settings, app: &str, config: &Config, here: &Here) -> Vec<Drift> {
     let mut found = Vec::new();
     if settings.app.is_suspended {
         found.push(Drift::Broken("Stream has suspended the app: no webhook is sent".to_owned()));
     }
     match &settings.webhooks {
-        Webhooks::V1 { url, event_types } if is_any_push(url) => {
+        Webhooks::V1 { url, event_types } if here.is(address::of_push(url)) => {
             found.extend(unsent(app, config, &[Sent { event_types: event_types.clone(), custom: true }]));
         }
-        Webhooks::V1 { .. } => found.push(Drift::Broken(nothing("webhook_url leads elsewhere"))),
-        Webhooks::V2(hooks) => found.extend(of_hooks(hooks, app, config)),
+        Webhooks::V1 { url, .. } if url.is_empty() => found.push(Drift::Broken(nothing("webhook_url is not set"))),
+        Webhooks::V1 { url, .. } => {
+            let why = format!("webhook_url is {}", without_credentials(url));
+            found.push(Drift::Broken(nothing(&why)));
+        }
+        Webhooks::V2(hooks) => found.extend(of_hooks(hooks, app, config, here)),
     }
-    found.extend(synchronous(settings, config));
+    found.extend(hosts(&here.bases(settings)));
+    found.extend(synchronous(settings, config, here));
     found
 }
 
 fn nothing(why: &str) -> String {
     format!("{why}, so no event arrives here: `streamgate connect --url https://…` points the app at this gateway")
+}
+
+/// What is to be said of the hosts that lead here.
+fn hosts(bases: &[BaseUrl]) -> Vec<Drift> {
+    let mut found = Vec::new();
+    let distinct: BTreeSet<&str> = bases.iter().map(BaseUrl::as_str).collect();
+    if distinct.len() > 1 {
+        let all: Vec<_> = distinct.into_iter().collect();
+        let all = all.join(" and ");
+        found.push(Drift::Doubtful(format!(
+            "the app's settings lead to several gateways: {all}; --url names this one's"
+        )));
+    }
+    if let Some((base, tunnel)) = bases.iter().find_map(|base| Some((base, base.tunnel()?))) {
+        found.push(Drift::Doubtful(format!(
+            "{} is a tunnel of {tunnel}: nothing arrives once it is closed",
+            base.as_str()
+        )));
+    }
+    found
 }
 
 /// What a hook sends.
@@ -54,23 +131,34 @@ struct Sent {
     custom: bool,
 }
 
-fn of_hooks(hooks: &[EventHook], app: &str, config: &Config) -> Vec<Drift> {
-    // Temporary hooks of Stream's own CLI end with it.
-    let to_us =
-        |hook: &&EventHook| hook.is_webhook() && is_any_push(&hook.url()) && !hook.url().contains("?cliwebhook=");
-    let delivers = |hook: &&EventHook| to_us(hook) && hook.is_enabled() && hook.delivers_chat();
-    let ours: Vec<&EventHook> = hooks.iter().filter(delivers).collect();
+impl Sent {
+    fn is_everything(&self) -> bool {
+        self.event_types.is_empty() || self.event_types.iter().any(|name| name == "*")
+    }
+}
+
+fn of_hooks(hooks: &[EventHook], app: &str, config: &Config, here: &Here) -> Vec<Drift> {
+    let ours: Vec<&EventHook> = hooks.iter().filter(|hook| here.delivers(hook)).collect();
     if ours.is_empty() {
-        let why = match hooks.iter().find(to_us) {
-            Some(hook) if hook.is_enabled() => "the hook that leads here is for another product than chat",
-            Some(_) => "the hook that leads here is not enabled",
-            None => "no hook of the app leads here",
+        let why = match hooks.iter().find(|hook| here.gets(hook)) {
+            Some(hook) if hook.is_enabled() => format!("{} is for another product than chat", hook.describe()),
+            Some(hook) => format!("{} is not enabled", hook.describe()),
+            None => "no hook of the app leads here".to_owned(),
         };
-        return vec![Drift::Broken(nothing(why))];
+        return vec![Drift::Broken(nothing(&why))];
     }
     let sent: Vec<_> =
         ours.iter().map(|hook| Sent { event_types: hook.event_types(), custom: hook.sends_custom_events() }).collect();
     let mut found = unsent(app, config, &sent);
+    let deadline = config.gateway.answer_deadline;
+    for hook in &ours {
+        if let Some(timeout) = hook.timeout().map(Duration::from_millis).filter(|timeout| *timeout <= deadline) {
+            found.push(Drift::Doubtful(format!(
+                "{}: Stream waits {timeout:?} (its timeout_ms), and gateway.answer_deadline is {deadline:?}",
+                hook.describe()
+            )));
+        }
+    }
     let receivers = hooks.iter().filter(|hook| hook.is_enabled() && hook.is_webhook() && hook.delivers_chat());
     for other in receivers.filter(|hook| !ours.first().is_some_and(|first| std::ptr::eq(*first, *hook))) {
         if ours.iter().any(|hook| !std::ptr::eq(*hook, other) && other.overlaps(&hook.event_types())) {
@@ -80,42 +168,56 @@ fn of_hooks(hooks: &[EventHook], app: &str, config: &Config) -> Vec<Drift> {
     found
 }
 
-/// The routes of which some pattern matches nothing that is sent.
+/// What routes wait for and no hook sends.
 fn unsent(app: &str, config: &Config, sent: &[Sent]) -> Vec<Drift> {
-    let is_sent = |pattern: &Pattern| {
-        sent.iter().any(|hook| match hook.event_types.as_slice() {
-            [] => hook.custom || CHAT.iter().any(|name| pattern.matches(name)),
-            types => types.iter().any(|name| name == "*" || pattern.matches(name)),
-        })
-    };
+    let is_sent =
+        |name: &str| sent.iter().any(|hook| hook.is_everything() || hook.event_types.iter().any(|one| one == name));
+    let is_custom_sent = sent.iter().any(|hook| hook.custom);
     // The callbacks of pending messages have a hook of their own.
     let is_pending =
         |pattern: &Pattern| pattern.matches("pending_message.deleted") || pattern.matches("pending_message.passed_on");
-    let routes =
-        config.worker.routes.iter().filter(|route| route.apps.is_empty() || route.apps.iter().any(|one| one == app));
-    routes
-        .flat_map(|route| {
-            let unsent = route.events.iter().filter(|pattern| !is_sent(pattern) && !is_pending(pattern));
-            unsent.map(|pattern| {
-                Drift::Doubtful(format!(
-                    "the route {} waits for {:?}, which no hook sends here: `streamgate connect` with --event-types (or \
-                     --custom-events, for types of the app's own) has Stream send it",
-                    route.name,
-                    pattern.as_str()
-                ))
-            })
-        })
-        .collect()
+    let of_app = |apps: &[String]| apps.is_empty() || apps.iter().any(|one| one == app);
+    let mut found = Vec::new();
+    for route in config.worker.routes.iter().filter(|route| of_app(&route.apps)) {
+        for pattern in route.events.iter().filter(|pattern| !is_pending(pattern)) {
+            let (there, missing): (Vec<_>, Vec<_>) =
+                in_hooks().filter(|name| pattern.matches(name)).partition(|name| is_sent(name));
+            // Types of the app's own, and those that a later version of Stream has.
+            let sends_others =
+                is_custom_sent || sent.iter().any(|hook| hook.event_types.iter().any(|name| pattern.matches(name)));
+            let missing: Vec<_> = missing.into_iter().map(str::to_owned).collect();
+            let what = if there.is_empty() && !sends_others {
+                "which no hook sends here".to_owned()
+            } else if missing.is_empty() || pattern.is_everything() {
+                // A route for everything takes what comes.
+                continue;
+            } else {
+                format!("of which no hook sends {}", listed(&missing))
+            };
+            found.push(Drift::Doubtful(format!(
+                "the route {} waits for {:?}, {what}: `streamgate connect` with --event-types (or --custom-events, for types of the app's \
+                 own) has Stream send it",
+                route.name,
+                pattern.as_str()
+            )));
+        }
+    }
+    found
 }
 
-fn synchronous(settings: &Settings, config: &Config) -> Vec<Drift> {
+fn synchronous(settings: &Settings, config: &Config, here: &Here) -> Vec<Drift> {
     let url = &settings.before_message_send_url;
     let fields = [
-        ("before_message_send_hook_url", url, is_any_before_message_send(url), answers_moderation(config)),
+        (
+            "before_message_send_hook_url",
+            url,
+            here.is(address::of_before_message_send(url)),
+            answers_moderation(config),
+        ),
         (
             "custom_action_handler_url",
             &settings.custom_action_handler_url,
-            is_any_custom_commands(&settings.custom_action_handler_url),
+            here.is(address::of_custom_commands(&settings.custom_action_handler_url)),
             answers_commands(config),
         ),
     ];
@@ -140,7 +242,7 @@ fn synchronous(settings: &Settings, config: &Config) -> Vec<Drift> {
         timeout => Duration::from_millis(timeout),
     };
     let deadline = moderation_deadline(config);
-    if is_any_before_message_send(url) && waits <= deadline {
+    if here.is(address::of_before_message_send(url)) && waits <= deadline {
         found.push(Drift::Doubtful(format!(
             "Stream waits {waits:?} for before-message-send, and this gateway may take {deadline:?}: `streamgate connect` makes it longer, to 5 s at the most"
         )));

@@ -2,7 +2,7 @@
 
 use super::stream_api::StreamApi;
 use crate::exit::BadUsage;
-use streamgate_core::event_types::CHAT;
+use streamgate_core::event_types::in_hooks;
 use streamgate_core::pattern::Pattern;
 use streamgate_service::config::reader::nearest;
 
@@ -16,14 +16,16 @@ pub(super) async fn expand(globs: &[String], api: &StreamApi) -> anyhow::Result<
     if patterns.is_empty() || patterns.iter().any(Pattern::is_everything) {
         return Ok(Vec::new());
     }
-    let known = match api.event_types().await {
-        Ok(known) if !known.is_empty() => known,
-        Ok(_) => documented(),
-        Err(error) if error.is_not_found() => {
-            tracing::warn!("Stream does not list its event types here; going by those that it documents");
-            documented()
-        }
+    let listed = match api.event_types().await {
+        Ok(listed) => listed,
+        Err(error) if error.is_not_found() => Vec::new(),
         Err(error) => return Err(error.into()),
+    };
+    let known = if listed.is_empty() {
+        tracing::warn!("Stream does not list its event types here; going by those that it documents");
+        in_hooks().map(str::to_owned).collect()
+    } else {
+        listed
     };
     let known: Vec<&str> = known.iter().map(String::as_str).filter(|name| *name != "*").collect();
     let mut chosen: Vec<String> = Vec::new();
@@ -38,10 +40,6 @@ pub(super) async fn expand(globs: &[String], api: &StreamApi) -> anyhow::Result<
     chosen.sort();
     chosen.dedup();
     Ok(chosen)
-}
-
-fn documented() -> Vec<String> {
-    CHAT.iter().map(|name| (*name).to_owned()).collect()
 }
 
 fn unknown(pattern: &str, known: &[&str]) -> BadUsage {

@@ -1,11 +1,12 @@
 //! One event hook of a Stream app. Only a few of its fields are known here; all the others are kept as they were read, because Stream
 //! replaces each hook whole and switches off what is missing.
 
+use super::tree::Tree;
 use jiff::Timestamp;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use streamgate_core::fields::Fields;
 
 /// The fields that Stream reads back as integer nanoseconds and takes only as text.
@@ -14,6 +15,9 @@ const TIMES: [&str; 2] = ["created_at", "updated_at"];
 const PRODUCT: &str = "chat";
 const WEBHOOK: &str = "webhook";
 const EVENT_TYPES: &str = "event_types";
+/// The fields whose values are nobody's secret.
+const SHOWN: [&str; 7] =
+    ["enabled", EVENT_TYPES, "hook_type", "product", "should_send_custom_events", "timeout_ms", "webhook_url"];
 
 /// An event hook as Stream takes it. Shows none of its values: other hooks hold secrets.
 #[derive(Clone)]
@@ -128,24 +132,30 @@ impl EventHook {
         is_everything(&own) || is_everything(event_types) || own.iter().any(|one| event_types.contains(one))
     }
 
+    /// What Stream waits for an answer, in milliseconds; none where the hook does not say.
+    pub(super) fn timeout(&self) -> Option<u64> {
+        self.fields.get("timeout_ms")?.get().parse().ok().filter(|timeout| *timeout > 0)
+    }
+
     /// The field of a secret that Stream did not show, which an update would overwrite with what it did show.
     pub(super) fn hidden_secret(&self) -> Option<String> {
-        let is_masked =
-            |text: &str| text.contains("***") || (text.len() > 3 && text.chars().all(|c| "*•xX".contains(c)));
         for service in ["sqs", "sns"] {
             let is_empty = |part: &str| self.text(&format!("{service}_{part}")).trim().is_empty();
-            let needs_secret = self.text(&format!("{service}_auth_type")).starts_with("key") || !is_empty("key");
+            // "keys" or "key"; where it does not say, the key does.
+            let needs_secret = match is_empty("auth_type") {
+                true => !is_empty("key"),
+                false => self.text(&format!("{service}_auth_type")).starts_with("key"),
+            };
             if let Some(part) = ["key", "secret"].into_iter().find(|part| needs_secret && is_empty(part)) {
                 return Some(format!("{service}_{part}"));
             }
         }
         let failover = self.fields.object("failover_config").unwrap_or_default();
-        let credentials = failover.text("gcs_credentials").unwrap_or_default();
-        if failover.text("type").as_deref() == Some("gcs") && credentials.trim().is_empty() {
+        let shows_credentials = || failover.get("gcs_credentials").is_some_and(|raw| !Tree::of(raw).is_empty());
+        if failover.text("type").as_deref() == Some("gcs") && !shows_credentials() {
             return Some("gcs_credentials".to_owned());
         }
-        let tree: Value = serde_json::from_str(&self.json).unwrap_or_default();
-        masked(&tree, &is_masked)
+        self.fields.iter().find_map(|(name, raw)| Tree::of(raw).find_text(name, &is_masked))
     }
 
     /// What it is, for people. Nothing of it is secret.
@@ -159,42 +169,45 @@ impl EventHook {
 
     /// Whether they say the same: times, the order of keys and of types, and nulls aside.
     pub(super) fn says_same(&self, other: &EventHook) -> bool {
-        match (self.essence(), other.essence()) {
-            (Some(one), Some(other)) => one == other,
-            (_, _) => self.without_times() == other.without_times(),
-        }
+        self.essence() == other.essence()
     }
 
     /// Whether all that was written stands in this one as it was read back. Stream may add fields, and leave out what is empty.
     pub(super) fn holds(&self, written: &EventHook) -> bool {
-        let (Some(seen), Some(written)) = (self.essence(), written.essence()) else { return self.says_same(written) };
-        let empty = [json!([]), json!({}), json!(""), json!(false), json!(0)];
-        written.iter().all(|(name, value)| match seen.get(name) {
-            Some(seen) => seen == value,
-            None => empty.contains(value),
-        })
+        self.differences(written).is_empty()
     }
 
-    /// Everything but its times and what is null. None where it holds what no tree does, as half a surrogate pair.
-    fn essence(&self) -> Option<Map<String, Value>> {
-        let tree: Map<String, Value> = serde_json::from_str(&self.json).ok()?;
-        let fields = tree.into_iter().filter(|(name, value)| !TIMES.contains(&name.as_str()) && !value.is_null());
-        let fields = fields.map(|(name, value)| {
-            let mut value = without_nulls(value);
-            if let (EVENT_TYPES, Value::Array(types)) = (name.as_str(), &mut value) {
-                types.sort_by_key(Value::to_string);
-            }
-            (name, value)
+    /// The fields that were written and are not in this one as they were, for people. Values only where they are nobody's secret.
+    pub(super) fn differences(&self, written: &EventHook) -> Vec<String> {
+        let (seen, written_fields) = (self.essence(), written.essence());
+        let value = |hook: &EventHook, name| match hook.fields.get(name) {
+            Some(raw) if name == "webhook_url" => without_credentials(raw.get()),
+            Some(raw) => raw.get().to_owned(),
+            None => "nothing".to_owned(),
+        };
+        let changed = written_fields.iter().filter(|(name, value)| match seen.get(*name) {
+            Some(seen) => seen != *value,
+            None => !value.is_empty(),
         });
-        Some(fields.collect())
+        let said = changed.map(|(name, _)| match SHOWN.contains(&name.as_str()) {
+            true => format!("{name} is {} where {} was written", value(self, name), value(written, name)),
+            false if seen.contains_key(name) => format!("{name} is another than was written"),
+            false => format!("{name} is missing"),
+        });
+        said.collect()
     }
 
-    fn without_times(&self) -> String {
-        let mut fields = self.fields.clone();
-        for name in TIMES {
-            fields.set(name, &Value::Null);
-        }
-        fields.to_json()
+    /// Everything but its times and what is null.
+    fn essence(&self) -> BTreeMap<String, Tree> {
+        let fields = self.fields.iter().filter(|(name, _)| !TIMES.contains(name));
+        let fields = fields.map(|(name, raw)| {
+            let mut value = Tree::of(raw).without_nulls();
+            if let (EVENT_TYPES, Tree::List(types)) = (name, &mut value) {
+                types.sort();
+            }
+            (name.to_owned(), value)
+        });
+        fields.filter(|(_, value)| !value.is_null()).collect()
     }
 
     fn text(&self, name: &str) -> String {
@@ -221,27 +234,17 @@ pub(super) fn same_set(one: &[String], other: &[String]) -> bool {
     set(one) == set(other)
 }
 
-/// The name of a field, at any depth, whose text is masked.
-fn masked(tree: &Value, is_masked: &impl Fn(&str) -> bool) -> Option<String> {
-    match tree {
-        Value::Object(fields) => fields.iter().find_map(|(name, value)| match value.as_str() {
-            Some(text) => is_masked(text).then(|| name.clone()),
-            None => masked(value, is_masked),
-        }),
-        Value::Array(items) => items.iter().find_map(|item| masked(item, is_masked)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
-    }
-}
-
-fn without_nulls(tree: Value) -> Value {
-    match tree {
-        Value::Object(fields) => {
-            let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
-            Value::Object(fields.map(|(name, value)| (name, without_nulls(value))).collect())
-        }
-        Value::Array(items) => Value::Array(items.into_iter().map(without_nulls).collect()),
-        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => other,
-    }
+/// Whether a text stands for one that is not shown. What is a mask only perhaps is one in a field that holds a secret.
+fn is_masked(name: &str, text: &str) -> bool {
+    let is_fill = |c: char| matches!(c, '*' | '•' | 'x' | 'X');
+    let holds_secret = ["secret", "key", "credential", "password", "token"].iter().any(|word| name.contains(word));
+    let is_bracketed = text.starts_with(['[', '<']) && text.ends_with([']', '>']);
+    let begins_filled = text.chars().take_while(|c| is_fill(*c)).count() > 3;
+    let letters: String = text.chars().filter(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
+    text.contains("***")
+        || text.contains("•••")
+        || (text.len() > 3 && text.chars().all(is_fill))
+        || (holds_secret && (is_bracketed || begins_filled || ["redacted", "hidden", "masked"].contains(&&*letters)))
 }
 
 /// A URL of somebody else's may carry a password, or a token in its query.

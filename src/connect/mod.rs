@@ -11,16 +11,19 @@ mod plan;
 mod session;
 mod settings;
 mod stream_api;
+mod tree;
 
 use crate::cli::Global;
 use crate::exit::BadUsage;
+use crate::{ask, output};
 use address::BaseUrl;
 use anyhow::Context;
 use clap::Args;
 pub(crate) use drift::{Drift, look};
 use plan::{Goal, HookUrl, Wanted};
-use session::Session;
+use session::{Session, report_of_failure};
 use settings::Settings;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 use stream_api::StreamApi;
@@ -81,6 +84,20 @@ pub struct Connect {
 }
 
 pub async fn command(global: &Global, args: &Connect) -> anyhow::Result<ExitCode> {
+    let result = run(global, args).await;
+    if let (true, Err(error)) = (args.json, &result) {
+        output::line(report_of_failure(error))?;
+    }
+    result
+}
+
+async fn run(global: &Global, args: &Connect) -> anyhow::Result<ExitCode> {
+    let is_asked = !args.yes && !args.dry_run && std::io::stdin().is_terminal();
+    if is_asked && (args.json || !std::io::stdout().is_terminal() || !ask::is_possible()) {
+        let what =
+            "the plan would not be shown on this terminal, so nothing can be asked about it: add --yes or --dry-run";
+        return Err(BadUsage(what.to_owned()).into());
+    }
     let base = BaseUrl::parse(&args.url, "--url")?;
     let stream = BaseUrl::parse(&args.stream_url, "--stream-url")?;
     let source = global.source();
@@ -156,7 +173,38 @@ async fn wanted(args: &Connect, base: BaseUrl, config: &Config, api: &StreamApi)
             compress: args.compress,
         }
     };
-    Ok(Wanted { base, goal, may_replace: args.replace, is_forced: args.force })
+    let remarks = if args.remove { Vec::new() } else { remarks(args, &base, config).await };
+    Ok(Wanted { base, goal, remarks, may_replace: args.replace, is_forced: args.force })
+}
+
+/// What is worth a thought, whatever the app's settings are.
+async fn remarks(args: &Connect, base: &BaseUrl, config: &Config) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if !base.is_tls() {
+        remarks.push("http: what users write goes to the gateway unencrypted".to_owned());
+    }
+    if !base.is_loopback() && base.is_private_from_here().await {
+        remarks.push(
+            "every address that this name has here is of a private network: Stream refuses the URL unless it finds a public one".to_owned(),
+        );
+    }
+    let answers_hooks = answers_moderation(config) || answers_commands(config);
+    if let Some(tunnel) = base.tunnel().filter(|_| answers_hooks && !args.hooks && !args.no_hooks) {
+        remarks.push(format!(
+            "{tunnel} is a tunnel: the URLs of synchronous hooks are left alone, since every message would wait for a laptop (--hooks \
+             sets them)"
+        ));
+    }
+    let deadline = moderation_deadline(config);
+    let is_set = hook_url(args, base, answers_moderation(config)) == HookUrl::Set;
+    if is_set && deadline + MARGIN > STREAM_LONGEST {
+        remarks.push(format!(
+            "Stream waits {STREAM_LONGEST:?} for before-message-send at the most, and this gateway may take {deadline:?}, without the \
+             way there and back: set hooks.before_message_send.deadline to {:?} or less",
+            STREAM_LONGEST.saturating_sub(MARGIN)
+        ));
+    }
+    remarks
 }
 
 /// When before-message-send is answered at the latest.

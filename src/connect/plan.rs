@@ -3,7 +3,7 @@
 
 use super::address::BaseUrl;
 use super::hook::{EventHook, WantedHook, same_set, without_credentials};
-use super::settings::{Settings, Webhooks};
+use super::settings::{Settings, Webhooks, listed};
 use serde_json::json;
 use streamgate_core::fields::Fields;
 use uuid::Uuid;
@@ -11,6 +11,8 @@ use uuid::Uuid;
 const TIMEOUT_FIELD: &str = "before_message_send_hook_attempt_timeout_ms";
 const BEFORE_MESSAGE_SEND_FIELD: &str = "before_message_send_hook_url";
 const COMMANDS_FIELD: &str = "custom_action_handler_url";
+/// Receivers of the first generation, which get the same types of events as the URL.
+const V1_QUEUES: [&str; 2] = ["sqs_url", "sns_topic_arn"];
 const COMPRESSION_FIELD: &str = "enable_hook_payload_compression";
 /// Names the UUIDs of our hooks, which are made of the app and the URL so that a second run finds the first one's.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6a7f_33c6_02b5_4e0d_9f1e_5a0c_1d5b_7e42);
@@ -20,6 +22,8 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x6a7f_33c6_02b5_4e0d_9f1e_5a0c_1d5b_7e4
 pub(super) struct Wanted {
     pub(super) base: BaseUrl,
     pub(super) goal: Goal,
+    /// What is worth a thought, whatever the settings are.
+    pub(super) remarks: Vec<String>,
     pub(super) may_replace: bool,
     pub(super) is_forced: bool,
 }
@@ -89,28 +93,79 @@ pub(super) struct Step {
     pub(super) what: String,
 }
 
+/// What one update writes. Stream refuses an update as a whole, so none takes another with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The list of hooks, or the URL in its place.
+    Webhooks,
+    /// The plain settings.
+    Urls,
+    /// Back to Stream's default, which it may refuse to set.
+    Default,
+}
+
+impl Part {
+    /// Whether what it is about still is as it was.
+    pub(super) fn is_same(self, now: &Settings, before: &Settings) -> bool {
+        match self {
+            Part::Webhooks => now.webhooks.says_same(&before.webhooks),
+            Part::Urls | Part::Default => now.plain() == before.plain(),
+        }
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Part::Webhooks => "the list of hooks",
+            Part::Urls => "the URLs of the hooks",
+            Part::Default => TIMEOUT_FIELD,
+        })
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Update {
+    pub(super) part: Part,
+    pub(super) body: String,
+    /// The settings once it is written.
+    pub(super) expected: Settings,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
-    /// Why nothing may be written; each names the option that overrides it.
+    /// What may not be written; each names the option that overrides it.
     pub(super) refusals: Vec<String>,
+    before: Settings,
+    /// Whether all is taken out: then a refusal of the list keeps nothing else in its place.
+    removes: bool,
+    /// The URLs of synchronous hooks are taken out before anything else: each message waits for theirs.
+    urls_first: bool,
     /// The settings once all is written.
     pub(super) expected: Settings,
     /// What a PATCH sends for the webhooks, where they change.
     webhooks: Option<String>,
     /// What it sends for the plain settings, where they change.
     plain: Fields,
-    /// What it sends at the end: a default that Stream may refuse must not keep a URL in its place.
+    /// What it sends at the end.
     last: Fields,
 }
 
 impl Plan {
     pub(super) fn of(now: &Settings, wanted: &Wanted) -> Plan {
-        let expected = now.clone();
+        let (removes, urls_first) = match &wanted.goal {
+            Goal::Remove { .. } => (true, true),
+            Goal::Connect { before_message_send, .. } => (false, *before_message_send == HookUrl::Clear),
+        };
+        let remark = |what: &String| Step { mark: Mark::Attention, what: what.clone() };
         let mut plan = Plan {
-            steps: Vec::new(),
+            steps: wanted.remarks.iter().map(remark).collect(),
             refusals: Vec::new(),
-            expected,
+            before: now.clone(),
+            removes,
+            urls_first,
+            expected: now.clone(),
             webhooks: None,
             plain: Fields::default(),
             last: Fields::default(),
@@ -121,15 +176,41 @@ impl Plan {
         plan
     }
 
-    /// The bodies of the updates, in their order: the list of hooks first, so that one that Stream refuses takes nothing else with it.
-    pub(super) fn bodies(&self) -> Vec<String> {
-        let plain = [&self.plain, &self.last].into_iter().filter(|fields| !fields.is_empty()).map(Fields::to_json);
-        self.webhooks.iter().cloned().chain(plain).collect()
+    /// The updates in their order.
+    pub(super) fn updates(&self) -> Vec<Update> {
+        let parts = match self.urls_first {
+            true => [Part::Urls, Part::Webhooks, Part::Default],
+            false => [Part::Webhooks, Part::Urls, Part::Default],
+        };
+        let json = |fields: &Fields| (!fields.is_empty()).then(|| fields.to_json());
+        let mut reached = self.before.clone();
+        let update = |part| {
+            let body = match part {
+                Part::Webhooks => self.webhooks.clone(),
+                Part::Urls => json(&self.plain),
+                Part::Default => json(&self.last),
+            }?;
+            let after = self.expected.clone();
+            match part {
+                Part::Webhooks => reached.webhooks = after.webhooks,
+                Part::Urls => {
+                    let before_message_send_timeout = match self.last.is_empty() {
+                        true => after.before_message_send_timeout,
+                        false => reached.before_message_send_timeout,
+                    };
+                    reached = Settings { webhooks: reached.webhooks.clone(), before_message_send_timeout, ..after };
+                }
+                Part::Default => reached.before_message_send_timeout = after.before_message_send_timeout,
+            }
+            Some(Update { part, body, expected: reached.clone() })
+        };
+        parts.into_iter().filter_map(update).collect()
     }
 
-    /// Whether the first of the bodies is the list of hooks, or the URL in its place.
-    pub(super) fn begins_with_hooks(&self) -> bool {
-        self.webhooks.is_some()
+    /// Whether nothing at all may be written.
+    pub(super) fn is_refused(&self) -> bool {
+        let goes_on = self.removes && self.changes_anything();
+        !self.refusals.is_empty() && !goes_on
     }
 
     pub(super) fn changes_anything(&self) -> bool {
@@ -142,7 +223,7 @@ impl Plan {
 
     fn push_webhooks(&mut self, now: &Settings, wanted: &Wanted) {
         match &now.webhooks {
-            Webhooks::V1 { url, event_types } => self.one_url(url, event_types, wanted),
+            Webhooks::V1 { url, event_types } => self.one_url(url, event_types, now, wanted),
             Webhooks::V2(hooks) => self.event_hooks(hooks, now, wanted),
         }
     }
@@ -161,12 +242,7 @@ impl Plan {
         let (mut ours, others): (Vec<&EventHook>, Vec<&EventHook>) = hooks.iter().partition(|hook| is_ours(hook));
         ours.sort_by_key(|hook| !hook.is_enabled());
         let list: Vec<EventHook> = match &wanted.goal {
-            Goal::Remove { .. } => {
-                for hook in &ours {
-                    self.step(Mark::Remove, hook.describe());
-                }
-                others.iter().copied().cloned().collect()
-            }
+            Goal::Remove { .. } => others.iter().copied().cloned().collect(),
             Goal::Connect { event_types, custom_events, .. } => {
                 let wanted_hook = WantedHook {
                     id,
@@ -192,14 +268,25 @@ impl Plan {
         if after.says_same(&now.webhooks) {
             return;
         }
-        for (other, field) in list.iter().filter_map(|other| Some((other, other.hidden_secret()?))) {
-            if !wanted.is_forced {
-                self.refusals.push(format!(
-                    "{}: Stream did not show its {field}, and an update of the list would overwrite it: change the hooks in Stream's \
-                     dashboard, or add --force and set {field} again afterwards",
-                    other.describe()
-                ));
+        let hidden = list.iter().filter_map(|other| Some((other, other.hidden_secret()?)));
+        let hidden: Vec<_> = hidden.filter(|_| !wanted.is_forced).collect();
+        for (other, field) in &hidden {
+            self.refusals.push(format!(
+                "{}: Stream did not show its {field}, and an update of the list would overwrite it: change the hooks in Stream's \
+                 dashboard, or add --force and set {field} again afterwards",
+                other.describe()
+            ));
+        }
+        for hook in ours.iter().filter(|_| removes) {
+            match hidden.is_empty() {
+                true => self.step(Mark::Remove, hook.describe()),
+                false => {
+                    self.step(Mark::Attention, format!("{} stays, since the list may not be written", hook.describe()))
+                }
             }
+        }
+        if removes && !hidden.is_empty() {
+            return;
         }
         let list: Vec<&str> = list.iter().map(EventHook::json).collect();
         self.webhooks = Some(format!("{{\"event_hooks\":[{}]}}", list.join(",")));
@@ -228,7 +315,7 @@ impl Plan {
         hooks.iter().map(|hook| if std::ptr::eq(hook, *first) { updated.clone() } else { hook.clone() }).collect()
     }
 
-    fn one_url(&mut self, url: &str, event_types: &[String], wanted: &Wanted) {
+    fn one_url(&mut self, url: &str, event_types: &[String], now: &Settings, wanted: &Wanted) {
         let is_ours = wanted.base.is_push(url);
         let mut body = Fields::default();
         let after = match &wanted.goal {
@@ -237,7 +324,7 @@ impl Plan {
                 body.set("webhook_url", &json!(""));
                 // It holds for the app's other receivers, too.
                 if !event_types.is_empty() {
-                    self.step(Mark::Attention, format!("webhook_events stays {}", event_types.join(", ")));
+                    self.step(Mark::Attention, format!("webhook_events stays {}", listed(event_types)));
                 }
                 Webhooks::V1 { url: String::new(), event_types: event_types.to_vec() }
             }
@@ -263,8 +350,18 @@ impl Plan {
                     body.set("webhook_url", &json!(ours));
                 }
                 if !same_set(event_types, types) {
-                    let (before, after) = (event_types.join(", "), listed(types));
+                    let (before, after) = (listed(event_types), listed(types));
                     self.step(Mark::Change, format!("webhook_events: {before} -> {after}"));
+                    let queues = now.other_receivers.iter().filter(|(field, _)| V1_QUEUES.contains(field));
+                    let queues: Vec<_> =
+                        queues.map(|(field, place)| format!("{field} {}", without_credentials(place))).collect();
+                    if !queues.is_empty() && !wanted.may_replace {
+                        self.refusals.push(format!(
+                            "webhook_events is {before} and holds for {}, too: --event-types with the same types leaves it, and --replace \
+                             makes it {after} for all of them",
+                            queues.join(" and ")
+                        ));
+                    }
                     body.set("webhook_events", &json!(types));
                 }
                 Webhooks::V1 { url: if is_ours { url.to_owned() } else { ours }, event_types: types.clone() }
@@ -289,13 +386,22 @@ impl Plan {
         let place = Place { field: BEFORE_MESSAGE_SEND_FIELD, ours: base.before_message_send(), was_ours };
         let after = self.plain_url(place, url, moderation, wanted);
         let waits = now.before_message_send_timeout;
+        let shown = |timeout| if timeout == 0 { "Stream's default".to_owned() } else { format!("{timeout} ms") };
         let timeout = match moderation {
             HookUrl::Set => Some(timeout),
-            HookUrl::Clear if was_ours && waits == timeout => Some(0),
+            // A run that ended between its updates has left the timeout alone.
+            HookUrl::Clear if (was_ours || url.is_empty()) && waits == timeout => Some(0),
+            HookUrl::Clear if was_ours && waits != 0 => {
+                let (stays, ours) = (shown(waits), shown(timeout));
+                self.step(
+                    Mark::Attention,
+                    format!("{TIMEOUT_FIELD} stays {stays}: this configuration sets {ours}, so it may be another's"),
+                );
+                None
+            }
             HookUrl::Clear | HookUrl::Keep => None,
         };
         if let Some(timeout) = timeout.filter(|timeout| *timeout != waits) {
-            let shown = |timeout| if timeout == 0 { "Stream's default".to_owned() } else { format!("{timeout} ms") };
             self.step(Mark::Change, format!("{TIMEOUT_FIELD}: {} -> {}", shown(waits), shown(timeout)));
             let fields = if timeout == 0 { &mut self.last } else { &mut self.plain };
             fields.set(TIMEOUT_FIELD, &json!(timeout));
@@ -379,15 +485,6 @@ impl Plan {
     }
 }
 
-/// Types of events, for people.
-fn listed(event_types: &[String]) -> String {
-    match event_types.len() {
-        0 => "every event".to_owned(),
-        1..=6 => event_types.join(", "),
-        count => format!("{count} types of events"),
-    }
-}
-
 /// A plain setting that may lead to us.
 struct Place {
     field: &'static str,
@@ -419,7 +516,7 @@ mod tests {
             timeout: 1500,
             compress: false,
         };
-        Wanted { base: base(), goal, may_replace: false, is_forced: false }
+        Wanted { base: base(), goal, remarks: Vec::new(), may_replace: false, is_forced: false }
     }
 
     fn remove() -> Wanted {
@@ -434,9 +531,13 @@ mod tests {
         settings(&format!("{{\"id\":1,\"use_hook_v2\":true,\"event_hooks\":[{}]}}", hooks.join(",")))
     }
 
+    fn bodies(plan: &Plan) -> Vec<String> {
+        plan.updates().into_iter().map(|update| update.body).collect()
+    }
+
     /// The hooks that a plan writes, each as the bytes that are sent.
     fn written(plan: &Plan) -> Vec<String> {
-        let bodies = plan.bodies();
+        let bodies = bodies(plan);
         let Some(body) = bodies.iter().find(|body| body.contains("event_hooks")) else { return Vec::new() };
         let body: BTreeMap<&str, Vec<&RawValue>> = serde_json::from_str(body).unwrap();
         assert_eq!(body.len(), 1, "no other key");
@@ -470,7 +571,7 @@ mod tests {
     fn each_setting_goes_only_where_it_changes() {
         let first = settings(r#"{"id":1,"use_hook_v2":false,"webhook_url":"","before_message_send_hook_url":""}"#);
         let plan = Plan::of(&first, &connect(&["message.new"]));
-        let bodies: Vec<Value> = plan.bodies().iter().map(|body| serde_json::from_str(body).unwrap()).collect();
+        let bodies: Vec<Value> = bodies(&plan).iter().map(|body| serde_json::from_str(body).unwrap()).collect();
         let push = json!({"webhook_url": base().push(), "webhook_events": ["message.new"]});
         let plain = json!({
             "before_message_send_hook_url": base().before_message_send(),
@@ -577,10 +678,10 @@ mod tests {
         ));
         assert!(!Plan::of(&now, &connect(&["a.b", "b.c"])).changes_anything());
         let removed = Plan::of(&now, &remove());
-        let bodies: Vec<Value> = removed.bodies().iter().map(|body| serde_json::from_str(body).unwrap()).collect();
+        let bodies: Vec<Value> = bodies(&removed).iter().map(|body| serde_json::from_str(body).unwrap()).collect();
         let push = json!({"webhook_url": ""});
         let urls = json!({"before_message_send_hook_url": "", "custom_action_handler_url": ""});
-        assert_eq!(bodies, [push, urls, json!({"before_message_send_hook_attempt_timeout_ms": 0})]);
+        assert_eq!(bodies, [urls, push, json!({"before_message_send_hook_attempt_timeout_ms": 0})]);
     }
 
     #[test]

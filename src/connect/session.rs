@@ -1,15 +1,12 @@
 //! One run of `connect`: plan, ask, look again, write, read back, and say how it ended.
 
 use super::Connect;
-use super::hook::without_credentials;
-use super::plan::{Mark, Plan, Step, Wanted};
-use super::settings::{Settings, hook_differences};
+use super::plan::{Mark, Part, Plan, Step, Update, Wanted};
+use super::settings::{Settings, differences};
 use super::stream_api::{ApiError, StreamApi};
-use crate::exit::{self, BadUsage};
-use crate::{ask, output};
-use anyhow::{Context, bail};
+use crate::{ask, exit, output};
+use anyhow::Context;
 use serde_json::json;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +26,19 @@ enum Outcome {
     NotYetVisible,
 }
 
+/// What became of the app's settings in a run that failed: the context of its error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Written {
+    #[error("nothing was written")]
+    Nothing,
+    #[error("written in part: the same command shows what is missing, and writes it")]
+    InPart,
+    #[error("it is not known whether Stream wrote it; the same command again writes what is missing")]
+    Unknown,
+    #[error("Stream took the update, and what it shows now is not what was written")]
+    Unverified,
+}
+
 /// One run: from settings to settings.
 pub(super) struct Session<'a> {
     pub(super) args: &'a Connect,
@@ -40,34 +50,29 @@ impl Session<'_> {
     pub(super) async fn run(&self, mut settings: Settings) -> anyhow::Result<ExitCode> {
         let mut plan = self.plan(&settings);
         self.show(&settings, &plan)?;
-        if !plan.refusals.is_empty() {
-            return self.end(&settings, &plan, Outcome::Refused);
-        }
-        if !plan.changes_anything() {
-            return self.end(&settings, &plan, Outcome::NothingToDo);
-        }
-        if self.args.dry_run {
-            return self.end(&settings, &plan, Outcome::WouldChange);
+        if let Some(outcome) = self.outcome_without_writing(&plan) {
+            return self.end(&settings, &plan, outcome);
         }
         self.ask().await?;
         // Somebody else may have changed them since they were read; nothing but a look right before the update can tell.
-        let again = self.read().await?;
-        if !again.says_same(&settings) {
-            settings = again;
-            plan = self.plan(&settings);
+        let again = self.read().await.context(Written::Nothing)?;
+        let is_same = again.says_same(&settings);
+        settings = again;
+        plan = self.plan(&settings);
+        if !is_same {
             self.note("! the settings were changed meanwhile; planned anew:")?;
             self.show(&settings, &plan)?;
-            if !plan.refusals.is_empty() {
-                return self.end(&settings, &plan, Outcome::Refused);
+            if let Some(outcome) = self.outcome_without_writing(&plan) {
+                return self.end(&settings, &plan, outcome);
             }
             self.ask().await?;
-            if !self.read().await?.says_same(&settings) {
-                bail!(
-                    "somebody else changes this app's settings right now; nothing was written: try again when they are done"
-                );
+            let again = self.read().await.context(Written::Nothing)?;
+            if !again.says_same(&settings) {
+                let what = "somebody else changes this app's settings right now: try again when they are done";
+                return Err(anyhow::Error::msg(what).context(Written::Nothing));
             }
         }
-        let outcome = self.write(&settings, &plan).await?;
+        let outcome = self.write(settings.clone(), &mut plan).await?;
         self.end(&settings, &plan, outcome)
     }
 
@@ -75,89 +80,86 @@ impl Session<'_> {
         Plan::of(settings, &self.wanted)
     }
 
+    fn outcome_without_writing(&self, plan: &Plan) -> Option<Outcome> {
+        if plan.is_refused() {
+            Some(Outcome::Refused)
+        } else if !plan.changes_anything() {
+            Some(Outcome::NothingToDo)
+        } else {
+            self.args.dry_run.then_some(Outcome::WouldChange)
+        }
+    }
+
     async fn read(&self) -> anyhow::Result<Settings> {
         Settings::of(&self.api.app().await?).map_err(anyhow::Error::msg)
     }
 
     async fn ask(&self) -> anyhow::Result<()> {
-        if !self.args.yes && std::io::stdin().is_terminal() && (self.args.json || !std::io::stderr().is_terminal()) {
-            return Err(BadUsage(
-                "nothing can be asked like this, and nothing was written: add --yes or --dry-run".to_owned(),
-            )
-            .into());
-        }
         if self.args.yes || ask::agreed("Write this to the app's settings?", &CancellationToken::new()).await? {
             return Ok(());
         }
-        bail!("nothing was written")
+        Err(Written::Nothing.into())
     }
 
-    /// The list of hooks first, and the rest once it is there: Stream refuses an update as a whole.
-    async fn write(&self, before: &Settings, plan: &Plan) -> anyhow::Result<Outcome> {
+    /// One part after the other, each once the one before it is there.
+    async fn write(&self, mut reached: Settings, plan: &mut Plan) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome::NothingToDo;
-        let bodies = plan.bodies();
-        let count = bodies.len();
-        for (number, body) in bodies.iter().enumerate() {
+        for (number, update) in plan.updates().into_iter().enumerate() {
             if outcome == Outcome::NotYetVisible {
-                bail!("written in part, and Stream does not show it yet: the same command in a minute writes the rest");
+                let what = "Stream does not show the first part yet: wait a minute before the same command";
+                return Err(anyhow::Error::msg(what).context(Written::InPart));
             }
-            if number == 1 && plan.begins_with_hooks() && self.read().await?.plain() != before.plain() {
-                bail!(
-                    "the event hooks were written; then somebody else changed the URLs: the same command plans them anew"
-                );
+            if number > 0 && !update.part.is_same(&self.read().await.context(Written::InPart)?, &reached) {
+                let what = "then somebody else changed the settings: the same command plans them anew";
+                return Err(anyhow::Error::msg(what).context(Written::InPart));
             }
-            self.api.update_app(body).await.map_err(|error| unsure(error, number > 0))?;
-            outcome = self.read_back(before, plan, number + 1 == count).await?;
+            match self.api.update_app(&update.body).await {
+                Ok(()) => outcome = self.read_back(&reached, &update).await?,
+                // All else is done, and a timeout harms nobody who is not asked.
+                Err(error @ ApiError::Refused { .. }) if update.part == Part::Default => {
+                    let what = format!("Stream does not take its own default back, so the timeout stays: {error}");
+                    self.note(format!("{} {what}", Mark::Attention.sign()))?;
+                    plan.steps.push(Step { mark: Mark::Attention, what });
+                    continue;
+                }
+                Err(error) => return Err(failed(error, number > 0)),
+            }
+            reached = update.expected;
         }
         Ok(outcome)
     }
 
-    /// Waits until Stream shows what was written. `is_all`: else only the webhooks.
-    async fn read_back(&self, before: &Settings, plan: &Plan, is_all: bool) -> anyhow::Result<Outcome> {
+    /// Waits until Stream shows what was written.
+    async fn read_back(&self, before: &Settings, update: &Update) -> anyhow::Result<Outcome> {
+        let expected = &update.expected;
         let mut seen = None;
         for read in 0..READS {
             if read > 0 {
                 tokio::time::sleep(BETWEEN_READS).await;
             }
-            let now = self.read().await.context("written, but it cannot be read back")?;
-            let is_there = if is_all { now.holds(&plan.expected) } else { now.webhooks.holds(&plan.expected.webhooks) };
-            if is_there {
+            let now = self.read().await.with_context(|| format!("{} cannot be read back", update.part));
+            let now = now.context(Written::Unverified)?;
+            if now.holds(expected) {
                 return Ok(Outcome::Written);
             }
             seen = Some(now);
         }
         match seen {
-            Some(now) if !now.is_between(before, &plan.expected) => {
-                bail!(
-                    "written, and Stream shows something else:\n{}\ncompare with the app's dashboard, or run the same command again",
-                    differences(&plan.expected, &now).join("\n")
-                )
-            }
+            Some(now) if !now.is_between(before, expected) => Err(anyhow::anyhow!(
+                "{}; compare with the app's dashboard, or run the same command again",
+                differences(expected, &now).join(" | ")
+            )
+            .context(Written::Unverified)),
             Some(_) | None => Ok(Outcome::NotYetVisible),
         }
     }
 
     fn show(&self, settings: &Settings, plan: &Plan) -> anyhow::Result<()> {
         self.note(&settings.app)?;
-        for Step { mark, what } in self.remarks().iter().chain(&plan.steps) {
+        for Step { mark, what } in &plan.steps {
             self.note(format!("{} {what}", mark.sign()))?;
         }
         Ok(())
-    }
-
-    /// What is worth a thought, whatever the settings are.
-    fn remarks(&self) -> Vec<Step> {
-        let attention = |what: String| Step { mark: Mark::Attention, what };
-        let is_plain = !self.args.remove && !self.wanted.base.is_tls();
-        let plain = is_plain.then(|| attention("http: what users write goes to the gateway unencrypted".to_owned()));
-        let tunnel = self.wanted.base.tunnel().filter(|_| !self.args.remove && !self.args.hooks && !self.args.no_hooks);
-        let tunnel = tunnel.map(|tunnel| {
-            attention(format!(
-                "{tunnel} is a tunnel: the URLs of synchronous hooks are left alone, since every message would wait for a laptop \
-                 (--hooks sets them)"
-            ))
-        });
-        plain.into_iter().chain(tunnel).collect()
     }
 
     /// A line for people.
@@ -170,12 +172,16 @@ impl Session<'_> {
 
     fn end(&self, settings: &Settings, plan: &Plan, outcome: Outcome) -> anyhow::Result<ExitCode> {
         if self.args.json {
-            output::line(self.report(settings, plan, outcome))?;
+            output::line(report(settings, plan, outcome))?;
         } else {
             for refusal in &plan.refusals {
                 output::line(format!("refused: {refusal}"))?;
             }
-            let done = if self.args.remove { "what led here is taken out" } else { "the app is connected" };
+            let done = match (self.args.remove, plan.refusals.is_empty()) {
+                (true, true) => "what led here is taken out",
+                (true, false) => "what was refused still leads here",
+                (false, _) => "the app is connected",
+            };
             output::line(match outcome {
                 Outcome::NothingToDo => "nothing to change".to_owned(),
                 Outcome::WouldChange => "nothing was written (--dry-run)".to_owned(),
@@ -186,69 +192,45 @@ impl Session<'_> {
                 }
             })?;
         }
-        Ok(match outcome {
-            Outcome::Refused => ExitCode::from(exit::FAILED),
-            Outcome::NothingToDo | Outcome::WouldChange | Outcome::Written | Outcome::NotYetVisible => {
-                ExitCode::SUCCESS
-            }
-        })
-    }
-
-    fn report(&self, settings: &Settings, plan: &Plan, outcome: Outcome) -> serde_json::Value {
-        let app = &settings.app;
-        let remarks = self.remarks();
-        let steps = remarks.iter().chain(&plan.steps);
-        let steps: Vec<_> = steps.map(|step| json!({ "mark": step.mark.name(), "what": step.what })).collect();
-        json!({
-            "ok": outcome != Outcome::Refused,
-            "app": { "id": app.id, "name": app.name, "region": app.region, "suspended": app.is_suspended },
-            "plan": steps,
-            "refused": plan.refusals,
-            "changes": plan.changes_anything(),
-            "written": matches!(outcome, Outcome::Written | Outcome::NotYetVisible),
-            "visible": outcome == Outcome::Written,
-        })
+        Ok(if plan.refusals.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILED) })
     }
 }
 
-/// What did not come back as it was written, both sides of it. Hooks hold secrets: of them only which.
-fn differences(expected: &Settings, seen: &Settings) -> Vec<String> {
-    let mut lines = hook_differences(&expected.webhooks, &seen.webhooks);
-    let plain = |name: &str, expected: String, seen: String| {
-        (expected != seen).then(|| format!("{name}: expected {expected:?}, and it is {seen:?}"))
+fn report(settings: &Settings, plan: &Plan, outcome: Outcome) -> serde_json::Value {
+    let app = &settings.app;
+    let steps: Vec<_> = plan.steps.iter().map(|step| json!({ "mark": step.mark.name(), "what": step.what })).collect();
+    json!({
+        "ok": plan.refusals.is_empty(),
+        "app": { "id": app.id, "name": app.name, "region": app.region, "suspended": app.is_suspended },
+        "plan": steps,
+        "refused": plan.refusals,
+        "changes": plan.changes_anything(),
+        "written": matches!(outcome, Outcome::Written | Outcome::NotYetVisible),
+        "visible": outcome == Outcome::Written,
+    })
+}
+
+/// A run that failed, for scripts. `written` is null where it is not known.
+pub(super) fn report_of_failure(error: &anyhow::Error) -> serde_json::Value {
+    let written = match error.downcast_ref::<Written>() {
+        None | Some(Written::Nothing) => Some(false),
+        Some(Written::InPart | Written::Unverified) => Some(true),
+        Some(Written::Unknown) => None,
     };
-    let url = without_credentials;
-    lines.extend(plain(
-        "before_message_send_hook_url",
-        url(&expected.before_message_send_url),
-        url(&seen.before_message_send_url),
-    ));
-    lines.extend(plain(
-        "before_message_send_hook_attempt_timeout_ms",
-        expected.before_message_send_timeout.to_string(),
-        seen.before_message_send_timeout.to_string(),
-    ));
-    lines.extend(plain(
-        "custom_action_handler_url",
-        url(&expected.custom_action_handler_url),
-        url(&seen.custom_action_handler_url),
-    ));
-    lines
+    json!({ "ok": false, "error": format!("{error:#}"), "written": written })
 }
 
-/// An update that had no answer may have been done. `is_begun`: there were updates before it.
-fn unsure(error: ApiError, is_begun: bool) -> anyhow::Error {
+/// An update that failed, or that may have been done although it had no answer. `is_begun`: there were updates before it.
+fn failed(error: ApiError, is_begun: bool) -> anyhow::Error {
     let is_unsure = match &error {
-        ApiError::Unreachable { .. } | ApiError::TooSlow { .. } | ApiError::Foreign { .. } => true,
-        ApiError::Refused { status, .. } => *status >= 500,
+        ApiError::Unreachable { .. } | ApiError::TooSlow { .. } => true,
+        ApiError::Refused { status, .. } | ApiError::Foreign { status, .. } => *status >= 500 || *status < 400,
         ApiError::Client(_) => false,
     };
-    let error = anyhow::Error::from(error);
-    match (is_unsure, is_begun) {
-        (true, _) => {
-            error.context("it is not known whether Stream wrote it; the same command again writes what is missing")
-        }
-        (false, false) => error.context("nothing was written"),
-        (false, true) => error.context("written in part: the same command shows what is missing"),
-    }
+    let written = match (is_unsure, is_begun) {
+        (true, _) => Written::Unknown,
+        (false, true) => Written::InPart,
+        (false, false) => Written::Nothing,
+    };
+    anyhow::Error::from(error).context(written)
 }

@@ -50,8 +50,17 @@ impl Settings {
         let text = |name: &str| app.text(name).unwrap_or_default();
         let raw = |name: &str| app.get(name).map(RawValue::get).unwrap_or_default();
         let hooks = hooks(app)?;
-        // Where the answer does not say, the hooks do.
-        let is_v2 = raw("use_hook_v2") == "true" || raw("use_hook_v2").is_empty() && !hooks.is_empty();
+        let is_v2 = match (raw("use_hook_v2"), app.get("event_hooks")) {
+            ("true", None) => {
+                return Err("Stream's answer has use_hook_v2 and no event_hooks: what an update would replace is not known; nothing was \
+                            written"
+                    .to_owned());
+            }
+            ("true", Some(_)) => true,
+            // Where the answer does not say, the hooks do.
+            ("" | "null", _) => !hooks.is_empty(),
+            (_, _) => false,
+        };
         let webhooks = if is_v2 {
             Webhooks::V2(hooks)
         } else {
@@ -80,7 +89,9 @@ impl Settings {
 
     /// Whether they say the same of all that a plan rests on.
     pub(super) fn says_same(&self, other: &Settings) -> bool {
-        self.webhooks.says_same(&other.webhooks) && self.plain() == other.plain()
+        self.webhooks.says_same(&other.webhooks)
+            && self.plain() == other.plain()
+            && self.other_receivers == other.other_receivers
     }
 
     /// Whether all that was written was read back.
@@ -135,21 +146,49 @@ fn hooks(app: &Fields) -> Result<Vec<EventHook>, String> {
     list.unwrap_or_default().iter().map(|hook| EventHook::read(hook).ok_or_else(unreadable)).collect()
 }
 
-/// What did not come back as it was written; of hooks only which, for they hold secrets.
-pub(super) fn hook_differences(expected: &Webhooks, seen: &Webhooks) -> Vec<String> {
+/// What did not come back as it was written, for people: of hooks the names of the fields, for others hold secrets.
+pub(super) fn differences(expected: &Settings, seen: &Settings) -> Vec<String> {
+    let mut lines = hook_differences(&expected.webhooks, &seen.webhooks);
+    let (written, found) = (expected.plain(), seen.plain());
+    let plain = [
+        ("before_message_send_hook_url", without_credentials(written.0), without_credentials(found.0)),
+        ("before_message_send_hook_attempt_timeout_ms", written.1.to_string(), found.1.to_string()),
+        ("custom_action_handler_url", without_credentials(written.2), without_credentials(found.2)),
+    ];
+    let changed = plain.into_iter().filter(|(_, written, found)| written != found);
+    lines.extend(changed.map(|(name, written, found)| format!("{name} is {found:?} where {written:?} was written")));
+    lines
+}
+
+fn hook_differences(expected: &Webhooks, seen: &Webhooks) -> Vec<String> {
     match (expected, seen) {
         (Webhooks::V2(expected), Webhooks::V2(seen)) => {
-            let missing = expected.iter().filter(|hook| !seen.iter().any(|seen| seen.holds(hook)));
-            let missing = missing.map(|hook| format!("expected, and not there as it was written: {}", hook.describe()));
-            let other = seen.iter().filter(|seen| !expected.iter().any(|hook| seen.holds(hook)));
-            missing.chain(other.map(|hook| format!("there instead: {}", hook.describe()))).collect()
+            let lost = expected.iter().filter(|hook| !seen.iter().any(|seen| seen.holds(hook)));
+            let lost = lost.map(|hook| match seen.iter().find(|seen| seen.id() == hook.id()) {
+                Some(seen) => format!("{}: {}", hook.describe(), seen.differences(hook).join("; ")),
+                None => format!("{}: is not there", hook.describe()),
+            });
+            let is_known = |seen: &&EventHook| expected.iter().any(|hook| hook.id() == seen.id() || seen.holds(hook));
+            let other = seen.iter().filter(|seen| !is_known(seen));
+            lost.chain(other.map(|hook| format!("{}: nobody wrote it here", hook.describe()))).collect()
         }
         (expected, seen) if expected.says_same(seen) => Vec::new(),
         (Webhooks::V1 { url, event_types }, Webhooks::V1 { url: other, event_types: types }) => vec![format!(
-            "webhook_url: expected {:?} for {event_types:?}, and it is {:?} for {types:?}",
+            "webhook_url is {:?} for {} where {:?} for {} was written",
+            without_credentials(other),
+            listed(types),
             without_credentials(url),
-            without_credentials(other)
+            listed(event_types),
         )],
         (_, _) => vec!["the app was moved to another generation of hooks".to_owned()],
+    }
+}
+
+/// Types of events, for people.
+pub(super) fn listed(event_types: &[String]) -> String {
+    match event_types.len() {
+        0 => "every event".to_owned(),
+        1..=6 => event_types.join(", "),
+        count => format!("{count} types of events"),
     }
 }

@@ -6,7 +6,7 @@ use crate::output::visible;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Uri};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use std::time::Duration;
 use streamgate_core::fields::Fields;
 use streamgate_core::signature::SigningKey;
-use streamgate_service::http_client::{self, ClientError, HttpClient, causes};
+use streamgate_service::http_client::{self, ClientError, ExchangeError, HttpClient};
 use streamgate_service::secret::Secret;
 
 /// Chosen: Stream's SDKs wait between 3 and 30 s.
@@ -212,16 +212,13 @@ impl StreamApi {
         }
         let body = Full::new(Bytes::from(body.unwrap_or_default().to_owned()));
         let request = request.body(body).map_err(|error| unreachable(error.to_string()))?;
-        let answer = async {
-            let response = self.client.request(request).await.map_err(|error| causes(&error))?;
-            let (parts, body) = response.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
-            Ok((parts.status, parts.headers, body.to_bytes()))
-        };
-        match tokio::time::timeout(TIMEOUT, answer).await {
-            Ok(answered) => answered.map_err(unreachable),
-            Err(_) => Err(ApiError::TooSlow { at: self.base.as_str().to_owned() }),
-        }
+        let response = http_client::exchange(&self.client, request, TIMEOUT, MAX_ANSWER).await;
+        let response = response.map_err(|error| match error {
+            ExchangeError::Failed(why) => unreachable(why),
+            ExchangeError::TimedOut(_) => ApiError::TooSlow { at: self.base.as_str().to_owned() },
+        })?;
+        let (parts, body) = response.into_parts();
+        Ok((parts.status, parts.headers, body.map_err(unreachable)?))
     }
 
     fn judge(
@@ -237,12 +234,24 @@ impl StreamApi {
         let Ok(ErrorAnswer { code, message }) = serde_json::from_slice(&body) else {
             return Err(self.foreign(method, path, status, &body));
         };
-        // It may quote a URL of somebody else's.
-        let shown = |word: &str| if word.contains("://") { without_credentials(word) } else { word.to_owned() };
-        let words: Vec<_> = message.split(' ').map(shown).collect();
-        let message = visible(&words.join(" ")).chars().take(MAX_MESSAGE).collect();
+        let message = self.shown(&message, MAX_MESSAGE);
         let (path, status) = (path.to_owned(), status.as_u16());
         Err(ApiError::Refused { method, path, status, code, message, hint: hint(code) })
+    }
+
+    /// Text of an answer, for people. It may quote a URL of somebody else's, and a server that reflects requests our own token.
+    fn shown(&self, text: &str, longest: usize) -> String {
+        let text = text.replace(self.token.0.to_str().unwrap_or_default(), "…");
+        let ends = [' ', '\n', '"', '\'', ',', '<', '>', '(', ')', '\\'];
+        let words = text.split_inclusive(ends).map(|word| match word.contains("://") {
+            true => {
+                let url = word.trim_end_matches(ends);
+                without_credentials(url) + &word[url.len()..]
+            }
+            false => word.to_owned(),
+        });
+        let words: String = words.collect();
+        visible(&words).chars().take(longest).collect()
     }
 
     /// An answer that is not Stream's: of a proxy on the way, or of another server.
@@ -250,7 +259,7 @@ impl StreamApi {
         // What was read as settings may hold secrets.
         let excerpt = match status.is_success() {
             true => String::new(),
-            false => String::from_utf8_lossy(body).chars().take(EXCERPT).collect(),
+            false => self.shown(&String::from_utf8_lossy(body), EXCERPT),
         };
         let at = self.base.as_str().to_owned();
         ApiError::Foreign { at, method, path: path.to_owned(), status: status.as_u16(), excerpt }

@@ -12,7 +12,6 @@ use crate::exit::BadUsage;
 use crate::output;
 use clap::{Args, ValueEnum};
 use edit::Edit;
-use http_body_util::{BodyExt, Limited};
 use key::Key;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use report::{Answer, Report};
@@ -25,8 +24,9 @@ use std::time::{Duration, Instant};
 use streamgate_core::envelope::PENDING;
 use streamgate_core::event_types;
 use streamgate_core::fields::Fields;
+use streamgate_core::path;
 use streamgate_service::config::reader::nearest;
-use streamgate_service::http_client::{CallError, HttpClient, causes};
+use streamgate_service::http_client::{HttpClient, exchange};
 use target::Target;
 use tokio::task::JoinSet;
 use webhook::Webhooks;
@@ -204,17 +204,13 @@ impl KindArg {
     /// Path and query, as Stream's settings would have them.
     fn path(self, event_type: Option<&str>) -> String {
         match (self, event_type) {
-            (KindArg::Push, Some("pending_message.passed_on")) => {
-                "/webhooks/stream/pending-message/PassOnPendingMessage".to_owned()
-            }
-            (KindArg::Push, Some("pending_message.deleted")) => {
-                "/webhooks/stream/pending-message/DeletedPendingMessage".to_owned()
-            }
-            (KindArg::Push, _) => "/webhooks/stream/push".to_owned(),
-            (KindArg::BeforeMessageSend, _) => "/webhooks/stream/before-message-send".to_owned(),
+            (KindArg::Push, Some("pending_message.passed_on")) => path::PASS_ON_PENDING_MESSAGE.to_owned(),
+            (KindArg::Push, Some("pending_message.deleted")) => path::DELETED_PENDING_MESSAGE.to_owned(),
+            (KindArg::Push, _) => path::PUSH.to_owned(),
+            (KindArg::BeforeMessageSend, _) => path::BEFORE_MESSAGE_SEND.to_owned(),
             (KindArg::CustomCommand, name) => {
                 let name = name.unwrap_or(COMMAND).trim_start_matches('/');
-                format!("/webhooks/stream/custom-commands?type={}", utf8_percent_encode(name, COMMAND_NAME))
+                format!("{}?type={}", path::CUSTOM_COMMANDS, utf8_percent_encode(name, COMMAND_NAME))
             }
         }
     }
@@ -282,15 +278,11 @@ async fn send_one(client: &HttpClient, webhooks: &Webhooks, number: u64) -> Answ
         Err(error) => return Answer::failed(String::new(), error.to_string()),
     };
     let started = Instant::now();
-    let answer = async {
-        let response = client.request(request).await?;
-        let (parts, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        Ok::<_, CallError>((parts, body))
-    };
-    match tokio::time::timeout(TIMEOUT, answer).await {
-        Ok(Ok((parts, body))) => Answer::new(id, &parts, &body, started.elapsed()),
-        Ok(Err(error)) => Answer::failed(id, causes(&error)),
-        Err(_) => Answer::failed(id, format!("no answer within {TIMEOUT:?} to webhook {}", number + 1)),
+    match exchange(client, request, TIMEOUT, MAX_ANSWER).await {
+        Ok(response) => {
+            let (parts, body) = response.into_parts();
+            Answer::new(id, &parts, &body.unwrap_or_default(), started.elapsed())
+        }
+        Err(error) => Answer::failed(id, format!("webhook {}: {error}", number + 1)),
     }
 }

@@ -78,6 +78,25 @@ pub const CHAT: [&str; 74] = [
     "user_group.updated",
 ];
 
+/// Types that no event hook of chat can be asked for: callbacks of pending messages have hooks of their own, and two are not sent.
+const NOT_IN_HOOKS: [&str; 4] =
+    ["message.unflagged", "pending_message.deleted", "pending_message.passed_on", "user.unflagged"];
+/// Types of moderation that an event hook of chat can be asked for.
+const MODERATION_IN_HOOKS: [&str; 6] = [
+    "appeal.accepted",
+    "appeal.created",
+    "appeal.rejected",
+    "moderation.analysis.failed",
+    "moderation.image_analysis.complete",
+    "moderation.text_analysis.complete",
+];
+
+/// The types that an event hook of chat can be asked for, beside `*`: those of WHEvent in Stream's OpenAPI (August 2026).
+pub fn in_hooks() -> impl Iterator<Item = &'static str> + Clone {
+    let chat = CHAT.into_iter().filter(|name| !NOT_IN_HOOKS.contains(name));
+    chat.chain(MODERATION_IN_HOOKS)
+}
+
 /// Beginnings of the types of Stream's other products, which an app may send to the same URL.
 pub const OTHER_PRODUCTS: [&str; 6] = ["appeal.", "call.", "feeds.", "ingress.", "moderation.", "review_queue_item."];
 
@@ -88,5 +107,8 @@ mod tests {
     #[test]
     fn they_stand_in_order_and_once() {
         assert!(CHAT.is_sorted_by(|one, next| one < next));
+        let mut in_hooks: Vec<_> = in_hooks().collect();
+        in_hooks.sort_unstable();
+        assert!(in_hooks.is_sorted_by(|one, next| one < next) && in_hooks.len() == 76, "{in_hooks:?}");
     }
 }

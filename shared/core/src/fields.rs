@@ -29,6 +29,11 @@ impl Fields {
         self.0.iter().find(|field| field.name == name).map(|field| &*field.value)
     }
 
+    /// The fields in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &RawValue)> {
+        self.0.iter().map(|field| (field.name.as_str(), &*field.value))
+    }
+
     /// The value as a tree, or none where it is nested more than 127 deep. A number that no float holds exactly is rounded in it,
     /// though not in the object itself, and half a surrogate pair is U+FFFD.
     pub fn value(&self, name: &str) -> Option<Value> {

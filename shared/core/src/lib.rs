@@ -18,6 +18,7 @@ pub mod hook;
 pub mod id;
 pub mod inflate;
 pub mod letter;
+pub mod path;
 pub mod pattern;
 pub mod peek;
 pub mod peer;

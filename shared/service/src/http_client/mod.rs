@@ -1,10 +1,12 @@
 //! HTTP clients: HTTP/1.1 with connection reuse, TLS by the system's roots, no redirects, no proxy.
 
+mod exchange;
 mod failure;
 mod own;
 mod services;
 mod transport;
 
+pub use exchange::{ExchangeError, exchange};
 pub use failure::CallFailure;
 pub use own::Introducing;
 pub use services::ServiceClient;
