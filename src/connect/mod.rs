@@ -6,12 +6,15 @@
 mod address;
 mod drift;
 mod event_types;
+mod goal;
 mod hook;
 mod plan;
 mod session;
 mod settings;
+mod step;
 mod stream_api;
 mod tree;
+mod update;
 
 use crate::cli::Global;
 use crate::exit::BadUsage;
@@ -20,7 +23,7 @@ use address::BaseUrl;
 use anyhow::Context;
 use clap::Args;
 pub(crate) use drift::{Drift, look};
-use plan::{Goal, HookUrl, Wanted};
+use goal::{Goal, HookUrl, Wanted};
 use session::{Session, report_of_failure};
 use settings::Settings;
 use std::io::IsTerminal;

@@ -1,14 +1,16 @@
 //! From an app's settings and what is wanted of them to what changes: pure, so that it can be shown, tried and refused before anything
 //! is written.
 
-use super::address::BaseUrl;
+use super::goal::{Goal, HookUrl, Wanted};
 use super::hook::{EventHook, WantedHook, same_set, without_credentials};
 use super::settings::{Settings, Webhooks, listed};
+use super::step::{Mark, Step};
+use super::update::{Part, Update};
 use serde_json::json;
 use streamgate_core::fields::Fields;
 use uuid::Uuid;
 
-const TIMEOUT_FIELD: &str = "before_message_send_hook_attempt_timeout_ms";
+pub(super) const TIMEOUT_FIELD: &str = "before_message_send_hook_attempt_timeout_ms";
 const BEFORE_MESSAGE_SEND_FIELD: &str = "before_message_send_hook_url";
 const COMMANDS_FIELD: &str = "custom_action_handler_url";
 /// Receivers of the first generation, which get the same types of events as the URL.
@@ -16,121 +18,6 @@ const V1_QUEUES: [&str; 2] = ["sqs_url", "sns_topic_arn"];
 const COMPRESSION_FIELD: &str = "enable_hook_payload_compression";
 /// Names the UUIDs of our hooks, which are made of the app and the URL so that a second run finds the first one's.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6a7f_33c6_02b5_4e0d_9f1e_5a0c_1d5b_7e42);
-
-/// What the app's settings are to say.
-#[derive(Clone, Debug)]
-pub(super) struct Wanted {
-    pub(super) base: BaseUrl,
-    pub(super) goal: Goal,
-    /// What is worth a thought, whatever the settings are.
-    pub(super) remarks: Vec<String>,
-    pub(super) may_replace: bool,
-    pub(super) is_forced: bool,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Goal {
-    /// Points the app at the gateway.
-    Connect {
-        /// Empty: every event.
-        event_types: Vec<String>,
-        custom_events: bool,
-        before_message_send: HookUrl,
-        custom_commands: HookUrl,
-        /// What Stream is to wait for before-message-send, in milliseconds.
-        timeout: u64,
-        compress: bool,
-    },
-    /// Takes out what leads to the gateway. `timeout`: the one that `Connect` would have set.
-    Remove { timeout: u64 },
-}
-
-/// What becomes of the URL of a synchronous hook.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HookUrl {
-    Set,
-    /// Stays as it is.
-    Keep,
-    /// Goes, if it is ours.
-    Clear,
-}
-
-/// How one line of the plan begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
-    Add,
-    Change,
-    Remove,
-    Keep,
-    Attention,
-}
-
-impl Mark {
-    pub(super) fn sign(self) -> char {
-        match self {
-            Mark::Add => '+',
-            Mark::Change => '~',
-            Mark::Remove => '-',
-            Mark::Keep => '=',
-            Mark::Attention => '!',
-        }
-    }
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Mark::Add => "add",
-            Mark::Change => "change",
-            Mark::Remove => "remove",
-            Mark::Keep => "keep",
-            Mark::Attention => "attention",
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Step {
-    pub(super) mark: Mark,
-    pub(super) what: String,
-}
-
-/// What one update writes. Stream refuses an update as a whole, so none takes another with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    /// The list of hooks, or the URL in its place.
-    Webhooks,
-    /// The plain settings.
-    Urls,
-    /// Back to Stream's default, which it may refuse to set.
-    Default,
-}
-
-impl Part {
-    /// Whether what it is about still is as it was.
-    pub(super) fn is_same(self, now: &Settings, before: &Settings) -> bool {
-        match self {
-            Part::Webhooks => now.webhooks.says_same(&before.webhooks),
-            Part::Urls | Part::Default => now.plain() == before.plain(),
-        }
-    }
-}
-
-impl std::fmt::Display for Part {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Part::Webhooks => "the list of hooks",
-            Part::Urls => "the URLs of the hooks",
-            Part::Default => TIMEOUT_FIELD,
-        })
-    }
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Update {
-    pub(super) part: Part,
-    pub(super) body: String,
-    /// The settings once it is written.
-    pub(super) expected: Settings,
-}
 
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -495,6 +382,7 @@ struct Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connect::address::BaseUrl;
     use proptest::prelude::*;
     use serde_json::Value;
     use serde_json::value::RawValue;
@@ -631,6 +519,16 @@ mod tests {
             (v2_app(&masked_own, ""), connect(&["a.b"]), "--force"),
             (v2_app("", r#","moderation_webhook_url":"https://other.example/m""#), compress(), "--force"),
         ];
+        let masks = [
+            sqs(r#","sqs_secret":"••••1234""#),
+            sqs(r#","sqs_secret":"xxxxAB12""#),
+            sqs(r#","sqs_secret":"[REDACTED]""#),
+            sqs(r#","sqs_secret":"<hidden>""#),
+            sqs(r#","sqs_secret":"a","odd":"\ud800","more":[{"x_secret":"Redacted"}]"#),
+            r#"{"id":"s","hook_type":"sns","sns_key":"AKIA"}"#.to_owned(),
+            r#"{"id":"g","failover_config":{"type":"gcs","gcs_credentials":{}}}"#.to_owned(),
+        ];
+        let cases = cases.into_iter().chain(masks.map(|hook| (v2_app(&hook, ""), connect(&[]), "--force")));
         for (now, wanted, option) in cases {
             let plan = Plan::of(&now, &wanted);
             assert!(plan.refusals.len() == 1 && plan.refusals[0].contains(option), "{plan:?}");
@@ -638,13 +536,44 @@ mod tests {
             let overridden = Wanted { may_replace: true, is_forced: true, ..wanted };
             assert!(Plan::of(&now, &overridden).refusals.is_empty());
         }
-        let whole = v2_app(&sqs(r#","sqs_secret":"secret""#), "");
-        assert!(Plan::of(&whole, &connect(&[])).refusals.is_empty());
+        for whole in [
+            &sqs(r#","sqs_secret":"xx+AB/12x=","note":"[all] xxxx""#),
+            r#"{"id":"s","hook_type":"sqs","sqs_auth_type":"resource","sqs_key":"AKIA"}"#,
+            r#"{"id":"g","failover_config":{"type":"gcs","gcs_credentials":{"private_key":"abc"}}}"#,
+        ] {
+            assert!(Plan::of(&v2_app(whole, ""), &connect(&[])).refusals.is_empty(), "{whole}");
+        }
         assert!(Plan::of(&v2_app(&sqs(""), ""), &remove()).refusals.is_empty(), "nothing is written");
         let hooks = [format!("{},{foreign}", sqs(r#","sqs_secret":"secret""#))];
         let plan = Plan::of(&v2(&hooks), &connect(&[]));
         let twice = plan.steps.iter().filter(|step| step.mark == Mark::Attention);
         assert_eq!(twice.count(), 1, "another receiver of the same events: {plan:?}");
+    }
+
+    #[test]
+    fn what_differs_is_named_and_no_secret_shown() {
+        let hook = |fields: &str| {
+            let json = format!(r#"{{"id":"h","hook_type":"sqs","enabled":true{fields}}}"#);
+            EventHook::read(&RawValue::from_string(json).unwrap()).unwrap()
+        };
+        let written =
+            hook(r#","sqs_secret":"geheim","n":18446744073709551617,"list":[],"gone":1,"event_types":["a","b"]"#);
+        let seen = hook(r#","sqs_secret":"other","n":18446744073709551618,"event_types":["b"],"new":1"#);
+        let found = seen.differences(&written).join("; ");
+        let expected = "event_types is [\"b\"] where [\"a\",\"b\"] was written; gone is missing; n is another than was written; \
+                        sqs_secret is another than was written";
+        assert_eq!(found, expected);
+        assert!(!seen.says_same(&written) && written.says_same(&written));
+    }
+
+    #[test]
+    fn a_list_that_is_not_there_is_not_an_empty_one() {
+        let read = |app: &str| Settings::of(&Fields::parse(app.as_bytes()).unwrap());
+        assert!(read(r#"{"id":1,"use_hook_v2":true}"#).is_err_and(|why| why.contains("event_hooks")));
+        for empty in ["null", "[]"] {
+            assert!(read(&format!(r#"{{"id":1,"use_hook_v2":true,"event_hooks":{empty}}}"#)).is_ok());
+        }
+        assert!(read(r#"{"id":1,"use_hook_v2":true,"event_hooks":[1]}"#).is_err());
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! One run of `connect`: plan, ask, look again, write, read back, and say how it ended.
 
 use super::Connect;
-use super::plan::{Mark, Part, Plan, Step, Update, Wanted};
+use super::goal::Wanted;
+use super::plan::Plan;
 use super::settings::{Settings, differences};
+use super::step::{Mark, Step};
 use super::stream_api::{ApiError, StreamApi};
+use super::update::{Part, Update};
 use crate::{ask, exit, output};
 use anyhow::Context;
 use serde_json::json;
@@ -104,7 +107,9 @@ impl Session<'_> {
     /// One part after the other, each once the one before it is there.
     async fn write(&self, mut reached: Settings, plan: &mut Plan) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome::NothingToDo;
-        for (number, update) in plan.updates().into_iter().enumerate() {
+        let updates = plan.updates();
+        let count = updates.len();
+        for (number, update) in updates.into_iter().enumerate() {
             if outcome == Outcome::NotYetVisible {
                 let what = "Stream does not show the first part yet: wait a minute before the same command";
                 return Err(anyhow::Error::msg(what).context(Written::InPart));
@@ -114,7 +119,7 @@ impl Session<'_> {
                 return Err(anyhow::Error::msg(what).context(Written::InPart));
             }
             match self.api.update_app(&update.body).await {
-                Ok(()) => outcome = self.read_back(&reached, &update).await?,
+                Ok(()) => outcome = self.read_back(&reached, &update, number + 1 == count).await?,
                 // All else is done, and a timeout harms nobody who is not asked.
                 Err(error @ ApiError::Refused { .. }) if update.part == Part::Default => {
                     let what = format!("Stream does not take its own default back, so the timeout stays: {error}");
@@ -129,8 +134,8 @@ impl Session<'_> {
         Ok(outcome)
     }
 
-    /// Waits until Stream shows what was written.
-    async fn read_back(&self, before: &Settings, update: &Update) -> anyhow::Result<Outcome> {
+    /// Waits until Stream shows what was written; after the last update, until it shows all that was expected.
+    async fn read_back(&self, before: &Settings, update: &Update, is_last: bool) -> anyhow::Result<Outcome> {
         let expected = &update.expected;
         let mut seen = None;
         for read in 0..READS {
@@ -139,7 +144,7 @@ impl Session<'_> {
             }
             let now = self.read().await.with_context(|| format!("{} cannot be read back", update.part));
             let now = now.context(Written::Unverified)?;
-            if now.holds(expected) {
+            if update.is_in(&now) && (!is_last || now.holds(expected)) {
                 return Ok(Outcome::Written);
             }
             seen = Some(now);

@@ -7,7 +7,7 @@ use http_body_util::Full;
 use hyper::{Method, Response};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use streamgate_core::fields::Fields;
 
@@ -35,8 +35,26 @@ pub struct App {
     pub reorders: bool,
     /// Whether `/hook/events` is there.
     pub lists_events: bool,
+    /// What becomes of the next updates. Those after them are taken.
+    pub faults: VecDeque<Fault>,
+    /// The plain settings that somebody else changes right after the next update.
+    pub meanwhile: Option<BTreeMap<String, Value>>,
+    /// Whether a timeout of 0 is refused, as Stream's documentation says.
+    pub refuses_zero: bool,
+    /// A field of hooks that is dropped without a word.
+    pub drops: Option<&'static str>,
     /// What reads still show, and how many.
     pub stale: Option<(usize, Vec<String>, BTreeMap<String, Value>)>,
+}
+
+/// What becomes of an update.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    Taken,
+    /// 400, with this message.
+    Refused(&'static str),
+    /// It is done, and an edge on the way back answers 502 with this text.
+    LostAnswer(&'static str),
 }
 
 /// Serves until it is dropped.
@@ -99,7 +117,7 @@ impl App {
             let response = Response::builder().status(429).header("retry-after", "1");
             return response.body(Full::from(body)).unwrap();
         }
-        if request.header("authorization") != token(SECRET) || request.header("stream-auth-type") != "jwt" {
+        if !is_signed(request.header("authorization")) || request.header("stream-auth-type") != "jwt" {
             return refuse(401, 5, "Token signature is invalid");
         }
         let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
@@ -108,10 +126,20 @@ impl App {
         }
         match (request.method.as_str(), path) {
             ("GET", "/api/v2/app" | "/app") => self.read(),
-            ("PATCH", "/api/v2/app" | "/app") => match self.update(&request.body) {
-                Ok(()) => respond(200, json!({"duration": "12.34ms"}).to_string()),
-                Err(message) => refuse(400, 4, &format!("UpdateApp failed with error: \"{message}\"")),
-            },
+            ("PATCH", "/api/v2/app" | "/app") => {
+                let fault = self.faults.pop_front().unwrap_or(Fault::Taken);
+                let done = match fault {
+                    Fault::Refused(message) => Err(message.to_owned()),
+                    Fault::Taken | Fault::LostAnswer(_) => self.update(&request.body),
+                };
+                match (done, fault) {
+                    (Ok(()), Fault::LostAnswer(text)) => {
+                        Response::builder().status(502).body(Full::from(text)).unwrap()
+                    }
+                    (Ok(()), _) => respond(200, json!({"duration": "12.34ms"}).to_string()),
+                    (Err(message), _) => refuse(400, 4, &format!("UpdateApp failed with error: \"{message}\"")),
+                }
+            }
             ("GET", "/hook/events") if self.lists_events => {
                 let events = ["message.new", "message.updated", "message.deleted", "reaction.new", "future.event"];
                 let events: Vec<_> = events.iter().map(|name| json!({"name": name, "products": ["chat"]})).collect();
@@ -164,13 +192,15 @@ impl App {
             } else {
                 let value: Value = serde_json::from_str(value).unwrap();
                 let is_time = name == "before_message_send_hook_attempt_timeout_ms";
-                if is_time && value.as_u64().is_none_or(|value| value > 5000) {
+                let is_refused = |value| value > 5000 || value == 0 && self.refuses_zero;
+                if is_time && value.as_u64().is_none_or(is_refused) {
                     return Err("timeout out of range".to_owned());
                 }
                 after.plain.insert(name, value);
             }
         }
         *self = App { stale: Some(before), ..after };
+        self.plain.extend(self.meanwhile.take().unwrap_or_default());
         Ok(())
     }
 
@@ -189,12 +219,25 @@ impl App {
             let known = self.hooks.iter().map(|hook| Fields::parse(hook.as_bytes()).unwrap());
             for known in known.filter(|known| is_foreign && known.text("id") == sent.text("id")) {
                 let known: BTreeMap<String, Value> = serde_json::from_str(&known.to_json()).unwrap();
-                if let Some(lost) = known.keys().find(|name| sent.get(name).is_none()) {
-                    return Err(format!("hook {:?} lost its {lost}", sent.text("id")));
+                let sent: BTreeMap<String, Value> = serde_json::from_str(&sent.to_json()).unwrap();
+                let kept = |name: &str, value: &Value| TIMES.contains(&name) || sent.get(name) == Some(value);
+                if let Some((lost, _)) = known.iter().find(|(name, value)| !kept(name, value)) {
+                    return Err(format!("hook {} lost its {lost}", known["id"]));
                 }
             }
         }
-        Ok(list.iter().map(|hook| self.completed(hook.get())).collect())
+        let dropped = |hook: String| match self.drops {
+            Some(name) => {
+                let fields = Fields::parse(hook.as_bytes()).unwrap();
+                let mut kept = Fields::default();
+                for (name, value) in fields.iter().filter(|(known, _)| *known != name) {
+                    kept.set_raw(name, value.to_owned());
+                }
+                kept.to_json()
+            }
+            None => hook,
+        };
+        Ok(list.iter().map(|hook| dropped(self.completed(hook.get()))).collect())
     }
 }
 
@@ -227,6 +270,19 @@ fn with_times(hook: &str, written: impl Fn(&str) -> String) -> String {
 
 fn nanoseconds(time: &str) -> String {
     time.parse::<jiff::Timestamp>().unwrap().as_nanosecond().to_string()
+}
+
+/// Whether it is a token of the app's secret for a server: those of Stream's libraries say so, or say nothing.
+fn is_signed(token: &str) -> bool {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as base64url};
+    let Some((signed, signature)) = token.rsplit_once('.') else { return false };
+    let key = streamgate_core::signature::SigningKey::new(SECRET.as_bytes());
+    let parts = signed.split('.').map(|part| serde_json::from_slice(&base64url.decode(part).unwrap_or_default()));
+    let parts: Vec<Value> = parts.map(Result::unwrap_or_default).collect();
+    let [header, claims] = &parts[..] else { return false };
+    header["alg"] == "HS256"
+        && (claims["server"] == true || *claims == json!({}))
+        && base64url.encode(key.sign(signed.as_bytes()).bytes()) == signature
 }
 
 /// Stream's token of a server. The vector of its SDKs stands in the unit test beside the one that makes it.

@@ -9,6 +9,7 @@ if (library === 'stream-chat') {
   const { StreamChat } = require(library);
   const client = new StreamChat(key, secret, { baseURL: url });
   await client.getAppSettings();
+  await client.getHookEvents(['chat']);
   await client.updateAppSettings(settings);
 } else {
   const { StreamClient } = require(library);

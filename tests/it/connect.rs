@@ -3,7 +3,7 @@
 use crate::commands::{json, text};
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
-use crate::harness::stream_api::{App, StreamApi, token};
+use crate::harness::stream_api::{App, Fault, StreamApi, token};
 use crate::harness::terminal::on_a_terminal;
 use crate::harness::wire::{API_KEY, SECRET};
 use hyper::Method;
@@ -201,6 +201,19 @@ async fn an_app_of_the_first_generation_is_connected_and_left_as_it_was() {
     assert_eq!(stream.updates(), [json!({"webhook_url": format!("{URL}/webhooks/stream/push")})]);
     assert!(connect(&site, &stream, &["--remove"]).await.status.success());
     assert_eq!(stream.app().plain["webhook_url"], "");
+    // webhook_events holds for the queue too.
+    stream.change(|app| {
+        let settings = [("webhook_events", json!(["message.new"])), ("sqs_url", json!("https://sqs.example/q"))];
+        app.plain.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+    });
+    let before = stream.updates().len();
+    let refused = connect(&site, &stream, &[]).await;
+    let shown = text(&refused.stdout);
+    assert!(refused.status.code() == Some(1) && shown.contains("webhook_events is message.new"), "{shown}");
+    assert!(shown.contains("sqs_url https://sqs.example/q") && shown.contains("--replace"), "{shown}");
+    assert_eq!(stream.updates().len(), before);
+    assert!(connect(&site, &stream, &["--event-types", "message.new"]).await.status.success());
+    assert_eq!(stream.app().plain["webhook_events"], json!(["message.new"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -273,12 +286,89 @@ async fn a_slow_or_busy_stream_is_waited_for_and_its_errors_say_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_fails_says_what_was_written() {
+    let site = site(Setup { rest: HOOKS.into(), ..Setup::default() });
+    let stream = app_with_foreign_hooks().await;
+    let list = |app: &mut App| app.hooks = FOREIGN.map(str::to_owned).to_vec();
+    let refused = Fault::Refused("unable to resolve url https://ann:geheim@customer.example/hooks?token=geheim");
+    let lost = Fault::LostAnswer("<html>502 for Authorization: geheim</html>");
+    let moved =
+        || Some(BTreeMap::from([("custom_action_handler_url".to_owned(), json!("https://customer.example/c"))]));
+    type Prepare<'a> = &'a dyn Fn(&mut App);
+    let cases: [(Prepare<'_>, Value, &[&str], usize); 6] = [
+        (&|app| app.faults = [refused].into(), json!(false), &["nothing was written", "customer.example/hooks?…"], 4),
+        (&|app| app.faults = [Fault::Taken, refused].into(), json!(true), &["written in part"], 5),
+        (&|app| app.faults = [lost].into(), Value::Null, &["not known whether", "502"], 5),
+        (&|app| app.meanwhile = moved(), json!(true), &["written in part", "somebody else changed"], 5),
+        (
+            &|app| app.drops = Some("sqs_event_based_message_group_id_enabled"),
+            json!(true),
+            &["sqs hook h1", "sqs_event_based_message_group_id_enabled is missing"],
+            5,
+        ),
+        (&|app| app.drops = Some("event_types"), json!(true), &["webhook hook h3", "event_types is nothing where"], 5),
+    ];
+    for (prepare, written, said, hooks) in cases {
+        stream.change(|app| {
+            list(app);
+            app.plain = plain_settings();
+            (app.drops, app.stale) = (None, None);
+            prepare(app);
+        });
+        let failed = connect(&site, &stream, &["--json"]).await;
+        let (report, shown) = (json(&failed), text(&failed.stderr));
+        assert!(failed.status.code() == Some(1) && report["ok"] == false, "{failed:?}");
+        assert_eq!(report["written"], written, "{failed:?}");
+        for said in said {
+            assert!(shown.contains(said) && report["error"].as_str().unwrap().contains(said), "{said}: {failed:?}");
+        }
+        assert!(!shown.contains("token=geheim") && !shown.contains("ann:geheim"), "{shown}");
+        assert_eq!(stream.app().hooks.len(), hooks, "{failed:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_out_begins_with_the_urls_and_a_hidden_secret_keeps_only_the_list() {
+    let site = site(Setup { rest: HOOKS.into(), ..Setup::default() });
+    let stream = app_with_foreign_hooks().await;
+    assert!(connect(&site, &stream, &[]).await.status.success());
+    let connected = stream.app();
+    stream.change(|app| {
+        app.hooks[0] = FOREIGN[0].replace("geheim", "");
+        app.refuses_zero = true;
+    });
+    let kept = stream.app().hooks;
+    let removed = connect(&site, &stream, &["--remove"]).await;
+    let shown = text(&removed.stdout);
+    assert!(removed.status.code() == Some(1) && shown.contains("what was refused still leads here"), "{removed:?}");
+    assert!(shown.contains("stays, since the list may not be written") && shown.contains("--force"), "{shown}");
+    assert!(shown.contains("! Stream does not take its own default back"), "{shown}");
+    let app = stream.app();
+    assert_eq!((&app.hooks, &app.plain["before_message_send_hook_url"]), (&kept, &json!("")));
+    assert_eq!(app.plain["before_message_send_hook_attempt_timeout_ms"], 1200);
+    // The URLs are gone and the timeout is still ours.
+    stream.change(|app| (app.refuses_zero, app.hooks) = (false, connected.hooks));
+    let before = stream.updates().len();
+    assert!(connect(&site, &stream, &["--remove"]).await.status.success());
+    assert_eq!((&stream.app().hooks[..], stream.app().plain), (&FOREIGN.map(str::to_owned)[..], plain_settings()));
+    assert_eq!(stream.updates().len(), before + 2);
+    // Another deadline since: it may be somebody else's timeout.
+    assert!(connect(&site, &stream, &[]).await.status.success());
+    stream.change(|app| drop(app.plain.insert("before_message_send_hook_attempt_timeout_ms".to_owned(), json!(700))));
+    let before = stream.updates().len();
+    let removed = connect(&site, &stream, &["--remove"]).await;
+    assert!(removed.status.success() && text(&removed.stdout).contains("stays 700 ms"), "{removed:?}");
+    let order: Vec<_> = stream.updates()[before..].iter().map(|update| update["event_hooks"].is_array()).collect();
+    assert_eq!(order, [false, true], "the URLs first: each message waits for theirs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_url_that_does_not_answer_as_a_gateway_is_not_written() {
     let (site, stream) = (site(Setup::default()), StreamApi::v2(&[]).await);
-    let tried = site.run(&["connect", "--yes", "--url", "https://nobody.invalid", "--stream-url", &stream.url()]).await;
+    let tried = site.run(&["connect", "--yes", "--url", "https://nobody.example", "--stream-url", &stream.url()]).await;
     let said = text(&tried.stderr);
     assert_eq!(tried.status.code(), Some(1), "{said}");
-    assert!(said.contains("https://nobody.invalid/webhooks/stream/push") && said.contains("--no-verify"), "{said}");
+    assert!(said.contains("https://nobody.example/webhooks/stream/push") && said.contains("--no-verify"), "{said}");
     assert_eq!(stream.requests().len(), 0, "Stream was not asked");
     let loopback =
         site.run(&["connect", "--yes", "--url", "http://127.0.0.1:8080", "--stream-url", &stream.url()]).await;
@@ -313,16 +403,39 @@ async fn check_tells_where_the_apps_settings_no_longer_fit() {
     assert!(is_ok && found.contains("waits for \\\"order.*\\\", which no hook sends"), "{found}");
     assert!(found.contains("hook h3 to https://customer.example/hooks gets the same events"), "{found}");
     assert!(!found.contains("before_message_send"), "{found}");
+    assert!(found.contains("delivers to https://hooks.example.com\""), "which URL: {found}");
     stream.change(|app| drop(app.hooks.remove(2)));
     assert!(connect(&site, &stream, &["--custom-events"]).await.status.success());
     let (is_ok, found) = check().await;
-    assert!(is_ok && found.contains("delivers here"), "{found}");
+    assert!(is_ok && !found.contains("warning"), "{found}");
+    let elsewhere =
+        ["check", "gateway", "--offline", "--stream", "--stream-url", &url, "--url", "https://other.example.com"];
+    let elsewhere = site.run(&elsewhere).await;
+    assert!(
+        elsewhere.status.code() == Some(1) && text(&elsewhere.stdout).contains("no hook of the app leads here"),
+        "{elsewhere:?}"
+    );
     stream.change(|app| {
         app.plain.insert("before_message_send_hook_attempt_timeout_ms".to_owned(), json!(500));
         app.hooks = app.hooks.iter().map(|hook| hook.replace("\"enabled\":true", "\"enabled\":false")).collect();
     });
     let (is_ok, found) = check().await;
     assert!(!is_ok && found.contains("is not enabled") && found.contains("Stream waits 500ms"), "{found}");
+    stream.change(|app| {
+        let url = "https://abc.trycloudflare.com/webhooks/stream/push";
+        app.hooks = vec![format!(
+            r#"{{"id":"t","hook_type":"webhook","enabled":true,"timeout_ms":900,"event_types":["reaction.new"],"webhook_url":"{url}"}}"#
+        )];
+    });
+    let (is_ok, found) = check().await;
+    for doubt in [
+        "several gateways",
+        "a tunnel of trycloudflare.com",
+        "Stream waits 900ms (its timeout_ms)",
+        "\\\"message.new\\\", which no hook",
+    ] {
+        assert!(is_ok && found.contains(doubt), "{doubt}: {found}");
+    }
     assert_eq!(stream.updates().len(), 3, "check writes nothing");
 }
 
@@ -357,4 +470,20 @@ async fn neither_a_secret_nor_a_token_is_shown_at_any_level() {
             assert!(!shown.contains(secret), "{secret} in {shown}");
         }
     }
+    // An edge that reflects the request, and a secret that is not the app's.
+    let reflected: &'static str = format!("denied: Authorization: {} geheim.example", token(SECRET)).leak();
+    for fault in [Fault::LostAnswer(reflected), Fault::Refused(reflected)] {
+        stream.change(|app| app.faults = [fault].into());
+        let args = ["connect", "--no-verify", "--yes", "--url", URL, "--stream-url", &url, "--custom-events"];
+        let failed = site.command(&args).env("STREAMGATE_LOG", "trace").output().await.unwrap();
+        let shown = text(&failed.stdout) + &text(&failed.stderr);
+        assert!(failed.status.code() == Some(1) && shown.contains("denied: Authorization: …"), "{shown}");
+        assert!(!shown.contains(SECRET) && !shown.contains(&token(SECRET)), "{shown}");
+    }
+    let wrong = "a_secret_that_is_another";
+    site.write("streamgate.toml", Setup::default().toml(&site.data_dir()).replace(SECRET, wrong));
+    let args = ["connect", "--no-verify", "--yes", "--url", URL, "--stream-url", &url];
+    let failed = site.command(&args).env("STREAMGATE_LOG", "trace").output().await.unwrap();
+    let shown = text(&failed.stdout) + &text(&failed.stderr);
+    assert!(failed.status.code() == Some(1) && !shown.contains(wrong) && !shown.contains(&token(wrong)), "{shown}");
 }
