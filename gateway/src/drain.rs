@@ -1,6 +1,6 @@
 //! From the gateway's own disk to the queue: oldest first, in bounded batches, each row let go after its event is confirmed.
 
-use crate::spool::{Desk, Spooled};
+use crate::spool::{SpoolState, Spooled};
 use crate::suspects::Suspects;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -43,19 +43,19 @@ impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
     /// Hands over whatever comes to the disk. After `stop` it goes on while there is something to hand over and a queue that
     /// takes it, but no longer than `patience`. Returns how many events are left.
     pub async fn drain(&self, stop: &CancellationToken, patience: Duration) -> u64 {
-        let desk = &self.desk;
+        let state = &self.state;
         let until = async {
             stop.cancelled().await;
             sleep(patience).await;
         };
         tokio::select! {
-            () = hand_over_all(desk, stop) => {}
-            () = show(desk) => {}
+            () = hand_over_all(state, stop) => {}
+            () = show(state) => {}
             () = until => {}
         }
-        desk.tasks.close();
-        drop(timeout(FAREWELL, desk.tasks.wait()).await);
-        desk.spool.usage().events
+        state.tasks.close();
+        drop(timeout(FAREWELL, state.tasks.wait()).await);
+        state.spool.usage().events
     }
 }
 
@@ -87,11 +87,11 @@ impl Default for Progress {
 }
 
 /// Returns after `stop`, when nothing more can be handed over.
-async fn hand_over_all<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, stop: &CancellationToken) {
-    let mut progress = desk.progress.lock().await;
+async fn hand_over_all<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, stop: &CancellationToken) {
+    let mut progress = state.progress.lock().await;
     loop {
-        let step = pass(desk, &mut progress).await;
-        desk.metrics.spool_held.set(i64::try_from(progress.suspects.held()).unwrap_or(i64::MAX));
+        let step = pass(state, &mut progress).await;
+        state.metrics.spool_held.set(i64::try_from(progress.suspects.held()).unwrap_or(i64::MAX));
         let pause = match step {
             Step::Moved => {
                 progress.pause = RETRY;
@@ -110,31 +110,31 @@ async fn hand_over_all<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, stop: &Canc
         }
         tokio::select! {
             () = sleep(pause) => {}
-            () = desk.news.notified(), if step == Step::Idle => {}
+            () = state.news.notified(), if step == Step::Idle => {}
             () = stop.cancelled() => {}
         }
     }
 }
 
-async fn pass<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, progress: &mut Progress) -> Step {
-    if desk.queue.ready().is_err() {
+async fn pass<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, progress: &mut Progress) -> Step {
+    if state.queue.ready().is_err() {
         return Step::Away;
     }
-    if desk.spool.usage().events == 0 {
+    if state.spool.usage().events == 0 {
         *progress = Progress::default();
         // Nothing could be a probe: the next event that comes will be.
-        desk.gate().open();
+        state.gate().open();
         return Step::Idle;
     }
-    let told = if desk.is_open() {
+    let told = if state.is_open() {
         (progress.probed, progress.offered) = (0, false);
         let others_turn = std::mem::take(&mut progress.others_turn);
         match progress.suspects.next(Instant::now()) {
-            Some(row) if !others_turn => ask_again(desk, progress, row).await,
-            _ => through(desk, progress).await,
+            Some(row) if !others_turn => ask_again(state, progress, row).await,
+            _ => through(state, progress).await,
         }
     } else {
-        probe(desk, progress).await
+        probe(state, progress).await
     };
     told.unwrap_or_else(|error| {
         tracing::error!(%error, "cannot read the spool, trying again");
@@ -144,14 +144,17 @@ async fn pass<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, progress: &mut Progr
 
 /// While the queue takes nothing: one event after the other finds out whether it does again, lest one that it never takes is the
 /// one that asks.
-async fn probe<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, progress: &mut Progress) -> Result<Step, StoreError> {
+async fn probe<Q: Enqueue, D: Spool>(
+    state: &Arc<SpoolState<Q, D>>,
+    progress: &mut Progress,
+) -> Result<Step, StoreError> {
     progress.width = 1;
     loop {
-        let (mut rows, last) = read(desk, progress, progress.probed, 1).await?;
+        let (mut rows, last) = read(state, progress, progress.probed, 1).await?;
         match (rows.pop(), last) {
             (Some((row, event)), _) => {
                 (progress.probed, progress.offered) = (row, true);
-                if offer(Arc::clone(desk), vec![(row, event)], Ended::Failed).await {
+                if offer(Arc::clone(state), vec![(row, event)], Ended::Failed).await {
                     return Ok(Step::Moved);
                 }
                 progress.suspects.doubt(row);
@@ -161,7 +164,7 @@ async fn probe<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, progress: &mut Prog
             (None, None) if !progress.offered => {
                 progress.probed = 0;
                 // All are held, or their confirms awaited: the next event that comes is the probe.
-                desk.gate().open();
+                state.gate().open();
                 return Ok(Step::Idle);
             }
             (None, None) => {
@@ -175,22 +178,22 @@ async fn probe<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, progress: &mut Prog
 
 /// One that was refused alone, now that another was taken.
 async fn ask_again<Q: Enqueue, D: Spool>(
-    desk: &Arc<Desk<Q, D>>,
+    state: &Arc<SpoolState<Q, D>>,
     progress: &mut Progress,
     row: i64,
 ) -> Result<Step, StoreError> {
-    let found = desk
+    let found = state
         .spool
         .read(row.saturating_sub(1), 1, BTreeSet::new())
         .await?
         .into_iter()
         .find(|(number, _)| *number == row);
-    let Some((_, event)) = found.filter(|(_, event)| !desk.is_late(&event.key)) else {
+    let Some((_, event)) = found.filter(|(_, event)| !state.is_late(&event.key)) else {
         progress.suspects.clear(row);
         return Ok(Step::Moved);
     };
     let (key, bytes) = (event.key.clone(), event.body.len());
-    if offer(Arc::clone(desk), vec![(row, event)], Ended::GivenUp).await {
+    if offer(Arc::clone(state), vec![(row, event)], Ended::GivenUp).await {
         progress.suspects.clear(row);
         return Ok(Step::Moved);
     }
@@ -207,22 +210,25 @@ async fn ask_again<Q: Enqueue, D: Spool>(
 }
 
 /// Once through the disk, oldest first, for as long as all goes well.
-async fn through<Q: Enqueue, D: Spool>(desk: &Arc<Desk<Q, D>>, progress: &mut Progress) -> Result<Step, StoreError> {
+async fn through<Q: Enqueue, D: Spool>(
+    state: &Arc<SpoolState<Q, D>>,
+    progress: &mut Progress,
+) -> Result<Step, StoreError> {
     let mut offers = FuturesUnordered::new();
     let (mut after, mut end, mut moved, mut refused) = (0, false, false, false);
     let mut unread = None;
     loop {
         let size = progress.width.min(BATCH);
-        if !end && !refused && offers.len() < (progress.width / BATCH).max(1) && desk.is_open() {
-            match read(desk, progress, after, size).await {
+        if !end && !refused && offers.len() < (progress.width / BATCH).max(1) && state.is_open() {
+            match read(state, progress, after, size).await {
                 Ok((rows, Some(last))) => {
                     after = last;
                     if rows.is_empty() {
                         continue;
                     }
                     let alone = if let [(row, _)] = rows[..] { Some(row) } else { None };
-                    // On the desk's own tasks: a stop between the confirm and the release would repeat all of them.
-                    let offered = desk.tasks.spawn(offer(Arc::clone(desk), rows, Ended::Failed));
+                    // On the state's own tasks: a stop between the confirm and the release would repeat all of them.
+                    let offered = state.tasks.spawn(offer(Arc::clone(state), rows, Ended::Failed));
                     offers.push(async move { (offered.await, alone) });
                 }
                 Ok((_, None)) => end = true,
@@ -261,24 +267,24 @@ type Rows = Vec<(i64, Envelope)>;
 
 /// Events that may be offered beside others, and the last number that was looked at, if any.
 async fn read<Q: Enqueue, D: Spool>(
-    desk: &Desk<Q, D>,
+    state: &SpoolState<Q, D>,
     progress: &Progress,
     after: i64,
     most: usize,
 ) -> Result<(Rows, Option<i64>), StoreError> {
     // Looked up before the read and after it: a confirm that comes between the two removes the row and its mark.
-    let late = desk.late();
-    let mut rows = desk.spool.read(after, most, progress.suspects.numbers()).await?;
+    let late = state.late();
+    let mut rows = state.spool.read(after, most, progress.suspects.numbers()).await?;
     let last = rows.last().map(|(last, _)| *last);
-    rows.retain(|(_, event)| !late.contains(&event.key) && !desk.is_late(&event.key));
+    rows.retain(|(_, event)| !late.contains(&event.key) && !state.is_late(&event.key));
     Ok((rows, last))
 }
 
 /// Publishes all, and lets go of those that were confirmed; whether that is all. `refused`: what a refusal says of the queue.
-async fn offer<Q: Enqueue, D: Spool>(desk: Arc<Desk<Q, D>>, rows: Rows, refused: Ended) -> bool {
-    let lost = desk.queue.connections_lost();
+async fn offer<Q: Enqueue, D: Spool>(state: Arc<SpoolState<Q, D>>, rows: Rows, refused: Ended) -> bool {
+    let lost = state.queue.connections_lost();
     let publishes = rows.into_iter().map(|(row, event)| {
-        let publish = desk.publish_as(event, refused);
+        let publish = state.publish_as(event, refused);
         async move { publish.await.map(|()| row) }
     });
     let told = join_all(publishes).await;
@@ -286,30 +292,30 @@ async fn offer<Q: Enqueue, D: Spool>(desk: Arc<Desk<Q, D>>, rows: Rows, refused:
     let confirmed: Vec<_> = told.into_iter().filter_map(Result::ok).collect();
     // A connection that a returned message ended may have confirmed what came back: then the rows stay, at the price of repeats.
     // One that an alarm blocks has confirmed what it confirmed.
-    if confirmed.is_empty() || desk.queue.connections_lost() != lost {
+    if confirmed.is_empty() || state.queue.connections_lost() != lost {
         return false;
     }
     let is_all = confirmed.len() == all;
-    desk.release(confirmed).await;
+    state.release(confirmed).await;
     is_all
 }
 
 /// Keeps the gauges true. Never returns.
-async fn show<Q: Enqueue, D: Spool>(desk: &Desk<Q, D>) {
+async fn show<Q: Enqueue, D: Spool>(state: &SpoolState<Q, D>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let usage = desk.spool.usage();
+        let usage = state.spool.usage();
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        desk.metrics.spool_events.set(gauge(usage.events));
-        desk.metrics.spool_bytes.set(gauge(usage.bytes));
-        let oldest = if usage.events == 0 { Ok(Vec::new()) } else { desk.spool.read(0, 1, BTreeSet::new()).await };
+        state.metrics.spool_events.set(gauge(usage.events));
+        state.metrics.spool_bytes.set(gauge(usage.bytes));
+        let oldest = if usage.events == 0 { Ok(Vec::new()) } else { state.spool.read(0, 1, BTreeSet::new()).await };
         // A disk that cannot be read has told so elsewhere; the last known age grows no younger by it.
         if let Ok(oldest) = oldest {
             let now = jiff::Timestamp::now().as_millisecond();
             let age = oldest.first().map_or(0, |(_, event)| now.saturating_sub(event.received_at_ms).max(0) / 1000);
-            desk.metrics.spool_oldest.set(age);
+            state.metrics.spool_oldest.set(age);
         }
     }
 }

@@ -33,11 +33,12 @@ pub struct SpoolPolicy {
 /// A queue with a disk behind it.
 #[derive(Debug)]
 pub struct Spooled<Q, D> {
-    pub(crate) desk: Arc<Desk<Q, D>>,
+    pub(crate) state: Arc<SpoolState<Q, D>>,
 }
 
+/// What callers and the hand-over share.
 #[derive(Debug)]
-pub(crate) struct Desk<Q, D> {
+pub(crate) struct SpoolState<Q, D> {
     pub(crate) queue: Arc<Q>,
     pub(crate) spool: Arc<D>,
     gate: Mutex<Gate>,
@@ -56,7 +57,7 @@ pub(crate) struct Desk<Q, D> {
 impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
     pub fn new(queue: Arc<Q>, spool: Arc<D>, policy: SpoolPolicy, metrics: Arc<Metrics>) -> Spooled<Q, D> {
         Spooled {
-            desk: Arc::new(Desk {
+            state: Arc::new(SpoolState {
                 queue,
                 spool,
                 gate: Mutex::new(Gate::new(policy.spool_after)),
@@ -73,34 +74,34 @@ impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
 
 impl<Q: Enqueue, D: Spool> Enqueue for Spooled<Q, D> {
     async fn enqueue(&self, envelope: Envelope) -> Result<Accepted, StoreError> {
-        let desk = &self.desk;
-        if !desk.is_open() {
-            return desk.keep_or_publish(envelope).await;
+        let state = &self.state;
+        if !state.is_open() {
+            return state.keep_or_publish(envelope).await;
         }
-        let mut publish = desk.publish(envelope.clone());
-        match tokio::time::timeout(desk.confirm_timeout, &mut publish).await {
+        let mut publish = state.publish(envelope.clone());
+        match tokio::time::timeout(state.confirm_timeout, &mut publish).await {
             Ok(Ok(())) => Ok(Accepted::Enqueued),
             Ok(Err(error)) => {
                 tracing::debug!(%error, key = envelope.key, "not published: to the spool");
-                desk.keep(envelope).await.map(kept)
+                state.keep(envelope).await.map(kept)
             }
             Err(_) => {
-                let late = Late::mark(desk, envelope.key.clone());
-                desk.either(late, desk.keep(envelope), publish).await
+                let late = Late::mark(state, envelope.key.clone());
+                state.either(late, state.keep(envelope), publish).await
             }
         }
     }
 
     fn ready(&self) -> Result<(), StoreError> {
-        let Err(spool) = self.desk.spool.ready() else { return Ok(()) };
+        let Err(spool) = self.state.spool.ready() else { return Ok(()) };
         // Events go on while RabbitMQ takes them, but nothing stands behind it any more.
         if matches!(spool, StoreError::Gone(_)) {
             return Err(spool);
         }
-        if self.desk.is_open() {
+        if self.state.is_open() {
             return Ok(());
         }
-        let queue = self.desk.queue.ready().err();
+        let queue = self.state.queue.ready().err();
         let queue = queue.map_or_else(|| "the queue refuses or does not confirm".to_owned(), |error| error.to_string());
         Err(StoreError::Unavailable(format!("{queue}; and the spool: {spool}")))
     }
@@ -114,7 +115,7 @@ fn kept(row: Option<i64>) -> Accepted {
 type Publish = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 type Keep = Pin<Box<dyn Future<Output = Result<Option<i64>, StoreError>> + Send>>;
 
-impl<Q: Enqueue, D: Spool> Desk<Q, D> {
+impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
     pub(crate) fn gate(&self) -> MutexGuard<'_, Gate> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,9 +145,9 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
     /// `refused`: how it ends where it is not confirmed.
     pub(crate) fn publish_as(self: &Arc<Self>, envelope: Envelope, refused: Ended) -> Publish {
         let ticket = self.gate().begin(Instant::now().into_std());
-        let ticket = Ticket { desk: Arc::clone(self), ticket, ended: Ended::GivenUp };
+        let ticket = Ticket { state: Arc::clone(self), ticket, ended: Ended::GivenUp };
         Box::pin(async move {
-            let told = ticket.desk.queue.enqueue(envelope).await;
+            let told = ticket.state.queue.enqueue(envelope).await;
             ticket.end(if told.is_ok() { Ended::Confirmed } else { refused });
             told.map(drop)
         })
@@ -154,10 +155,10 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
 
     /// Makes an event durable on the disk, and lets the drain know.
     fn keep(self: &Arc<Self>, envelope: Envelope) -> Keep {
-        let desk = Arc::clone(self);
+        let state = Arc::clone(self);
         Box::pin(async move {
-            let row = desk.spool.keep(envelope).await?;
-            desk.news.notify_one();
+            let row = state.spool.keep(envelope).await?;
+            state.news.notify_one();
             Ok(row)
         })
     }
@@ -186,7 +187,7 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
         mut keep: Keep,
         mut publish: Publish,
     ) -> Result<Accepted, StoreError> {
-        let desk = Arc::clone(self);
+        let state = Arc::clone(self);
         let row = tokio::select! {
             row = &mut keep => row,
             told = &mut publish => {
@@ -198,7 +199,7 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
                 if self.spool.ready().is_ok() {
                     self.tasks.spawn(async move {
                         if let Ok(Some(row)) = keep.await {
-                            desk.release(vec![row]).await;
+                            state.release(vec![row]).await;
                         }
                         drop(late);
                     });
@@ -213,10 +214,10 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
         };
         self.tasks.spawn(async move {
             if let (Ok(()), Some(row)) = (publish.await, row) {
-                desk.release(vec![row]).await;
+                state.release(vec![row]).await;
             }
             drop(late);
-            desk.news.notify_one();
+            state.news.notify_one();
         });
         Ok(kept(row))
     }
@@ -235,7 +236,7 @@ impl<Q: Enqueue, D: Spool> Desk<Q, D> {
 
 /// A publish under way, as the gate knows it, however it ends.
 struct Ticket<Q: Enqueue, D: Spool> {
-    desk: Arc<Desk<Q, D>>,
+    state: Arc<SpoolState<Q, D>>,
     ticket: u64,
     ended: Ended,
 }
@@ -248,28 +249,28 @@ impl<Q: Enqueue, D: Spool> Ticket<Q, D> {
 
 impl<Q: Enqueue, D: Spool> Drop for Ticket<Q, D> {
     fn drop(&mut self) {
-        if self.desk.gate().end(self.ticket, self.ended) {
-            self.desk.news.notify_one();
+        if self.state.gate().end(self.ticket, self.ended) {
+            self.state.news.notify_one();
         }
     }
 }
 
 /// A mark in `late`, taken away however the wait ends.
 struct Late<Q: Enqueue, D: Spool> {
-    desk: Arc<Desk<Q, D>>,
+    state: Arc<SpoolState<Q, D>>,
     key: String,
 }
 
 impl<Q: Enqueue, D: Spool> Late<Q, D> {
-    fn mark(desk: &Arc<Desk<Q, D>>, key: String) -> Late<Q, D> {
-        *desk.late_ones().entry(key.clone()).or_default() += 1;
-        Late { desk: Arc::clone(desk), key }
+    fn mark(state: &Arc<SpoolState<Q, D>>, key: String) -> Late<Q, D> {
+        *state.late_ones().entry(key.clone()).or_default() += 1;
+        Late { state: Arc::clone(state), key }
     }
 }
 
 impl<Q: Enqueue, D: Spool> Drop for Late<Q, D> {
     fn drop(&mut self) {
-        let mut late = self.desk.late_ones();
+        let mut late = self.state.late_ones();
         if let Some(count) = late.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {

@@ -208,7 +208,7 @@ fn poisoned(events: usize, places: &HashSet<usize>) -> usize {
         let came: HashSet<_> = messages.iter().cloned().collect();
         assert!(all.is_ok() && came == others, "{} of {}", came.len(), others.len());
         // And live traffic goes to the queue.
-        assert!(process.spooled.desk.is_open() || queue.ready().is_err());
+        assert!(process.spooled.state.is_open() || queue.ready().is_err());
         messages.len() - came.len()
     })
 }
@@ -235,7 +235,7 @@ async fn a_disk_that_hangs_keeps_no_event_from_a_queue_that_takes_it() {
     queue.turn(Broker::Nacks);
     process.send("first".into(), &ledger);
     wait(10).await;
-    assert!(!process.spooled.desk.is_open(), "refused: it is on the disk");
+    assert!(!process.spooled.state.is_open(), "refused: it is on the disk");
     // The drain's next offer is confirmed, and cannot be let go.
     process.file.mode.send_replace(Disk::Hangs);
     queue.turn(Broker::Up);
@@ -243,7 +243,7 @@ async fn a_disk_that_hangs_keeps_no_event_from_a_queue_that_takes_it() {
     queue.turn(Broker::Nacks);
     process.send("second".into(), &ledger);
     wait(5000).await;
-    assert!(!process.spooled.desk.is_open() && !ledger.lock().unwrap().contains("second"), "nothing takes it");
+    assert!(!process.spooled.state.is_open() && !ledger.lock().unwrap().contains("second"), "nothing takes it");
     queue.turn(Broker::Up);
     for key in ["third", "fourth"] {
         process.send(key.into(), &ledger);
@@ -272,11 +272,11 @@ async fn an_event_that_was_held_goes_on_without_live_traffic() {
     queue.turn(Broker::Nacks);
     process.send("third".into(), &Arc::default());
     tokio::time::sleep(Duration::from_millis(10)).await;
-    assert!(!process.spooled.desk.is_open());
+    assert!(!process.spooled.state.is_open());
     process.file.mode.send_replace(Disk::Works);
     queue.turn(Broker::Up);
     queue.poison.lock().unwrap().clear();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(process.file.usage().events, 0);
-    assert!(process.spooled.desk.is_open(), "and the next live event goes to the queue");
+    assert!(process.spooled.state.is_open(), "and the next live event goes to the queue");
 }

@@ -38,9 +38,9 @@ pub struct Policy {
     pub lines: Lines,
 }
 
-/// What every delivery needs.
+/// Takes deliveries to their end: what all of them share.
 #[derive(Debug)]
-pub(crate) struct Desk<D, C> {
+pub(crate) struct Processor<D, C> {
     pub(crate) deliveries: Arc<D>,
     pub(crate) claims: Arc<C>,
     pub(crate) router: Arc<ArcSwap<Router>>,
@@ -59,7 +59,7 @@ struct Lease<'a, C> {
     length: Duration,
 }
 
-impl<D: Deliveries, C: Claims> Desk<D, C> {
+impl<D: Deliveries, C: Claims> Processor<D, C> {
     /// Takes one delivery to its end, or leaves it unsettled at the cut: then it is delivered again. `holder` is unique to
     /// this call among all workers.
     pub(crate) async fn work(&self, mut delivery: Delivery<D::Handle>, holder: u64, cut: &CancellationToken) {

@@ -1,7 +1,7 @@
 //! The worker's loop: bounded concurrency, and a drain that settles what is in hand.
 
 use crate::attempts::AttemptLog;
-use crate::delivery::{Desk, Policy};
+use crate::delivery::{Policy, Processor};
 use crate::isolation::Isolation;
 use crate::router::Router;
 use crate::threads::Threads;
@@ -24,7 +24,7 @@ const CUT: Duration = Duration::from_secs(1);
 /// Consumes deliveries until it is told to drain.
 #[derive(Debug)]
 pub struct Worker<D, C> {
-    desk: Arc<Desk<D, C>>,
+    processor: Arc<Processor<D, C>>,
     threads: Threads,
     next_holder: AtomicU64,
 }
@@ -41,25 +41,29 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
     ) -> io::Result<Worker<D, C>> {
         let (isolation, attempts) = (Isolation::default(), Arc::new(AttemptLog::new(policy.lines)));
         let unmatched_log = UnmatchedLog::default();
-        let desk = Desk { deliveries, claims, router, policy, isolation, attempts, unmatched_log, metrics };
-        Ok(Worker { desk: Arc::new(desk), threads: Threads::start()?, next_holder: AtomicU64::new(holder_seed) })
+        let processor = Processor { deliveries, claims, router, policy, isolation, attempts, unmatched_log, metrics };
+        Ok(Worker {
+            processor: Arc::new(processor),
+            threads: Threads::start()?,
+            next_holder: AtomicU64::new(holder_seed),
+        })
     }
 
     /// Runs until the drain, and until what was in hand is settled or the drain's time is over.
     pub async fn run(&self, shutdown: Shutdown) {
-        let running = Arc::new(Semaphore::new(self.desk.policy.concurrency));
+        let running = Arc::new(Semaphore::new(self.processor.policy.concurrency));
         let tasks = TaskTracker::new();
         let cut = shutdown.abort.child_token();
-        let _last = LastSummary(&self.desk.attempts);
+        let _last = LastSummary(&self.processor.attempts);
         // The log alone: a task that is aborted may hold what it has for a while, and the store is closed after this.
-        let attempts = Arc::clone(&self.desk.attempts);
+        let attempts = Arc::clone(&self.processor.attempts);
         let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { attempts.summaries().await }));
         while let Some((permit, delivery)) = self.take(&running, &shutdown).await {
-            let desk = Arc::clone(&self.desk);
+            let processor = Arc::clone(&self.processor);
             let holder = self.next_holder.fetch_add(1, Ordering::Relaxed);
             let cut = cut.clone();
             let work = async move {
-                desk.work(delivery, holder, &cut).await;
+                processor.work(delivery, holder, &cut).await;
                 drop(permit);
             };
             tasks.spawn_on(work, self.threads.handle());
@@ -68,7 +72,7 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         let in_hand = tasks.len();
         tokio::select! {
             () = tasks.wait() => return,
-            () = tokio::time::sleep(self.desk.policy.drain_timeout) => tracing::warn!(
+            () = tokio::time::sleep(self.processor.policy.drain_timeout) => tracing::warn!(
                 in_hand,
                 left = tasks.len(),
                 "drain timeout: what is left is delivered again after the next start"
@@ -93,7 +97,7 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         let take = async {
             let permit = Arc::clone(running).acquire_owned().await.ok()?;
             loop {
-                match self.desk.deliveries.next().await {
+                match self.processor.deliveries.next().await {
                     Ok(delivery) => return Some((permit, delivery)),
                     Err(error) => {
                         tracing::error!(%error, "cannot get events from the store");

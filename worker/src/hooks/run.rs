@@ -28,12 +28,13 @@ pub struct CallPolicy {
 /// Answers calls until it is told to drain.
 #[derive(Debug)]
 pub struct CallWorker<C> {
-    desk: Arc<Desk<C>>,
+    answerer: Arc<Answerer<C>>,
     policy: CallPolicy,
 }
 
+/// Answers calls: what all of them share.
 #[derive(Debug)]
-struct Desk<C> {
+struct Answerer<C> {
     calls: Arc<C>,
     hooks: Arc<ArcSwap<Hooks>>,
     metrics: Arc<Metrics>,
@@ -41,7 +42,7 @@ struct Desk<C> {
 
 impl<C: Calls> CallWorker<C> {
     pub fn new(calls: Arc<C>, hooks: Arc<ArcSwap<Hooks>>, policy: CallPolicy, metrics: Arc<Metrics>) -> CallWorker<C> {
-        CallWorker { desk: Arc::new(Desk { calls, hooks, metrics }), policy }
+        CallWorker { answerer: Arc::new(Answerer { calls, hooks, metrics }), policy }
     }
 
     /// Runs until the drain, and until what was in hand is answered or the drain's time is over.
@@ -51,7 +52,7 @@ impl<C: Calls> CallWorker<C> {
         loop {
             let take = async {
                 let permit = Arc::clone(&running).acquire_owned().await.ok()?;
-                Some((permit, self.desk.calls.next().await))
+                Some((permit, self.answerer.calls.next().await))
             };
             let taken = tokio::select! {
                 biased;
@@ -60,9 +61,9 @@ impl<C: Calls> CallWorker<C> {
             };
             match taken {
                 Some((permit, Ok(call))) => {
-                    let desk = Arc::clone(&self.desk);
+                    let answerer = Arc::clone(&self.answerer);
                     tasks.spawn(async move {
-                        desk.answer(call).await;
+                        answerer.answer(call).await;
                         drop(permit);
                     });
                 }
@@ -83,7 +84,7 @@ impl<C: Calls> CallWorker<C> {
     }
 }
 
-impl<C: Calls> Desk<C> {
+impl<C: Calls> Answerer<C> {
     async fn answer(&self, call: Call<C::Handle>) {
         let Call { envelope, within, handle } = call;
         let (kind, key) = (envelope.kind.as_str(), envelope.key.clone());

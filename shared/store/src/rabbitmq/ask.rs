@@ -78,8 +78,9 @@ impl Caller {
         let link = Link::start(endpoint, topology.with_calls().without_probe(), "gateway, calls");
         let (tell, line) = watch::channel(Line::Down);
         let waiting = Arc::new(Waiting::default());
-        let desk = Desk { queue: queue.clone(), link: Arc::clone(&link), tell, waiting: Arc::clone(&waiting), on_late };
-        let task = AbortOnDropHandle::new(tokio::spawn(desk.run()));
+        let exchanger =
+            Exchanger { queue: queue.clone(), link: Arc::clone(&link), tell, waiting: Arc::clone(&waiting), on_late };
+        let task = AbortOnDropHandle::new(tokio::spawn(exchanger.run()));
         Caller { queue, link, line, waiting, next: AtomicU64::new(1), _task: task }
     }
 
@@ -137,8 +138,8 @@ impl Drop for Place<'_> {
     }
 }
 
-/// What runs beside the callers.
-struct Desk {
+/// Sends questions and takes their answers, on a task of its own.
+struct Exchanger {
     queue: String,
     link: Arc<Link>,
     tell: watch::Sender<Line>,
@@ -146,7 +147,7 @@ struct Desk {
     on_late: OnLate,
 }
 
-impl Desk {
+impl Exchanger {
     async fn run(self) {
         loop {
             let session = self.link.up().await;

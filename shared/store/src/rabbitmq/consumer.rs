@@ -27,13 +27,13 @@ const SETTLE_BACKOFF: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Consumer {
     feed: Feed,
-    desk: Arc<Desk>,
+    settler: Arc<Settler>,
     last_death_us: AtomicI64,
 }
 
-/// What publishes retries and dead letters.
+/// Publishes retries and dead letters.
 #[derive(Debug)]
-struct Desk {
+struct Settler {
     topology: Topology,
     publisher: Publisher,
     /// Publishes that failed.
@@ -49,8 +49,8 @@ pub struct Handle {
 impl Consumer {
     pub(super) fn start(topology: Topology, link: Arc<Link>, publisher: Publisher, prefetch: u16) -> Consumer {
         let feed = Feed::start(link, topology.events(), prefetch);
-        let desk = Arc::new(Desk { topology, publisher, refused: Mutex::default() });
-        Consumer { feed, desk, last_death_us: AtomicI64::new(0) }
+        let settler = Arc::new(Settler { topology, publisher, refused: Mutex::default() });
+        Consumer { feed, settler, last_death_us: AtomicI64::new(0) }
     }
 
     /// Takes no more events, and gives back those that nobody has in hand, for other workers to handle now.
@@ -61,12 +61,12 @@ impl Consumer {
     /// Closes both connections.
     pub async fn close(&self) {
         self.feed.close().await;
-        self.desk.publisher.link().close().await;
+        self.settler.publisher.link().close().await;
     }
 
     /// Calls for each change of whether both connections are up, from now on.
     pub async fn watch_up(&self, tell: impl Fn(bool) + Send) {
-        let (mut consuming, mut publishing) = (self.feed.link().watch(), self.desk.publisher.link().watch());
+        let (mut consuming, mut publishing) = (self.feed.link().watch(), self.settler.publisher.link().watch());
         loop {
             let up = |state: &State| matches!(state, State::Up(_));
             tell(up(&consuming.borrow_and_update()) && up(&publishing.borrow_and_update()));
@@ -97,36 +97,36 @@ impl Consumer {
         settlement: Settlement,
     ) -> Result<(), StoreError> {
         let envelope = Envelope { route: route.map(|name| name.to_string()).or(envelope.route.clone()), ..envelope };
-        let desk = &self.desk;
+        let settler = &self.settler;
         let until = |delay: Duration| now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
         match settlement {
             Settlement::Done | Settlement::Superseded => Ok(()),
             Settlement::Retry { delay, attempt } => {
                 let next = Envelope { attempt, ..envelope };
                 let until_ms = until(delay);
-                desk.publish(&handle.acker, || desk.later(&next, until_ms)).await
+                settler.publish(&handle.acker, || settler.later(&next, until_ms)).await
             }
             Settlement::Wait { delay } => {
                 let until_ms = until(delay);
-                desk.publish(&handle.acker, || desk.later(&envelope, until_ms)).await
+                settler.publish(&handle.acker, || settler.later(&envelope, until_ms)).await
             }
             Settlement::Dead { reason, error } => {
                 let reason = reason.as_str().to_owned();
                 let death = Death { reason, error, at_us: self.death_us(), by_broker: false };
                 let beside = Beside { death: Some(death), ..Beside::default() };
                 let letter = || Message {
-                    exchange: desk.topology.dead().into(),
+                    exchange: settler.topology.dead().into(),
                     routing_key: headers::routing_key(&envelope),
                     properties: headers::properties(&envelope, &beside),
                     body: envelope.body.clone(),
                 };
-                desk.publish(&handle.acker, letter).await
+                settler.publish(&handle.acker, letter).await
             }
         }
     }
 }
 
-impl Desk {
+impl Settler {
     /// Publishes until it stands, or until the delivery is not ours any more: then the broker hands it out again.
     async fn publish(&self, acker: &Acker, message: impl Fn() -> Message) -> Result<(), StoreError> {
         loop {
@@ -196,8 +196,8 @@ impl Deliveries for Consumer {
                 None => return Ok(Delivery { envelope, abandoned: 0, redelivered, handle }),
                 // Beside, for others need not wait for that. As many at a time as were prefetched, at the most.
                 Some(until_ms) => {
-                    let desk = Arc::clone(&self.desk);
-                    tokio::spawn(async move { desk.wait_on(envelope, handle, until_ms).await });
+                    let settler = Arc::clone(&self.settler);
+                    tokio::spawn(async move { settler.wait_on(envelope, handle, until_ms).await });
                 }
             }
         }
