@@ -55,9 +55,7 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     let left = spool.usage().events;
     drop(spooled);
     exchange.close().await;
-    if let Ok(spool) = Arc::try_unwrap(spool) {
-        spool.close().await;
-    }
+    spool.close().await;
     let report = Report { handed_over: found.saturating_sub(left), left };
     if args.json {
         output::line(serde_json::to_string(&report)?)?;

@@ -169,16 +169,11 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
     }
     drop(gateway);
     hooks.close().await;
-    if let Ok(seen) = Arc::try_unwrap(seen) {
-        seen.close().await;
-    }
+    seen.close().await;
     drop(spooled);
     tokio::join!(exchange.close(), calls.close());
-    match Arc::try_unwrap(spool) {
-        Ok(spool) => spool.close().await,
-        // A connection outlived the drain; what it was promised is committed, and the kernel frees the lock.
-        Err(_) => tracing::warn!("the spool is still in use; leaving it to the kernel"),
-    }
+    // A connection may outlive the drain: what it was promised is committed, and it is promised nothing more.
+    spool.close().await;
     if left > 0 {
         tracing::warn!(
             events = left, data_dir = %data_dir.display(),

@@ -147,11 +147,8 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     }
     asking.close().await;
     drop((gateway, worker, answering, asking));
-    match Arc::try_unwrap(store) {
-        Ok(store) => store.close().await,
-        // A connection or a handler outlived the drain; what it was promised is committed, and the kernel frees the lock.
-        Err(_) => tracing::warn!("the store is still in use; leaving it to the kernel"),
-    }
+    // A connection or a handler may outlive the drain: what it was promised is committed, and it is promised nothing more.
+    store.close().await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use streamgate_core::id::fingerprint;
 use streamgate_core::ports::{Seen, StoreError};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Keys in memory: Stream's retries end after 15 s, so this serves 8,000 events/s without Redis. About 10 MB.
@@ -26,6 +27,7 @@ pub struct SeenKeys {
     window: Duration,
     recent: Mutex<Recent>,
     marks: mpsc::Sender<[u8; 16]>,
+    closing: CancellationToken,
     marker: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -33,15 +35,16 @@ impl SeenKeys {
     /// Call within a tokio runtime.
     pub fn start(redis: Redis, window: Duration, on_lost: OnLost) -> SeenKeys {
         let (marks, waiting) = mpsc::channel(WAITING);
-        let marker = AbortOnDropHandle::new(tokio::spawn(mark_all(redis.clone(), window, waiting, on_lost)));
-        SeenKeys { redis, window, recent: Mutex::default(), marks, marker: Mutex::new(Some(marker)) }
+        let closing = CancellationToken::new();
+        let marking = mark_all(redis.clone(), window, waiting, on_lost, closing.clone());
+        let marker = Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(marking))));
+        SeenKeys { redis, window, recent: Mutex::default(), marks, closing, marker }
     }
 
-    /// Tells Redis what still waits.
-    pub async fn close(self) {
-        let SeenKeys { marks, marker, .. } = self;
-        drop(marks);
-        let marker = marker.into_inner().unwrap_or_else(PoisonError::into_inner);
+    /// Sends Redis the marks that still wait. Later ones fail, and a second call does nothing.
+    pub async fn close(&self) {
+        self.closing.cancel();
+        let marker = self.marker.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(marker) = marker {
             drop(marker.await);
         }
@@ -67,9 +70,26 @@ impl Seen for SeenKeys {
     }
 }
 
-async fn mark_all(redis: Redis, window: Duration, mut waiting: mpsc::Receiver<[u8; 16]>, on_lost: OnLost) {
+async fn mark_all(
+    redis: Redis,
+    window: Duration,
+    mut waiting: mpsc::Receiver<[u8; 16]>,
+    on_lost: OnLost,
+    closing: CancellationToken,
+) {
     let mut keys = Vec::with_capacity(TOGETHER);
-    while waiting.recv_many(&mut keys, TOGETHER).await > 0 {
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = closing.cancelled(), if !waiting.is_closed() => {
+                waiting.close();
+                continue;
+            }
+            received = waiting.recv_many(&mut keys, TOGETHER) => received,
+        };
+        if received == 0 {
+            return;
+        }
         let marks = keys.drain(..).map(|key| {
             let mut set = redis::cmd("SET");
             set.arg(redis.key("seen", key)).arg(1).arg("PX").arg(millis(window));

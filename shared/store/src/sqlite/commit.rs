@@ -37,6 +37,8 @@ pub(super) enum Write {
     Remember(Remembered, Answer<()>),
     /// Looks after age and health.
     Tick,
+    /// The last write: those after it are refused.
+    Close,
 }
 
 /// An answer to be remembered until then, in milliseconds since the Unix epoch.
@@ -112,7 +114,9 @@ pub(super) struct Committer {
 impl Committer {
     pub(super) fn run(&mut self, mut waiting: mpsc::Receiver<Write>) {
         let mut batch = Vec::with_capacity(MAX_BATCH);
-        while waiting.blocking_recv_many(&mut batch, MAX_BATCH) > 0 {
+        let mut is_closed = false;
+        while !is_closed && waiting.blocking_recv_many(&mut batch, MAX_BATCH) > 0 {
+            is_closed = batch.iter().any(|write| matches!(write, Write::Close));
             let outcome = self.commit(&batch);
             match outcome {
                 Ok(effects) => self.answer(batch.drain(..).zip(effects)),
@@ -219,6 +223,7 @@ impl Committer {
                     Ok(Effect::Settled)
                 }
                 Write::Release(rows, _) => Ok(Effect::Released(queue::delete(&transaction, rows)?)),
+                Write::Close => Ok(Effect::Settled),
                 Write::Tick => {
                     // An empty transaction would succeed on a full disk.
                     if has_failed {
@@ -280,7 +285,7 @@ impl Committer {
                 }
                 (Write::Alone(_, told) | Write::End(told) | Write::Remember(_, told), Ok(_)) => drop(told.send(Ok(()))),
                 (write, Err(error)) => write.refuse(&error),
-                (Write::Tick | Write::Enqueue(..) | Write::Release(..), Ok(_)) => {}
+                (Write::Tick | Write::Close | Write::Enqueue(..) | Write::Release(..), Ok(_)) => {}
             }
         }
         if news {
@@ -298,7 +303,7 @@ impl Write {
             | Write::Alone(_, answer)
             | Write::End(answer)
             | Write::Remember(_, answer) => drop(answer.send(Err(error.clone()))),
-            Write::Tick => {}
+            Write::Tick | Write::Close => {}
         }
     }
 }

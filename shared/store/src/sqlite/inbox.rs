@@ -28,7 +28,8 @@ pub(super) struct Inbox {
     arrived: tokio::sync::Mutex<mpsc::Receiver<Delivery<Handle>>>,
     reader: Arc<Reader>,
     health: Arc<Mutex<Result<(), StoreError>>>,
-    feeder: AbortOnDropHandle<()>,
+    /// None once it is closed.
+    feeder: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 /// What may be in hand.
@@ -156,7 +157,7 @@ impl Inbox {
             cursor: 0,
             health: Arc::clone(&health),
         };
-        let feeder = AbortOnDropHandle::new(tokio::spawn(feeder.run()));
+        let feeder = Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(feeder.run()))));
         Inbox { arrived: tokio::sync::Mutex::new(arrived), reader, health, feeder }
     }
 
@@ -179,13 +180,18 @@ impl Inbox {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) async fn close(self) {
-        self.feeder.abort();
-        drop(self.feeder.await);
-        drop(self.arrived);
-        if let Some(reader) = Arc::into_inner(self.reader) {
-            reader.close().await;
+    /// Hands out no more.
+    pub(super) async fn close(&self) {
+        let feeder = self.feeder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(feeder) = feeder {
+            feeder.abort();
+            drop(feeder.await);
         }
+        let mut arrived = self.arrived.lock().await;
+        arrived.close();
+        while arrived.try_recv().is_ok() {}
+        drop(arrived);
+        self.reader.close().await;
     }
 }
 

@@ -21,6 +21,7 @@ mod row;
 mod schema;
 mod seen;
 mod spool;
+mod thread;
 mod witness;
 mod writer;
 
@@ -80,8 +81,8 @@ pub struct Embedded {
     leases: Leases,
     /// For counting, apart from the threads that are waited for; none once the store is closed.
     counting: Arc<Mutex<Option<Counter>>>,
-    /// Last: the lock is let go after the threads that use the file have been told to end.
-    _owned: Owned,
+    /// None once it is closed. Last: the lock is let go after the threads that use the file have been told to end.
+    owned: Mutex<Option<Owned>>,
 }
 
 impl Embedded {
@@ -98,7 +99,7 @@ impl Embedded {
         let Options { prefetch, in_hand_bytes, patience, .. } = *options;
         let bounds = Bounds { prefetch, in_hand_bytes, patience };
         let inbox = Inbox::start(Reader::start(reading)?, writer.marker(), writer.news(), bounds);
-        Ok(Embedded { writer, inbox, leases: Leases::default(), counting, _owned: owned })
+        Ok(Embedded { writer, inbox, leases: Leases::default(), counting, owned: Mutex::new(Some(owned)) })
     }
 
     /// How many rows there are, of each kind.
@@ -113,16 +114,20 @@ impl Embedded {
         counted.ok_or_else(|| failed(&"it is closed"))
     }
 
-    /// Ends the threads after what they were given is committed, and lets the directory go.
-    pub async fn close(self) {
-        let Embedded { writer, inbox, leases: _, counting, _owned } = self;
+    /// Ends the threads after what they were given is committed, and lets the directory go. Whoever uses it later gets an error, and a
+    /// second call does nothing.
+    pub async fn close(&self) {
+        if self.owned.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return;
+        }
         // First, and after a count that is under way: SQLite empties its log when the last connection is closed, if that one writes.
-        drop(counting.lock().unwrap_or_else(PoisonError::into_inner).take());
-        inbox.close().await;
-        if let Err(error) = writer.end().await {
+        drop(self.counting.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.inbox.close().await;
+        if let Err(error) = self.writer.end().await {
             tracing::warn!(%error, "cannot record that nothing is in hand: the next start takes this one for killed");
         }
-        writer.close().await;
+        self.writer.close().await;
+        drop(self.owned.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -288,6 +293,23 @@ mod tests {
         ids.retain(|id| id != "0");
         assert_eq!(ids, (1..10).map(|number: i32| number.to_string()).collect::<Vec<_>>());
         store.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_closed_store_refuses_what_comes_later_and_leaves_its_directory_to_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = options(directory.path().join("data"));
+        let store = Embedded::open(&options).unwrap();
+        store.enqueue(event("before")).await.unwrap();
+        store.close().await;
+        store.close().await;
+        assert!(matches!(store.enqueue(event("after")).await, Err(StoreError::Unavailable(_))));
+        assert!(store.next().await.is_err() && store.depths().await.is_err());
+        // While somebody still holds the closed one.
+        let next_owner = Embedded::open(&options).unwrap();
+        assert_eq!(next(&next_owner).await.envelope.id, "before");
+        next_owner.close().await;
+        drop(store);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,8 @@
 //! The reading thread: runs queries on a connection of its own, so that they never wait for an fsync.
 
+use super::thread::Thread;
 use super::{OpenError, unavailable};
 use rusqlite::Connection;
-use std::thread::JoinHandle;
 use streamgate_core::ports::StoreError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,20 +16,20 @@ type Query = Box<dyn FnOnce(&Connection) + Send>;
 
 #[derive(Debug)]
 pub(super) struct Reader {
-    queries: mpsc::Sender<Query>,
-    thread: JoinHandle<()>,
+    /// None ends the thread.
+    queries: mpsc::Sender<Option<Query>>,
+    thread: Thread,
 }
 
 impl Reader {
     pub(super) fn start(connection: Connection) -> Result<Reader, OpenError> {
-        let (queries, mut waiting) = mpsc::channel::<Query>(MAX_WAITING);
+        let (queries, mut waiting) = mpsc::channel::<Option<Query>>(MAX_WAITING);
         let run = move || {
-            while let Some(query) = waiting.blocking_recv() {
+            while let Some(Some(query)) = waiting.blocking_recv() {
                 query(&connection);
             }
         };
-        let thread = std::thread::Builder::new().name("store-reader".into()).spawn(run).map_err(OpenError::Thread)?;
-        Ok(Reader { queries, thread })
+        Ok(Reader { queries, thread: Thread::start("store-reader", run)? })
     }
 
     /// Runs a query on the thread.
@@ -40,15 +40,14 @@ impl Reader {
         let (answer, answered) = oneshot::channel();
         // Whoever asked may be gone by then: the answer is of no use to anybody else.
         let run: Query = Box::new(move |connection| drop(answer.send(query(connection))));
-        self.queries.send(run).await.map_err(|_| unavailable("the reading thread has ended"))?;
+        self.queries.send(Some(run)).await.map_err(|_| unavailable("the reading thread has ended"))?;
         answered.await.map_err(|_| unavailable("the reading thread has ended"))?.map_err(unavailable)
     }
 
-    pub(super) async fn close(self) {
-        drop(self.queries);
-        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        if !matches!(joined, Ok(Ok(()))) {
-            tracing::error!("the store's reading thread panicked");
-        }
+    /// Ends the thread after the queries that wait; later ones fail.
+    pub(super) async fn close(&self) {
+        // It may have ended already.
+        self.queries.send(None).await.ok();
+        self.thread.join().await;
     }
 }

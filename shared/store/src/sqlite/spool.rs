@@ -7,6 +7,7 @@ use super::{OpenError, damage, millis, queue, row, schema};
 use rusqlite::{Connection, params};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use streamgate_core::envelope::Envelope;
 use streamgate_core::ports::{Spool, StoreError, Usage};
@@ -27,8 +28,8 @@ pub struct SpoolOptions {
 pub struct SpoolFile {
     writer: Writer,
     reader: Reader,
-    /// Last: the lock is let go after the threads that use the file have been told to end.
-    _owned: Owned,
+    /// None once it is closed. Last: the lock is let go after the threads that use the file have been told to end.
+    owned: Mutex<Option<Owned>>,
 }
 
 impl SpoolFile {
@@ -46,14 +47,15 @@ impl SpoolFile {
             remember_ms: window,
             max_waiting: options.max_waiting,
         };
-        Ok(SpoolFile { writer: Writer::start(writing, &path, limits, Some(waiting))?, reader, _owned: owned })
+        let writer = Writer::start(writing, &path, limits, Some(waiting))?;
+        Ok(SpoolFile { writer, reader, owned: Mutex::new(Some(owned)) })
     }
 
-    /// Ends the threads after what they were given is committed, and lets the directory go.
-    pub async fn close(self) {
-        let SpoolFile { writer, reader, _owned } = self;
-        reader.close().await;
-        writer.close().await;
+    /// Ends the threads after what they were given is committed, and lets the directory go. Whoever uses it later gets an error.
+    pub async fn close(&self) {
+        self.reader.close().await;
+        self.writer.close().await;
+        drop(self.owned.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 

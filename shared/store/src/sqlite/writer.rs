@@ -5,6 +5,7 @@
 use super::clock::Clock;
 use super::commit::{Answer, Committer, Remembered, Write};
 use super::queue::Change;
+use super::thread::Thread;
 use super::witness::Witness;
 use super::{OpenError, Options, millis, schema, unavailable};
 use bytes::Bytes;
@@ -12,7 +13,6 @@ use rusqlite::Connection;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use streamgate_core::{envelope::Envelope, ports::StoreError};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -68,7 +68,7 @@ pub(super) struct Writer {
     /// Events that wait, where they are counted.
     waiting: Option<Arc<AtomicI64>>,
     news: Arc<Notify>,
-    thread: JoinHandle<()>,
+    thread: Thread,
     ticker: AbortOnDropHandle<()>,
 }
 
@@ -100,8 +100,7 @@ impl Writer {
             stepped: false,
             cut_at: Instant::now(),
         };
-        let thread = std::thread::Builder::new().name("store-writer".into());
-        let thread = thread.spawn(move || committer.run(queue)).map_err(OpenError::Thread)?;
+        let thread = Thread::start("store-writer", move || committer.run(queue))?;
         let ticks = writes.clone();
         let ticker = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut interval = tokio::time::interval(TICK);
@@ -172,14 +171,12 @@ impl Writer {
         write(&self.writes, make).await
     }
 
-    pub(super) async fn close(self) {
+    /// Ends the thread after the writes that wait are committed; later ones fail.
+    pub(super) async fn close(&self) {
         self.ticker.abort();
-        drop(self.ticker.await);
-        drop(self.writes);
-        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        if !matches!(joined, Ok(Ok(()))) {
-            tracing::error!("the store's writing thread panicked");
-        }
+        // It may have ended already.
+        self.writes.send(Write::Close).await.ok();
+        self.thread.join().await;
     }
 }
 
