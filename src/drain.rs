@@ -1,8 +1,8 @@
 //! `streamgate drain`: hands the events of a stranded spool over to RabbitMQ, and ends.
 
+use crate::backends::rabbitmq::{self, Servers};
 use crate::cli::Global;
 use crate::output;
-use crate::wiring::{self, Backends};
 use anyhow::bail;
 use clap::Args;
 use indicatif::ProgressBar;
@@ -37,19 +37,19 @@ struct Report {
 
 pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> {
     let loaded = global.load_without_secrets()?.for_services()?;
-    let Backends { endpoint, topology, .. } = Backends::of(&loaded)?;
+    let Servers { endpoint, topology, .. } = Servers::of(&loaded)?;
     let (config, metrics) = (loaded.config, Metrics::new());
     // Not created by a typing mistake. An older file is migrated and a damaged one set aside, as by any owner.
     match sqlite::inspect(&config.store.data_dir) {
         Ok(()) | Err(OpenError::Older { .. } | OpenError::Database { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let spool = Arc::new(SpoolFile::open(&wiring::spool_options(&config))?);
+    let spool = Arc::new(SpoolFile::open(&rabbitmq::spool_options(&config))?);
     let found = spool.usage().events;
     let bar = output::bar(found, "events", args.json);
     let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
     let exchange = Arc::new(Exchange::start(endpoint, topology, config.gateway.max_in_flight, &on_return));
-    let spooled = wiring::spooled(&config, &exchange, &spool, &metrics);
+    let spooled = rabbitmq::spooled(&config, &exchange, &spool, &metrics);
     let told = hand_over(&spooled, &exchange, &spool, found, &bar).await;
     bar.finish_and_clear();
     let left = spool.usage().events;

@@ -12,6 +12,8 @@
 pub mod app;
 #[cfg(feature = "cli")]
 mod ask;
+pub mod backends;
+mod background;
 #[cfg(feature = "cli")]
 pub mod check;
 #[cfg(feature = "cli")]
@@ -29,6 +31,7 @@ pub mod gateway;
 pub mod greeting;
 pub mod limits;
 pub mod output;
+mod receiving;
 pub mod reload;
 #[cfg(feature = "cli")]
 pub mod send;
@@ -36,6 +39,7 @@ pub mod up;
 pub mod wiring;
 #[cfg(feature = "services")]
 pub mod worker;
+mod working;
 
 pub use app::{Error, Streamgate};
 pub use serde_json;

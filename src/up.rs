@@ -1,34 +1,28 @@
 //! `streamgate up`: gateway and worker in one process on the embedded store.
 
 use crate::app::Code;
+use crate::backends::embedded;
+use crate::background::Background;
 #[cfg(feature = "cli")]
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
-use crate::reload::{self, Apps, Certificates, Part, Reload};
+use crate::receiving::Receiving;
+use crate::reload::Reload;
+use crate::working::Working;
 use crate::{dev, limits, output, wiring};
 use anyhow::Context;
-use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 use streamgate_core::path::PUSH;
-use streamgate_core::ports::{Deliveries, Enqueue};
-use streamgate_gateway::{self as gateway, AccessLog, AnswerHook, Gateway, Intake, Tls};
+use streamgate_core::ports::Lifecycle;
 use streamgate_service::config::{AppConfig, Config, Loaded, Source};
 use streamgate_service::metrics::Metrics;
-use streamgate_service::ops::{self, Readiness};
+use streamgate_service::ops;
 use streamgate_service::shutdown::{self, Shutdown};
-use streamgate_store::memory::InProcess;
-use streamgate_store::sqlite::{Depths, Embedded, SeenWithinEnqueue};
-use streamgate_worker::{CallWorker, Hooks, Router, Worker};
+use streamgate_worker::{Hooks, Router};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
-
-/// Between looks at what waits in the store.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// What `run` needs. Listeners are bound by the caller, so that tests can choose free ports.
 #[derive(Debug)]
@@ -93,95 +87,41 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
 
 /// Serves until the drain is done. `ready` is called when everything is open.
 pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let Up { config, router, hooks, code, listener, ops_listener, source, reload: hangup, metrics } = up;
-    let store = Arc::new(Embedded::open(&wiring::store_options(&config))?);
-    // After the store: the data directory is this process's now.
-    let tls = config.gateway.tls.as_ref().map(|tls| Tls::load(tls, &config.store.data_dir, &metrics)).transpose()?;
+    let Up { config, router, hooks, code, listener, ops_listener, source, reload, metrics } = up;
+    let (gateway, worker) = embedded::open(&config, !hooks.is_empty(), &metrics)?;
     metrics.begin(&AppConfig::names(&config.apps), &router.names());
-    let apps = AppConfig::table(&config.apps);
-    let seen = Arc::new(SeenWithinEnqueue);
-    let calls = Arc::new(InProcess::new(config.gateway.max_in_flight, !hooks.is_empty()));
-    let names = wiring::command_names(&config).into_iter().chain(hooks.commands.keys().cloned()).collect();
-    let asking =
-        gateway::Hooks::new(&config.hooks, names, Arc::clone(&calls), Arc::clone(&store), Arc::clone(&metrics));
-    let hooked: Arc<dyn AnswerHook> = Arc::<gateway::Hooks<_, _>>::clone(&asking);
-    let intake = Arc::new(Intake::new(
-        &config.gateway,
-        &config.dedup,
-        apps,
-        Arc::clone(&store),
-        seen,
-        hooked,
-        AccessLog::new(config.log.requests, Arc::clone(&metrics)),
-    ));
-    let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
-    let answering = CallWorker::new(calls, Arc::clone(&hooks), wiring::call_policy(&config), Arc::clone(&metrics));
-    let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
-    let (deliveries, claims) = (Arc::clone(&store), Arc::clone(&store));
-    let worker = Worker::new(deliveries, claims, Arc::clone(&router), policy, Arc::clone(&metrics), seed)
-        .context("cannot start the threads for handlers of events")?;
-    let gateway = Gateway::new(config.gateway, Arc::clone(&intake), tls.clone());
-    let readiness = readiness(&store, gateway.accepting(), tls.clone(), &shutdown);
-    let ops = ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone());
-    let ops = AbortOnDropHandle::new(tokio::spawn(ops));
-    let renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.run())));
-    let mut parts: Vec<Box<dyn Part>> =
-        vec![Box::new(Apps::new(intake, as_loaded.apps.clone())), Box::new(Certificates(tls))];
-    parts.extend(
-        code.into_iter().flat_map(|code| reload::handlers(Arc::clone(&router), Arc::clone(&hooks), code, &as_loaded)),
-    );
-    let depths = AbortOnDropHandle::new(tokio::spawn(show_depths(Arc::clone(&store), Arc::clone(&metrics))));
-    let watch = source.map(|source| Reload::new(source, parts));
-    let watch = watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch.watch(as_loaded, hangup))));
+    let commands = wiring::command_names(&config).into_iter().chain(hooks.commands.keys().cloned()).collect();
+    let receiving = Receiving::new(&config, commands, &gateway, &metrics)?;
+    let working = Working::new(&config, router, hooks, &worker, &metrics)?;
+    let store = gateway.lifecycle;
+    let mut background = Background::default();
+    let readiness = receiving.readiness(&store, &shutdown);
+    let pages = ops::pages(metrics, readiness);
+    background.spawn(ops::serve(ops_listener, pages, shutdown.abort.clone()));
+    background.spawn({
+        let store = Arc::clone(&store);
+        async move { store.watch().await }
+    });
+    if let Some(renewing) = receiving.renewing() {
+        background.spawn(renewing);
+    }
+    if let Some(source) = source {
+        let handlers = code.map(|code| working.reloaded(code, &as_loaded));
+        let reloaded = receiving.reloaded(as_loaded.apps.clone()).into_iter().chain(handlers.into_iter().flatten());
+        background.spawn(Reload::new(source, reloaded.collect()).watch(as_loaded, reload));
+    }
     ready();
-    // Events that come in during the drain are durable, and delivered after the next start; hooks are answered to the end.
+    // Hooks are answered until the last of them is.
     let answered = Shutdown { drain: CancellationToken::new(), abort: shutdown.abort.clone() };
-    let receiving = async {
-        gateway.run(listener, shutdown.clone()).await;
+    let receive = async {
+        receiving.run(listener, shutdown.clone()).await;
         answered.drain.cancel();
     };
-    tokio::join!(receiving, worker.run(shutdown.clone()), answering.run(answered.clone()));
-    for helper in [Some(ops), Some(depths), renewing, watch].into_iter().flatten() {
-        helper.abort();
-        drop(helper.await);
-    }
-    asking.close().await;
-    drop((gateway, worker, answering, asking));
-    // A connection or a handler may outlive the drain: what it was promised is committed, and it is promised nothing more.
+    tokio::join!(receive, working.run(shutdown.clone(), answered.clone()));
+    background.end().await;
+    receiving.close().await;
+    store.stop().await;
     store.close().await;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Shows what waits in the store; until it is dropped.
-async fn show_depths(store: Arc<Embedded>, metrics: Arc<Metrics>) {
-    let mut ticks = tokio::time::interval(LOOK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        match store.depths().await {
-            Ok(Depths { waiting, retrying, dead }) => {
-                for (queue, events) in [("waiting", waiting), ("retrying", retrying), ("dead", dead)] {
-                    metrics.queue_messages.with_label_values(&[queue]).set(events);
-                }
-            }
-            Err(error) => tracing::debug!(%error, "cannot count what waits"),
-        }
-    }
-}
-
-fn readiness(
-    store: &Arc<Embedded>,
-    accepting: impl Fn() -> Result<(), &'static str> + Send + Sync + 'static,
-    tls: Option<Tls>,
-    shutdown: &Shutdown,
-) -> Readiness {
-    let store = Arc::downgrade(store);
-    ops::unless_draining(shutdown, move || {
-        accepting()?;
-        let but = tls.as_ref().map_or(Ok(None), Tls::ready)?;
-        let store = store.upgrade().ok_or("the store is closed")?;
-        let told = Enqueue::ready(&*store).and_then(|()| Deliveries::ready(&*store));
-        told.map(|()| but).map_err(|error| error.to_string())
-    })
 }

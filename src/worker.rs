@@ -1,25 +1,25 @@
 //! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs business logic.
 
 use crate::app::Code;
+use crate::backends::rabbitmq::{self, Servers};
+use crate::background::Background;
 #[cfg(feature = "cli")]
 use crate::cli::Global;
 use crate::greeting::{self, Greeting};
-use crate::reload::{self, Reload};
-use crate::wiring::{self, Backends, WorkerStores};
-use crate::{limits, output};
+use crate::reload::Reload;
+use crate::working::Working;
+use crate::{limits, output, wiring};
 use anyhow::Context;
-use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
-use streamgate_core::ports::Deliveries;
+use streamgate_core::ports::Lifecycle;
 use streamgate_service::config::{Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops;
 use streamgate_service::shutdown::{self, Shutdown};
-use streamgate_worker::{CallWorker, Hooks, Router, Worker};
+use streamgate_worker::{Hooks, Router};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio_util::task::AbortOnDropHandle;
 
 /// What `run` needs. The listener is bound by the caller, so that tests can choose a free port.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
 /// Binds, greets, and works until a signal.
 pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow::Result<ExitCode> {
     let loaded = loaded.for_services()?;
-    let backends = Backends::of(&loaded)?;
+    let servers = Servers::of(&loaded)?;
     limits::raise_open_files(loaded.config.worker.concurrency);
     let shutdown = Shutdown::new();
     shutdown.listen().context("cannot listen to signals")?;
@@ -53,8 +53,8 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
     let hooks = wiring::hooks(&loaded.config, code.hooks.clone())?;
     let greeting = Greeting::new("Streamgate worker")
         .metrics(&ops_listener)?
-        .line("RabbitMQ", backends.endpoint.address())
-        .line("Redis", &backends.address)
+        .line("RabbitMQ", servers.endpoint.address())
+        .line("Redis", &servers.address)
         .line("hooks", greeting::hooks(&hooks))
         .line("routes", router.names().join(", "))
         .into_text();
@@ -69,63 +69,35 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     let Back { loaded, router, hooks, reload: again, ops_listener, metrics } = back;
     let hangup = Arc::new(Notify::new());
     shutdown::on_hangup(Arc::clone(&hangup)).context("cannot listen to signals")?;
-    let backends = Backends::of(&loaded)?;
+    let servers = Servers::of(&loaded)?;
     let config = loaded.config;
     metrics.begin(&[], &router.names());
-    let endpoint = backends.endpoint.clone();
-    let WorkerStores { consumer, claims, calls, redis } =
-        WorkerStores::start(&config, backends, !hooks.is_empty(), &metrics);
-    let addressed = redis.clone();
-    let (policy, seed) = (wiring::policy(&config), wiring::holder_seed()?);
-    let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
-    let worker = Worker::new(Arc::clone(&consumer), claims, Arc::clone(&router), policy, Arc::clone(&metrics), seed)
-        .context("cannot start the threads for handlers of events")?;
-    let source = Arc::clone(&consumer);
-    let readiness =
-        ops::unless_draining(&shutdown, move || source.ready().map(|()| None).map_err(|error| error.to_string()));
-    let helpers = [
-        tokio::spawn(ops::serve(ops_listener, Arc::clone(&metrics), readiness, shutdown.abort.clone())),
-        tokio::spawn({
-            let (consumer, metrics) = (Arc::clone(&consumer), Arc::clone(&metrics));
-            async move {
-                consumer.watch_up(|up| metrics.worker_broker_up.with_label_values(&[] as &[&str]).set(up.into())).await
-            }
-        }),
-        tokio::spawn({
-            let metrics = Arc::clone(&metrics);
-            async move {
-                redis.watch_up(|up| metrics.worker_redis_up.with_label_values(&[] as &[&str]).set(up.into())).await
-            }
-        }),
-    ]
-    .map(AbortOnDropHandle::new);
-    let watch = again.map(|(source, code)| {
-        let handlers = reload::handlers(router, Arc::clone(&hooks), code, &config);
-        let parts = handlers.into_iter().chain(reload::backends(endpoint, addressed)).collect();
-        let reloading = Reload::new(source, parts);
-        AbortOnDropHandle::new(tokio::spawn(reloading.watch(config.clone(), hangup)))
+    let parts = rabbitmq::worker(&config, servers, !hooks.is_empty(), &metrics);
+    let working = Working::new(&config, router, hooks, &parts, &metrics)?;
+    let backend = parts.lifecycle;
+    let mut background = Background::default();
+    let readiness = ops::unless_draining(&shutdown, {
+        let backend = Arc::clone(&backend);
+        move || backend.ready()
     });
+    let pages = ops::pages(metrics, readiness);
+    background.spawn(ops::serve(ops_listener, pages, shutdown.abort.clone()));
+    background.spawn({
+        let backend = Arc::clone(&backend);
+        async move { backend.watch().await }
+    });
+    if let Some((source, code)) = again {
+        let reloaded = working.reloaded(code, &config).into_iter().chain(backend.reloaded()).collect();
+        background.spawn(Reload::new(source, reloaded).watch(config, hangup));
+    }
     ready();
     let stop = async {
         shutdown.drain.cancelled().await;
-        consumer.stop().await;
+        backend.stop().await;
     };
-    let answering = async {
-        let Some(calls) = calls else { return };
-        let answering = CallWorker::new(Arc::clone(&calls), hooks, wiring::call_policy(&config), Arc::clone(&metrics));
-        let stop = async {
-            shutdown.drain.cancelled().await;
-            calls.stop().await;
-        };
-        tokio::join!(answering.run(shutdown.clone()), stop);
-        calls.close().await;
-    };
-    tokio::join!(worker.run(shutdown.clone()), stop, answering);
-    for helper in helpers.into_iter().chain(watch) {
-        helper.abort();
-        drop(helper.await);
-    }
-    consumer.close().await;
+    tokio::join!(working.run(shutdown.clone(), shutdown.clone()), stop);
+    background.end().await;
+    backend.close().await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -3,9 +3,9 @@
 mod forwards;
 mod policies;
 
+use crate::backends::rabbitmq::Servers;
 use crate::cli::Global;
 use crate::connect::{self, Drift, STREAM_URL};
-use crate::wiring::Backends;
 use crate::{exit, output, wiring};
 use clap::{Args, ValueEnum};
 use rustix::fs::{Access, access};
@@ -162,15 +162,15 @@ fn load(global: &Global, role: Option<Role>) -> Result<Loaded, ConfigError> {
 }
 
 /// The backends, where the configuration names them.
-fn with_backends(loaded: Loaded) -> Result<(Loaded, Option<Backends>), ConfigError> {
+fn with_backends(loaded: Loaded) -> Result<(Loaded, Option<Servers>), ConfigError> {
     let backends = match loaded.config.store.kind {
-        StoreKind::RabbitMq => Some(Backends::of(&loaded)?),
+        StoreKind::RabbitMq => Some(Servers::of(&loaded)?),
         StoreKind::Embedded => None,
     };
     Ok((loaded, backends))
 }
 
-async fn named(config: &Config, backends: Option<Backends>, args: &Check) -> Vec<Finding> {
+async fn named(config: &Config, backends: Option<Servers>, args: &Check) -> Vec<Finding> {
     let mut checks = Vec::new();
     match args.role {
         Some(Role::Worker) => {}
@@ -271,8 +271,8 @@ fn apps(config: &Config) -> String {
 }
 
 /// `answers`: whether the configuration answers hooks.
-async fn services(config: &Config, backends: Backends, answers: bool) -> Vec<Finding> {
-    let Backends { endpoint, topology, address } = backends;
+async fn services(config: &Config, backends: Servers, answers: bool) -> Vec<Finding> {
+    let Servers { endpoint, topology, address } = backends;
     let topology = topology.with_steps(&config.worker.retry).with_calls();
     let mut checks = Vec::new();
     match rabbitmq::inspect(&endpoint, &topology).await {

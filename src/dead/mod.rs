@@ -6,10 +6,10 @@ mod select;
 mod table;
 mod view;
 
+use crate::backends::rabbitmq::Servers;
 use crate::cli::Global;
 use crate::exit::BadUsage;
 use crate::output;
-use crate::wiring::Backends;
 use anyhow::{Context, bail};
 use causes::Causes;
 use change::{Change, change};
@@ -101,7 +101,7 @@ async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> an
             Err(BadUsage("the embedded store routes every event; only RabbitMQ has --queue unrouted".into()).into())
         }
         (StoreKind::RabbitMq, queue) => {
-            let Backends { endpoint, topology, .. } = Backends::of(loaded)?;
+            let Servers { endpoint, topology, .. } = Servers::of(loaded)?;
             let letters = match queue {
                 Queue::Dead => LetterQueue::dead(endpoint, &topology),
                 Queue::Unrouted => LetterQueue::unrouted(endpoint, &topology),

@@ -1,7 +1,7 @@
 //! RabbitMQ's and Redis's addresses and credentials, taken with the next connection.
 
 use super::Part;
-use crate::wiring;
+use crate::backends::rabbitmq;
 use anyhow::Context;
 use streamgate_service::config::Config;
 use streamgate_store::rabbitmq::Endpoint;
@@ -17,7 +17,7 @@ impl Part for RabbitMq {
     }
 
     fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
-        Ok(self.0.replace(&wiring::endpoint(config).context("rabbitmq.url")?))
+        Ok(self.0.replace(&rabbitmq::endpoint(config).context("rabbitmq.url")?))
     }
 }
 
@@ -31,7 +31,7 @@ impl Part for RedisServer {
     }
 
     fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
-        Ok(self.0.replace(wiring::address(config).context("redis.url")?))
+        Ok(self.0.replace(rabbitmq::address(config).context("redis.url")?))
     }
 }
 

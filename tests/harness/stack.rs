@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use streamgate::{
-    BoxFuture, Context, Event, Handler, HandlerError, Hooks, Metrics, Pattern, Route, Router, Shutdown, gateway, up,
-    wiring, worker,
+    BoxFuture, Context, Event, Handler, HandlerError, Hooks, Metrics, Pattern, Route, Router, Shutdown, backends,
+    gateway, up, wiring, worker,
 };
 use streamgate_core::letter::{Letter, LetterId};
 use streamgate_core::ports::Letters;
@@ -128,7 +128,7 @@ impl Services {
 
     async fn letter_queue(site: &Site) -> LetterQueue {
         let (loaded, _) = Services::load(site, &Setup::default()).await;
-        let found = wiring::Backends::of(&loaded).unwrap();
+        let found = backends::rabbitmq::Servers::of(&loaded).unwrap();
         LetterQueue::dead(found.endpoint, &found.topology)
     }
 }

@@ -180,6 +180,19 @@ pub trait Letters: Send + Sync + 'static {
     fn discard(&self, letters: Vec<LetterId>) -> impl Future<Output = Moved> + Send;
 }
 
+/// The life of what a service works on, from its start to its end. The parts themselves are the ports above.
+pub trait Lifecycle: Send + Sync + 'static {
+    /// Whether it could do its part now; the error says why not. It may do its part and still have something to say.
+    fn ready(&self) -> Result<Option<String>, String>;
+    /// Shows its state in the metrics. Never returns.
+    fn watch(&self) -> impl Future<Output = ()> + Send;
+    /// Takes nothing new, gives back what nobody has begun, and ends what goes on by itself.
+    fn stop(&self) -> impl Future<Output = ()> + Send;
+    /// Ends its connections and threads after what they were given is done. Whoever uses it later gets an error, and a second call
+    /// does nothing.
+    fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
 /// Asks a worker for an answer that a caller waits for.
 pub trait Ask: Send + Sync + 'static {
     /// The answer, a JSON object; or why there is none: nobody there (known within a second), nobody with a handler, a

@@ -1,11 +1,10 @@
 //! Every metric, declared once. The doc comment of a field is its HELP; labels come from closed sets, never ids or channels.
 
 use crate::telemetry;
-pub use prometheus::IntGauge;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
 };
+pub use prometheus::{IntGauge, IntGaugeVec};
 use std::sync::{Arc, Mutex, PoisonError};
 use streamgate_core::{id::Kind, reason::Reason};
 

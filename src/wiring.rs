@@ -1,10 +1,4 @@
-//! Where configuration becomes adapters: the one place that knows both services and the stores.
-
-#[cfg(feature = "services")]
-mod services;
-
-#[cfg(feature = "services")]
-pub use services::{Backends, GatewayStores, WorkerStores, address, endpoint, spool_options, spooled};
+//! From the configuration to routes, hooks and the policies of a worker. What they work on is in `backends`.
 
 use anyhow::{Context, bail};
 use std::collections::HashSet;
@@ -14,25 +8,9 @@ use std::time::Duration;
 use streamgate_core::{pattern::Pattern, retry::Ladder};
 use streamgate_service::config::{CommandConfig, Config, ForwardConfig};
 use streamgate_service::http_client::{ClientError, ServiceClient};
-use streamgate_store::sqlite;
 use streamgate_worker::{
     CallPolicy, Forward, ForwardHook, HookHandler, Hooks, Observe, Policy, Reply, Route, Router, Screen,
 };
-
-/// Writes that wait for a commit beside those of requests: settlements, at most one for each handler.
-pub fn store_options(config: &Config) -> sqlite::Options {
-    sqlite::Options {
-        data_dir: config.store.data_dir.clone(),
-        max_bytes: config.store.spool_max as u64,
-        seen_window: config.dedup.window,
-        remember: config.worker.claim_window,
-        max_waiting: config.gateway.max_in_flight + config.worker.concurrency,
-        prefetch: config.worker.prefetch.max(config.worker.concurrency),
-        in_hand_bytes: config.worker.memory_budget,
-        // Its own handler's time, and that of those that run when it is to run alone.
-        patience: config.worker.handler_timeout.saturating_mul(2),
-    }
-}
 
 /// One client for each set of authorities, so that what goes to one service shares its connections.
 #[derive(Default)]

@@ -1,0 +1,86 @@
+//! The embedded store: gateway and worker in one process, on one file.
+
+use super::{GatewayParts, WorkerParts};
+use std::sync::Arc;
+use std::time::Duration;
+use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle};
+use streamgate_service::config::Config;
+use streamgate_service::metrics::Metrics;
+use streamgate_store::memory::InProcess;
+use streamgate_store::sqlite::{Depths, Embedded, OpenError, Options, SeenWithinEnqueue};
+use tokio::time::MissedTickBehavior;
+
+/// Between looks at what waits in the store.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What both services work on, and its lifecycle, which they share.
+pub type Gateway = GatewayParts<Embedded, SeenWithinEnqueue, InProcess, Embedded, Store>;
+pub type Worker = WorkerParts<Embedded, Embedded, InProcess, Store>;
+
+/// The store in use.
+#[derive(Debug)]
+pub struct Store {
+    store: Arc<Embedded>,
+    metrics: Arc<Metrics>,
+}
+
+/// Takes the data directory, and starts the store. `answers`: whether there are handlers of hooks.
+pub fn open(config: &Config, answers: bool, metrics: &Arc<Metrics>) -> Result<(Gateway, Worker), OpenError> {
+    let store = Arc::new(Embedded::open(&options(config))?);
+    let calls = Arc::new(InProcess::new(config.gateway.max_in_flight, answers));
+    let lifecycle = Arc::new(Store { store: Arc::clone(&store), metrics: Arc::clone(metrics) });
+    let gateway = GatewayParts {
+        enqueue: Arc::clone(&store),
+        seen: Arc::new(SeenWithinEnqueue),
+        calls: Arc::clone(&calls),
+        answers: Arc::clone(&store),
+        lifecycle: Arc::clone(&lifecycle),
+    };
+    let worker = WorkerParts { deliveries: Arc::clone(&store), claims: store, calls: Some(calls), lifecycle };
+    Ok((gateway, worker))
+}
+
+/// Writes that wait for a commit beside those of requests: settlements, at most one for each handler.
+fn options(config: &Config) -> Options {
+    Options {
+        data_dir: config.store.data_dir.clone(),
+        max_bytes: config.store.spool_max as u64,
+        seen_window: config.dedup.window,
+        remember: config.worker.claim_window,
+        max_waiting: config.gateway.max_in_flight + config.worker.concurrency,
+        prefetch: config.worker.prefetch.max(config.worker.concurrency),
+        in_hand_bytes: config.worker.memory_budget,
+        // Its own handler's time, and that of those that run when it is to run alone.
+        patience: config.worker.handler_timeout.saturating_mul(2),
+    }
+}
+
+impl Lifecycle for Store {
+    fn ready(&self) -> Result<Option<String>, String> {
+        let ready = Enqueue::ready(&*self.store).and_then(|()| Deliveries::ready(&*self.store));
+        ready.map(|()| None).map_err(|error| error.to_string())
+    }
+
+    async fn watch(&self) {
+        let mut ticks = tokio::time::interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.store.depths().await {
+                Ok(Depths { waiting, retrying, dead }) => {
+                    for (queue, events) in [("waiting", waiting), ("retrying", retrying), ("dead", dead)] {
+                        self.metrics.queue_messages.with_label_values(&[queue]).set(events);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "cannot count what waits"),
+            }
+        }
+    }
+
+    /// Events that come in during the drain are durable, and delivered after the next start.
+    async fn stop(&self) {}
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}

@@ -1,0 +1,268 @@
+//! RabbitMQ and Redis, and a gateway's spool: services of their own, scaled horizontally.
+
+use super::{GatewayParts, WorkerParts};
+use crate::reload::{self, Part};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle, Spool};
+use streamgate_gateway::{SpoolPolicy, Spooled};
+use streamgate_service::config::reader::Problem;
+use streamgate_service::config::{Config, ConfigError, Loaded};
+use streamgate_service::metrics::{IntGaugeVec, Metrics};
+use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, EndpointError, Exchange, Topology};
+use streamgate_store::redis::{Address, AddressError, Redis, RedisAnswers, RedisClaims, SeenKeys};
+use streamgate_store::sqlite::{OpenError, SpoolFile, SpoolOptions};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+pub type Gateway = GatewayParts<Spooled<Exchange, SpoolFile>, SeenKeys, Caller, RedisAnswers, GatewaySide>;
+pub type Worker = WorkerParts<Consumer, RedisClaims, CallQueue, WorkerSide>;
+
+/// RabbitMQ and Redis as the configuration names them, not yet connected.
+#[derive(Debug)]
+pub struct Servers {
+    pub endpoint: Endpoint,
+    pub topology: Topology,
+    pub address: Address,
+}
+
+impl Servers {
+    /// Reads the URLs and the files beside them.
+    pub fn of(loaded: &Loaded) -> Result<Servers, ConfigError> {
+        let rabbitmq = &loaded.config.rabbitmq;
+        let (endpoint, address) = (endpoint(&loaded.config), address(&loaded.config));
+        let problem = |key: &str, what: String| Problem::new(key, what);
+        match (endpoint, address) {
+            (Ok(endpoint), Ok(address)) => {
+                let topology = Topology::new(&rabbitmq.prefix, rabbitmq.events_max as u64, rabbitmq.declare);
+                Ok(Servers { endpoint, topology, address })
+            }
+            (endpoint, address) => {
+                let endpoint = endpoint.err().map(|error| problem("rabbitmq.url", error.to_string()));
+                let address = address.err().map(|error| problem("redis.url", error.to_string()));
+                Err(loaded.wrongly(endpoint.into_iter().chain(address).collect()))
+            }
+        }
+    }
+}
+
+/// RabbitMQ's address and credentials.
+pub fn endpoint(config: &Config) -> Result<Endpoint, EndpointError> {
+    let rabbitmq = &config.rabbitmq;
+    let identity = rabbitmq.identity.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
+    Endpoint::parse(rabbitmq.url.expose(), rabbitmq.ca.as_deref(), identity)
+}
+
+/// Redis's address and credentials.
+pub fn address(config: &Config) -> Result<Address, AddressError> {
+    Address::parse(config.redis.url.expose(), config.redis.ca.as_deref())
+}
+
+pub fn spool_options(config: &Config) -> SpoolOptions {
+    SpoolOptions {
+        data_dir: config.store.data_dir.clone(),
+        max_bytes: config.store.spool_max as u64,
+        seen_window: config.dedup.window,
+        // Beside those of requests: the hand-over's, and confirms that come late.
+        max_waiting: config.gateway.max_in_flight,
+    }
+}
+
+/// The queue, with the disk that stands in for it.
+pub fn spooled(
+    config: &Config,
+    exchange: &Arc<Exchange>,
+    spool: &Arc<SpoolFile>,
+    metrics: &Arc<Metrics>,
+) -> Spooled<Exchange, SpoolFile> {
+    let policy =
+        SpoolPolicy { spool_after: config.rabbitmq.spool_after, confirm_timeout: config.rabbitmq.confirm_timeout };
+    Spooled::new(Arc::clone(exchange), Arc::clone(spool), policy, Arc::clone(metrics))
+}
+
+/// The gateway's side of it in use.
+#[derive(Debug)]
+pub struct GatewaySide {
+    endpoint: Endpoint,
+    redis: Redis,
+    exchange: Arc<Exchange>,
+    spool: Arc<SpoolFile>,
+    spooled: Arc<Spooled<Exchange, SpoolFile>>,
+    seen: Arc<SeenKeys>,
+    calls: Arc<Caller>,
+    metrics: Arc<Metrics>,
+    /// The workers' waits between attempts.
+    ladder: Vec<Duration>,
+    data_dir: PathBuf,
+    /// Hands the spool over to RabbitMQ, until it is empty after this.
+    stopping: CancellationToken,
+    handing_over: Mutex<Option<AbortOnDropHandle<u64>>>,
+}
+
+/// Takes the data directory, and starts to connect to both servers. Call within a tokio runtime.
+pub fn gateway(config: &Config, servers: Servers, metrics: &Arc<Metrics>) -> Result<Gateway, OpenError> {
+    let Servers { endpoint, topology, address } = servers;
+    let spool = Arc::new(SpoolFile::open(&spool_options(config))?);
+    let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
+    let counted = Arc::clone(metrics);
+    let on_lost = Arc::new(move |lost| counted.gateway_dedup_errors.inc_by(lost));
+    let seen = Arc::new(SeenKeys::start(redis.clone(), config.dedup.window, on_lost));
+    let counted = Arc::clone(metrics);
+    let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(move || counted.gateway_returned.inc());
+    let counted = Arc::clone(metrics);
+    let on_late = Arc::new(move || counted.hook_late_answers.inc());
+    let calls = Arc::new(Caller::start(endpoint.clone(), topology.clone(), on_late));
+    let answers = Arc::new(RedisAnswers::new(redis.clone()));
+    let exchange = Arc::new(Exchange::start(endpoint.clone(), topology, config.gateway.max_in_flight, &on_return));
+    let spooled = Arc::new(spooled(config, &exchange, &spool, metrics));
+    let (stopping, patience) = (CancellationToken::new(), config.gateway.drain_timeout);
+    let handing_over = tokio::spawn({
+        let (spooled, stopping) = (Arc::clone(&spooled), stopping.clone());
+        async move { spooled.drain(&stopping, patience).await }
+    });
+    let lifecycle = Arc::new(GatewaySide {
+        endpoint,
+        redis,
+        exchange,
+        spool,
+        spooled: Arc::clone(&spooled),
+        seen: Arc::clone(&seen),
+        calls: Arc::clone(&calls),
+        metrics: Arc::clone(metrics),
+        ladder: config.worker.retry.clone(),
+        data_dir: config.store.data_dir.clone(),
+        stopping,
+        handing_over: Mutex::new(Some(AbortOnDropHandle::new(handing_over))),
+    });
+    Ok(GatewayParts { enqueue: spooled, seen, calls, answers, lifecycle })
+}
+
+impl GatewaySide {
+    /// What of it is read again with the configuration.
+    pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
+        reload::backends(self.endpoint.clone(), self.redis.clone())
+    }
+}
+
+impl Lifecycle for GatewaySide {
+    fn ready(&self) -> Result<Option<String>, String> {
+        // Without RabbitMQ events go to the spool, wherever they went before.
+        if let (Ok(()), Some(why)) = (self.exchange.ready(), self.exchange.diverted()) {
+            return Err(why.to_string());
+        }
+        self.spooled.ready().map_err(|error| error.to_string())?;
+        Ok(self.exchange.ready().err().map(|why| format!("events go to the spool: {why}")))
+    }
+
+    async fn watch(&self) {
+        let metrics = &self.metrics;
+        let depth = |queue, messages: u32| metrics.queue_messages.with_label_values(&[queue]).set(messages.into());
+        tokio::join!(
+            self.exchange.watch_up(show(&metrics.gateway_broker_up)),
+            self.exchange.watch_queues(&self.ladder, depth),
+            self.calls.watch_workers(show(&metrics.gateway_hook_workers)),
+            self.redis.watch_up(show(&metrics.gateway_redis_up)),
+        );
+    }
+
+    /// Hands over what is on the disk, for as long as a drain may take.
+    async fn stop(&self) {
+        self.stopping.cancel();
+        let handing_over = self.handing_over.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(handing_over) = handing_over {
+            drop(handing_over.await);
+        }
+    }
+
+    async fn close(&self) {
+        drop(self.handing_over.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let left = self.spool.usage().events;
+        self.seen.close().await;
+        tokio::join!(self.exchange.close(), self.calls.close());
+        // A connection may outlive the drain: what it was promised is committed, and it is promised nothing more.
+        self.spool.close().await;
+        if left > 0 {
+            tracing::warn!(
+                events = left, data_dir = %self.data_dir.display(),
+                "events are left in the spool: the next gateway on this directory hands them over, or `streamgate drain`"
+            );
+        }
+    }
+}
+
+/// The worker's side of it in use.
+#[derive(Debug)]
+pub struct WorkerSide {
+    endpoint: Endpoint,
+    redis: Redis,
+    consumer: Arc<Consumer>,
+    calls: Option<Arc<CallQueue>>,
+    metrics: Arc<Metrics>,
+}
+
+/// Starts to connect to both servers. `answers`: whether there are handlers of hooks; without any, gateways know that nobody is there.
+/// Call within a tokio runtime.
+pub fn worker(config: &Config, servers: Servers, answers: bool, metrics: &Arc<Metrics>) -> Worker {
+    let Servers { endpoint, topology, address } = servers;
+    let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
+    let claims = Arc::new(RedisClaims::new(redis.clone(), config.worker.claim_window));
+    let topology = topology.with_steps(&config.worker.retry);
+    let counted = Arc::clone(metrics);
+    let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(move || counted.worker_returned.inc());
+    let consumer = Arc::new(Consumer::connect(&endpoint, &topology, config.worker.broker_prefetch(), &on_return));
+    let concurrency = u16::try_from(config.hooks.concurrency).unwrap_or(u16::MAX);
+    let calls = answers.then(|| Arc::new(CallQueue::start(&endpoint, &topology, concurrency)));
+    let lifecycle = Arc::new(WorkerSide {
+        endpoint,
+        redis,
+        consumer: Arc::clone(&consumer),
+        calls: calls.clone(),
+        metrics: Arc::clone(metrics),
+    });
+    WorkerParts { deliveries: consumer, claims, calls, lifecycle }
+}
+
+impl WorkerSide {
+    /// What of it is read again with the configuration.
+    pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
+        reload::backends(self.endpoint.clone(), self.redis.clone())
+    }
+}
+
+impl Lifecycle for WorkerSide {
+    fn ready(&self) -> Result<Option<String>, String> {
+        self.consumer.ready().map(|()| None).map_err(|error| error.to_string())
+    }
+
+    async fn watch(&self) {
+        let metrics = &self.metrics;
+        tokio::join!(
+            self.consumer.watch_up(show(&metrics.worker_broker_up)),
+            self.redis.watch_up(show(&metrics.worker_redis_up)),
+        );
+    }
+
+    async fn stop(&self) {
+        let calls = async {
+            if let Some(calls) = &self.calls {
+                calls.stop().await;
+            }
+        };
+        tokio::join!(self.consumer.stop(), calls);
+    }
+
+    async fn close(&self) {
+        let calls = async {
+            if let Some(calls) = &self.calls {
+                calls.close().await;
+            }
+        };
+        tokio::join!(self.consumer.close(), calls);
+    }
+}
+
+/// Shows a change of state in a gauge.
+fn show(gauge: &IntGaugeVec) -> impl Fn(bool) + Send + '_ {
+    |up| gauge.with_label_values(&[] as &[&str]).set(up.into())
+}

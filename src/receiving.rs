@@ -1,0 +1,73 @@
+//! The receiving side over any backend: the public port, what it takes, and who answers hooks.
+
+use crate::backends::GatewayParts;
+use crate::reload::{Apps, Certificates, Part};
+use std::collections::HashSet;
+use std::sync::Arc;
+use streamgate_core::ports::{Answers, Ask, Enqueue, Lifecycle, Seen};
+use streamgate_gateway::{AccessLog, AnswerHook, Gateway, Hooks, Intake, Tls};
+use streamgate_service::config::{AppConfig, Config};
+use streamgate_service::metrics::Metrics;
+use streamgate_service::ops::{self, Readiness};
+use streamgate_service::shutdown::Shutdown;
+use tokio::net::TcpListener;
+
+#[derive(Debug)]
+pub(crate) struct Receiving<E, S, A, W> {
+    gateway: Gateway<E, S>,
+    intake: Arc<Intake<E, S>>,
+    hooks: Arc<Hooks<A, W>>,
+    tls: Option<Tls>,
+}
+
+impl<E: Enqueue, S: Seen, A: Ask, W: Answers> Receiving<E, S, A, W> {
+    /// `commands`: names of commands that have an answer of their own. The backend has taken the data directory by now, which
+    /// certificates live in too.
+    pub(crate) fn new<L>(
+        config: &Config,
+        commands: HashSet<String>,
+        parts: &GatewayParts<E, S, A, W, L>,
+        metrics: &Arc<Metrics>,
+    ) -> anyhow::Result<Receiving<E, S, A, W>> {
+        let tls = config.gateway.tls.as_ref().map(|tls| Tls::load(tls, &config.store.data_dir, metrics)).transpose()?;
+        let (calls, answers) = (Arc::clone(&parts.calls), Arc::clone(&parts.answers));
+        let hooks = Hooks::new(&config.hooks, commands, calls, answers, Arc::clone(metrics));
+        let answering: Arc<dyn AnswerHook> = Arc::<Hooks<_, _>>::clone(&hooks);
+        let apps = AppConfig::table(&config.apps);
+        let (enqueue, seen) = (Arc::clone(&parts.enqueue), Arc::clone(&parts.seen));
+        let log = AccessLog::new(config.log.requests, Arc::clone(metrics));
+        let intake = Arc::new(Intake::new(&config.gateway, &config.dedup, apps, enqueue, seen, answering, log));
+        let gateway = Gateway::new(config.gateway.clone(), Arc::clone(&intake), tls.clone());
+        Ok(Receiving { gateway, intake, hooks, tls })
+    }
+
+    /// Whether webhooks would be taken now.
+    pub(crate) fn readiness(&self, backend: &Arc<impl Lifecycle>, shutdown: &Shutdown) -> Readiness {
+        let (accepting, tls, backend) = (self.gateway.accepting(), self.tls.clone(), Arc::clone(backend));
+        ops::unless_draining(shutdown, move || {
+            accepting()?;
+            let certificate = tls.as_ref().map_or(Ok(None), Tls::ready)?;
+            Ok(ops::all([certificate, backend.ready()?]))
+        })
+    }
+
+    /// What of it is read again with the configuration. `apps`: those that the configuration has.
+    pub(crate) fn reloaded(&self, apps: Vec<AppConfig>) -> [Box<dyn Part>; 2] {
+        [Box::new(Apps::new(Arc::clone(&self.intake), apps)), Box::new(Certificates(self.tls.clone()))]
+    }
+
+    /// Renews the certificate, where it renews itself.
+    pub(crate) fn renewing(&self) -> Option<impl Future<Output = ()> + Send + use<E, S, A, W>> {
+        self.tls.clone().map(Tls::run)
+    }
+
+    /// Until the drain is done.
+    pub(crate) async fn run(&self, listener: TcpListener, shutdown: Shutdown) {
+        self.gateway.run(listener, shutdown).await;
+    }
+
+    /// Waits until the last answers are remembered, before their store is closed.
+    pub(crate) async fn close(&self) {
+        self.hooks.close().await;
+    }
+}

@@ -1,0 +1,58 @@
+//! The working side over any backend: who handles events, and who answers calls.
+
+use crate::app::Code;
+use crate::backends::WorkerParts;
+use crate::reload::{self, Part};
+use crate::wiring;
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use std::sync::Arc;
+use streamgate_core::ports::{Calls, Claims, Deliveries};
+use streamgate_service::config::Config;
+use streamgate_service::metrics::Metrics;
+use streamgate_service::shutdown::Shutdown;
+use streamgate_worker::{CallWorker, Hooks, Router, Worker};
+
+#[derive(Debug)]
+pub(crate) struct Working<D, C, Q> {
+    worker: Worker<D, C>,
+    calls: Option<CallWorker<Q>>,
+    router: Arc<ArcSwap<Router>>,
+    hooks: Arc<ArcSwap<Hooks>>,
+}
+
+impl<D: Deliveries, C: Claims, Q: Calls> Working<D, C, Q> {
+    pub(crate) fn new<L>(
+        config: &Config,
+        router: Router,
+        hooks: Hooks,
+        parts: &WorkerParts<D, C, Q, L>,
+        metrics: &Arc<Metrics>,
+    ) -> anyhow::Result<Working<D, C, Q>> {
+        let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
+        let (deliveries, claims) = (Arc::clone(&parts.deliveries), Arc::clone(&parts.claims));
+        let (policy, seed) = (wiring::policy(config), wiring::holder_seed()?);
+        let worker = Worker::new(deliveries, claims, Arc::clone(&router), policy, Arc::clone(metrics), seed)
+            .context("cannot start the threads for handlers of events")?;
+        let answering = |calls: &Arc<Q>| {
+            CallWorker::new(Arc::clone(calls), Arc::clone(&hooks), wiring::call_policy(config), Arc::clone(metrics))
+        };
+        let calls = parts.calls.as_ref().map(answering);
+        Ok(Working { worker, calls, router, hooks })
+    }
+
+    /// What of it is read again with the configuration. `code`: the handlers that do not come from there.
+    pub(crate) fn reloaded(&self, code: Code, config: &Config) -> [Box<dyn Part>; 2] {
+        reload::handlers(Arc::clone(&self.router), Arc::clone(&self.hooks), code, config)
+    }
+
+    /// Until both drains are done, that of the events and that of the hooks.
+    pub(crate) async fn run(&self, events: Shutdown, hooks: Shutdown) {
+        let answering = async {
+            if let Some(calls) = &self.calls {
+                calls.run(hooks).await;
+            }
+        };
+        tokio::join!(self.worker.run(events), answering);
+    }
+}
