@@ -2,9 +2,9 @@
 //! what answers.
 
 use super::{
+    forward::ForwardConfig,
     load::Environment,
     reader::{Report, Section},
-    worker::ForwardConfig,
 };
 use regex::Regex;
 use std::collections::BTreeMap;

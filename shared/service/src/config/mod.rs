@@ -5,24 +5,28 @@
 
 mod apps;
 mod backends;
+mod forward;
 mod hooks;
 mod lines;
 mod load;
 mod log;
 pub mod reader;
+mod route;
 mod tls;
 mod worker;
 
 pub use apps::{AppConfig, KeyConfig};
 pub use backends::{RabbitMqConfig, RedisConfig};
+pub use forward::ForwardConfig;
 pub use hooks::{
     COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType, STREAM_LONGEST,
     STREAM_MODERATION,
 };
 pub use load::{ConfigError, Environment, Loaded, Source, from_text, load, tell_doubts};
 pub use log::{Lines, LogConfig};
+pub use route::RouteConfig;
 pub use tls::{AcmeConfig, CertificateFiles, TlsConfig};
-pub use worker::{ForwardConfig, RouteConfig, Unmatched, WorkerConfig};
+pub use worker::{Unmatched, WorkerConfig};
 
 use reader::{Report, Section};
 use std::net::SocketAddr;
