@@ -328,7 +328,7 @@ async fn noop_worker(config: &str, events: usize) -> Figure {
         std::future::ready(Ok(()))
     };
     let every = vec![Pattern::parse("*").unwrap()];
-    let route = Route { name: "noop".into(), events: every, apps: Vec::new(), handler: Arc::new(handler) };
+    let route = Route::new("noop", every, Arc::new(handler));
     let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let router = Router::new(vec![route]);
     let back =

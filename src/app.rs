@@ -111,7 +111,7 @@ impl Streamgate {
         match Pattern::parse(events) {
             Ok(pattern) if self.code.routes.iter().all(|route| *route.name != *events) => {
                 let handler = Arc::new(handler);
-                self.code.routes.push(Route { name: events.into(), events: vec![pattern], apps: Vec::new(), handler });
+                self.code.routes.push(Route::new(events, vec![pattern], handler));
             }
             Ok(_) => self.mistakes.push(format!("on({events:?}) stands twice: the second one would never be called")),
             Err(error) => self.mistakes.push(format!("on({events:?}): {error}")),

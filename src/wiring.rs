@@ -6,10 +6,10 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::{pattern::Pattern, retry::Ladder};
-use streamgate_service::config::{CommandConfig, Config, ForwardConfig};
+use streamgate_service::config::{CommandConfig, Config, ForwardConfig, HandlerConfig};
 use streamgate_service::http_client::{ClientError, ServiceClient};
 use streamgate_worker::{
-    CallPolicy, Forward, ForwardHook, HookHandler, Hooks, Observe, Policy, Reply, Route, Router, Screen,
+    CallPolicy, Exec, Forward, ForwardHook, Handler, HookHandler, Hooks, Observe, Policy, Reply, Route, Router, Screen,
 };
 
 /// One client for each set of authorities, so that what goes to one service shares its connections.
@@ -30,16 +30,21 @@ pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
     let (mut routes, configured) = (code, &config.worker.routes);
     if routes.is_empty() && configured.is_empty() {
         let every = Pattern::parse("*").context("\"*\" is a pattern")?;
-        let log = Route { name: "log".into(), events: vec![every], apps: Vec::new(), handler: Arc::new(Observe) };
+        let log = Route::new("log", vec![every], Arc::new(Observe));
         return Ok(Router::new(vec![log]));
     }
     let mut clients = ServiceClients::default();
     for route in configured {
+        let handler: Arc<dyn Handler> = match &route.handler {
+            HandlerConfig::Forward(to) => Arc::new(Forward::new(clients.of(to)?, to)),
+            HandlerConfig::Exec(exec) => Arc::new(Exec::new(exec)),
+        };
         routes.push(Route {
-            name: route.name.as_str().into(),
-            events: route.events.clone(),
             apps: route.apps.clone(),
-            handler: Arc::new(Forward::new(clients.of(&route.forward)?, &route.forward)),
+            channel_types: route.channel_types.clone(),
+            ladder: Some(Ladder::new(route.retry.clone())),
+            handler_timeout: Some(route.handler_timeout),
+            ..Route::new(route.name.as_str(), route.events.clone(), handler)
         });
     }
     Ok(Router::new(routes))

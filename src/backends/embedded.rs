@@ -51,7 +51,7 @@ fn options(config: &Config) -> Options {
         prefetch: config.worker.prefetch.max(config.worker.concurrency),
         in_hand_bytes: config.worker.memory_budget,
         // Its own handler's time, and that of those that run when it is to run alone.
-        patience: config.worker.handler_timeout.saturating_mul(2),
+        patience: config.worker.longest_handler_timeout().saturating_mul(2),
     }
 }
 

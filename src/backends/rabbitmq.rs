@@ -130,7 +130,7 @@ pub fn gateway(config: &Config, servers: Servers, metrics: &Arc<Metrics>) -> Res
         seen: Arc::clone(&seen),
         calls: Arc::clone(&calls),
         metrics: Arc::clone(metrics),
-        ladder: config.worker.retry.clone(),
+        ladder: config.worker.retry_steps(),
         data_dir: config.store.data_dir.clone(),
         stopping,
         handing_over: Mutex::new(Some(AbortOnDropHandle::new(handing_over))),
@@ -207,7 +207,7 @@ pub fn worker(config: &Config, servers: Servers, answers: bool, metrics: &Arc<Me
     let Servers { endpoint, topology, address } = servers;
     let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
     let claims = Arc::new(RedisClaims::new(redis.clone(), config.worker.claim_window));
-    let topology = topology.with_steps(&config.worker.retry);
+    let topology = topology.with_steps(&config.worker.retry_steps());
     let counted = Arc::clone(metrics);
     let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(move || counted.worker_returned.inc());
     let consumer = Arc::new(Consumer::connect(&endpoint, &topology, config.worker.broker_prefetch(), &on_return));

@@ -210,6 +210,7 @@ async fn named(config: &Config, backends: Option<Servers>, args: &Check) -> Vec<
     checks.push(Finding::new("worker.routes", routes.map_err(|error| error.to_string())));
     let hooks = hooks.map(|hooks| crate::greeting::hooks(&hooks));
     checks.push(Finding::new("hooks", hooks.map_err(|error| error.to_string())));
+    checks.extend(forwards::commands(config));
     if !args.offline {
         checks.extend(forwards::look(config).await);
     }
@@ -273,7 +274,7 @@ fn apps(config: &Config) -> String {
 /// `answers`: whether the configuration answers hooks.
 async fn services(config: &Config, backends: Servers, answers: bool) -> Vec<Finding> {
     let Servers { endpoint, topology, address } = backends;
-    let topology = topology.with_steps(&config.worker.retry).with_calls();
+    let topology = topology.with_steps(&config.worker.retry_steps()).with_calls();
     let mut checks = Vec::new();
     match rabbitmq::inspect(&endpoint, &topology).await {
         Ok(Inspection { absent, hooks }) => {

@@ -257,7 +257,7 @@ impl Script {
         let running = Arc::new(AtomicUsize::new(0));
         let handler = Scripted { script: Box::new(script), calls, running: Arc::clone(&running) };
         let events = vec![Pattern::parse("*").unwrap()];
-        let route = Route { name: "app".into(), events, apps: Vec::new(), handler: Arc::new(handler) };
+        let route = Route::new("app", events, Arc::new(handler));
         Script { calls: heard, router: Router::new(vec![route]), running }
     }
 

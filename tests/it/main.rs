@@ -36,6 +36,7 @@ mod publisher;
 mod redis_store;
 mod reload;
 mod replay;
+mod routes;
 mod send;
 mod services;
 mod spool;

@@ -73,12 +73,14 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             return;
         };
         let key = delivery.envelope.claim_key(&route.name);
-        let length = self.policy.handler_timeout.saturating_add(LEASE_MARGIN);
+        let ladder = route.ladder.as_ref().unwrap_or(&self.policy.ladder);
+        let timeout = route.handler_timeout.unwrap_or(self.policy.handler_timeout);
+        let length = timeout.saturating_add(LEASE_MARGIN);
         let mut alone = Precaution::of(delivery.abandoned) == Precaution::Alone;
         let (place, verdict, precaution) = loop {
             // The place first, then the lease: who only waits for a turn has begun nothing, and is not to blame.
             let place = tokio::select! {
-                place = self.isolation.enter(holder, alone, self.policy.handler_timeout) => place,
+                place = self.isolation.enter(holder, alone, timeout) => place,
                 () = cut.cancelled() => return,
             };
             let counts = (delivery.abandoned, delivery.redelivered);
@@ -98,14 +100,14 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             Verdict::Run { .. } => {
                 let lease = Lease { claims: &*self.claims, key: &key, holder, length };
                 tokio::select! {
-                    (settlement, failed) = self.handle(&delivery.envelope, route, &lease) => {
+                    (settlement, failed) = self.handle(&delivery.envelope, route, (ladder, timeout), &lease) => {
                         failed.into_iter().for_each(|failed| delivery.envelope.attempts.push(failed));
                         settlement
                     }
                     () = cut.cancelled() => return self.release(&key, holder).await,
                 }
             }
-            Verdict::Wait => Settlement::Wait { delay: self.policy.ladder.shortest() },
+            Verdict::Wait => Settlement::Wait { delay: ladder.shortest() },
             Verdict::Superseded => Settlement::Superseded,
         };
         drop(place);
@@ -174,27 +176,27 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         &self,
         envelope: &Envelope,
         route: &Route,
+        (ladder, timeout): (&Ladder, Duration),
         lease: &Lease<'_, C>,
     ) -> (Settlement, Option<FailedAttempt>) {
-        let context = Context { attempt: envelope.attempt, timeout: self.policy.handler_timeout };
+        let context = Context { attempt: envelope.attempt, timeout };
         let event = Event(envelope.clone());
         let started = Instant::now();
         let running = Running::start(&self.metrics.worker_in_flight);
         // The call itself may panic too, not only its future.
         let run = AssertUnwindSafe(async { route.handler.handle(event, context).await }).catch_unwind();
         let result = tokio::select! {
-            ended = tokio::time::timeout(self.policy.handler_timeout, run) => ended,
+            ended = tokio::time::timeout(timeout, run) => ended,
             never = lease.renewed() => match never {},
         };
         drop(running);
         self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
         let result = result.map_or_else(
-            |_| Err(HandlerError::retry(format!("the handler did not end within {:?}", self.policy.handler_timeout))),
+            |_| Err(HandlerError::retry(format!("the handler did not end within {timeout:?}"))),
             // What a panic says may hold anything: it is told apart, not quoted.
             |ended| ended.unwrap_or_else(|_| Err(HandlerError::retry("the handler panicked"))),
         );
-        let settlement =
-            retry::settlement(&self.policy.ladder, envelope.attempt, result.clone().map_err(Failure::from));
+        let settlement = retry::settlement(ladder, envelope.attempt, result.clone().map_err(Failure::from));
         let took = started.elapsed();
         self.attempts.ended(&Attempt { route: &route.name, envelope, took, result: &result, settlement: &settlement });
         let failed = result.err().map(|error| FailedAttempt {

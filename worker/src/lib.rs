@@ -5,6 +5,7 @@
 
 mod attempts;
 mod delivery;
+mod exec;
 mod forward;
 mod handler;
 mod hooks;
@@ -16,6 +17,7 @@ mod threads;
 mod unmatched;
 
 pub use delivery::Policy;
+pub use exec::Exec;
 pub use forward::Forward;
 pub use handler::{BoxFuture, Context, Event, Handler, HandlerError};
 pub use hooks::{

@@ -3,7 +3,8 @@
 use crate::handler::{Handler, raw_type};
 use std::cell::LazyCell;
 use std::sync::Arc;
-use streamgate_core::{envelope::Envelope, pattern::Pattern};
+use std::time::Duration;
+use streamgate_core::{envelope::Envelope, pattern::Pattern, retry::Ladder};
 
 /// A handler and the events that it is for.
 #[derive(Clone)]
@@ -12,7 +13,13 @@ pub struct Route {
     pub events: Vec<Pattern>,
     /// Empty: every app.
     pub apps: Vec<String>,
+    /// Empty: whatever the channel.
+    pub channel_types: Vec<String>,
     pub handler: Arc<dyn Handler>,
+    /// None: that of the worker.
+    pub ladder: Option<Ladder>,
+    /// None: that of the worker.
+    pub handler_timeout: Option<Duration>,
 }
 
 impl std::fmt::Debug for Route {
@@ -22,9 +29,18 @@ impl std::fmt::Debug for Route {
 }
 
 impl Route {
+    /// For events of every app and channel, with the worker's own ladder and timeout.
+    pub fn new(name: impl Into<Arc<str>>, events: Vec<Pattern>, handler: Arc<dyn Handler>) -> Route {
+        let (apps, channel_types) = (Vec::new(), Vec::new());
+        Route { name: name.into(), events, apps, channel_types, handler, ladder: None, handler_timeout: None }
+    }
+
     /// `event_type`: asked only where it decides, for it is read from the body.
-    fn takes<'t>(&self, app: &str, event_type: impl FnOnce() -> &'t str) -> bool {
-        (self.apps.is_empty() || self.apps.iter().any(|name| name == app))
+    fn takes<'t>(&self, envelope: &Envelope, event_type: impl FnOnce() -> &'t str) -> bool {
+        let channel_type = || envelope.cid.as_deref().and_then(|cid| Some(cid.split_once(':')?.0));
+        (self.apps.is_empty() || self.apps.contains(&envelope.app))
+            && (self.channel_types.is_empty()
+                || channel_type().is_some_and(|found| self.channel_types.iter().any(|name| name == found)))
             && (self.events.iter().any(Pattern::is_everything) || {
                 let event_type = event_type();
                 self.events.iter().any(|pattern| pattern.matches(event_type))
@@ -60,7 +76,7 @@ impl Router {
         let named = envelope.route.as_deref().and_then(|name| self.0.iter().find(|route| *route.name == *name));
         named.or_else(|| {
             let event_type = LazyCell::new(|| raw_type(envelope).unwrap_or_default());
-            self.0.iter().find(|route| route.takes(&envelope.app, || &event_type))
+            self.0.iter().find(|route| route.takes(envelope, || &event_type))
         })
     }
 }

@@ -358,6 +358,7 @@ fn overlay(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HandlerConfig;
     use super::*;
     use proptest::prelude::*;
     use std::time::Duration;
@@ -413,6 +414,16 @@ mod tests {
         assert_eq!(prefetch("handler_timeout = '14m'"), Ok(64), "never under the concurrency");
         assert!(prefetch("handler_timeout = '15m'").is_err() && prefetch("concurrency = 3000").is_err());
         assert!(prefetch("retry = ['60days']").is_err());
+        let route = |keys: &str| {
+            let route = format!("[[worker.routes]]\nevents = ['*']\nexec = {{ command = ['x'] }}\n{keys}");
+            let loaded = load_text(&route, []).unwrap().for_services();
+            loaded.map(|loaded| loaded.config.worker.broker_prefetch()).map_err(|error| error.to_string())
+        };
+        assert_eq!(route("handler_timeout = '14m'"), Ok(64), "the slowest route counts");
+        for wrong in ["handler_timeout = '15m'", "retry = ['60days']"] {
+            let (key, _) = wrong.split_once(' ').unwrap();
+            assert!(route(wrong).is_err_and(|error| error.contains(&format!("worker.routes[1].{key}"))), "{wrong}");
+        }
     }
 
     #[test]
@@ -557,6 +568,27 @@ mod tests {
             (
                 route("url = 'env:NOT_SET'"),
                 "line 3: worker.routes[1].forward.url: the environment variable NOT_SET is not set",
+            ),
+            (
+                route("url = 'http://h/' }\nexec = { command = ['./x']"),
+                "line 4: worker.routes[1].exec: stands beside forward",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nexec = { command = [] }".to_owned(),
+                "line 3: worker.routes[1].exec.command: takes a program and its arguments",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']".to_owned(),
+                "line 1: worker.routes[1].forward: is missing: say where to",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nchannel_types = ['messaging:*']\nexec = { command = ['x'] }"
+                    .to_owned(),
+                "line 3: worker.routes[1].channel_types: takes the types of channels",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nretry = ['soon']\nexec = { command = ['x'] }".to_owned(),
+                "line 3: worker.routes[1].retry: ",
             ),
             (
                 route("url = 'http://h/', ca = 'ca.pem'"),
@@ -709,8 +741,9 @@ mod tests {
         let config = load_text(text, [("TOKEN", "Bearer t")]).unwrap().config;
         let route = &config.worker.routes[0];
         assert_eq!(route.name, "1");
-        assert_eq!(route.forward.timeout, Duration::from_secs(2));
-        assert_eq!(route.forward.headers[0].1.expose(), "Bearer t");
+        let HandlerConfig::Forward(forward) = &route.handler else { panic!("{route:?}") };
+        assert_eq!(forward.timeout, Duration::from_secs(2));
+        assert_eq!(forward.headers[0].1.expose(), "Bearer t");
         assert!(!format!("{config:?}").contains("Bearer t"));
     }
 

@@ -5,6 +5,7 @@
 
 mod apps;
 mod backends;
+mod exec;
 mod forward;
 mod hooks;
 mod lines;
@@ -17,6 +18,7 @@ mod worker;
 
 pub use apps::{AppConfig, KeyConfig};
 pub use backends::{RabbitMqConfig, RedisConfig};
+pub use exec::ExecConfig;
 pub use forward::ForwardConfig;
 pub use hooks::{
     COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType, STREAM_LONGEST,
@@ -24,7 +26,7 @@ pub use hooks::{
 };
 pub use load::{ConfigError, Environment, Loaded, Source, from_text, load, tell_doubts};
 pub use log::{Lines, LogConfig};
-pub use route::RouteConfig;
+pub use route::{HandlerConfig, RouteConfig};
 pub use tls::{AcmeConfig, CertificateFiles, TlsConfig};
 pub use worker::{Unmatched, WorkerConfig};
 

@@ -1,10 +1,11 @@
-//! `[[worker.routes]]`.
+//! `[[worker.routes]]`: which events a route takes, what handles them, and what of the worker's settings it has its own of.
 
 use super::{
-    ForwardConfig, is_name,
+    ExecConfig, ForwardConfig, is_name,
     load::Environment,
-    reader::{Report, Section, nearest},
+    reader::{Report, Section, duration, nearest},
 };
+use std::time::Duration;
 use streamgate_core::event_types::{CHAT, OTHER_PRODUCTS};
 use streamgate_core::pattern::Pattern;
 
@@ -17,11 +18,36 @@ pub struct RouteConfig {
     pub events: Vec<Pattern>,
     /// Only events of these apps; empty: of every app.
     pub apps: Vec<String>,
-    pub forward: ForwardConfig,
+    /// Only events of channels of these types, which is what `cid` has before its colon; empty: whatever the channel.
+    pub channel_types: Vec<String>,
+    pub handler: HandlerConfig,
+    /// The waits between attempts, then the dead letters. Default: `worker.retry`.
+    pub retry: Vec<Duration>,
+    /// How long a handler may take. Default: `worker.handler_timeout`.
+    pub handler_timeout: Duration,
+}
+
+/// What handles the events of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandlerConfig {
+    Forward(ForwardConfig),
+    Exec(ExecConfig),
+}
+
+/// What a route has of the worker's settings where it says nothing itself.
+#[derive(Clone, Debug)]
+pub(super) struct RouteDefaults {
+    pub(super) retry: Vec<Duration>,
+    pub(super) handler_timeout: Duration,
 }
 
 impl RouteConfig {
-    pub(super) fn read(mut section: Section<'_>, place: usize, environment: &Environment) -> Option<RouteConfig> {
+    pub(super) fn read(
+        mut section: Section<'_>,
+        place: usize,
+        defaults: &RouteDefaults,
+        environment: &Environment,
+    ) -> Option<RouteConfig> {
         let name = section.text("name").unwrap_or_else(|| place.to_string());
         if !is_name(&name) {
             section.problem("name", super::NAME);
@@ -36,15 +62,62 @@ impl RouteConfig {
             section.problem("events", "takes a list of globs over the event's type; [\"*\"] is every event");
         }
         let apps = section.texts("apps").unwrap_or_default();
-        let forward = section.section("forward");
-        if forward.is_none() {
+        let channel_types = section.texts("channel_types").unwrap_or_default();
+        if channel_types.iter().any(|name| name.is_empty() || name.contains([':', '*'])) {
             section.problem(
-                "forward",
-                "is missing: say where to, forward = { url = \"http://127.0.0.1:3000/webhooks/stream\" }",
+                "channel_types",
+                "takes the types of channels, like [\"messaging\"]: what a cid has before its colon",
             );
         }
+        let retry = ladder(&mut section).unwrap_or_else(|| defaults.retry.clone());
+        let handler_timeout = section.duration("handler_timeout", defaults.handler_timeout);
+        let handler = HandlerConfig::read(&mut section, environment);
         section.finish();
-        Some(RouteConfig { name, events, apps, forward: ForwardConfig::read(forward?, environment, &[])? })
+        Some(RouteConfig { name, events, apps, channel_types, handler: handler?, retry, handler_timeout })
+    }
+}
+
+impl HandlerConfig {
+    fn read(section: &mut Section<'_>, environment: &Environment) -> Option<HandlerConfig> {
+        match (section.section("forward"), section.section("exec")) {
+            (Some(forward), None) => ForwardConfig::read(forward, environment, &[]).map(HandlerConfig::Forward),
+            (None, Some(exec)) => ExecConfig::read(exec).map(HandlerConfig::Exec),
+            (Some(_), Some(_)) => {
+                section.problem("exec", "stands beside forward: a route has one handler, so remove one of them");
+                None
+            }
+            (None, None) => {
+                section.problem(
+                    "forward",
+                    "is missing: say where to, forward = { url = \"http://127.0.0.1:3000/webhooks/stream\" }, or what to run, exec = { \
+                     command = [\"./handle\"] }",
+                );
+                None
+            }
+        }
+    }
+
+    /// How long it may take by itself, and whether the configuration says so.
+    fn timeout(&self) -> (&'static str, Duration, bool) {
+        match self {
+            HandlerConfig::Forward(forward) => ("forward.timeout", forward.timeout, forward.timeout_is_given),
+            HandlerConfig::Exec(exec) => ("exec.timeout", exec.timeout, exec.timeout_is_given),
+        }
+    }
+}
+
+/// The waits of a key `retry`; none where it is absent or wrong.
+pub(super) fn ladder(section: &mut Section<'_>) -> Option<Vec<Duration>> {
+    let steps: Result<_, _> = section.texts("retry")?.iter().map(|step| duration(step)).collect();
+    steps.map_err(|what: String| section.problem("retry", what)).ok()
+}
+
+/// A time of the handler's own that cannot be had.
+pub(super) fn doubt_timeout(route: &RouteConfig, place: usize, report: &Report) {
+    let (key, timeout, is_given) = route.handler.timeout();
+    if is_given && timeout > route.handler_timeout {
+        let what = "is over handler_timeout (the route's own, or worker.handler_timeout), which cuts it short";
+        report.doubt(format!("worker.routes[{place}].{key}"), what);
     }
 }
 
@@ -52,12 +125,15 @@ impl RouteConfig {
 pub(super) fn doubt_patterns(routes: &[RouteConfig], report: &Report) {
     for (place, route) in routes.iter().enumerate() {
         let key = format!("worker.routes[{}].events", place + 1);
-        let takes_all_apps = |other: &RouteConfig| {
-            other.apps.is_empty() || (!route.apps.is_empty() && route.apps.iter().all(|app| other.apps.contains(app)))
+        let covers_all = |others: &[String], own: &[String]| {
+            others.is_empty() || (!own.is_empty() && own.iter().all(|one| others.contains(one)))
+        };
+        let takes_all = |other: &RouteConfig| {
+            covers_all(&other.apps, &route.apps) && covers_all(&other.channel_types, &route.channel_types)
         };
         for pattern in &route.events {
             let covers = |other: &&RouteConfig| {
-                takes_all_apps(other) && other.events.iter().any(|earlier| earlier.matches(pattern.as_str()))
+                takes_all(other) && other.events.iter().any(|earlier| earlier.matches(pattern.as_str()))
             };
             if let Some(earlier) = routes.iter().take(place).find(covers) {
                 let what =

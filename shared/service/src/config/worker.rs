@@ -4,9 +4,9 @@ use super::{
     AppConfig, KIB, MIB, RouteConfig,
     load::Environment,
     reader::{Report, Section},
-    route,
+    route::{self, RouteDefaults},
 };
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -50,14 +50,9 @@ pub enum Unmatched {
 
 impl WorkerConfig {
     pub(super) fn read(mut section: Section<'_>, environment: &Environment) -> WorkerConfig {
-        let retry =
-            section.texts("retry").map(|steps| steps.iter().map(|step| super::reader::duration(step)).collect());
-        let retry = match retry.transpose() {
-            Ok(steps) => steps.unwrap_or_else(default_ladder),
-            Err(what) => {
-                section.problem("retry", what);
-                default_ladder()
-            }
+        let defaults = RouteDefaults {
+            retry: route::ladder(&mut section).unwrap_or_else(default_ladder),
+            handler_timeout: section.duration("handler_timeout", Duration::from_secs(30)),
         };
         let unmatched = section.parsed("unmatched", |text| match text {
             "ack" => Ok(Unmatched::Ack),
@@ -65,17 +60,18 @@ impl WorkerConfig {
             other => Err(format!("{other:?} is neither \"ack\" nor \"dead\"")),
         });
         let routes = section.sections("routes").into_iter().enumerate();
-        let routes = routes.filter_map(|(place, route)| RouteConfig::read(route, place + 1, environment)).collect();
+        let routes =
+            routes.filter_map(|(place, route)| RouteConfig::read(route, place + 1, &defaults, environment)).collect();
         let config = WorkerConfig {
             ops_listen: super::address(&mut section, "ops_listen", ([127, 0, 0, 1], 9465)),
             concurrency: section.count("concurrency", 64, 100_000),
             prefetch: section.count("prefetch", 256, 2000),
             memory_budget: section.size("memory_budget", 64 * MIB),
-            handler_timeout: section.duration("handler_timeout", Duration::from_secs(30)),
+            handler_timeout: defaults.handler_timeout,
             drain_timeout: section.parsed("drain_timeout", super::reader::duration),
             claim_window: section.duration("claim_window", Duration::from_secs(24 * 3600)),
             unmatched: unmatched.unwrap_or(Unmatched::Ack),
-            retry,
+            retry: defaults.retry,
             routes,
         };
         section.finish();
@@ -87,10 +83,24 @@ impl WorkerConfig {
     /// What RabbitMQ may hand out before the first is settled. The last of the prefetched waits for all before it, so where
     /// handlers may be slow and few there are fewer of them: RabbitMQ takes back what is not settled in 30 minutes.
     pub fn broker_prefetch(&self) -> u16 {
-        let rounds = (CONSUMER_TIMEOUT / 2).as_millis() / self.handler_timeout.as_millis().max(1);
+        let rounds = (CONSUMER_TIMEOUT / 2).as_millis() / self.longest_handler_timeout().as_millis().max(1);
         let in_time = self.concurrency.saturating_mul(usize::try_from(rounds).unwrap_or(usize::MAX));
         let prefetch = self.prefetch.min(in_time).max(self.concurrency).min(MOST_UNACKED);
         u16::try_from(prefetch).unwrap_or(u16::MAX)
+    }
+}
+
+impl WorkerConfig {
+    /// The longest that any handler may take.
+    pub fn longest_handler_timeout(&self) -> Duration {
+        self.routes.iter().map(|route| route.handler_timeout).max().unwrap_or_default().max(self.handler_timeout)
+    }
+
+    /// Every wait between attempts, of all routes.
+    pub fn retry_steps(&self) -> Vec<Duration> {
+        let steps: BTreeSet<_> =
+            self.routes.iter().flat_map(|route| &route.retry).chain(&self.retry).copied().collect();
+        steps.into_iter().collect()
     }
 }
 
@@ -109,9 +119,7 @@ pub(super) fn cross_check(worker: &WorkerConfig, apps: &[AppConfig], report: &Re
         if !names.insert(&route.name) {
             report.problem(path("name"), format!("{:?} is the name of an earlier route", route.name));
         }
-        if route.forward.timeout_is_given && route.forward.timeout > worker.handler_timeout {
-            report.doubt(path("forward.timeout"), "is over worker.handler_timeout, which cuts it short");
-        }
+        route::doubt_timeout(route, place + 1, report);
         for app in route.apps.iter().filter(|name| !apps.is_empty() && apps.iter().all(|app| app.name != **name)) {
             report.problem(path("apps"), format!("there is no app {app:?}"));
         }
@@ -123,10 +131,21 @@ pub(super) fn cross_check_broker(worker: &WorkerConfig, report: &Report) {
     if worker.concurrency > MOST_UNACKED {
         report.problem("worker.concurrency", format!("must be at most {MOST_UNACKED} with RabbitMQ: run more workers"));
     }
-    if worker.handler_timeout >= CONSUMER_TIMEOUT / 2 {
-        report.problem("worker.handler_timeout", "must be under 15m with RabbitMQ: at 30m it takes a delivery back");
-    }
-    for step in worker.retry.iter().filter(|step| **step > LONGEST_TTL) {
-        report.problem("worker.retry", format!("{} is over RabbitMQ's 49 days", humantime::format_duration(*step)));
+    let of_routes = worker.routes.iter().enumerate();
+    let of_routes =
+        of_routes.map(|(place, route)| (format!("worker.routes[{}]", place + 1), route.handler_timeout, &route.retry));
+    let all = [("worker".to_owned(), worker.handler_timeout, &worker.retry)].into_iter().chain(of_routes);
+    // What a route has of the worker's is wrong there.
+    let is_own = |path: &str, differs: bool| path == "worker" || differs;
+    for (path, handler_timeout, retry) in all {
+        if handler_timeout >= CONSUMER_TIMEOUT / 2 && is_own(&path, handler_timeout != worker.handler_timeout) {
+            let what = "must be under 15m with RabbitMQ: at 30m it takes a delivery back";
+            report.problem(format!("{path}.handler_timeout"), what);
+        }
+        let too_long = retry.iter().filter(|step| **step > LONGEST_TTL);
+        for step in too_long.filter(|_| is_own(&path, *retry != worker.retry)) {
+            let step = humantime::format_duration(*step);
+            report.problem(format!("{path}.retry"), format!("{step} is over RabbitMQ's 49 days"));
+        }
     }
 }

@@ -1,0 +1,145 @@
+//! A command for each event: the body on its stdin, what stands beside it in its environment.
+
+use crate::handler::{BoxFuture, Context, Event, Handler, HandlerError};
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::convert::Infallible;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use streamgate_service::config::ExecConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+
+/// The exit code that asks for another attempt: EX_TEMPFAIL of sysexits.h.
+const RETRY: i32 = 75;
+/// What a command has of our environment; all else may be a secret.
+const INHERITED: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"];
+/// Bytes of its output that are kept, for a line of the log at debug level.
+const MAX_OUTPUT: usize = 4 << 10;
+
+/// Runs one command for each event.
+#[derive(Clone, Debug)]
+pub struct Exec(Arc<ExecConfig>);
+
+impl Exec {
+    pub fn new(config: &ExecConfig) -> Exec {
+        Exec(Arc::new(config.clone()))
+    }
+}
+
+impl Handler for Exec {
+    fn handle(&self, event: Event, context: Context) -> BoxFuture<Result<(), HandlerError>> {
+        let config = Arc::clone(&self.0);
+        Box::pin(async move {
+            let mut command = command(&config.command, &event, context.attempt);
+            let child = command.spawn().map_err(|error| {
+                let program = config.command.first().map(String::as_str).unwrap_or_default();
+                HandlerError::retry(format!("cannot run {program:?}: {error}"))
+            })?;
+            match tokio::time::timeout(config.timeout, run(child, &event)).await {
+                Ok(ended) => ended,
+                Err(_) => Err(HandlerError::retry(format!("the command did not end within {:?}", config.timeout))),
+            }
+        })
+    }
+}
+
+fn command(words: &[String], event: &Event, attempt: u32) -> Command {
+    let (program, arguments) = words.split_first().map_or(("", words), |(program, rest)| (program.as_str(), rest));
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear();
+    command.envs(INHERITED.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command
+        .env("STREAMGATE_TYPE", event.event_type().unwrap_or_default().replace('\0', ""))
+        .env("STREAMGATE_KEY", event.key())
+        .env("STREAMGATE_ID", event.id())
+        .env("STREAMGATE_ATTEMPT", attempt.to_string())
+        .env("STREAMGATE_CID", event.cid().unwrap_or_default());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A group of its own: what it starts ends with it. None of our signals reaches it, so that it may finish during a drain.
+    command.process_group(0).kill_on_drop(true);
+    command
+}
+
+/// Its end, and what that means. Dropped before, the whole group is killed.
+async fn run(mut child: Child, event: &Event) -> Result<(), HandlerError> {
+    let group = Group(child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)));
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (mut output, mut errors) = (Vec::new(), Vec::new());
+    let pumps = async {
+        let write = async {
+            // It need not read what it does not want.
+            if let Some(mut stdin) = stdin {
+                stdin.write_all(event.body()).await.ok();
+            }
+        };
+        tokio::join!(write, keep(stdout, &mut output), keep(stderr, &mut errors));
+        // Whoever closes its output may still be at work.
+        std::future::pending::<Infallible>().await
+    };
+    let ended = tokio::select! {
+        biased;
+        never = pumps => match never {},
+        ended = child.wait() => ended,
+    };
+    group.has_ended();
+    let ended = ended.map_err(|error| HandlerError::retry(format!("the command's end is not known: {error}")))?;
+    let (output, errors) = (String::from_utf8_lossy(&output), String::from_utf8_lossy(&errors));
+    tracing::debug!(key = event.key(), status = %ended, %output, %errors, "the command has ended");
+    verdict(ended)
+}
+
+/// Reads all of it, so that nobody waits for a full pipe, and keeps its beginning.
+async fn keep(from: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut from) = from else { return };
+    let mut chunk = [0; 1024];
+    while let Ok(read @ 1..) = from.read(&mut chunk).await {
+        let room = MAX_OUTPUT.saturating_sub(kept.len()).min(read);
+        kept.extend_from_slice(chunk.get(..room).unwrap_or_default());
+    }
+}
+
+/// 0 is done, 75 asks for another attempt, and every other code says that none can help. What is killed has decided nothing.
+fn verdict(ended: ExitStatus) -> Result<(), HandlerError> {
+    match ended.code() {
+        Some(0) => Ok(()),
+        Some(RETRY) => Err(HandlerError::retry("the command asks for another attempt (exit code 75)")),
+        Some(code) => Err(HandlerError::reject(format!("the command ended with exit code {code}"))),
+        None => Err(HandlerError::retry(format!("the command was killed: {ended}"))),
+    }
+}
+
+/// A process group that is killed when this is dropped, unless its leader has ended.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Nobody may be left in it.
+            kill_process_group(group, Signal::KILL).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_table_of_exit_codes() {
+        let judge = |code: i32| verdict(ExitStatus::from_raw(code << 8));
+        assert_eq!(judge(0), Ok(()));
+        assert_eq!(judge(75), Err(HandlerError::retry("the command asks for another attempt (exit code 75)")));
+        for code in [1, 2, 74, 76, 126, 127, 255] {
+            assert_eq!(judge(code), Err(HandlerError::reject(format!("the command ended with exit code {code}"))));
+        }
+        let killed = verdict(ExitStatus::from_raw(9)).unwrap_err();
+        assert_eq!(killed, HandlerError::retry("the command was killed: signal: 9 (SIGKILL)"));
+    }
+}
