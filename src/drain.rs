@@ -92,7 +92,11 @@ async fn hand_over(
         let (mut least, mut moved) = (found, Instant::now());
         loop {
             let left = match exchange.ready() {
-                Ok(()) => spooled.drain(&stop, Duration::MAX).await,
+                Ok(()) => {
+                    spooled.hand_over(&stop).await;
+                    spooled.settle().await;
+                    spool.usage().events
+                }
                 Err(_) => spool.usage().events,
             };
             if left == 0 {

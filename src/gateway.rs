@@ -7,7 +7,7 @@ use crate::exit::BadUsage;
 use crate::greeting::{self, Greeting};
 use crate::receiving::Receiving;
 use crate::reload::Reload;
-use crate::{limits, output, wiring};
+use crate::{closing, limits, output, wiring};
 use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -77,6 +77,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
     let mut config = loaded.config;
     config.gateway.drain_least.get_or_insert(DRAIN_LEAST.min(config.gateway.drain_timeout / 2));
     metrics.begin(&AppConfig::names(&config.apps), &[]);
+    let drain_timeout = config.gateway.drain_timeout;
     let parts = rabbitmq::gateway(&config, servers, &metrics)?;
     let receiving = Receiving::new(&config, wiring::command_names(&config), &parts, &metrics)?;
     let backend = parts.lifecycle;
@@ -94,15 +95,17 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
         background.spawn(renewing);
     }
     ready();
-    receiving.run(listener, shutdown.clone()).await;
+    let ((), by) = tokio::join!(receiving.run(listener, shutdown.clone()), shutdown.deadline(drain_timeout));
     tokio::select! {
-        () = backend.stop() => {}
+        () = backend.stop(by) => {}
         // A second signal: what is on the disk stays there.
         () = shutdown.abort.cancelled() => {}
     }
     background.end().await;
-    receiving.close().await;
-    backend.close().await;
-    tracing::info!("stopped");
+    closing::close(async {
+        receiving.close().await;
+        backend.close().await;
+    })
+    .await;
     Ok(())
 }

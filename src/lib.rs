@@ -18,6 +18,7 @@ mod background;
 pub mod check;
 #[cfg(feature = "cli")]
 pub mod cli;
+mod closing;
 #[cfg(feature = "cli")]
 pub mod connect;
 #[cfg(feature = "cli")]

@@ -9,7 +9,7 @@ use crate::greeting::{self, Greeting};
 use crate::receiving::Receiving;
 use crate::reload::Reload;
 use crate::working::Working;
-use crate::{dev, limits, output, wiring};
+use crate::{closing, dev, limits, output, wiring};
 use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -119,9 +119,10 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     };
     tokio::join!(receive, working.run(shutdown.clone(), answered.clone()));
     background.end().await;
-    receiving.close().await;
-    store.stop().await;
-    store.close().await;
-    tracing::info!("stopped");
+    closing::close(async {
+        receiving.close().await;
+        store.close().await;
+    })
+    .await;
     Ok(())
 }

@@ -107,7 +107,7 @@ pub fn call_policy(config: &Config) -> CallPolicy {
     CallPolicy { concurrency: config.hooks.concurrency, drain_timeout: drain_timeout(config) }
 }
 
-fn drain_timeout(config: &Config) -> Duration {
+pub fn drain_timeout(config: &Config) -> Duration {
     config.worker.drain_timeout.unwrap_or(config.gateway.drain_timeout)
 }
 

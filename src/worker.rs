@@ -8,7 +8,7 @@ use crate::cli::Global;
 use crate::greeting::{self, Greeting};
 use crate::reload::Reload;
 use crate::working::Working;
-use crate::{limits, output, wiring};
+use crate::{closing, limits, output, wiring};
 use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     metrics.begin(&[], &router.names());
     let parts = rabbitmq::worker(&config, servers, !hooks.is_empty(), &metrics);
     let working = Working::new(&config, router, hooks, &parts, &metrics)?;
-    let backend = parts.lifecycle;
+    let (backend, drain_timeout) = (parts.lifecycle, wiring::drain_timeout(&config));
     let mut background = Background::default();
     let readiness = ops::unless_draining(&shutdown, {
         let backend = Arc::clone(&backend);
@@ -92,12 +92,11 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     }
     ready();
     let stop = async {
-        shutdown.drain.cancelled().await;
-        backend.stop().await;
+        let by = shutdown.deadline(drain_timeout).await;
+        backend.stop(by).await;
     };
     tokio::join!(working.run(shutdown.clone(), shutdown.clone()), stop);
     background.end().await;
-    backend.close().await;
-    tracing::info!("stopped");
+    closing::close(backend.close()).await;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The order of trust: a confirmed publish, else a committed row on the gateway's own disk, else 503. What is on the disk goes
 //! on to the queue when that takes events again (`drain`).
 
-use crate::drain::Progress;
+use crate::progress::Progress;
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -47,7 +47,7 @@ pub(crate) struct SpoolState<Q, D> {
     late: Mutex<HashMap<String, usize>>,
     confirm_timeout: Duration,
     pub(crate) progress: tokio::sync::Mutex<Progress>,
-    /// Told of what changes for the drain: an event on the disk, an opened gate.
+    /// Told of what changes for the hand-over: an event on the disk, an opened gate.
     pub(crate) news: Notify,
     /// Confirms that are awaited beyond their callers, and what follows them.
     pub(crate) tasks: TaskTracker,

@@ -71,7 +71,7 @@ impl Process {
         let spooled = Arc::new(Spooled::new(Arc::clone(queue), Arc::clone(&file), POLICY, Metrics::new()));
         let draining = Arc::clone(&spooled);
         let drain = tokio::spawn(async move {
-            draining.drain(&CancellationToken::new(), Duration::ZERO).await;
+            draining.hand_over(&CancellationToken::new()).await;
         });
         Process { spooled, file, drain, requests: JoinSet::new() }
     }

@@ -2,7 +2,7 @@
 
 use super::{GatewayParts, WorkerParts};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle};
 use streamgate_service::config::Config;
 use streamgate_service::metrics::Metrics;
@@ -78,7 +78,7 @@ impl Lifecycle for Store {
     }
 
     /// Events that come in during the drain are durable, and delivered after the next start.
-    async fn stop(&self) {}
+    async fn stop(&self, _by: Instant) {}
 
     async fn close(&self) {
         self.store.close().await;

@@ -4,7 +4,7 @@ use super::{GatewayParts, WorkerParts};
 use crate::reload::{self, Part};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle, Spool};
 use streamgate_gateway::{SpoolPolicy, Spooled};
 use streamgate_service::config::reader::Problem;
@@ -95,9 +95,9 @@ pub struct GatewaySide {
     /// The workers' waits between attempts.
     ladder: Vec<Duration>,
     data_dir: PathBuf,
-    /// Hands the spool over to RabbitMQ, until it is empty after this.
     stopping: CancellationToken,
-    handing_over: Mutex<Option<AbortOnDropHandle<u64>>>,
+    /// From the spool to RabbitMQ. None once it is stopped.
+    handing_over: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 /// Takes the data directory, and starts to connect to both servers. Call within a tokio runtime.
@@ -116,10 +116,10 @@ pub fn gateway(config: &Config, servers: Servers, metrics: &Arc<Metrics>) -> Res
     let answers = Arc::new(RedisAnswers::new(redis.clone()));
     let exchange = Arc::new(Exchange::start(endpoint.clone(), topology, config.gateway.max_in_flight, &on_return));
     let spooled = Arc::new(spooled(config, &exchange, &spool, metrics));
-    let (stopping, patience) = (CancellationToken::new(), config.gateway.drain_timeout);
+    let stopping = CancellationToken::new();
     let handing_over = tokio::spawn({
         let (spooled, stopping) = (Arc::clone(&spooled), stopping.clone());
-        async move { spooled.drain(&stopping, patience).await }
+        async move { spooled.hand_over(&stopping).await }
     });
     let lifecycle = Arc::new(GatewaySide {
         endpoint,
@@ -166,17 +166,18 @@ impl Lifecycle for GatewaySide {
         );
     }
 
-    /// Hands over what is on the disk, for as long as a drain may take.
-    async fn stop(&self) {
+    /// Hands over what is on the disk.
+    async fn stop(&self, by: Instant) {
         self.stopping.cancel();
         let handing_over = self.handing_over.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(handing_over) = handing_over {
-            drop(handing_over.await);
+            drop(tokio::time::timeout_at(by.into(), handing_over).await);
         }
     }
 
     async fn close(&self) {
         drop(self.handing_over.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.spooled.settle().await;
         let left = self.spool.usage().events;
         self.seen.close().await;
         tokio::join!(self.exchange.close(), self.calls.close());
@@ -243,7 +244,8 @@ impl Lifecycle for WorkerSide {
         );
     }
 
-    async fn stop(&self) {
+    /// Does not wait for what is in hand.
+    async fn stop(&self, _by: Instant) {
         let calls = async {
             if let Some(calls) = &self.calls {
                 calls.stop().await;

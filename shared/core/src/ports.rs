@@ -11,7 +11,7 @@ use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A store could not do its part. Nothing was acknowledged; the same call may succeed later.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -186,8 +186,8 @@ pub trait Lifecycle: Send + Sync + 'static {
     fn ready(&self) -> Result<Option<String>, String>;
     /// Shows its state in the metrics. Never returns.
     fn watch(&self) -> impl Future<Output = ()> + Send;
-    /// Takes nothing new, gives back what nobody has begun, and ends what goes on by itself.
-    fn stop(&self) -> impl Future<Output = ()> + Send;
+    /// Takes nothing new, gives back what nobody has begun, and ends what goes on by itself, until `by` at the latest.
+    fn stop(&self, by: Instant) -> impl Future<Output = ()> + Send;
     /// Ends its connections and threads after what they were given is done. Whoever uses it later gets an error, and a second call
     /// does nothing.
     fn close(&self) -> impl Future<Output = ()> + Send;

@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,15 @@ impl Shutdown {
     /// The process's exit code: an abort is no success.
     pub fn code(&self) -> ExitCode {
         if self.abort.is_cancelled() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
+
+    /// Waits for the stop to begin; the time by which what is in hand must be done.
+    pub async fn deadline(&self, within: Duration) -> Instant {
+        tokio::select! {
+            () = self.drain.cancelled() => {}
+            () = self.abort.cancelled() => {}
+        }
+        Instant::now() + within
     }
 
     /// Connects the process's signals, until the process ends.

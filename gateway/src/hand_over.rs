@@ -1,7 +1,7 @@
 //! From the gateway's own disk to the queue: oldest first, in bounded batches, each row let go after its event is confirmed.
 
+use crate::progress::{Progress, RETRY};
 use crate::spool::{SpoolState, Spooled};
-use crate::suspects::Suspects;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
@@ -18,8 +18,6 @@ use tokio_util::sync::CancellationToken;
 /// pace, and few beside live traffic.
 const BATCH: usize = 128;
 const BATCHES: usize = 4;
-/// Between looks at a queue that cannot be reached, and after the first refusal.
-const RETRY: Duration = Duration::from_millis(250);
 /// After many: each is a copy where the queue refuses by losing the connection, or where another queue takes it.
 const RETRY_MOST: Duration = Duration::from_secs(2);
 /// Between looks at the disk when nothing is told of it, and of its gauges.
@@ -41,48 +39,18 @@ enum Step {
 
 impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
     /// Hands over whatever comes to the disk. After `stop` it goes on while there is something to hand over and a queue that
-    /// takes it, but no longer than `patience`. Returns how many events are left.
-    pub async fn drain(&self, stop: &CancellationToken, patience: Duration) -> u64 {
-        let state = &self.state;
-        let until = async {
-            stop.cancelled().await;
-            sleep(patience).await;
-        };
+    /// takes it. Dropped, it stops between two steps.
+    pub async fn hand_over(&self, stop: &CancellationToken) {
         tokio::select! {
-            () = hand_over_all(state, stop) => {}
-            () = show(state) => {}
-            () = until => {}
+            () = hand_over_all(&self.state, stop) => {}
+            () = show(&self.state) => {}
         }
-        state.tasks.close();
-        drop(timeout(FAREWELL, state.tasks.wait()).await);
-        state.spool.usage().events
     }
-}
 
-/// How the hand-over goes.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    /// Events that are offered together: one after a refusal, twice as many after each time that all were confirmed.
-    width: usize,
-    /// While the gate is shut: the last that was looked at, and whether any was offered since the first.
-    probed: i64,
-    offered: bool,
-    /// A suspect was refused: the others have their turn.
-    others_turn: bool,
-    suspects: Suspects,
-    pause: Duration,
-}
-
-impl Default for Progress {
-    fn default() -> Progress {
-        Progress {
-            width: 1,
-            probed: 0,
-            offered: false,
-            others_turn: false,
-            suspects: Suspects::default(),
-            pause: RETRY,
-        }
+    /// Waits a moment for confirms that are under way.
+    pub async fn settle(&self) {
+        self.state.tasks.close();
+        drop(timeout(FAREWELL, self.state.tasks.wait()).await);
     }
 }
 
