@@ -1,5 +1,6 @@
 //! Streamgate as a library: handlers in Rust, in the place of services that events are forwarded to.
 
+use crate::code::Code;
 use crate::exit;
 use crate::up;
 #[cfg(feature = "services")]
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use streamgate_core::pattern::Pattern;
 use streamgate_service::config::{self, Config, Environment, Loaded, Source};
 use streamgate_service::telemetry::{self, Host, LogFormat};
-use streamgate_worker::{Answer, AnsweredBy, BeforeMessageSend, Command, Context, Event, HandlerError, Hooks, Route};
+use streamgate_worker::{Answer, AnsweredBy, BeforeMessageSend, Command, Context, Event, HandlerError, Route};
 
 /// Why Streamgate does not run: a mistake in the configuration, a port that is taken, a store that cannot be opened.
 ///
@@ -37,13 +38,6 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         exit::code(&self.0)
     }
-}
-
-/// What the code brings, beside the configuration: routes that are tried before those of the file, and hooks.
-#[derive(Clone, Debug, Default)]
-pub struct Code {
-    pub routes: Vec<Route>,
-    pub hooks: Hooks,
 }
 
 /// An app with handlers of its own.

@@ -1,7 +1,7 @@
 //! `streamgate drain`: hands the events of a stranded spool over to RabbitMQ, and ends.
 
 use crate::backends::rabbitmq::{self, Servers};
-use crate::cli::Global;
+use crate::global::Global;
 use crate::output;
 use anyhow::bail;
 use clap::Args;

@@ -2,8 +2,8 @@
 
 use crate::backends::rabbitmq::{self, Servers};
 use crate::background::Background;
-use crate::cli::Global;
 use crate::exit::BadUsage;
+use crate::global::Global;
 use crate::greeting::{self, Greeting};
 use crate::receiving::Receiving;
 use crate::reload::Reload;

@@ -19,6 +19,7 @@ pub mod check;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod closing;
+mod code;
 #[cfg(feature = "cli")]
 pub mod connect;
 #[cfg(feature = "cli")]
@@ -29,6 +30,8 @@ pub mod drain;
 pub mod exit;
 #[cfg(feature = "cli")]
 pub mod gateway;
+#[cfg(feature = "cli")]
+pub mod global;
 pub mod greeting;
 pub mod limits;
 pub mod output;

@@ -1,10 +1,10 @@
 //! `streamgate up`: gateway and worker in one process on the embedded store.
 
-use crate::app::Code;
 use crate::backends::embedded;
 use crate::background::Background;
+use crate::code::Code;
 #[cfg(feature = "cli")]
-use crate::cli::Global;
+use crate::global::Global;
 use crate::greeting::{self, Greeting};
 use crate::receiving::Receiving;
 use crate::reload::Reload;

@@ -1,10 +1,10 @@
 //! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs business logic.
 
-use crate::app::Code;
 use crate::backends::rabbitmq::{self, Servers};
 use crate::background::Background;
+use crate::code::Code;
 #[cfg(feature = "cli")]
-use crate::cli::Global;
+use crate::global::Global;
 use crate::greeting::{self, Greeting};
 use crate::reload::Reload;
 use crate::working::Working;

@@ -1,7 +1,7 @@
 //! The working side over any backend: who handles events, and who answers calls.
 
-use crate::app::Code;
 use crate::backends::WorkerParts;
+use crate::code::Code;
 use crate::reload::{self, Part};
 use crate::wiring;
 use anyhow::Context;

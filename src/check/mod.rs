@@ -4,8 +4,8 @@ mod forwards;
 mod policies;
 
 use crate::backends::rabbitmq::Servers;
-use crate::cli::Global;
 use crate::connect::{self, Drift, STREAM_URL};
+use crate::global::Global;
 use crate::{exit, output, wiring};
 use clap::{Args, ValueEnum};
 use rustix::fs::{Access, access};

@@ -16,8 +16,8 @@ mod stream_api;
 mod tree;
 mod update;
 
-use crate::cli::Global;
 use crate::exit::BadUsage;
+use crate::global::Global;
 use crate::{ask, output};
 use address::BaseUrl;
 use anyhow::Context;

@@ -7,8 +7,8 @@ mod table;
 mod view;
 
 use crate::backends::rabbitmq::Servers;
-use crate::cli::Global;
 use crate::exit::BadUsage;
+use crate::global::Global;
 use crate::output;
 use anyhow::{Context, bail};
 use causes::Causes;

@@ -1,7 +1,7 @@
 //! The key that webhooks are signed with: of the configuration, of the development app, or typed in.
 
-use crate::cli::Global;
 use crate::exit::BadUsage;
+use crate::global::Global;
 use crate::{ask, dev};
 use anyhow::Context;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};

@@ -7,8 +7,8 @@ mod samples;
 mod target;
 mod webhook;
 
-use crate::cli::Global;
 use crate::exit::BadUsage;
+use crate::global::Global;
 use crate::output;
 use clap::{Args, ValueEnum};
 use edit::Edit;

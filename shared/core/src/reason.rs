@@ -3,168 +3,95 @@
 //! It feeds the status, the response code, the log field, the metric label and the dead-letter record, so these can never
 //! disagree. Status codes are the gateway's business (`gateway/src/response.rs`).
 
-/// Why a request was refused, why an event stands in the dead letters, or why a hook was answered by its policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    NotFound,
-    MethodNotAllowed,
+/// The reasons with their words, each written once: one that is added here is in the list and has a word.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
+        /// Why a request was refused, why an event stands in the dead letters, or why a hook was answered by its policy.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            pub const ALL: [Reason; [$($word),*].len()] = [$(Reason::$name),*];
+
+            /// The word in logs, metrics and dead letters.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Reason::$name => $word,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    NotFound = "not_found",
+    MethodNotAllowed = "method_not_allowed",
     /// Not HTTP that can be read.
-    MalformedHttp,
-    HeadTooLarge,
+    MalformedHttp = "malformed_http",
+    HeadTooLarge = "head_too_large",
     /// A TLS handshake where plain HTTP is spoken.
-    TlsOnPlainPort,
+    TlsOnPlainPort = "tls_on_plain_port",
     /// HTTP/2 without TLS.
-    Http2OnPlainPort,
+    Http2OnPlainPort = "http2_on_plain_port",
     /// The handshake failed: the peer does not speak TLS, or does not like the certificate.
-    TlsFailed,
+    TlsFailed = "tls_failed",
     /// A PROXY header where none is expected.
-    UnexpectedProxyHeader,
+    UnexpectedProxyHeader = "unexpected_proxy_header",
     /// None that can be read, where there must be one.
-    MissingProxyHeader,
+    MissingProxyHeader = "missing_proxy_header",
     /// Its peer is not in `gateway.allow_from`.
-    PeerNotAllowed,
-    MissingApiKey,
-    MalformedApiKey,
-    MissingSignature,
-    MalformedSignature,
-    UnknownKey,
-    WrongSignature,
-    UnsupportedEncoding,
-    BadGzip,
+    PeerNotAllowed = "peer_not_allowed",
+    MissingApiKey = "missing_api_key",
+    MalformedApiKey = "malformed_api_key",
+    MissingSignature = "missing_signature",
+    MalformedSignature = "malformed_signature",
+    UnknownKey = "unknown_key",
+    WrongSignature = "wrong_signature",
+    UnsupportedEncoding = "unsupported_encoding",
+    BadGzip = "bad_gzip",
     /// Does not inflate as its Content-Encoding says.
-    BadEncoding,
+    BadEncoding = "bad_encoding",
     /// An event's body on the path of another kind.
-    WrongKind,
+    WrongKind = "wrong_kind",
     /// Older than `dedup.max_age`.
-    TooOld,
-    TooLarge,
-    HeaderTimeout,
-    BodyTimeout,
-    BodyIncomplete,
+    TooOld = "too_old",
+    TooLarge = "too_large",
+    HeaderTimeout = "header_timeout",
+    BodyTimeout = "body_timeout",
+    BodyIncomplete = "body_incomplete",
     /// It had waited longest for its body, and another request needed its place.
-    Displaced,
-    InFlightLimit,
-    MemoryBudget,
-    Draining,
-    DeadlineExceeded,
-    StoreUnavailable,
-    StoreFull,
+    Displaced = "displaced",
+    InFlightLimit = "in_flight_limit",
+    MemoryBudget = "memory_budget",
+    Draining = "draining",
+    DeadlineExceeded = "deadline_exceeded",
+    StoreUnavailable = "store_unavailable",
+    StoreFull = "store_full",
     /// The handler or the forwarded-to service said that no retry can help.
-    Rejected,
+    Rejected = "rejected",
     /// Every step of the retry ladder was climbed.
-    RetriesExhausted,
+    RetriesExhausted = "retries_exhausted",
     /// No route matched, and `worker.unmatched = "dead"`.
-    Unmatched,
+    Unmatched = "unmatched",
     /// Begun again and again and never concluded: its handler ends or hangs the worker.
-    Poison,
+    Poison = "poison",
     /// RabbitMQ itself took it out of its queue, by a policy.
-    DroppedByBroker,
+    DroppedByBroker = "dropped_by_broker",
     /// No queue was bound for it.
-    Unrouted,
+    Unrouted = "unrouted",
     /// Nobody is there to answer a synchronous hook.
-    NoWorker,
+    NoWorker = "no_worker",
     /// Workers are there, but none has a handler for this hook.
-    Unhandled,
+    Unhandled = "unhandled",
     /// The hook's handler failed, or what it answered is no answer.
-    HookFailed,
+    HookFailed = "hook_failed",
     /// The hook's handler did not answer within the deadline.
-    HookTimeout,
+    HookTimeout = "hook_timeout",
 }
 
 impl Reason {
-    pub const ALL: [Reason; 42] = [
-        Reason::NotFound,
-        Reason::MethodNotAllowed,
-        Reason::MalformedHttp,
-        Reason::HeadTooLarge,
-        Reason::TlsOnPlainPort,
-        Reason::Http2OnPlainPort,
-        Reason::TlsFailed,
-        Reason::UnexpectedProxyHeader,
-        Reason::MissingProxyHeader,
-        Reason::PeerNotAllowed,
-        Reason::MissingApiKey,
-        Reason::MalformedApiKey,
-        Reason::MissingSignature,
-        Reason::MalformedSignature,
-        Reason::UnknownKey,
-        Reason::WrongSignature,
-        Reason::UnsupportedEncoding,
-        Reason::BadGzip,
-        Reason::BadEncoding,
-        Reason::WrongKind,
-        Reason::TooOld,
-        Reason::TooLarge,
-        Reason::HeaderTimeout,
-        Reason::BodyTimeout,
-        Reason::BodyIncomplete,
-        Reason::Displaced,
-        Reason::InFlightLimit,
-        Reason::MemoryBudget,
-        Reason::Draining,
-        Reason::DeadlineExceeded,
-        Reason::StoreUnavailable,
-        Reason::StoreFull,
-        Reason::Rejected,
-        Reason::RetriesExhausted,
-        Reason::Unmatched,
-        Reason::Poison,
-        Reason::DroppedByBroker,
-        Reason::Unrouted,
-        Reason::NoWorker,
-        Reason::Unhandled,
-        Reason::HookFailed,
-        Reason::HookTimeout,
-    ];
-
-    /// The word in logs, metrics and dead letters.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::NotFound => "not_found",
-            Reason::MethodNotAllowed => "method_not_allowed",
-            Reason::MalformedHttp => "malformed_http",
-            Reason::HeadTooLarge => "head_too_large",
-            Reason::TlsOnPlainPort => "tls_on_plain_port",
-            Reason::Http2OnPlainPort => "http2_on_plain_port",
-            Reason::TlsFailed => "tls_failed",
-            Reason::UnexpectedProxyHeader => "unexpected_proxy_header",
-            Reason::MissingProxyHeader => "missing_proxy_header",
-            Reason::PeerNotAllowed => "peer_not_allowed",
-            Reason::MissingApiKey => "missing_api_key",
-            Reason::MalformedApiKey => "malformed_api_key",
-            Reason::MissingSignature => "missing_signature",
-            Reason::MalformedSignature => "malformed_signature",
-            Reason::UnknownKey => "unknown_key",
-            Reason::WrongSignature => "wrong_signature",
-            Reason::UnsupportedEncoding => "unsupported_encoding",
-            Reason::BadGzip => "bad_gzip",
-            Reason::BadEncoding => "bad_encoding",
-            Reason::WrongKind => "wrong_kind",
-            Reason::TooOld => "too_old",
-            Reason::TooLarge => "too_large",
-            Reason::HeaderTimeout => "header_timeout",
-            Reason::BodyTimeout => "body_timeout",
-            Reason::BodyIncomplete => "body_incomplete",
-            Reason::Displaced => "displaced",
-            Reason::InFlightLimit => "in_flight_limit",
-            Reason::MemoryBudget => "memory_budget",
-            Reason::Draining => "draining",
-            Reason::DeadlineExceeded => "deadline_exceeded",
-            Reason::StoreUnavailable => "store_unavailable",
-            Reason::StoreFull => "store_full",
-            Reason::Rejected => "rejected",
-            Reason::RetriesExhausted => "retries_exhausted",
-            Reason::Unmatched => "unmatched",
-            Reason::Poison => "poison",
-            Reason::DroppedByBroker => "dropped_by_broker",
-            Reason::Unrouted => "unrouted",
-            Reason::NoWorker => "no_worker",
-            Reason::Unhandled => "unhandled",
-            Reason::HookFailed => "hook_failed",
-            Reason::HookTimeout => "hook_timeout",
-        }
-    }
-
     /// The word in the answer. An unknown key and a wrong signature share one, so that a stranger cannot probe for keys.
     pub fn code(self) -> &'static str {
         if matches!(self, Reason::UnknownKey | Reason::WrongSignature) { "unauthorized" } else { self.as_str() }

@@ -1,8 +1,8 @@
 //! `[[apps]]`: who may send, and the secrets that may have signed.
 
 use super::{
+    environment::Environment,
     is_name,
-    load::Environment,
     reader::{Report, Section},
 };
 use crate::secret::Secret;

@@ -1,6 +1,6 @@
 //! `[rabbitmq]` and `[redis]`: the backends of the two services.
 
-use super::{MIB, load::Environment, reader::Section};
+use super::{MIB, environment::Environment, reader::Section};
 use crate::secret::Secret;
 use std::path::PathBuf;
 use std::time::Duration;

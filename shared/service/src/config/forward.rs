@@ -1,7 +1,7 @@
 //! `forward = { … }`: a service that events or hooks go to.
 
 use super::{
-    load::Environment,
+    environment::Environment,
     reader::{Section, is_reference},
 };
 use crate::http_client;

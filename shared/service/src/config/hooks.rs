@@ -2,8 +2,8 @@
 //! what answers.
 
 use super::{
+    environment::Environment,
     forward::ForwardConfig,
-    load::Environment,
     reader::{Report, Section},
 };
 use regex::Regex;

@@ -1,14 +1,12 @@
 //! Finds the configuration: the file, the environment over it, and secrets by reference.
 
 use super::{
-    Config, StoreKind, lines,
-    reader::{Problem, Report, is_reference},
+    Config, Environment, StoreKind, lines,
+    reader::{Problem, Report},
 };
-use crate::secret::Secret;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 use toml::{Table, Value};
 
 /// Read where neither `--config` nor `STREAMGATE_CONFIG` names a file, if it is there.
@@ -16,132 +14,6 @@ const DEFAULT_FILE: &str = "streamgate.toml";
 const PREFIX: &str = "STREAMGATE__";
 /// Whose keys the environment may set.
 const SECTIONS: [&str; 8] = ["gateway", "store", "rabbitmq", "redis", "dedup", "worker", "hooks", "log"];
-
-/// The process environment, taken once, so that tests can bring their own.
-#[derive(Clone, Default)]
-pub struct Environment {
-    variables: BTreeMap<String, String>,
-    /// Whose secrets are left unread.
-    blind: Blind,
-    /// The files that values were read from, by all clones.
-    files: Arc<Mutex<BTreeSet<PathBuf>>>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Blind {
-    apps: AppSecrets,
-    routes: bool,
-    backends: bool,
-}
-
-/// Whose secrets of Stream's are read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum AppSecrets {
-    #[default]
-    All,
-    None,
-    /// Of one API key.
-    Of(String),
-}
-
-impl AppSecrets {
-    fn are_read(&self, of: &str) -> bool {
-        match self {
-            AppSecrets::All => true,
-            AppSecrets::None => false,
-            AppSecrets::Of(api_key) => api_key == of,
-        }
-    }
-}
-
-impl std::fmt::Debug for Environment {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Environment(…)")
-    }
-}
-
-impl Environment {
-    /// Variables that are no UTF-8 are none of ours.
-    pub fn of_process() -> Environment {
-        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
-        Environment { variables: std::env::vars_os().filter_map(text).collect(), ..Environment::default() }
-    }
-
-    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Environment {
-        let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Environment { variables, ..Environment::default() }
-    }
-
-    /// For commands that need no secret: they work where the secrets are not at hand.
-    pub fn without_secrets(self) -> Environment {
-        Environment { blind: Blind { apps: AppSecrets::None, routes: true, backends: false }, ..self }
-    }
-
-    /// For commands that meet the gateway alone: the secrets of one API key, or none.
-    pub fn with_secrets_of(self, api_key: Option<&str>) -> Environment {
-        let apps = api_key.map_or(AppSecrets::None, |api_key| AppSecrets::Of(api_key.to_owned()));
-        Environment { blind: Blind { apps, routes: true, backends: true }, ..self }
-    }
-
-    /// For workers: Stream's secrets need not be where no webhook is verified.
-    pub fn without_app_secrets(self) -> Environment {
-        Environment { blind: Blind { apps: AppSecrets::None, ..self.blind }, ..self }
-    }
-
-    /// For gateways: the service's secrets need not be where nothing is forwarded.
-    pub fn without_route_secrets(self) -> Environment {
-        Environment { blind: Blind { routes: true, ..self.blind }, ..self }
-    }
-
-    /// The files that values were read from, or should have been.
-    pub fn files(&self) -> BTreeSet<PathBuf> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.variables.get(name).map(String::as_str)
-    }
-
-    /// A secret that Stream signs with; empty where it is not to be read.
-    pub(super) fn app_secret(&self, api_key: &str, reference: &str) -> Result<Secret, String> {
-        if self.reads_secrets_of(api_key) { self.resolve(reference) } else { Ok(Secret::new(String::new())) }
-    }
-
-    pub(super) fn reads_secrets_of(&self, api_key: &str) -> bool {
-        self.blind.apps.are_read(api_key)
-    }
-
-    /// Where RabbitMQ or Redis is, with their passwords; where that is not to be read, any URL of this scheme.
-    pub(super) fn backend_url(&self, reference: &str, scheme: &str) -> Result<Secret, String> {
-        if self.blind.backends && is_reference(reference) {
-            return Ok(Secret::new(format!("{scheme}://localhost")));
-        }
-        self.resolve(reference)
-    }
-
-    /// A secret that is sent to a service.
-    pub(super) fn route_secret(&self, reference: &str) -> Result<Secret, String> {
-        if self.blind.routes { Ok(Secret::new(String::new())) } else { self.resolve(reference) }
-    }
-
-    /// `env:NAME`, `file:PATH` (one line break at the end of either is not part of the secret), or the secret itself.
-    pub fn resolve(&self, reference: &str) -> Result<Secret, String> {
-        let value = if let Some(name) = reference.strip_prefix("env:") {
-            let text = self.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?;
-            without_line_break(text).to_owned()
-        } else if let Some(path) = reference.strip_prefix("file:") {
-            self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(path.into());
-            let text =
-                std::fs::read_to_string(path).map_err(|error| format!("cannot read the file {path}: {error}"))?;
-            without_line_break(&text).to_owned()
-        } else {
-            reference.to_owned()
-        };
-        if value.is_empty() { Err("is empty".to_owned()) } else { Ok(Secret::new(value)) }
-    }
-}
 
 /// Where a configuration comes from: enough to read it again.
 #[derive(Clone, Debug)]
@@ -316,11 +188,6 @@ pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Enviro
     let loaded = Loaded { config, path, doubts };
     loaded.wrong(problems)?;
     Ok(loaded)
-}
-
-fn without_line_break(text: &str) -> &str {
-    let text = text.strip_suffix('\n').unwrap_or(text);
-    text.strip_suffix('\r').unwrap_or(text)
 }
 
 /// What a variable was meant to be that looks like a key of ours: a section and its key are parted by two underscores. Only where there

@@ -5,6 +5,7 @@
 
 mod apps;
 mod backends;
+mod environment;
 mod exec;
 mod forward;
 mod hooks;
@@ -18,13 +19,14 @@ mod worker;
 
 pub use apps::{AppConfig, KeyConfig};
 pub use backends::{RabbitMqConfig, RedisConfig};
+pub use environment::Environment;
 pub use exec::ExecConfig;
 pub use forward::ForwardConfig;
 pub use hooks::{
     COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType, STREAM_LONGEST,
     STREAM_MODERATION,
 };
-pub use load::{ConfigError, Environment, Loaded, Source, from_text, load, tell_doubts};
+pub use load::{ConfigError, Loaded, Source, from_text, load, tell_doubts};
 pub use log::{Lines, LogConfig};
 pub use route::{HandlerConfig, RouteConfig};
 pub use tls::{AcmeConfig, CertificateFiles, TlsConfig};

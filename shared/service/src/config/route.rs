@@ -1,8 +1,9 @@
 //! `[[worker.routes]]`: which events a route takes, what handles them, and what of the worker's settings it has its own of.
 
 use super::{
-    ExecConfig, ForwardConfig, is_name,
-    load::Environment,
+    ExecConfig, ForwardConfig,
+    environment::Environment,
+    is_name,
     reader::{Report, Section, duration, nearest},
 };
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use super::{
     AppConfig, KIB, MIB, RouteConfig,
-    load::Environment,
+    environment::Environment,
     reader::{Report, Section},
     route::{self, RouteDefaults},
 };

@@ -1,7 +1,9 @@
 //! RabbitMQ and Redis, and a gateway's spool: services of their own, scaled horizontally.
 
+mod reloaded;
+
 use super::{GatewayParts, WorkerParts};
-use crate::reload::{self, Part};
+use crate::reload::Part;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -141,7 +143,7 @@ pub fn gateway(config: &Config, servers: Servers, metrics: &Arc<Metrics>) -> Res
 impl GatewaySide {
     /// What of it is read again with the configuration.
     pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
-        reload::backends(self.endpoint.clone(), self.redis.clone())
+        reloaded::parts(self.endpoint.clone(), self.redis.clone())
     }
 }
 
@@ -227,7 +229,7 @@ pub fn worker(config: &Config, servers: Servers, answers: bool, metrics: &Arc<Me
 impl WorkerSide {
     /// What of it is read again with the configuration.
     pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
-        reload::backends(self.endpoint.clone(), self.redis.clone())
+        reloaded::parts(self.endpoint.clone(), self.redis.clone())
     }
 }
 

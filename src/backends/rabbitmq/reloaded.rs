@@ -1,7 +1,7 @@
 //! RabbitMQ's and Redis's addresses and credentials, taken with the next connection.
 
-use super::Part;
-use crate::backends::rabbitmq;
+use super::{address, endpoint};
+use crate::reload::Part;
 use anyhow::Context;
 use streamgate_service::config::Config;
 use streamgate_store::rabbitmq::Endpoint;
@@ -17,7 +17,7 @@ impl Part for RabbitMq {
     }
 
     fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
-        Ok(self.0.replace(&rabbitmq::endpoint(config).context("rabbitmq.url")?))
+        Ok(self.0.replace(&endpoint(config).context("rabbitmq.url")?))
     }
 }
 
@@ -31,11 +31,11 @@ impl Part for RedisServer {
     }
 
     fn reload(&mut self, config: &Config, _asked: bool) -> anyhow::Result<bool> {
-        Ok(self.0.replace(rabbitmq::address(config).context("redis.url")?))
+        Ok(self.0.replace(address(config).context("redis.url")?))
     }
 }
 
-/// The backends of either service.
-pub fn backends(endpoint: Endpoint, redis: Redis) -> [Box<dyn Part>; 2] {
+/// What of either service's side is read again with the configuration.
+pub(super) fn parts(endpoint: Endpoint, redis: Redis) -> [Box<dyn Part>; 2] {
     [Box::new(RabbitMq(endpoint)), Box::new(RedisServer(redis))]
 }

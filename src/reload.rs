@@ -3,13 +3,7 @@
 //! Files are compared by their metadata once a second. Watching them by events would miss what counts most here, secrets
 //! and certificates that are mounted through chains of symbolic links and swapped somewhere else.
 
-#[cfg(feature = "services")]
-mod backends;
-
-#[cfg(feature = "services")]
-pub use backends::backends;
-
-use crate::app::Code;
+use crate::code::Code;
 use crate::wiring;
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;

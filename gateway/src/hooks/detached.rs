@@ -1,0 +1,61 @@
+//! Work that goes on when nobody waits for it any more.
+
+use super::Answering;
+use crate::answered::Answered;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio_util::task::TaskTracker;
+
+/// Work that outlives whoever waits for it: who hangs up and repeats finds the answer to the first. A task from
+/// the start would do as well, at the price of two more switches on the way of each answer.
+pub(super) struct Detached {
+    pub(super) work: Option<Answering>,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Future for Detached {
+    type Output = Answered;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
+        // Taken out for the poll: what panics must not be polled again. After its end it waits for ever, as any future may.
+        let Some(mut work) = self.work.take() else { return Poll::Pending };
+        let polled = work.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.work = Some(work);
+        }
+        polled
+    }
+}
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        if let (Some(work), Ok(runtime)) = (self.work.take(), tokio::runtime::Handle::try_current()) {
+            self.tasks.spawn_on(work, &runtime);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answered::Source;
+    use bytes::Bytes;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_goes_on() {
+        let (open, gate) = oneshot::channel::<()>();
+        let (tell, told) = oneshot::channel();
+        let work = async {
+            gate.await.unwrap();
+            tell.send(()).unwrap();
+            Answered { body: Bytes::new(), source: Source::Worker }
+        };
+        let mut detached = Box::pin(Detached { work: Some(Box::pin(work)), tasks: TaskTracker::new() });
+        assert!(futures_util::poll!(&mut detached).is_pending());
+        drop(detached);
+        open.send(()).unwrap();
+        told.await.unwrap();
+    }
+}

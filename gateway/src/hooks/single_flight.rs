@@ -1,0 +1,170 @@
+//! One answer for each call: a repeat gets the first one's, and waits for it while it is being made, here or at another gateway.
+
+use super::detached::Detached;
+use super::{AnswerHook, Asked, Hooks};
+use crate::answered::{Answered, Source};
+use bytes::Bytes;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+use streamgate_core::{
+    ports::{Answers, Ask, Turn},
+    reason::Reason,
+};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
+
+/// Between looks at an answer that another gateway is waiting for. A repeat meets another gateway seldom, and then waits for
+/// one hook: not worth a connection of its own on which Redis could tell.
+const LOOK: Duration = Duration::from_millis(20);
+/// For looking up an earlier answer, but never more than a quarter of what is left: most hooks have none.
+const LOOKING: Duration = Duration::from_millis(200);
+/// How long the answer to an id is remembered. Stream asks once; who repeats is a proxy on the way.
+const REPEATS: Duration = Duration::from_secs(120);
+/// How long remembering an answer may take.
+const REMEMBER: Duration = Duration::from_secs(1);
+/// How long a mark outlives its call's deadline; at the least, for clocks differ.
+const MARKED: Duration = Duration::from_secs(1);
+
+/// What is known of a call before it is asked.
+enum Known {
+    Answered(Answered),
+    /// Nothing, and it is marked as in work: ask, and remember.
+    First,
+    /// Nothing could be learned: the same, without a mark.
+    Unmarked,
+    /// It is being answered, and was not told of in time: neither asked again nor remembered.
+    Elsewhere,
+}
+
+impl<C: Ask, A: Answers> Hooks<C, A> {
+    /// The answer of a call that has an id: the first one, whoever asks for it.
+    pub(super) async fn once(self: Arc<Self>, asked: Asked) -> Answered {
+        let key = asked.call.key.clone();
+        let (mut told, first) = match self.in_work().entry(key.clone()) {
+            Entry::Occupied(known) => (known.get().clone(), None),
+            Entry::Vacant(place) => {
+                let (tell, told) = watch::channel(None);
+                place.insert(told.clone());
+                (told, Some(tell))
+            }
+        };
+        if let Some(tell) = first {
+            let window = self.policy(asked.call.kind).replay_window.unwrap_or(REPEATS);
+            let place = InWork { hooks: Arc::clone(&self), key, window };
+            let tasks = self.tasks.clone();
+            return Detached { work: Some(Box::pin(place.first(asked, tell))), tasks }.await;
+        }
+        // Its own deadline may come before that of the first.
+        let reason = tokio::select! {
+            biased;
+            told = told.wait_for(Option::is_some) => match told.as_deref() {
+                Ok(Some(answered)) => return Answered { source: Source::First, ..answered.clone() },
+                // The first one panicked.
+                Ok(None) | Err(_) => Reason::HookFailed,
+            },
+            () = tokio::time::sleep_until(asked.deadline) => Reason::HookTimeout,
+            () = asked.given_up.cancelled() => Reason::Draining,
+        };
+        self.by_policy(asked.call.kind, &asked.call.body, reason)
+    }
+
+    /// What is known of a call, here and at other gateways.
+    async fn known(&self, key: &str, asked: &Asked) -> Known {
+        let mut unknown = Known::Unmarked;
+        loop {
+            let left = asked.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return unknown;
+            }
+            let looked = tokio::time::timeout(LOOKING.min(left / 4), self.answers.begin(key, left)).await;
+            let error = match looked {
+                Ok(Ok(Turn::First)) => return Known::First,
+                Ok(Ok(Turn::Answered(body))) => return Known::Answered(Answered { body, source: Source::First }),
+                Ok(Ok(Turn::InWork)) => {
+                    unknown = Known::Elsewhere;
+                    tokio::time::sleep(LOOK.min(left)).await;
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it takes too long".to_owned(),
+            };
+            self.metrics.hook_memory_errors.inc();
+            tracing::debug!(error, "cannot look up earlier answers to a hook; going on without");
+            return unknown;
+        }
+    }
+}
+
+/// The place of a hook that is being answered, given up however that ends.
+struct InWork<C: Ask, A: Answers> {
+    hooks: Arc<Hooks<C, A>>,
+    key: String,
+    /// How long its answer is remembered.
+    window: Duration,
+}
+
+impl<C: Ask, A: Answers> InWork<C, A> {
+    /// Answers, and tells whoever repeats the call meanwhile.
+    async fn first(self, asked: Asked, tell: watch::Sender<Option<Answered>>) -> Answered {
+        let known = tokio::select! {
+            biased;
+            known = self.hooks.known(&self.key, &asked) => known,
+            () = asked.given_up.cancelled() => Known::Elsewhere,
+        };
+        let marked_until = if matches!(known, Known::First) { asked.deadline + MARKED } else { Instant::now() };
+        let (answered, is_first) = match known {
+            Known::Answered(answered) => (answered, false),
+            Known::First | Known::Unmarked => (self.hooks.ask(asked).await, true),
+            Known::Elsewhere => {
+                let reason = if asked.given_up.is_cancelled() { Reason::Draining } else { Reason::HookTimeout };
+                (self.hooks.by_policy(asked.call.kind, &asked.call.body, reason), false)
+            }
+        };
+        tell.send_replace(Some(answered.clone()));
+        if is_first {
+            // Beside the answer; until it is done, repeats find the answer here.
+            match Arc::clone(&self.hooks.remembering).try_acquire_owned() {
+                Ok(permit) => {
+                    let tasks = self.hooks.tasks.clone();
+                    let is_said = answered.policy().is_none();
+                    tasks.spawn(self.remember(answered.body.clone(), is_said, marked_until, permit));
+                }
+                Err(_) => self.hooks.metrics.hook_memory_errors.inc(),
+            }
+        }
+        answered
+    }
+
+    async fn remember(self, answer: Bytes, is_said: bool, marked_until: Instant, permit: OwnedSemaphorePermit) {
+        // What nobody said is not said again for longer than a proxy may repeat the question.
+        let window = if is_said { self.window } else { self.window.min(REPEATS) };
+        let remembering = self.hooks.answers.remember(&self.key, answer, window);
+        let remembered = tokio::time::timeout(REMEMBER, remembering).await;
+        let error = match remembered {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("it takes too long".to_owned()),
+        };
+        if let Some(error) = error {
+            self.hooks.metrics.hook_memory_errors.inc();
+            tracing::debug!(error, "cannot remember the answer to a hook; a repeat of it would be asked again");
+            // Else a repeat would wait for an answer that does not come, until the mark lapses.
+            // Only while it is ours: after that it may be another gateway's.
+            while Instant::now() < marked_until {
+                let forgetting = tokio::time::timeout(REMEMBER, self.hooks.answers.forget(&self.key)).await;
+                if matches!(forgetting, Ok(Ok(()))) {
+                    break;
+                }
+                tokio::time::sleep(MARKED / 4).await;
+            }
+        }
+        drop(permit);
+    }
+}
+
+impl<C: Ask, A: Answers> Drop for InWork<C, A> {
+    fn drop(&mut self) {
+        self.hooks.in_work().remove(&self.key);
+    }
+}
