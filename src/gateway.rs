@@ -11,7 +11,7 @@ use crate::{closing, limits, output, wiring};
 use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streamgate_core::path::PUSH;
 use streamgate_core::ports::Lifecycle;
 use streamgate_service::config::{AppConfig, Loaded, Source};
@@ -23,6 +23,8 @@ use tokio::sync::Notify;
 
 /// Balancers commonly look every second.
 const DRAIN_LEAST: Duration = Duration::from_secs(1);
+/// Enough for a batch that RabbitMQ takes.
+const LAST_HAND_OVER: Duration = Duration::from_secs(2);
 
 /// What `run` needs. Listeners are bound by the caller, so that tests can choose free ports.
 #[derive(Debug)]
@@ -90,19 +92,21 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
         async move { backend.watch().await }
     });
     let reloaded = receiving.reloaded(config.apps.clone()).into_iter().chain(backend.reloaded()).collect();
-    background.spawn(Reload::new(source, reloaded).watch(config, reload));
+    background.spawn(Reload::new(source, Loaded::for_services, reloaded).watch(config, reload));
     if let Some(renewing) = receiving.renewing() {
         background.spawn(renewing);
     }
     ready();
     let ((), by) = tokio::join!(receiving.run(listener, shutdown.clone()), shutdown.deadline(drain_timeout));
+    // Also after a receiving that took all of the time: what was spooled last has had none.
+    let by = by.max(Instant::now() + LAST_HAND_OVER);
     tokio::select! {
         () = backend.stop(by) => {}
         // A second signal: what is on the disk stays there.
         () = shutdown.abort.cancelled() => {}
     }
     background.end().await;
-    closing::close(async {
+    closing::close(&shutdown, async {
         receiving.close().await;
         backend.close().await;
     })

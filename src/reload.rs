@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_gateway::{Intake, Tls};
-use streamgate_service::config::{self, AppConfig, Config, HooksConfig, RouteConfig, Source, TlsConfig};
+use streamgate_service::config::{
+    self, AppConfig, Config, ConfigError, HooksConfig, Loaded, RouteConfig, Source, TlsConfig,
+};
 use streamgate_worker::{Hooks, Route, Router};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -34,6 +36,8 @@ pub trait Part: Send {
 pub struct Reload {
     pub source: Source,
     pub parts: Vec<Box<dyn Part>>,
+    /// What the service asks of a configuration at its start.
+    judge: Judge,
     /// What was doubtful last; it is told when it changes.
     doubts: Option<Vec<(String, String)>>,
 }
@@ -44,13 +48,16 @@ impl std::fmt::Debug for Reload {
     }
 }
 
+/// Takes a configuration for a service, or says what in it is wrong for that service.
+pub type Judge = fn(Loaded) -> Result<Loaded, ConfigError>;
+
 /// Device, inode, length and time of change: what differs when a file was written or swapped.
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Reload {
     /// What is doubtful was told when the configuration was loaded first.
-    pub fn new(source: Source, parts: Vec<Box<dyn Part>>) -> Reload {
-        Reload { source, parts, doubts: None }
+    pub fn new(source: Source, judge: Judge, parts: Vec<Box<dyn Part>>) -> Reload {
+        Reload { source, parts, judge, doubts: None }
     }
 
     /// Runs until it is dropped. `now`: asks for a reload at once.
@@ -80,7 +87,7 @@ impl Reload {
 
     /// Whether all went well. What is wrong stays as it was, and keeps no other part back.
     fn reload(&mut self, config: &mut Config, file: Option<&Path>, asked: bool) -> bool {
-        let loaded = match config::load(&self.source) {
+        let loaded = match config::load(&self.source).and_then(self.judge) {
             Ok(loaded) if file.is_some() && loaded.path.is_none() => {
                 let file = file.map(|file| file.display().to_string());
                 tracing::error!(
@@ -195,6 +202,10 @@ pub struct Routes {
     /// Those of the code, which stand before those of the configuration.
     pub code: Vec<Route>,
     pub held: Vec<RouteConfig>,
+    /// What queues were declared for at the start.
+    pub steps: Vec<Duration>,
+    /// What the store was told at the start that handlers may take.
+    pub longest: Duration,
 }
 
 impl Part for Routes {
@@ -209,6 +220,15 @@ impl Part for Routes {
         }
         // Every event would be logged and acknowledged from then on: too much for a file that is just being written.
         anyhow::ensure!(!wanted.is_empty(), "the configuration names no route any more: that needs a restart");
+        if let Some(step) = config.worker.retry_steps().iter().find(|step| !self.steps.contains(step)) {
+            anyhow::bail!("{step:?} is a new step of a retry ladder, and has no queue yet: that needs a restart");
+        }
+        let longest = config.worker.longest_handler_timeout();
+        anyhow::ensure!(
+            longest <= self.longest,
+            "a handler_timeout of {longest:?} is over the longest at the start, {:?}: that needs a restart",
+            self.longest
+        );
         self.router.store(Arc::new(wiring::router(config, self.code.clone())?));
         self.held.clone_from(wanted);
         Ok(true)
@@ -251,6 +271,8 @@ pub fn handlers(
     code: Code,
     config: &Config,
 ) -> [Box<dyn Part>; 2] {
-    let routes = Routes { router, code: code.routes, held: config.worker.routes.clone() };
+    let worker = &config.worker;
+    let (steps, longest) = (worker.retry_steps(), worker.longest_handler_timeout());
+    let routes = Routes { router, code: code.routes, held: worker.routes.clone(), steps, longest };
     [Box::new(routes), Box::new(HookHandlers { hooks, code: code.hooks, held: config.hooks.clone() })]
 }

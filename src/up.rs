@@ -61,7 +61,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
         }
         config.apps.push(dev::app(&config.store.data_dir)?);
     }
-    limits::raise_open_files(config.gateway.max_connections);
+    limits::raise_open_files(config.gateway.max_connections + wiring::files_of_handlers(config));
     let shutdown = Shutdown::new();
     shutdown.listen().context("cannot listen to signals")?;
     let reload = Arc::new(Notify::new());
@@ -108,7 +108,7 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     if let Some(source) = source {
         let handlers = code.map(|code| working.reloaded(code, &as_loaded));
         let reloaded = receiving.reloaded(as_loaded.apps.clone()).into_iter().chain(handlers.into_iter().flatten());
-        background.spawn(Reload::new(source, reloaded.collect()).watch(as_loaded, reload));
+        background.spawn(Reload::new(source, Ok, reloaded.collect()).watch(as_loaded, reload));
     }
     ready();
     // Hooks are answered until the last of them is.
@@ -119,7 +119,7 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     };
     tokio::join!(receive, working.run(shutdown.clone(), answered.clone()));
     background.end().await;
-    closing::close(async {
+    closing::close(&shutdown, async {
         receiving.close().await;
         store.close().await;
     })

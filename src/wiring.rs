@@ -12,6 +12,9 @@ use streamgate_worker::{
     CallPolicy, Exec, Forward, ForwardHook, Handler, HookHandler, Hooks, Observe, Policy, Reply, Route, Router, Screen,
 };
 
+/// Three pipes, with both of their ends while it starts, and its process.
+const FILES_OF_A_COMMAND: usize = 8;
+
 /// One client for each set of authorities, so that what goes to one service shares its connections.
 #[derive(Default)]
 pub(crate) struct ServiceClients(HashMap<Option<String>, ServiceClient>);
@@ -124,6 +127,12 @@ pub fn policy(config: &Config) -> Policy {
         unmatched: config.worker.unmatched,
         lines: config.log.deliveries,
     }
+}
+
+/// Most files that handlers of events have open: a connection each, and what a command takes.
+pub fn files_of_handlers(config: &Config) -> usize {
+    let runs_commands = config.worker.routes.iter().any(|route| matches!(route.handler, HandlerConfig::Exec(_)));
+    config.worker.concurrency * if runs_commands { FILES_OF_A_COMMAND } else { 1 }
 }
 
 /// Random, so that holders of claims differ between workers.

@@ -45,7 +45,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
 pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow::Result<ExitCode> {
     let loaded = loaded.for_services()?;
     let servers = Servers::of(&loaded)?;
-    limits::raise_open_files(loaded.config.worker.concurrency);
+    limits::raise_open_files(wiring::files_of_handlers(&loaded.config));
     let shutdown = Shutdown::new();
     shutdown.listen().context("cannot listen to signals")?;
     let ops_listener = greeting::bind(loaded.config.worker.ops_listen, "worker.ops_listen").await?;
@@ -88,15 +88,18 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     });
     if let Some((source, code)) = again {
         let reloaded = working.reloaded(code, &config).into_iter().chain(backend.reloaded()).collect();
-        background.spawn(Reload::new(source, reloaded).watch(config, hangup));
+        background.spawn(Reload::new(source, Loaded::for_services, reloaded).watch(config, hangup));
     }
     ready();
     let stop = async {
         let by = shutdown.deadline(drain_timeout).await;
-        backend.stop(by).await;
+        tokio::select! {
+            () = backend.stop(by) => {}
+            () = shutdown.abort.cancelled() => {}
+        }
     };
     tokio::join!(working.run(shutdown.clone(), shutdown.clone()), stop);
     background.end().await;
-    closing::close(backend.close()).await;
+    closing::close(&shutdown, backend.close()).await;
     Ok(())
 }

@@ -52,6 +52,11 @@ impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
         self.state.tasks.close();
         drop(timeout(FAREWELL, self.state.tasks.wait()).await);
     }
+
+    /// Before the disk is closed: nobody goes on trying to remove from it what the queue has.
+    pub fn give_up(&self) {
+        self.state.given_up.cancel();
+    }
 }
 
 /// Returns after `stop`, when nothing more can be handed over.

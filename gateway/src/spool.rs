@@ -15,6 +15,7 @@ use streamgate_core::{
 use streamgate_service::metrics::Metrics;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The longest wait between tries to let a row go while the disk fails. There is no last try: the event is in the queue, and
@@ -49,6 +50,8 @@ pub(crate) struct SpoolState<Q, D> {
     pub(crate) progress: tokio::sync::Mutex<Progress>,
     /// Told of what changes for the hand-over: an event on the disk, an opened gate.
     pub(crate) news: Notify,
+    /// The end of a stop: what still goes on has had its time.
+    pub(crate) given_up: CancellationToken,
     /// Confirms that are awaited beyond their callers, and what follows them.
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: Arc<Metrics>,
@@ -65,6 +68,7 @@ impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
                 confirm_timeout: policy.confirm_timeout,
                 progress: tokio::sync::Mutex::default(),
                 news: Notify::new(),
+                given_up: CancellationToken::new(),
                 tasks: TaskTracker::new(),
                 metrics,
             }),
@@ -227,7 +231,11 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         let mut wait = Duration::from_millis(50);
         while let Err(error) = self.spool.release(rows.clone()).await {
             tracing::warn!(%error, events = rows.len(), "cannot remove events from the spool, trying again");
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // The disk is closed after this. They stay there, and are handed over once more.
+                () = self.given_up.cancelled() => return,
+            }
             wait = (wait * 2).min(RELEASE_BACKOFF);
         }
         self.metrics.spool_released.inc_by(rows.len() as u64);

@@ -7,7 +7,7 @@ use super::{answers_commands, answers_moderation, moderation_deadline, sign_in};
 use crate::exit::BadUsage;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use streamgate_core::event_types::in_hooks;
+use streamgate_core::event_types::{OTHER_PRODUCTS, in_hooks};
 use streamgate_core::pattern::Pattern;
 use streamgate_service::config::{AppConfig, Config, STREAM_MODERATION};
 
@@ -85,7 +85,11 @@ fn drift(settings: &Settings, app: &str, config: &Config, here: &Here) -> Vec<Dr
     }
     match &settings.webhooks {
         Webhooks::V1 { url, event_types } if here.is(address::of_push(url)) => {
-            found.extend(unsent(app, config, &[Sent { event_types: event_types.clone(), custom: true }]));
+            found.extend(unsent(
+                app,
+                config,
+                &[Sent { event_types: event_types.clone(), custom: true, all_products: true }],
+            ));
         }
         Webhooks::V1 { url, .. } if url.is_empty() => found.push(Drift::Broken(nothing("webhook_url is not set"))),
         Webhooks::V1 { url, .. } => {
@@ -129,6 +133,8 @@ struct Sent {
     event_types: Vec<String>,
     /// Whether those of the app's own types are sent too.
     custom: bool,
+    /// Whether those of Stream's other products are.
+    all_products: bool,
 }
 
 impl Sent {
@@ -147,8 +153,12 @@ fn of_hooks(hooks: &[EventHook], app: &str, config: &Config, here: &Here) -> Vec
         };
         return vec![Drift::Broken(nothing(&why))];
     }
-    let sent: Vec<_> =
-        ours.iter().map(|hook| Sent { event_types: hook.event_types(), custom: hook.sends_custom_events() }).collect();
+    let sent = ours.iter().map(|hook| Sent {
+        event_types: hook.event_types(),
+        custom: hook.sends_custom_events(),
+        all_products: hook.delivers_all_products(),
+    });
+    let sent: Vec<_> = sent.collect();
     let mut found = unsent(app, config, &sent);
     let deadline = config.gateway.answer_deadline;
     for hook in &ours {
@@ -183,8 +193,10 @@ fn unsent(app: &str, config: &Config, sent: &[Sent]) -> Vec<Drift> {
             let (there, missing): (Vec<_>, Vec<_>) =
                 in_hooks().filter(|name| pattern.matches(name)).partition(|name| is_sent(name));
             // Types of the app's own, and those that a later version of Stream has.
-            let sends_others =
-                is_custom_sent || sent.iter().any(|hook| hook.event_types.iter().any(|name| pattern.matches(name)));
+            let is_other_products = OTHER_PRODUCTS.iter().any(|start| pattern.as_str().starts_with(start));
+            let sends_others = is_custom_sent
+                || sent.iter().any(|hook| hook.event_types.iter().any(|name| pattern.matches(name)))
+                || is_other_products && sent.iter().any(|hook| hook.all_products && hook.is_everything());
             let missing: Vec<_> = missing.into_iter().map(str::to_owned).collect();
             let what = if there.is_empty() && !sends_others {
                 "which no hook sends here".to_owned()

@@ -115,6 +115,11 @@ impl EventHook {
         matches!(self.text("product").as_str(), "" | "all" | PRODUCT)
     }
 
+    /// Whether it is for all products, as one is that does not say.
+    pub(super) fn delivers_all_products(&self) -> bool {
+        matches!(self.text("product").as_str(), "" | "all")
+    }
+
     pub(super) fn sends_custom_events(&self) -> bool {
         self.is_true("should_send_custom_events")
     }

@@ -207,7 +207,7 @@ impl Plan {
         let mut body = Fields::default();
         let after = match &wanted.goal {
             Goal::Remove { .. } if is_ours => {
-                self.step(Mark::Remove, format!("webhook_url {url}"));
+                self.step(Mark::Remove, format!("webhook_url {}", without_credentials(url)));
                 body.set("webhook_url", &json!(""));
                 // It holds for the app's other receivers, too.
                 if !event_types.is_empty() {
@@ -226,8 +226,12 @@ impl Plan {
                 }
                 let ours = wanted.base.push();
                 match (is_ours, url.is_empty()) {
-                    (true, _) if same_set(event_types, types) => self.step(Mark::Keep, format!("webhook_url {url}")),
-                    (true, _) => self.step(Mark::Change, format!("webhook_url {url} (webhook_events)")),
+                    (true, _) if same_set(event_types, types) => {
+                        self.step(Mark::Keep, format!("webhook_url {}", without_credentials(url)))
+                    }
+                    (true, _) => {
+                        self.step(Mark::Change, format!("webhook_url {} (webhook_events)", without_credentials(url)))
+                    }
                     (false, true) => self.step(Mark::Add, format!("webhook_url {ours}")),
                     (false, false) => {
                         self.step(Mark::Change, format!("webhook_url {} -> {ours}", without_credentials(url)));
@@ -319,7 +323,7 @@ impl Plan {
                 return ours;
             }
             HookUrl::Clear if was_ours => {
-                self.step(Mark::Remove, format!("{field} {url}"));
+                self.step(Mark::Remove, format!("{field} {}", without_credentials(url)));
                 self.plain.set(field, &json!(""));
                 return String::new();
             }

@@ -40,6 +40,8 @@ pub(super) enum Written {
     Unknown,
     #[error("Stream took the update, and what it shows now is not what was written")]
     Unverified,
+    #[error("Stream took the update, and it is not known what it shows now: the same command compares")]
+    Unread,
 }
 
 /// One run: from settings to settings.
@@ -121,7 +123,7 @@ impl Session<'_> {
             match self.api.update_app(&update.body).await {
                 Ok(()) => outcome = self.read_back(&reached, &update, number + 1 == count).await?,
                 // All else is done, and a timeout harms nobody who is not asked.
-                Err(error @ ApiError::Refused { .. }) if update.part == Part::Default => {
+                Err(error @ ApiError::Refused { status: 400, .. }) if update.part == Part::Default && number > 0 => {
                     let what = format!("Stream does not take its own default back, so the timeout stays: {error}");
                     self.note(format!("{} {what}", Mark::Attention.sign()))?;
                     plan.steps.push(Step { mark: Mark::Attention, what });
@@ -143,7 +145,7 @@ impl Session<'_> {
                 tokio::time::sleep(BETWEEN_READS).await;
             }
             let now = self.read().await.with_context(|| format!("{} cannot be read back", update.part));
-            let now = now.context(Written::Unverified)?;
+            let now = now.context(Written::Unread)?;
             if update.is_in(&now) && (!is_last || now.holds(expected)) {
                 return Ok(Outcome::Written);
             }
@@ -219,7 +221,7 @@ fn report(settings: &Settings, plan: &Plan, outcome: Outcome) -> serde_json::Val
 pub(super) fn report_of_failure(error: &anyhow::Error) -> serde_json::Value {
     let written = match error.downcast_ref::<Written>() {
         None | Some(Written::Nothing) => Some(false),
-        Some(Written::InPart | Written::Unverified) => Some(true),
+        Some(Written::InPart | Written::Unverified | Written::Unread) => Some(true),
         Some(Written::Unknown) => None,
     };
     json!({ "ok": false, "error": format!("{error:#}"), "written": written })

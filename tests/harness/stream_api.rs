@@ -41,6 +41,8 @@ pub struct App {
     pub meanwhile: Option<BTreeMap<String, Value>>,
     /// Whether a timeout of 0 is refused, as Stream's documentation says.
     pub refuses_zero: bool,
+    /// Reads that an edge answers 502 after the next update.
+    pub unreadable: usize,
     /// A field of hooks that is dropped without a word.
     pub drops: Option<&'static str>,
     /// What reads still show, and how many.
@@ -201,6 +203,7 @@ impl App {
         }
         *self = App { stale: Some(before), ..after };
         self.plain.extend(self.meanwhile.take().unwrap_or_default());
+        self.edge_errors = std::mem::take(&mut self.unreadable);
         Ok(())
     }
 

@@ -192,7 +192,8 @@ async fn an_events_way_can_be_read_from_the_log() {
     .await;
     assert!(of("handled", "late").unwrap()["age_ms"].as_u64().unwrap() >= 200);
     assert!(server.terminate().await.success());
-    assert!(!site.log().contains("still in use"), "the store was closed in order: {}", site.log());
+    let log = site.log();
+    assert!(log.contains("stopped") && !log.contains("left to the system"), "the store was closed in order: {log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

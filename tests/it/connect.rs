@@ -295,10 +295,16 @@ async fn a_run_that_fails_says_what_was_written() {
     let moved =
         || Some(BTreeMap::from([("custom_action_handler_url".to_owned(), json!("https://customer.example/c"))]));
     type Prepare<'a> = &'a dyn Fn(&mut App);
-    let cases: [(Prepare<'_>, Value, &[&str], usize); 6] = [
+    let cases: [(Prepare<'_>, Value, &[&str], usize); 7] = [
         (&|app| app.faults = [refused].into(), json!(false), &["nothing was written", "customer.example/hooks?…"], 4),
         (&|app| app.faults = [Fault::Taken, refused].into(), json!(true), &["written in part"], 5),
         (&|app| app.faults = [lost].into(), Value::Null, &["not known whether", "502"], 5),
+        (
+            &|app| app.unreadable = 4,
+            json!(true),
+            &["it is not known what it shows now", "cannot be read back", "502"],
+            5,
+        ),
         (&|app| app.meanwhile = moved(), json!(true), &["written in part", "somebody else changed"], 5),
         (
             &|app| app.drops = Some("sqs_event_based_message_group_id_enabled"),

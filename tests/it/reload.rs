@@ -107,12 +107,13 @@ async fn a_worker_reads_its_routes_again_and_no_hangup_ends_it() {
     let (backends, service) = (Backends::shared().await, Receiver::willing().await);
     let site = Site::new();
     let token = site.write("token", "first");
-    let route = |events: &str| {
+    let route_with = |events: &str, keys: &str| {
         let headers = format!("headers = {{ Authorization = \"file:{}\" }}", token.display());
         let forward = format!("forward = {{ url = \"{}\", {headers} }}", service.url());
-        let rest = format!("[[worker.routes]]\nname = \"app\"\nevents = [\"{events}\"]\n{forward}\n");
+        let rest = format!("[[worker.routes]]\nname = \"app\"\nevents = [\"{events}\"]\n{keys}\n{forward}\n");
         site.configure(&Setup { rest: rest + &backends.tables(&site.name()), ..Setup::default() });
     };
+    let route = |events: &str| route_with(events, "");
     route("*");
     let gateway = site.start_as("gateway").await.ready().await;
     let worker = site.start_as("worker").await.ready().await;
@@ -136,6 +137,17 @@ async fn a_worker_reads_its_routes_again_and_no_hangup_ends_it() {
     worker.signal(Signal::HUP);
     site.logged("names no route any more").await;
     sent("second").await;
+    // What the start would have refused, or prepared for.
+    for (keys, said) in [
+        ("handler_timeout = \"20m\"", "must be under 15m with RabbitMQ"),
+        ("handler_timeout = \"40s\"", "over the longest at the start"),
+        ("retry = [\"7s\"]", "a new step of a retry ladder"),
+    ] {
+        route_with("reaction.*", keys);
+        worker.signal(Signal::HUP);
+        site.logged(said).await;
+        sent("second").await;
+    }
     // Another route is taken up by a signal, too.
     route("reaction.*");
     worker.signal(Signal::HUP);

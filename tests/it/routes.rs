@@ -46,7 +46,7 @@ async fn a_command_gets_the_event_and_its_exit_code_decides() {
         [route("done", "message.new", 0), route("later", "message.updated", 75), route("never", "*", 3)].concat();
     site.configure(&Setup { worker: "retry = [\"1h\"]".into(), rest, ..Setup::default() });
     let mut command = site.command(&["up"]);
-    command.env("PATH", "/usr/bin:/bin").env("STREAMGATE_LOG", "debug").env("DATABASE_PASSWORD", "geheim");
+    command.env("PATH", "/usr/bin:/bin").env("STREAMGATE_LOG", "trace").env("DATABASE_PASSWORD", "geheim");
     let server = Server::of(command, &site).await;
     let body = r#"{"type":"message.new","cid":"messaging:x","html":"\u003cb\u003e"}"#;
     push(&server, "one", body).await;
@@ -69,8 +69,9 @@ async fn a_command_gets_the_event_and_its_exit_code_decides() {
     assert!(!seen.contains("geheim") && !seen.contains(SECRET) && !seen.contains("STREAMGATE_CONFIG"), "{seen}");
     let dead = text(&site.run(&["dead", "list", "--json"]).await.stdout);
     assert!(dead.contains("rejected") && dead.contains("exit code 3"), "{dead}");
-    site.logged("lots of output").await;
+    site.logged("\"stdout_bytes\":").await;
     assert!(server.terminate().await.success());
+    assert!(!site.log().contains("lots of output"), "what it writes may be what users wrote: {}", site.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,27 +83,40 @@ async fn a_command_that_hangs_is_killed_with_all_that_it_started() {
         format!("trap '' TERM HUP INT\nsleep 1000 &\necho $$ $! > {0}.part\nmv {0}.part {0}\nwait\n", pids.display());
     let command = script(&site, "hang", &hang);
     let rest = format!(
-        "[[worker.routes]]\nname = \"app\"\nevents = [\"*\"]\nexec = {{ command = [\"{command}\"], timeout = \"2s\" }}\n\
+        "[[worker.routes]]\nname = \"app\"\nevents = [\"*\"]\nexec = {{ command = [\"{command}\"], timeout = \"6s\" }}\n\
          [[worker.routes]]\nname = \"absent\"\nevents = [\"nothing.*\"]\nexec = {{ command = [\"./absent\"] }}\n"
     );
-    site.configure(&Setup { worker: "retry = [\"1h\"]".into(), rest, ..Setup::default() });
+    let worker = "retry = [\"1h\"]\ndrain_timeout = \"300ms\"".into();
+    site.configure(&Setup { worker, rest, ..Setup::default() });
     let server = site.start().await;
+    let running = async || {
+        eventually("it runs", || async { pids.exists() }).await;
+        let found = std::fs::read_to_string(&pids).unwrap();
+        std::fs::remove_file(&pids).unwrap();
+        found
+    };
     push(&server, "one", r#"{"type":"message.new"}"#).await;
+    let first = running().await;
     eventually("it was killed", || async { outcomes(&server, "app", "retry").await == 1.0 }).await;
-    site.logged("did not end within 2s").await;
-    let pids = std::fs::read_to_string(pids).unwrap();
+    site.logged("did not end within 6s").await;
     // A zombie is dead, whoever should have buried it.
     let lives = |pid: &str| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         !stat.is_empty() && !stat.rsplit(") ").next().unwrap().starts_with('Z')
     };
-    for pid in pids.split_whitespace() {
-        eventually("nobody of the group is left", || async { !lives(pid) }).await;
-    }
+    let gone = async |pids: &str| {
+        for pid in pids.split_whitespace() {
+            eventually("nobody of the group is left", || async { !lives(pid) }).await;
+        }
+    };
+    gone(&first).await;
     let checked = text(&site.run(&["check", "--offline"]).await.stdout);
     assert!(checked.contains("worker.routes[1].exec") && checked.contains(&format!("runs {command}")), "{checked}");
     assert!(checked.contains("./absent is no file that can be run from here"), "{checked}");
+    push(&server, "two", r#"{"type":"message.updated"}"#).await;
+    let second = running().await;
     assert!(server.terminate().await.success());
+    gone(&second).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -107,7 +107,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
                     () = cut.cancelled() => return self.release(&key, holder).await,
                 }
             }
-            Verdict::Wait => Settlement::Wait { delay: ladder.shortest() },
+            Verdict::Wait => Settlement::Wait { delay: ladder.shortest().min(length) },
             Verdict::Superseded => Settlement::Superseded,
         };
         drop(place);

@@ -13,8 +13,8 @@ use tokio::process::{Child, Command};
 const RETRY: i32 = 75;
 /// What a command has of our environment; all else may be a secret.
 const INHERITED: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"];
-/// Bytes of its output that are kept, for a line of the log at debug level.
-const MAX_OUTPUT: usize = 4 << 10;
+/// Bytes of its output that are read at a time.
+const CHUNK: usize = 16 << 10;
 
 /// Runs one command for each event.
 #[derive(Clone, Debug)]
@@ -49,13 +49,15 @@ fn command(words: &[String], event: &Event, attempt: u32) -> Command {
     command.args(arguments).env_clear();
     command.envs(INHERITED.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
-        .env("STREAMGATE_TYPE", event.event_type().unwrap_or_default().replace('\0', ""))
+        // The one beside the body, which is bounded: the body has the raw one.
+        .env("STREAMGATE_TYPE", &event.envelope().event_type)
         .env("STREAMGATE_KEY", event.key())
         .env("STREAMGATE_ID", event.id())
         .env("STREAMGATE_ATTEMPT", attempt.to_string())
         .env("STREAMGATE_CID", event.cid().unwrap_or_default());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own: what it starts ends with it. None of our signals reaches it, so that it may finish during a drain.
+    // A group of its own, so that what it started can be killed with it at the timeout and at the end of a drain, and so that no
+    // signal for us reaches it.
     command.process_group(0).kill_on_drop(true);
     command
 }
@@ -64,7 +66,7 @@ fn command(words: &[String], event: &Event, attempt: u32) -> Command {
 async fn run(mut child: Child, event: &Event) -> Result<(), HandlerError> {
     let group = Group(child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)));
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let (mut output, mut errors) = (Vec::new(), Vec::new());
+    let (mut output, mut errors) = (0, 0);
     let pumps = async {
         let write = async {
             // It need not read what it does not want.
@@ -72,29 +74,29 @@ async fn run(mut child: Child, event: &Event) -> Result<(), HandlerError> {
                 stdin.write_all(event.body()).await.ok();
             }
         };
-        tokio::join!(write, keep(stdout, &mut output), keep(stderr, &mut errors));
+        tokio::join!(write, count(stdout, &mut output), count(stderr, &mut errors));
         // Whoever closes its output may still be at work.
         std::future::pending::<Infallible>().await
     };
     let ended = tokio::select! {
         biased;
-        never = pumps => match never {},
+        // First: what goes on writing after it must not keep its end from being seen.
         ended = child.wait() => ended,
+        never = pumps => match never {},
     };
     group.has_ended();
     let ended = ended.map_err(|error| HandlerError::retry(format!("the command's end is not known: {error}")))?;
-    let (output, errors) = (String::from_utf8_lossy(&output), String::from_utf8_lossy(&errors));
-    tracing::debug!(key = event.key(), status = %ended, %output, %errors, "the command has ended");
+    // Only how much it wrote: it may be what users wrote.
+    tracing::debug!(key = event.key(), status = %ended, stdout_bytes = output, stderr_bytes = errors, "the command has ended");
     verdict(ended)
 }
 
-/// Reads all of it, so that nobody waits for a full pipe, and keeps its beginning.
-async fn keep(from: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+/// Reads all of it and throws it away, so that nobody waits for a full pipe.
+async fn count(from: Option<impl AsyncRead + Unpin>, bytes: &mut u64) {
     let Some(mut from) = from else { return };
-    let mut chunk = [0; 1024];
+    let mut chunk = vec![0; CHUNK];
     while let Ok(read @ 1..) = from.read(&mut chunk).await {
-        let room = MAX_OUTPUT.saturating_sub(kept.len()).min(read);
-        kept.extend_from_slice(chunk.get(..room).unwrap_or_default());
+        *bytes += read as u64;
     }
 }
 

@@ -5,7 +5,7 @@ mod reloaded;
 use super::{GatewayParts, WorkerParts};
 use crate::reload::Part;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle, Spool};
 use streamgate_gateway::{SpoolPolicy, Spooled};
@@ -17,6 +17,9 @@ use streamgate_store::redis::{Address, AddressError, Redis, RedisAnswers, RedisC
 use streamgate_store::sqlite::{OpenError, SpoolFile, SpoolOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+
+/// How long a stop waits for Redis to take the last keys of events.
+const MARKS: Duration = Duration::from_secs(2);
 
 pub type Gateway = GatewayParts<Spooled<Exchange, SpoolFile>, SeenKeys, Caller, RedisAnswers, GatewaySide>;
 pub type Worker = WorkerParts<Consumer, RedisClaims, CallQueue, WorkerSide>;
@@ -98,7 +101,7 @@ pub struct GatewaySide {
     ladder: Vec<Duration>,
     data_dir: PathBuf,
     stopping: CancellationToken,
-    /// From the spool to RabbitMQ. None once it is stopped.
+    /// From the spool to RabbitMQ. None before it begins, and once it is stopped.
     handing_over: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -118,11 +121,6 @@ pub fn gateway(config: &Config, servers: Servers, metrics: &Arc<Metrics>) -> Res
     let answers = Arc::new(RedisAnswers::new(redis.clone()));
     let exchange = Arc::new(Exchange::start(endpoint.clone(), topology, config.gateway.max_in_flight, &on_return));
     let spooled = Arc::new(spooled(config, &exchange, &spool, metrics));
-    let stopping = CancellationToken::new();
-    let handing_over = tokio::spawn({
-        let (spooled, stopping) = (Arc::clone(&spooled), stopping.clone());
-        async move { spooled.hand_over(&stopping).await }
-    });
     let lifecycle = Arc::new(GatewaySide {
         endpoint,
         redis,
@@ -134,13 +132,17 @@ pub fn gateway(config: &Config, servers: Servers, metrics: &Arc<Metrics>) -> Res
         metrics: Arc::clone(metrics),
         ladder: config.worker.retry_steps(),
         data_dir: config.store.data_dir.clone(),
-        stopping,
-        handing_over: Mutex::new(Some(AbortOnDropHandle::new(handing_over))),
+        stopping: CancellationToken::new(),
+        handing_over: Mutex::default(),
     });
     Ok(GatewayParts { enqueue: spooled, seen, calls, answers, lifecycle })
 }
 
 impl GatewaySide {
+    fn handing_over(&self) -> MutexGuard<'_, Option<AbortOnDropHandle<()>>> {
+        self.handing_over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What of it is read again with the configuration.
     pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
         reloaded::parts(self.endpoint.clone(), self.redis.clone())
@@ -157,7 +159,13 @@ impl Lifecycle for GatewaySide {
         Ok(self.exchange.ready().err().map(|why| format!("events go to the spool: {why}")))
     }
 
+    /// Hands the spool over too, until the stop: not before the service has started.
     async fn watch(&self) {
+        if !self.stopping.is_cancelled() {
+            let (spooled, stopping) = (Arc::clone(&self.spooled), self.stopping.clone());
+            let handing_over = tokio::spawn(async move { spooled.hand_over(&stopping).await });
+            self.handing_over().replace(AbortOnDropHandle::new(handing_over));
+        }
         let metrics = &self.metrics;
         let depth = |queue, messages: u32| metrics.queue_messages.with_label_values(&[queue]).set(messages.into());
         tokio::join!(
@@ -171,26 +179,28 @@ impl Lifecycle for GatewaySide {
     /// Hands over what is on the disk.
     async fn stop(&self, by: Instant) {
         self.stopping.cancel();
-        let handing_over = self.handing_over.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let handing_over = self.handing_over().take();
         if let Some(handing_over) = handing_over {
             drop(tokio::time::timeout_at(by.into(), handing_over).await);
         }
     }
 
     async fn close(&self) {
-        drop(self.handing_over.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.handing_over().take());
         self.spooled.settle().await;
+        self.spooled.give_up();
         let left = self.spool.usage().events;
-        self.seen.close().await;
-        tokio::join!(self.exchange.close(), self.calls.close());
-        // A connection may outlive the drain: what it was promised is committed, and it is promised nothing more.
-        self.spool.close().await;
         if left > 0 {
             tracing::warn!(
                 events = left, data_dir = %self.data_dir.display(),
                 "events are left in the spool: the next gateway on this directory hands them over, or `streamgate drain`"
             );
         }
+        // Marks that Redis does not take cost a repeat at the worst.
+        let marks = tokio::time::timeout(MARKS, self.seen.close());
+        drop(tokio::join!(marks, self.exchange.close(), self.calls.close()));
+        // A connection may outlive the drain: what it was promised is committed, and it is promised nothing more.
+        self.spool.close().await;
     }
 }
 
@@ -247,13 +257,14 @@ impl Lifecycle for WorkerSide {
     }
 
     /// Does not wait for what is in hand.
-    async fn stop(&self, _by: Instant) {
+    async fn stop(&self, by: Instant) {
         let calls = async {
             if let Some(calls) = &self.calls {
                 calls.stop().await;
             }
         };
-        tokio::join!(self.consumer.stop(), calls);
+        let stop = async { tokio::join!(self.consumer.stop(), calls) };
+        drop(tokio::time::timeout_at(by.into(), stop).await);
     }
 
     async fn close(&self) {

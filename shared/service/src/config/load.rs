@@ -287,6 +287,10 @@ mod tests {
             loaded.map(|loaded| loaded.config.worker.broker_prefetch()).map_err(|error| error.to_string())
         };
         assert_eq!(route("handler_timeout = '14m'"), Ok(64), "the slowest route counts");
+        let steps = |text: &str| load_text(text, []).unwrap().config.worker.retry_steps();
+        let routes =
+            "[worker]\nretry = ['1h']\n[[worker.routes]]\nevents = ['*']\nexec = { command = ['x'] }\nretry = []";
+        assert_eq!(steps(routes), [1, 3600].map(Duration::from_secs), "somewhere to wait for another's lease");
         for wrong in ["handler_timeout = '15m'", "retry = ['60days']"] {
             let (key, _) = wrong.split_once(' ').unwrap();
             assert!(route(wrong).is_err_and(|error| error.contains(&format!("worker.routes[1].{key}"))), "{wrong}");

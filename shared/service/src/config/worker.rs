@@ -9,6 +9,7 @@ use super::{
 use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
+use streamgate_core::retry::Ladder;
 
 /// RabbitMQ's limit for a consumer of a quorum queue.
 const MOST_UNACKED: usize = 2000;
@@ -96,10 +97,11 @@ impl WorkerConfig {
         self.routes.iter().map(|route| route.handler_timeout).max().unwrap_or_default().max(self.handler_timeout)
     }
 
-    /// Every wait between attempts, of all routes.
+    /// Every wait between attempts, of all routes; and one for deliveries of a route without any, which wait for another's lease.
     pub fn retry_steps(&self) -> Vec<Duration> {
-        let steps: BTreeSet<_> =
-            self.routes.iter().flat_map(|route| &route.retry).chain(&self.retry).copied().collect();
+        let ladders: Vec<&[Duration]> = self.routes.iter().map(|route| &*route.retry).chain([&*self.retry]).collect();
+        let lease = ladders.iter().any(|ladder| ladder.is_empty()).then(|| Ladder::new(Vec::new()).shortest());
+        let steps: BTreeSet<_> = ladders.into_iter().flatten().copied().chain(lease).collect();
         steps.into_iter().collect()
     }
 }

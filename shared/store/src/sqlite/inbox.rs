@@ -27,6 +27,7 @@ const UNIT: usize = 1024;
 pub(super) struct Inbox {
     arrived: tokio::sync::Mutex<mpsc::Receiver<Delivery<Handle>>>,
     reader: Arc<Reader>,
+    hands: Arc<Hands>,
     health: Arc<Mutex<Result<(), StoreError>>>,
     /// None once it is closed.
     feeder: Mutex<Option<AbortOnDropHandle<()>>>,
@@ -144,11 +145,12 @@ impl Inbox {
         let (deliver, arrived) = mpsc::channel(prefetch);
         let units = u32::try_from(in_hand_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(1);
         let (reader, health) = (Arc::new(reader), Arc::new(Mutex::new(Ok(()))));
+        let hands = Arc::new(Hands { state: Mutex::default(), news: Arc::clone(&news), patience });
         let feeder = Feeder {
             reader: Arc::clone(&reader),
             marker,
             deliver,
-            hands: Arc::new(Hands { state: Mutex::default(), news: Arc::clone(&news), patience }),
+            hands: Arc::clone(&hands),
             news,
             slots: Arc::new(Semaphore::new(prefetch)),
             prefetch: u32::try_from(prefetch).unwrap_or(u32::MAX),
@@ -158,7 +160,7 @@ impl Inbox {
             health: Arc::clone(&health),
         };
         let feeder = Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(feeder.run()))));
-        Inbox { arrived: tokio::sync::Mutex::new(arrived), reader, health, feeder }
+        Inbox { arrived: tokio::sync::Mutex::new(arrived), reader, hands, health, feeder }
     }
 
     pub(super) async fn next(&self) -> Result<Delivery<Handle>, StoreError> {
@@ -178,6 +180,11 @@ impl Inbox {
 
     pub(super) fn ready(&self) -> Result<(), StoreError> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Deliveries that the worker has. Once it is closed: which a handler was left behind with.
+    pub(super) fn in_hand(&self) -> usize {
+        self.hands.lock().since.len()
     }
 
     /// Hands out no more.

@@ -123,8 +123,14 @@ impl Embedded {
         // First, and after a count that is under way: SQLite empties its log when the last connection is closed, if that one writes.
         drop(self.counting.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.inbox.close().await;
-        if let Err(error) = self.writer.end().await {
-            tracing::warn!(%error, "cannot record that nothing is in hand: the next start takes this one for killed");
+        match self.inbox.in_hand() {
+            0 => {
+                if let Err(error) = self.writer.end().await {
+                    tracing::warn!(%error, "cannot record that nothing is in hand: the next start takes this one for killed");
+                }
+            }
+            // Whoever hangs is to blame, or every stop would forget it.
+            left => tracing::warn!(left, "handlers were left behind: the next start takes this one for killed"),
         }
         self.writer.close().await;
         drop(self.owned.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -310,6 +316,24 @@ mod tests {
         assert_eq!(next(&next_owner).await.envelope.id, "before");
         next_owner.close().await;
         drop(store);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_handler_was_left_behind_with_counts_as_abandoned() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = options(directory.path().join("data"));
+        for (is_left_behind, abandoned) in [(true, 0), (false, 1), (false, 1)] {
+            let store = Embedded::open(&options).unwrap();
+            if abandoned == 0 {
+                store.enqueue(event("hangs")).await.unwrap();
+            }
+            let delivery = next(&store).await;
+            assert_eq!(delivery.abandoned, abandoned);
+            // A handler that blocks its thread never lets go of what it has.
+            let left_behind = Some(delivery).filter(|_| is_left_behind);
+            store.close().await;
+            drop(left_behind);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
