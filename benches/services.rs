@@ -193,8 +193,8 @@ impl std::fmt::Display for Figure {
 /// Measures in a process of its own, which prints the figure.
 async fn child(bench: &Path, args: &[&str]) -> Figure {
     let mut command = tokio::process::Command::new(bench);
-    let told = command.args(args).kill_on_drop(true).stderr(std::process::Stdio::inherit()).output().await.unwrap();
-    let text = String::from_utf8(told.stdout).unwrap();
+    let output = command.args(args).kill_on_drop(true).stderr(std::process::Stdio::inherit()).output().await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
     let numbers: Vec<f64> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();
     let [rate, cpu, p50, p99] = numbers[..] else { panic!("{text}") };
     Figure { rate, cpu, p50, p99 }

@@ -95,23 +95,23 @@ async fn load(to: SocketAddr, length: Duration) -> Figure {
     let send_all = |sender: u32| async move {
         let (started, pace) = (Instant::now(), Duration::from_secs(1) * SENDERS / RATE);
         let first = started + pace * sender / SENDERS;
-        let mut told = Vec::new();
+        let mut answers = Vec::new();
         for due in (0..).map(|number| first + pace * number).take_while(|due| *due < started + length) {
             tokio::time::sleep_until(due.into()).await;
             let webhook = Webhook::push(&format!("bench-{}", harness::unique()), body());
             let began = Instant::now();
             let answer = send(to, &webhook).await;
-            told.push((began.elapsed(), answer.is_ok_and(|answer| answer.status == 200)));
+            answers.push((began.elapsed(), answer.is_ok_and(|answer| answer.status == 200)));
         }
-        told
+        answers
     };
-    let told = join_all((0..SENDERS).map(|sender| tokio::spawn(send_all(sender)))).await;
-    let told: Vec<_> = told.into_iter().flat_map(Result::unwrap).collect();
-    let mut latencies: Vec<_> = told.iter().map(|(latency, _)| latency.as_secs_f64() * 1000.0).collect();
+    let answers = join_all((0..SENDERS).map(|sender| tokio::spawn(send_all(sender)))).await;
+    let answers: Vec<_> = answers.into_iter().flat_map(Result::unwrap).collect();
+    let mut latencies: Vec<_> = answers.iter().map(|(latency, _)| latency.as_secs_f64() * 1000.0).collect();
     latencies.sort_unstable_by(f64::total_cmp);
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
-    let taken = told.iter().filter(|(_, taken)| *taken).count() as f64 * 100.0 / told.len() as f64;
-    Figure { requests: told.len(), taken, p50: at(0.5), p99: at(0.99), max: at(1.0) }
+    let taken = answers.iter().filter(|(_, taken)| *taken).count() as f64 * 100.0 / answers.len() as f64;
+    Figure { requests: answers.len(), taken, p50: at(0.5), p99: at(0.99), max: at(1.0) }
 }
 
 fn body() -> Bytes {

@@ -191,8 +191,8 @@ mod tests {
     fn an_error_reads_alike_however_it_is_shown() {
         let wrong = ConfigError::Unreadable { path: "a.toml".into(), error: "no such file".into() };
         let error = Error(anyhow::Error::from(wrong).context("cannot start"));
-        let told = "cannot start: cannot read the config file a.toml: no such file";
-        assert_eq!((format!("{error}"), format!("{error:?}")), (told.to_owned(), told.to_owned()));
+        let text = "cannot start: cannot read the config file a.toml: no such file";
+        assert_eq!((format!("{error}"), format!("{error:?}")), (text.to_owned(), text.to_owned()));
         let codes = [error, Error(anyhow::anyhow!("a port is taken"))].map(|error| format!("{:?}", error.exit_code()));
         assert_eq!(codes, [64, 1].map(|code| format!("{:?}", ExitCode::from(code))));
     }

@@ -50,7 +50,7 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
     let exchange = Arc::new(Exchange::start(endpoint, topology, config.gateway.max_in_flight, &on_return));
     let spooled = rabbitmq::spooled(&config, &exchange, &spool, &metrics);
-    let told = hand_over(&spooled, &exchange, &spool, found, &bar).await;
+    let result = hand_over(&spooled, &exchange, &spool, found, &bar).await;
     bar.finish_and_clear();
     let left = spool.usage().events;
     drop(spooled);
@@ -62,7 +62,7 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     } else {
         output::line(format!("{} events handed over to RabbitMQ, {left} left", report.handed_over))?;
     }
-    told?;
+    result?;
     let aside = sqlite::set_aside_in(&config.store.data_dir)?;
     if !aside.is_empty() {
         let names = aside.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -114,7 +114,7 @@ async fn hand_over(
         }
     };
     tokio::select! {
-        told = move_all => told,
+        result = move_all => result,
         () = show => Ok(()),
     }
 }

@@ -44,9 +44,9 @@ pub fn greet(greeting: String) {
 /// Characters of a line: as COLUMNS or the terminal has it, else 80.
 #[cfg(feature = "cli")]
 pub fn width() -> usize {
-    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let given = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let terminal = || rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col.into());
-    told.or_else(terminal).filter(|width| *width > 0).unwrap_or(80)
+    given.or_else(terminal).filter(|width| *width > 0).unwrap_or(80)
 }
 
 pub fn bytes(bytes: &[u8]) -> io::Result<()> {

@@ -104,7 +104,7 @@ impl Reload {
         };
         // Lines move with every edit.
         let doubts: Vec<_> = loaded.doubts.iter().map(|doubt| (doubt.key.clone(), doubt.what.clone())).collect();
-        if self.doubts.as_ref().is_some_and(|told| *told != doubts) {
+        if self.doubts.as_ref().is_some_and(|known| *known != doubts) {
             loaded.tell_doubts();
         }
         self.doubts = Some(doubts);

@@ -102,7 +102,7 @@ mod tests {
         let (early, late) = (then + second, then + 9 * second);
         let (idle, lingering, head) = (Phase::Idle(early), Phase::Lingering(early), Phase::Head(early));
         let (reading, writing, busy) = (Phase::Reading(early), Phase::Writing(early), Phase::Busy);
-        let (no, grace, told, evicted) =
+        let (no, grace, notified, evicted) =
             (Leaving::No, Leaving::Grace(late), Leaving::Told(late), Leaving::Evicted(late));
         let head_timeout = Some((early + 5 * second, Stop::HeadTimeout(early)));
         let unwritten = Some((early + 4 * second, Stop::Now));
@@ -115,27 +115,27 @@ mod tests {
         let cases = [
             (idle, no, Some((early + 75 * second, Stop::Tell))),
             (idle, grace, Some((late + second / 4, Stop::Tell))),
-            (idle, told, goodbye),
+            (idle, notified, goodbye),
             (idle, evicted, goodbye),
             (lingering, no, None),
             (lingering, grace, tell),
-            (lingering, told, last),
+            (lingering, notified, last),
             (lingering, evicted, cut),
             (head, no, head_timeout),
             (head, grace, head_timeout),
-            (head, told, head_timeout),
+            (head, notified, head_timeout),
             (head, evicted, cut),
             (reading, no, None),
             (reading, grace, tell),
-            (reading, told, last),
+            (reading, notified, last),
             (reading, evicted, None),
             (writing, no, unwritten),
             (writing, grace, tell),
-            (writing, told, unwritten),
+            (writing, notified, unwritten),
             (writing, evicted, cut),
             (busy, no, None),
             (busy, grace, tell),
-            (busy, told, None),
+            (busy, notified, None),
             (busy, evicted, None),
         ];
         for (phase, leaving, expected) in cases {
@@ -145,9 +145,9 @@ mod tests {
         }
         // What became idle after it was told has as long from then on.
         let after = Phase::Idle(late + second);
-        assert_eq!(next(after, told, true), Some((late + second + second / 2, Stop::Now)));
+        assert_eq!(next(after, notified, true), Some((late + second + second / 2, Stop::Now)));
         // But not for ever, for a peer that does not listen.
-        assert_eq!(next(Phase::Idle(late + 60 * second), told, true), last);
+        assert_eq!(next(Phase::Idle(late + 60 * second), notified, true), last);
         // An answer that is not taken ends a connection whatever else it does.
         for phase in [busy, reading, writing, lingering] {
             let doing = Doing { phase, unwritten: Some(early), is_verified: true };

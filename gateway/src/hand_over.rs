@@ -99,7 +99,7 @@ async fn pass<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, progress: &mu
         state.gate().open();
         return Step::Idle;
     }
-    let told = if state.is_open() {
+    let result = if state.is_open() {
         (progress.probed, progress.offered) = (0, false);
         let others_turn = std::mem::take(&mut progress.others_turn);
         match progress.suspects.next(Instant::now()) {
@@ -109,7 +109,7 @@ async fn pass<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, progress: &mu
     } else {
         probe(state, progress).await
     };
-    told.unwrap_or_else(|error| {
+    result.unwrap_or_else(|error| {
         tracing::error!(%error, "cannot read the spool, trying again");
         Step::Refused
     })
@@ -217,10 +217,10 @@ async fn through<Q: Enqueue, D: Spool>(
                 progress.width = (progress.width * 2).min(BATCH * BATCHES);
             }
             // Of a panic its rows are on the disk.
-            Some((told, alone)) => {
+            Some((result, alone)) => {
                 refused = true;
                 progress.width = 1;
-                if let (Ok(_), Some(row)) = (told, alone) {
+                if let (Ok(_), Some(row)) = (result, alone) {
                     progress.suspects.doubt(row);
                 }
             }
@@ -260,9 +260,9 @@ async fn offer<Q: Enqueue, D: Spool>(state: Arc<SpoolState<Q, D>>, rows: Rows, r
         let publish = state.publish_as(event, refused);
         async move { publish.await.map(|()| row) }
     });
-    let told = join_all(publishes).await;
-    let all = told.len();
-    let confirmed: Vec<_> = told.into_iter().filter_map(Result::ok).collect();
+    let results = join_all(publishes).await;
+    let all = results.len();
+    let confirmed: Vec<_> = results.into_iter().filter_map(Result::ok).collect();
     // A connection that a returned message ended may have confirmed what came back: then the rows stay, at the price of repeats.
     // One that an alarm blocks has confirmed what it confirmed.
     if confirmed.is_empty() || state.queue.connections_lost() != lost {

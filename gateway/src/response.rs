@@ -158,11 +158,11 @@ pub(crate) fn advice(reason: Reason) -> &'static str {
 
 /// `closes`: its connection ends with it, and the protocol has a header for that.
 pub(crate) fn response(outcome: Outcome, closes: bool) -> Response<Full<Bytes>> {
-    let told = HeaderValue::from_static(word(&outcome));
+    let value = HeaderValue::from_static(word(&outcome));
     let reason = match outcome {
         Ok(taken) => {
             let mut response = Response::new(Full::default());
-            response.headers_mut().insert(OUTCOME, told);
+            response.headers_mut().insert(OUTCOME, value);
             if let Taken::Hook(answered) = taken {
                 response.headers_mut().insert(CONTENT_TYPE, JSON);
                 *response.body_mut() = Full::new(answered.body);

@@ -151,9 +151,9 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         let ticket = self.gate().begin(Instant::now().into_std());
         let ticket = Ticket { state: Arc::clone(self), ticket, ended: Ended::GivenUp };
         Box::pin(async move {
-            let told = ticket.state.queue.enqueue(envelope).await;
-            ticket.end(if told.is_ok() { Ended::Confirmed } else { refused });
-            told.map(drop)
+            let result = ticket.state.queue.enqueue(envelope).await;
+            ticket.end(if result.is_ok() { Ended::Confirmed } else { refused });
+            result.map(drop)
         })
     }
 
@@ -174,7 +174,7 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
             Ok(Err(error)) if self.queue.ready().is_ok() => {
                 self.publish(envelope).await.map(|()| Accepted::Enqueued).map_err(|_| error)
             }
-            Ok(told) => told.map(kept),
+            Ok(result) => result.map(kept),
             Err(_) if self.queue.ready().is_ok() => {
                 let late = Late::mark(self, envelope.key.clone());
                 self.either(late, keep, self.publish(envelope)).await
@@ -194,9 +194,9 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         let state = Arc::clone(self);
         let row = tokio::select! {
             row = &mut keep => row,
-            told = &mut publish => {
+            result = &mut publish => {
                 // Not published after all: the disk alone can make it durable.
-                let Ok(()) = told else {
+                let Ok(()) = result else {
                     return keep.await.map(kept);
                 };
                 // A disk that hangs need not have it, and would gather such tasks: a row that it has all the same is a repeat.

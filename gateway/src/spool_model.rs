@@ -170,17 +170,17 @@ proptest! {
 
     #[test]
     fn whatever_fails_what_was_answered_is_in_the_queue_in_the_end(ops in proptest::collection::vec(weather(), 1..80)) {
-        let told = run(ops);
-        prop_assert!(told.lost.is_empty(), "lost: {told:?}");
-        prop_assert_eq!(told.left, 0, "the spool is handed over");
+        let outcome = run(ops);
+        prop_assert!(outcome.lost.is_empty(), "lost: {outcome:?}");
+        prop_assert_eq!(outcome.left, 0, "the spool is handed over");
     }
 
     /// A queue that refuses, or stalls and goes on, costs no repeat.
     #[test]
     fn a_stall_doubles_nothing(ops in proptest::collection::vec(weather().prop_filter("calm", calm), 1..80)) {
-        let told = run(ops);
-        prop_assert!(told.lost.is_empty(), "lost: {told:?}");
-        prop_assert_eq!((told.doubled, told.left), (0, 0));
+        let outcome = run(ops);
+        prop_assert!(outcome.lost.is_empty(), "lost: {outcome:?}");
+        prop_assert_eq!((outcome.doubled, outcome.left), (0, 0));
     }
 }
 

@@ -316,11 +316,11 @@ fn store(config: &Config) -> Result<String, String> {
 fn creatable(data_dir: &Path) -> Result<String, String> {
     let absolute = std::path::absolute(data_dir).map_err(|error| error.to_string())?;
     let existing = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let told = match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
+    let result = match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
         _ if !existing.is_dir() => Err("is no directory".to_owned()),
         result => result.map_err(|error| format!("cannot be written to: {error}")),
     };
-    match told {
+    match result {
         Ok(()) => Ok(format!("{} holds no store yet; it is created at the start", absolute.display())),
         Err(what) => Err(format!("{} {what}; set store.data_dir to another place", existing.display())),
     }

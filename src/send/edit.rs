@@ -158,8 +158,8 @@ mod tests {
             ("message.attachments[5]=1", "the next place is [1]"),
             ("message.attachments.type=1", "not an object"),
         ] {
-            let told = Edit::parse(edit).and_then(|edit| edit.apply(body.as_bytes())).unwrap_err();
-            assert!(told.contains(why), "{edit}: {told}");
+            let error = Edit::parse(edit).and_then(|edit| edit.apply(body.as_bytes())).unwrap_err();
+            assert!(error.contains(why), "{edit}: {error}");
         }
         assert!(
             Edit::parse("a=1").unwrap().apply(b"{").is_err() && Edit::parse("a=1").unwrap().apply(b"\xff").is_err()

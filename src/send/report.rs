@@ -26,8 +26,8 @@ impl Answer {
     pub(super) fn new(id: String, parts: &Parts, body: &[u8], latency: Duration) -> Answer {
         let outcome = parts.headers.get("x-streamgate-outcome").and_then(|value| value.to_str().ok());
         let refusal = || {
-            let told: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-            let text = |name: &str| told.get(name).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
+            let parsed: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+            let text = |name: &str| parsed.get(name).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
             format!("{} {}: {}", parts.status.as_u16(), text("code"), text("message"))
         };
         Answer {

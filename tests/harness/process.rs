@@ -275,9 +275,9 @@ impl Server {
     /// Body and status of an ops endpoint.
     pub async fn ops(&self, path: &str) -> (u16, String) {
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        let told = super::wire::read_to_end(super::wire::raw(self.ops, request.as_bytes()).await).await;
-        let status = told.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, told.split_once("\r\n\r\n").unwrap().1.to_owned())
+        let response = super::wire::read_to_end(super::wire::raw(self.ops, request.as_bytes()).await).await;
+        let status = response.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, response.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
 
     /// Whether the process has ended.

@@ -46,16 +46,16 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_waits_for_goes_on() {
         let (open, gate) = oneshot::channel::<()>();
-        let (tell, told) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
         let work = async {
             gate.await.unwrap();
-            tell.send(()).unwrap();
+            end.send(()).unwrap();
             Answered { body: Bytes::new(), source: Source::Worker }
         };
         let mut detached = Box::pin(Detached { work: Some(Box::pin(work)), tasks: TaskTracker::new() });
         assert!(futures_util::poll!(&mut detached).is_pending());
         drop(detached);
         open.send(()).unwrap();
-        told.await.unwrap();
+        ended.await.unwrap();
     }
 }

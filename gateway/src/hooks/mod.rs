@@ -129,14 +129,14 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         if left.is_zero() {
             return self.by_policy(kind, &body, Reason::HookTimeout);
         }
-        let told = tokio::select! {
+        let answer = tokio::select! {
             biased;
             // First: what nobody waits for is not asked.
             () = given_up.cancelled() => Err(Reason::Draining),
-            told = self.calls.ask(call, left) => told,
+            answer = self.calls.ask(call, left) => answer,
             () = tokio::time::sleep_until(deadline) => Err(Reason::HookTimeout),
         };
-        match told {
+        match answer {
             Ok(body) => Answered { body, source: Source::Worker },
             Err(reason) => self.by_policy(kind, &body, reason),
         }

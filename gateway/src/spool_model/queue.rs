@@ -47,18 +47,18 @@ impl Queue {
             self.lost.lock().unwrap().0 += 1;
         }
         let held = std::mem::take(&mut *self.held.lock().unwrap());
-        for (place, (key, told)) in held.into_iter().enumerate() {
+        for (place, (key, reply)) in held.into_iter().enumerate() {
             match mode {
-                Broker::Silent => self.held.lock().unwrap().push((key, told)),
+                Broker::Silent => self.held.lock().unwrap().push((key, reply)),
                 Broker::Up | Broker::Nacks | Broker::Blocked => {
                     self.messages.lock().unwrap().push(key);
-                    drop(told.send(Ok(())));
+                    drop(reply.send(Ok(())));
                 }
                 Broker::Down => {
                     if place.is_multiple_of(2) {
                         self.messages.lock().unwrap().push(key);
                     }
-                    drop(told.send(Err(StoreError::Unavailable("cut".into()))));
+                    drop(reply.send(Err(StoreError::Unavailable("cut".into()))));
                 }
             }
         }
@@ -88,9 +88,9 @@ impl Enqueue for Queue {
             Broker::Nacks => Err(StoreError::Full("nack".into())),
             Broker::Down | Broker::Blocked => Err(StoreError::Unavailable("down or blocked".into())),
             Broker::Silent => {
-                let (tell, told) = oneshot::channel();
-                self.held.lock().unwrap().push((envelope.key, tell));
-                told.await.unwrap().map(|()| Accepted::Enqueued)
+                let (sender, reply) = oneshot::channel();
+                self.held.lock().unwrap().push((envelope.key, sender));
+                reply.await.unwrap().map(|()| Accepted::Enqueued)
             }
         }
     }

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn told(answer: Vec<u8>) -> String {
+    fn text(answer: Vec<u8>) -> String {
         assert!(is_answer(&answer));
         String::from_utf8(answer).unwrap()
     }
@@ -135,7 +135,7 @@ mod tests {
         let body =
             br#"{"user":{"id":"u"},"message":{ "text":"\u003cb\u003e", "n":1.10, "big":123456789012345678901 }}"#;
         let echo = r#"{"message":{ "text":"\u003cb\u003e", "n":1.10, "big":123456789012345678901 }}"#;
-        assert_eq!(told(fallback(OnFailure::Allow, "no", body)), echo);
+        assert_eq!(text(fallback(OnFailure::Allow, "no", body)), echo);
     }
 
     #[test]
@@ -148,13 +148,13 @@ mod tests {
             br#"{"message":7}"#,
             b"{\"message\":{\"text\":\"\xff\"}}",
         ] {
-            assert_eq!(told(unchanged(body)), r#"{"message":{}}"#, "{body:?}");
+            assert_eq!(text(unchanged(body)), r#"{"message":{}}"#, "{body:?}");
         }
     }
 
     #[test]
     fn a_rejection_is_an_error_with_its_text() {
-        let answer = told(fallback(OnFailure::Reject, "say \"please\"\n", b"{}"));
+        let answer = text(fallback(OnFailure::Reject, "say \"please\"\n", b"{}"));
         assert_eq!(answer, r#"{"message":{"type":"error","text":"say \"please\"\n"}}"#);
     }
 

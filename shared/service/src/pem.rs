@@ -38,9 +38,9 @@ mod tests {
             "-----BEGIN PRIVATE KEY-----\nc2Vj cmV0*\n-----END PRIVATE KEY-----\n",
             "c2VjcmV0",
         ] {
-            let told = problem(&PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap_err());
+            let error = problem(&PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap_err());
             let bytes = "99, 50, 86, 106";
-            assert!(!told.contains("c2Vj") && !told.contains(bytes) && !told.contains('['), "{told}");
+            assert!(!error.contains("c2Vj") && !error.contains(bytes) && !error.contains('['), "{error}");
         }
     }
 }

@@ -30,12 +30,12 @@ impl InProcess {
 impl Ask for InProcess {
     async fn ask(&self, envelope: Envelope, within: Duration) -> Result<Bytes, Reason> {
         let calls = self.calls.as_ref().ok_or(Reason::NoWorker)?;
-        let (handle, told) = oneshot::channel();
+        let (handle, answer) = oneshot::channel();
         let asked = async {
             let call = Call { envelope, within, handle };
             calls.send(call).await.map_err(|_| Reason::NoWorker)?;
             // Dropped by a worker that drains.
-            told.await.map_err(|_| Reason::NoWorker)?
+            answer.await.map_err(|_| Reason::NoWorker)?
         };
         tokio::time::timeout(within, asked).await.unwrap_or(Err(Reason::HookTimeout))
     }

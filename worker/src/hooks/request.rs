@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_not_taken_for_nothing() {
-        let told = |body: &[u8]| Request::read(body).message_text("text").map_err(|error| error.to_string());
+        let text_of = |body: &[u8]| Request::read(body).message_text("text").map_err(|error| error.to_string());
         let text = |text: &str| Ok(Some(text.to_owned()));
         let many: Vec<_> = (0..5000).map(|number| format!("\"{number}\":0")).collect();
         let crowded = format!("{{\"message\":{{\"text\":\"x\"}},{}}}", many.join(","));
@@ -141,7 +141,7 @@ mod tests {
             (br#"{"message":7}"#, Err("the message cannot be read".to_owned())),
             (b"no JSON", Err("the message cannot be read".to_owned())),
         ] {
-            assert_eq!(told(body), expected, "{}", String::from_utf8_lossy(&body[..body.len().min(80)]));
+            assert_eq!(text_of(body), expected, "{}", String::from_utf8_lossy(&body[..body.len().min(80)]));
         }
         let request = Request::read(crowded.as_bytes());
         assert_eq!(request.user_name(), Err(unreadable("the request")));

@@ -526,24 +526,24 @@ mod tests {
         let long: Vec<u8> = (0..200_000u32).flat_map(|number| number.to_le_bytes()).collect();
         for body in [&b""[..], b"{", &short, &long] {
             for (declared, wire) in compressed(body) {
-                let told = format!("{declared:?}, {} bytes", body.len());
+                let case = format!("{declared:?}, {} bytes", body.len());
                 for piece in [1, 4096] {
-                    assert_eq!(read_as(declared, &wire, piece, body, MIB), Ok(body.to_vec()), "{told}");
+                    assert_eq!(read_as(declared, &wire, piece, body, MIB), Ok(body.to_vec()), "{case}");
                 }
-                assert_eq!(read_as(declared, body, 4096, body, MIB), Ok(body.to_vec()), "{told}: inflated on the way");
+                assert_eq!(read_as(declared, body, 4096, body, MIB), Ok(body.to_vec()), "{case}: inflated on the way");
                 assert_eq!(
                     read_as(declared, &gzip(body), 4096, body, MIB),
                     Ok(body.to_vec()),
-                    "{told}: gzip by its magic"
+                    "{case}: gzip by its magic"
                 );
-                assert_eq!(read(&wire, 4096, body, MIB), Err(Reason::WrongSignature), "{told}: nothing says so");
-                assert_eq!(read_as(declared, &wire, 4096, b"other", MIB), Err(Reason::WrongSignature), "{told}");
+                assert_eq!(read(&wire, 4096, body, MIB), Err(Reason::WrongSignature), "{case}: nothing says so");
+                assert_eq!(read_as(declared, &wire, 4096, b"other", MIB), Err(Reason::WrongSignature), "{case}");
                 let garbage = [&wire[..], b"garbage"].concat();
-                assert_eq!(read_as(declared, &garbage, 4096, body, MIB), Err(Reason::BadEncoding), "{told}");
+                assert_eq!(read_as(declared, &garbage, 4096, body, MIB), Err(Reason::BadEncoding), "{case}");
                 if body.len() > 1 {
                     let cut = &wire[..wire.len() / 2];
-                    assert_eq!(read_as(declared, cut, 4096, body, MIB), Err(Reason::BadEncoding), "{told}: truncated");
-                    assert_eq!(read_as(declared, &wire, 4096, body, body.len() - 1), Err(Reason::TooLarge), "{told}");
+                    assert_eq!(read_as(declared, cut, 4096, body, MIB), Err(Reason::BadEncoding), "{case}: truncated");
+                    assert_eq!(read_as(declared, &wire, 4096, body, body.len() - 1), Err(Reason::TooLarge), "{case}");
                 }
             }
         }

@@ -401,8 +401,8 @@ mod tests {
             "worker.unmatched",
         ];
         assert_eq!(found, expected);
-        let told = load_text(text, []).unwrap_err().to_string();
-        assert!(told.starts_with("15 mistakes in the configuration (") && !told.contains("hunter2"), "{told}");
+        let error = load_text(text, []).unwrap_err().to_string();
+        assert!(error.starts_with("15 mistakes in the configuration (") && !error.contains("hunter2"), "{error}");
     }
 
     /// What can never work, with the line that it is told by.
@@ -508,9 +508,9 @@ mod tests {
             ),
         ];
         for (text, expected) in table {
-            let told = load_text(&text, []).unwrap_err().to_string();
-            assert!(!told.contains("hunter2"), "{told}");
-            assert!(told.lines().any(|line| line.trim_start().starts_with(expected)), "{expected:?} in {told}");
+            let error = load_text(&text, []).unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+            assert!(error.lines().any(|line| line.trim_start().starts_with(expected)), "{expected:?} in {error}");
         }
     }
 

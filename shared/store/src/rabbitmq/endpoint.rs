@@ -154,11 +154,11 @@ impl Login {
     fn judge(&self, error: &lapin::Error) -> DialError {
         let (at, user) = (self.address(), self.uri.authority.userinfo.username.clone());
         let text = error.to_string().trim_start_matches("IO error: ").to_owned();
-        if let ErrorKind::ProtocolError(told) = error.kind() {
-            match told.get_id() {
+        if let ErrorKind::ProtocolError(refusal) = error.kind() {
+            match refusal.get_id() {
                 ACCESS_REFUSED => return DialError::Login { at, user },
                 NOT_ALLOWED => {
-                    let (vhost, error) = (self.uri.vhost.clone(), told.get_message().to_string());
+                    let (vhost, error) = (self.uri.vhost.clone(), refusal.get_message().to_string());
                     return match error.contains("limit") {
                         true => DialError::Full { at, user, vhost, error },
                         false => DialError::VirtualHost { at, user, vhost, error },

@@ -108,10 +108,11 @@ impl Source {
     /// Returns without an error when it was told to stop.
     async fn consume(&self, session: &Session) -> Result<Channel, String> {
         let channel = session.channel().await?;
-        let told = |error: lapin::Error| error.to_string();
-        channel.basic_qos(self.prefetch, BasicQosOptions::default()).await.map_err(told)?;
+        let described = |error: lapin::Error| error.to_string();
+        channel.basic_qos(self.prefetch, BasicQosOptions::default()).await.map_err(described)?;
         let (queue, options) = (self.queue.as_str().into(), BasicConsumeOptions::default());
-        let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await.map_err(told)?;
+        let consumer =
+            channel.basic_consume(queue, "".into(), options, FieldTable::default()).await.map_err(described)?;
         let over = CancellationToken::new();
         let _until_here = over.clone().drop_guard();
         let deliver = self.deliver.clone();

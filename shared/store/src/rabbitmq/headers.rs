@@ -142,8 +142,8 @@ pub(super) fn answer(correlation: ShortString, reason: Option<Reason>) -> BasicP
 /// Which call an answer is for, and what it is. One that is no JSON object, a stranger's say, is a failure.
 pub(super) fn read_answer(properties: &BasicProperties, body: Vec<u8>) -> Option<(u64, Result<Bytes, Reason>)> {
     let number = properties.correlation_id().as_ref()?.as_str().parse().ok()?;
-    let told = properties.headers().as_ref().and_then(|headers| text(headers.inner().get(REASON)?));
-    let answer = match told {
+    let reason = properties.headers().as_ref().and_then(|headers| text(headers.inner().get(REASON)?));
+    let answer = match reason {
         // A later version may know reasons that this one does not.
         Some(word) => Err(Reason::parse(&word).unwrap_or(Reason::HookFailed)),
         None if is_answer(&body) => Ok(body.into()),
@@ -440,10 +440,10 @@ mod tests {
         assert_eq!((written.delivery_mode(), within(&written)), (&Some(1), Some(Duration::from_millis(1180))));
         assert_eq!(read(&written, "x.calls", asked.body.clone()).envelope, asked);
         let correlation = written.correlation_id().clone().unwrap();
-        let told = |reason, body: &[u8]| read_answer(&answer(correlation.clone(), reason), body.to_vec());
-        assert_eq!(told(None, b"{\"message\":null}"), Some((7, Ok(Bytes::from_static(b"{\"message\":null}")))));
-        assert_eq!(told(None, b"no JSON"), Some((7, Err(Reason::HookFailed))));
-        assert_eq!(told(Some(Reason::Unhandled), b""), Some((7, Err(Reason::Unhandled))));
+        let read_back = |reason, body: &[u8]| read_answer(&answer(correlation.clone(), reason), body.to_vec());
+        assert_eq!(read_back(None, b"{\"message\":null}"), Some((7, Ok(Bytes::from_static(b"{\"message\":null}")))));
+        assert_eq!(read_back(None, b"no JSON"), Some((7, Err(Reason::HookFailed))));
+        assert_eq!(read_back(Some(Reason::Unhandled), b""), Some((7, Err(Reason::Unhandled))));
         assert_eq!(read_answer(&BasicProperties::default(), Vec::new()), None);
         let later = table(&[(REASON, long("an invention"))]).with_correlation_id("7".into());
         assert_eq!(read_answer(&later, b"{\"message\":null}".to_vec()), Some((7, Err(Reason::HookFailed))));

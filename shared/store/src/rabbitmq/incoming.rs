@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 pub(super) struct Incoming {
     channel: Channel,
     consumer: Consumer,
-    told: mpsc::Receiver<String>,
+    reasons: mpsc::Receiver<String>,
     cancelled: bool,
 }
 
@@ -29,7 +29,7 @@ impl Incoming {
         F: Future<Output = ()> + Send + 'static,
     {
         // The first reason is the one.
-        let (tell, told) = mpsc::channel(1);
+        let (reason, reasons) = mpsc::channel(1);
         let queue = consumer.queue();
         consumer.set_delegate(move |delivery: DeliveryResult| {
             let taken = match delivery {
@@ -37,19 +37,19 @@ impl Incoming {
                 Ok(None) => Err(deleted(queue.as_str())),
                 Err(error) => Err(error.to_string()),
             };
-            let taken = taken.map_err(|why| drop(tell.try_send(why)));
+            let taken = taken.map_err(|why| drop(reason.try_send(why)));
             async {
                 if let Ok(taken) = taken {
                     taken.await;
                 }
             }
         });
-        Incoming { channel: channel.clone(), consumer, told, cancelled: false }
+        Incoming { channel: channel.clone(), consumer, reasons, cancelled: false }
     }
 
     /// Waits until there will be no more, and says why. The library logs nothing of it.
     pub(super) async fn ended(&mut self) -> String {
-        if let Some(why) = self.told.recv().await {
+        if let Some(why) = self.reasons.recv().await {
             return why;
         }
         // A connection that begins to close lets go of the delegate first. Why it closes comes by the stream then.

@@ -250,7 +250,7 @@ mod tests {
     fn every_queue_carries_every_argument() {
         let steps = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(1)];
         let items = Topology::new("p", 9, true).with_steps(&steps).with_calls().items();
-        let told: Vec<_> = items
+        let found: Vec<_> = items
             .iter()
             .map(|item| match item {
                 Item::Exchange { name, kind, alternate } => format!("exchange {name} {kind:?} {alternate:?}"),
@@ -288,7 +288,7 @@ mod tests {
             format!("queue p.retry.5000 x-dead-letter-exchange=p.back {net} {limit} x-message-ttl=5000 {quorum}"),
             "binding p.retry.5000  p.retry.5000".to_owned(),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(found, expected);
     }
 
     #[test]

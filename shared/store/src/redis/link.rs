@@ -112,9 +112,9 @@ impl Redis {
         };
         // One that is given up here may still have been run there.
         match tokio::time::timeout(self.0.timeout, ask(connection)).await {
-            Ok(Ok(told)) => {
+            Ok(Ok(reply)) => {
                 self.0.timeouts.store(0, Ordering::Relaxed);
-                Ok(told)
+                Ok(reply)
             }
             Ok(Err(error)) => {
                 if ends_connection(&error) {

@@ -34,8 +34,8 @@ fn find(path: &Path) -> rusqlite::Result<Option<String>> {
         connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
     };
     match look() {
-        Ok(told) if told == "ok" => Ok(None),
-        Ok(told) => Ok(Some(told)),
+        Ok(report) if report == "ok" => Ok(None),
+        Ok(report) => Ok(Some(report)),
         Err(error) => match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Ok(Some(error.to_string())),
             _ => Err(error),

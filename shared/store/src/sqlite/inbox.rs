@@ -245,8 +245,8 @@ impl Feeder {
             // A slot first: nothing is read that could not be handed on.
             let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
             let found = self.read().await;
-            let told = found.as_ref().map(|_| ()).map_err(Clone::clone);
-            *self.health.lock().unwrap_or_else(PoisonError::into_inner) = told;
+            let result = found.as_ref().map(|_| ()).map_err(Clone::clone);
+            *self.health.lock().unwrap_or_else(PoisonError::into_inner) = result;
             let mut wait = TICK;
             match found {
                 Ok(found) => {
