@@ -29,7 +29,7 @@ impl std::fmt::Debug for Error {
 }
 
 impl Error {
-    /// Tells it on stderr, as the command does, and picks the code to end with.
+    /// Prints it on stderr, as the command does, and picks the code to end with.
     pub fn report(&self) -> ExitCode {
         exit::report(&self.0)
     }

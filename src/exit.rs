@@ -1,4 +1,4 @@
-//! Exit codes, and how errors are told.
+//! Exit codes, and how errors are printed.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[error("{0}")]
 pub struct BadUsage(pub String);
 
-/// Tells the error on stderr and picks the code.
+/// Prints the error on stderr and picks the code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let text = format!("streamgate: {error:#}");
     let (done, written) = mpsc::channel();

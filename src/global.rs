@@ -58,7 +58,7 @@ impl Global {
         Ok(loaded)
     }
 
-    /// For whoever shows the doubts otherwise than in the log.
+    /// For commands that show the doubts elsewhere than in the log.
     pub fn load_quietly(&self, source: &Source) -> Result<Loaded, ConfigError> {
         let mut loaded = config::load(source)?;
         if let Some(data_dir) = &self.data_dir {

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are errors to clap, but not to whoever asked for them.
+            // Help and version are errors to clap, but not to the user who asked for them.
             let code = if error.use_stderr() { exit::USAGE } else { 0 };
             return if error.print().is_ok() { ExitCode::from(code) } else { ExitCode::from(exit::FAILED) };
         }

@@ -38,7 +38,7 @@ pub struct Reload {
     pub parts: Vec<Box<dyn Part>>,
     /// What the service asks of a configuration at its start.
     judge: Judge,
-    /// What was doubtful last; it is told when it changes.
+    /// What was doubtful last; it is logged when it changes.
     doubts: Option<Vec<(String, String)>>,
 }
 
@@ -55,7 +55,7 @@ pub type Judge = fn(Loaded) -> Result<Loaded, ConfigError>;
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Reload {
-    /// What is doubtful was told when the configuration was loaded first.
+    /// What is doubtful was logged when the configuration was loaded first.
     pub fn new(source: Source, judge: Judge, parts: Vec<Box<dyn Part>>) -> Reload {
         Reload { source, parts, judge, doubts: None }
     }
@@ -204,7 +204,7 @@ pub struct Routes {
     pub held: Vec<RouteConfig>,
     /// What queues were declared for at the start.
     pub steps: Vec<Duration>,
-    /// What the store was told at the start that handlers may take.
+    /// The longest that a handler might take at the start: the store is sized for it.
     pub longest: Duration,
 }
 

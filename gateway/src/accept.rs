@@ -51,7 +51,7 @@ enum Stage {
     /// The drain began, and connections that still come are served: those that the kernel has made already have been promised
     /// an answer, and a balancer sends others until it looks at /readyz again.
     Quieting,
-    /// Connections that still come are told to come back: a refused connection costs the sender an attempt more than a 503.
+    /// Connections that still come are answered 503, to come back: a refused connection costs the sender an attempt more than a 503.
     TurningAway,
 }
 

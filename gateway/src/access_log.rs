@@ -28,7 +28,7 @@ pub(crate) struct About {
     key_end: Option<[u8; KEY_END]>,
     id: Option<String>,
     declared: Option<u64>,
-    /// It carries a header of Stream's: whoever sent it meant a webhook.
+    /// It carries a header of Stream's: its sender meant a webhook.
     is_webhook: bool,
     pub(crate) event_type: Option<String>,
     /// Of the body, inflated.
@@ -193,7 +193,7 @@ impl AccessLog {
         self.connection_refused(Reason::HeaderTimeout, peer);
     }
 
-    /// What came was no request that can be read; whoever reads the bytes has answered it, or nobody could.
+    /// What came was no request that can be read; the HTTP library has answered it, or nobody could.
     pub(crate) fn unreadable(&self, reason: Reason, peer: IpAddr) {
         self.metrics.gateway_requests.with_label_values(&[NONE, NONE, reason.as_str()]).inc();
         self.connection_refused(reason, peer);

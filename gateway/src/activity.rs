@@ -1,4 +1,4 @@
-//! What a connection is doing, as seen by its timeouts and by whoever needs its place.
+//! What a connection is doing, as seen by its timeouts and by connections that need its place.
 
 use crate::connections::Connections;
 use futures_util::task::AtomicWaker;
@@ -75,7 +75,7 @@ pub(crate) enum Phase {
     Busy,
 }
 
-/// Who has to go first; within a rank, whoever has waited longest.
+/// Who has to go first; within a rank, the one that has waited longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rank {
     /// Was refused, and is only read on.

@@ -9,7 +9,7 @@ pub(crate) enum Leaving {
     No,
     /// The drain began then. What the peer sent before it could know is still taken.
     Grace(Instant),
-    /// The peer was told then; the answers in hand are the last.
+    /// The peer was notified then; the answers in hand are the last.
     Told(Instant),
     /// Its place was given away then: nothing but answers in hand is waited for.
     Evicted(Instant),
@@ -57,7 +57,7 @@ pub(crate) fn next(doing: &Doing, leaving: Leaving, times: &Times) -> Option<(In
 }
 
 fn by_phase(phase: Phase, leaving: Leaving, is_verified: bool, times: &Times) -> Option<(Instant, Stop)> {
-    // Nothing that was in hand when it was told takes longer to be answered; what came after comes from a peer that does not
+    // Nothing that was in hand when it was notified takes longer to be answered; what came after comes from a peer that does not
     // listen, and renews nothing.
     let last = |at: Instant| at + times.write_timeout + times.goodbye;
     let next = match (phase, leaving) {
@@ -143,7 +143,7 @@ mod tests {
             let expected = if (phase, leaving) == (idle, evicted) { cut } else { expected };
             assert_eq!(next(phase, leaving, false), expected, "unverified: {phase:?} {leaving:?}");
         }
-        // What became idle after it was told has as long from then on.
+        // What became idle after it was notified has as long from then on.
         let after = Phase::Idle(late + second);
         assert_eq!(next(after, notified, true), Some((late + second + second / 2, Stop::Now)));
         // But not for ever, for a peer that does not listen.

@@ -20,7 +20,7 @@ const BATCH: usize = 128;
 const BATCHES: usize = 4;
 /// After many: each is a copy where the queue refuses by losing the connection, or where another queue takes it.
 const RETRY_MOST: Duration = Duration::from_secs(2);
-/// Between looks at the disk when nothing is told of it, and of its gauges.
+/// Between looks at the disk without a notification, and between updates of its gauges.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a stop waits for confirms that are under way.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -284,7 +284,7 @@ async fn show<Q: Enqueue, D: Spool>(state: &SpoolState<Q, D>) {
         state.metrics.spool_events.set(gauge(usage.events));
         state.metrics.spool_bytes.set(gauge(usage.bytes));
         let oldest = if usage.events == 0 { Ok(Vec::new()) } else { state.spool.read(0, 1, BTreeSet::new()).await };
-        // A disk that cannot be read has told so elsewhere; the last known age grows no younger by it.
+        // A disk that cannot be read is reported elsewhere; the last known age grows no younger by it.
         if let Ok(oldest) = oldest {
             let now = jiff::Timestamp::now().as_millisecond();
             let age = oldest.first().map_or(0, |(_, event)| now.saturating_sub(event.received_at_ms).max(0) / 1000);

@@ -141,7 +141,7 @@ pub(crate) async fn store<E: Enqueue, S: Seen>(
     let key = envelope.key.clone();
     let started = Instant::now();
     let accepted = enqueue.enqueue(envelope).await.map_err(|error| {
-        // The store tells once that it fails, the metrics how often: a line for each event would only bury that.
+        // The store logs once that it fails, and the metrics count how often: a line for each event would only bury that.
         tracing::debug!(%error, key, "not durable: answered 503");
         match error {
             StoreError::Full(_) => Reason::StoreFull,

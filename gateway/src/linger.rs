@@ -1,5 +1,5 @@
 //! Goes on reading a refused body for a while, so that the refusal arrives: closing on a client that still sends resets the
-//! connection, and the client never reads why. Whoever needs the place ends that at once.
+//! connection, and the client never reads why. A connection that needs the place ends that at once.
 
 use crate::activity::InHand;
 use bytes::Bytes;

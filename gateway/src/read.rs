@@ -78,7 +78,7 @@ impl Reader {
 pub(crate) struct Reading<'r> {
     reader: &'r Reader,
     in_hand: &'r InHand,
-    // Before the share: whoever sees the place gone finds the memory there, or is notified when it is.
+    // Before the share: a request that sees the place gone finds the memory there, or is notified when it is.
     place: WaitingPlace<'r>,
     share: Share,
 }

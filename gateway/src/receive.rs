@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
     InTime,
-    /// During the drain: what could be taken is told to come back.
+    /// During the drain: what could be taken is answered 503, to come back.
     Late,
 }
 
@@ -60,7 +60,7 @@ pub struct Intake<E, S> {
     /// Signed requests in flight, and the most that there may be.
     signed: AtomicUsize,
     max_in_flight: usize,
-    /// The drain's time is over: whoever still waits is told to come back.
+    /// The drain's time is over: requests that still wait are answered 503, to come back.
     given_up: CancellationToken,
     pub(crate) log: Arc<AccessLog>,
     pub(crate) metrics: Arc<Metrics>,

@@ -48,7 +48,7 @@ pub(crate) struct SpoolState<Q, D> {
     late: Mutex<HashMap<String, usize>>,
     confirm_timeout: Duration,
     pub(crate) progress: tokio::sync::Mutex<Progress>,
-    /// Told of what changes for the hand-over: an event on the disk, an opened gate.
+    /// Notified of what changes for the hand-over: an event on the disk, an opened gate.
     pub(crate) news: Notify,
     /// The end of a stop: what still goes on has had its time.
     pub(crate) given_up: CancellationToken,

@@ -1,5 +1,5 @@
 //! Requests that wait for bytes of their body, and are not verified yet: bounded in all, for each connection and, where clients
-//! can be told apart, for each client. Where a bound is reached the newcomer gets the place of whoever has waited longest.
+//! can be told apart, for each client. Where a bound is reached the newcomer gets the place of the request that has waited longest.
 
 use crate::activity::Activity;
 use crate::budget::Short;
@@ -99,7 +99,7 @@ impl Waiting {
         }
     }
 
-    /// A place for one more, if need be that of whoever has waited longest. `client`: its address, where clients can be told apart;
+    /// A place for one more, if need be that of the request that has waited longest. `client`: its address, where clients can be told apart;
     /// else everybody behind a balancer would be one.
     pub(crate) fn enter(&self, activity: &Activity, client: Option<IpAddr>) -> WaitingPlace<'_> {
         let now = self.now();
@@ -129,7 +129,7 @@ impl Waiting {
         WaitingPlace { waiting: self, number, waiter }
     }
 
-    /// Displaces, for its memory, whoever has waited longest for a byte, in all or of the same connection; but not this one, for
+    /// Displaces, for its memory, the request that has waited longest for a byte, in all or of the same connection; but not this one, for
     /// which a byte has just come. None where there is no other.
     pub(crate) fn displace_other(&self, than: &WaitingPlace<'_>, among: Short) -> Option<Displaced> {
         let mut crowd = self.crowd();

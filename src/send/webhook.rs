@@ -56,7 +56,7 @@ impl Webhooks {
             attempt: args.attempt,
             id: args.id.clone(),
         };
-        // What cannot be made is a mistake of whoever asked for it, and said before anything is sent.
+        // What cannot be made is the user's mistake, and reported before anything is sent.
         webhooks.request()?;
         Ok(webhooks)
     }

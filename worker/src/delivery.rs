@@ -143,7 +143,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         }
     }
 
-    /// Lets whoever gets the delivery next have it at once.
+    /// Lets the next worker that gets the delivery have it at once.
     async fn release(&self, key: &ClaimKey, holder: u64) {
         if let Err(error) = self.claims.conclude(key, holder, Conclusion::Released).await {
             self.metrics.worker_claim_errors.inc();
@@ -193,7 +193,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
         let result = result.map_or_else(
             |_| Err(HandlerError::retry(format!("the handler did not end within {timeout:?}"))),
-            // What a panic says may hold anything: it is told apart, not quoted.
+            // What a panic says may hold anything: it is named, not quoted.
             |ended| ended.unwrap_or_else(|_| Err(HandlerError::retry("the handler panicked"))),
         );
         let settlement = retry::settlement(ladder, envelope.attempt, result.clone().map_err(Failure::from));

@@ -75,7 +75,7 @@ async fn run(mut child: Child, event: &Event) -> Result<(), HandlerError> {
             }
         };
         tokio::join!(write, count(stdout, &mut output), count(stderr, &mut errors));
-        // Whoever closes its output may still be at work.
+        // A command that closes its output may still be at work.
         std::future::pending::<Infallible>().await
     };
     let ended = tokio::select! {

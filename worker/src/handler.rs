@@ -28,7 +28,7 @@ impl Event {
         &self.0.id
     }
 
-    /// The idempotency key. Delivery is at least once: whoever must act once remembers this.
+    /// The idempotency key. Delivery is at least once: a handler that must act once remembers this.
     pub fn key(&self) -> &str {
         &self.0.key
     }

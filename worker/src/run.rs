@@ -21,7 +21,7 @@ const STORE_BACKOFF: Duration = Duration::from_secs(1);
 /// How long the cut waits for what is in hand: a handler that blocks its thread does not notice it.
 const CUT: Duration = Duration::from_secs(1);
 
-/// Consumes deliveries until it is told to drain.
+/// Consumes deliveries until the drain begins.
 #[derive(Debug)]
 pub struct Worker<D, C> {
     processor: Arc<Processor<D, C>>,

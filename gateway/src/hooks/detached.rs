@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio_util::task::TaskTracker;
 
-/// Work that outlives whoever waits for it: who hangs up and repeats finds the answer to the first. A task from
+/// Work that outlives its caller: a client that hangs up and repeats finds the answer to the first. A task from
 /// the start would do as well, at the price of two more switches on the way of each answer.
 pub(super) struct Detached {
     pub(super) work: Option<Answering>,

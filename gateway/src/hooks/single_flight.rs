@@ -33,12 +33,12 @@ enum Known {
     First,
     /// Nothing could be learned: the same, without a mark.
     Unmarked,
-    /// It is being answered, and was not told of in time: neither asked again nor remembered.
+    /// It is being answered, and the result did not come in time: neither asked again nor remembered.
     Elsewhere,
 }
 
 impl<C: Ask, A: Answers> Hooks<C, A> {
-    /// The answer of a call that has an id: the first one, whoever asks for it.
+    /// The answer of a call that has an id: the first one, for every repeat.
     pub(super) async fn once(self: Arc<Self>, asked: Asked) -> Answered {
         let key = asked.call.key.clone();
         let (mut told, first) = match self.in_work().entry(key.clone()) {
@@ -105,7 +105,7 @@ struct InWork<C: Ask, A: Answers> {
 }
 
 impl<C: Ask, A: Answers> InWork<C, A> {
-    /// Answers, and tells whoever repeats the call meanwhile.
+    /// Answers, and passes the answer to repeats of the call that came meanwhile.
     async fn first(self, asked: Asked, tell: watch::Sender<Option<Answered>>) -> Answered {
         let known = tokio::select! {
             biased;

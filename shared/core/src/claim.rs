@@ -313,7 +313,7 @@ mod tests {
                 Step::Pass(ms) => self.now_ms += ms,
                 Step::Forget => {
                     self.recorded = None;
-                    // Whoever runs now has lost its lease without a lapse: the exception that the promise names.
+                    // The holder that runs now has lost its lease without a lapse: the exception that the promise names.
                     self.running.iter_mut().for_each(|run| run.until_ms = self.now_ms);
                 }
             }

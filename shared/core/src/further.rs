@@ -91,7 +91,7 @@ impl FurtherHeaders {
         serde_json::to_string(&self.0).unwrap_or_default()
     }
 
-    /// Reads back what [`to_json`](FurtherHeaders::to_json) wrote. Whoever wrote it, the same bounds hold.
+    /// Reads back what [`to_json`](FurtherHeaders::to_json) wrote. The same bounds hold, since others may have written it.
     pub(crate) fn parse(json: &str) -> FurtherHeaders {
         let pairs: Vec<(String, String)> = serde_json::from_str(json).unwrap_or_default();
         FurtherHeaders::of(pairs.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))

@@ -34,7 +34,7 @@ impl Gate {
     /// Whether new events go to the queue.
     pub fn is_open(&mut self, now: Instant) -> bool {
         let oldest = self.unconfirmed.first_key_value().map(|(_, began)| *began);
-        // Remembered: whoever gives up must not make the queue look well.
+        // Remembered: a caller that gives up must not make the queue look well.
         self.shut |= oldest.is_some_and(|began| now.saturating_duration_since(began) >= self.spool_after);
         !self.shut
     }

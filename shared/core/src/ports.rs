@@ -188,7 +188,7 @@ pub trait Lifecycle: Send + Sync + 'static {
     fn watch(&self) -> impl Future<Output = ()> + Send;
     /// Takes nothing new, gives back what nobody has begun, and ends what goes on by itself, until `by` at the latest.
     fn stop(&self, by: Instant) -> impl Future<Output = ()> + Send;
-    /// Ends its connections and threads after what they were given is done. Whoever uses it later gets an error, and a second call
+    /// Ends its connections and threads after what they were given is done. Later uses fail, and a second call
     /// does nothing.
     fn close(&self) -> impl Future<Output = ()> + Send;
 }
@@ -215,7 +215,7 @@ pub trait Calls: Send + Sync + 'static {
     type Handle: Send + 'static;
     /// The next call; waits for one. Cancel-safe.
     fn next(&self) -> impl Future<Output = Result<Call<Self::Handle>, StoreError>> + Send;
-    /// Tells the answer, or why there is none. A call that is never answered is handed out again while there is time.
+    /// Replies with the answer, or with why there is none. A call that is never answered is handed out again while there is time.
     fn answer(
         &self,
         handle: Self::Handle,

@@ -50,7 +50,7 @@ impl Signature {
     }
 }
 
-/// Takes the body piece by piece and tells at the end whether any secret of the key signed it.
+/// Takes the body piece by piece and says at the end whether any secret of the key signed it.
 #[derive(Clone)]
 pub struct Verifier {
     macs: Vec<HmacSha256>,

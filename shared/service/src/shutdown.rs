@@ -60,7 +60,7 @@ impl Shutdown {
     }
 }
 
-/// Wakes whoever reloads on each SIGHUP, until the process ends.
+/// Wakes the reload on each SIGHUP, until the process ends.
 pub fn on_hangup(reload: Arc<Notify>) -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {

@@ -41,7 +41,7 @@ pub struct FilterError {
 }
 
 /// Always off, whatever the filter says: this crate logs messages that come back with their bodies, and frames with
-/// everything. What an operator needs of it, the store tells itself.
+/// everything. What an operator needs of it, the store logs itself.
 const SILENCED: &str = "lapin";
 /// Lines that wait for the thread that writes them: a burst of some seconds, and commonly under a megabyte.
 const MOST_WAITING: usize = 4096;

@@ -52,7 +52,7 @@ impl Sample<'_> {
             "mentioned_users": [],
             "silent": false,
         });
-        // What tells two requests apart.
+        // What distinguishes two requests.
         let active = json!({"last_active": self.now.map(|now| now.to_string())});
         json!({
             "message": message,

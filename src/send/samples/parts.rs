@@ -202,7 +202,7 @@ fn user(id: &str) -> Value {
     })
 }
 
-/// Whoever moderates.
+/// The moderator.
 pub(super) fn moderator() -> Value {
     with(user("streamgate-moderator"), json!({"role": "moderator"}))
 }

@@ -25,7 +25,7 @@ pub struct CallPolicy {
     pub drain_timeout: Duration,
 }
 
-/// Answers calls until it is told to drain.
+/// Answers calls until the drain begins.
 #[derive(Debug)]
 pub struct CallWorker<C> {
     answerer: Arc<Answerer<C>>,
@@ -100,7 +100,7 @@ impl<C: Calls> Answerer<C> {
                     Ok(Ok(Ok(body))) if is_answer(&body) => Ok(body),
                     Ok(Ok(Ok(body))) => Err((Reason::HookFailed, not_an_answer(&body))),
                     Ok(Ok(Err(error))) => Err((Reason::HookFailed, error.to_string())),
-                    // What a panic says may hold anything: it is told apart, not quoted.
+                    // What a panic says may hold anything: it is named, not quoted.
                     Ok(Err(_)) => Err((Reason::HookFailed, "the handler panicked".to_owned())),
                     Err(_) => {
                         Err((Reason::HookTimeout, format!("the handler did not end within {:?}", rounded(within))))

@@ -1,4 +1,4 @@
-//! Rules of the configuration before whoever else answers before-message-send.
+//! Rules of the configuration before any other handler of before-message-send.
 
 use super::{Hook, HookHandler};
 use crate::handler::{BoxFuture, HandlerError};
@@ -10,7 +10,7 @@ use streamgate_core::rules::{Judgement, Rules};
 /// Bytes of a body whose judgement takes long enough to be made on a thread for that.
 const LONG: usize = 16 << 10;
 
-/// Judges what a message says; what passes goes on. Whatever cannot be read, by rules or by whoever is asked, goes by
+/// Judges what a message says; what passes goes on. Whatever cannot be read, by rules or by the handler that is asked, goes by
 /// `on_unreadable`.
 #[derive(Clone)]
 pub struct Screen {

@@ -6,7 +6,7 @@ use brotli_decompressor::{Allocator, BrotliDecompressStream, BrotliResult, Brotl
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The largest window, in bits: 4 MiB. What encoders take where they are not told otherwise.
+/// The largest window, in bits: 4 MiB. The default of encoders.
 const MAX_WINDOW_BITS: u32 = 22;
 /// Bytes of the wire that one step takes. 1.25 kB can set up 768 prefix codes, which costs as much as to inflate some 100 kB.
 pub(super) const WIRE_STEP: usize = 4 << 10;

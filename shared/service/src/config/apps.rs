@@ -106,7 +106,7 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
     KeyConfig { api_key, secrets }
 }
 
-/// Stream's secrets have 64 characters; one of fewer than this is guessed by whoever has one signed request.
+/// Stream's secrets have 64 characters; one of fewer than this can be guessed from one signed request.
 const SHORT: usize = 16;
 
 /// What could be meant otherwise is a mistake: it would verify nothing, or anything. Nothing of the secret is quoted. An empty one
@@ -133,7 +133,7 @@ fn judged(secret: Secret) -> Result<(Secret, Option<&'static str>), String> {
     Err(what.to_owned())
 }
 
-/// The names that Stream's own SDKs and CLI read. Half a pair is a mistake: without it being told, every webhook of that app
+/// The names that Stream's own SDKs and CLI read. Half a pair is a mistake: unreported, every webhook of that app
 /// would be refused for good.
 fn from_environment(environment: &Environment, report: &Report) -> Option<AppConfig> {
     let given = |name| environment.get(name).filter(|value| !value.is_empty());
@@ -151,7 +151,7 @@ fn from_environment(environment: &Environment, report: &Report) -> Option<AppCon
                     None
                 }
             },
-            // Whoever reads no secret needs none to be there.
+            // A command that reads no secret needs none to be there.
             (Some(api_key), None) if !environment.reads_secrets_of(api_key) => {
                 Some(AppConfig::single("chat", api_key.to_owned(), Secret::new(String::new())))
             }

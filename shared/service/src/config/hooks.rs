@@ -15,7 +15,7 @@ use streamgate_core::{
     template::Template,
 };
 
-/// The longest that Stream can be told to wait for before-message-send.
+/// The longest that Stream can be made to wait for before-message-send.
 pub const STREAM_LONGEST: Duration = Duration::from_secs(5);
 const NOT_A_COMMAND: &str = "is not the name of a command: 1 to 64 characters of A-Z, a-z, 0-9, _ and -";
 /// Answers are kept in memory or on disk until it is over.

@@ -122,7 +122,7 @@ fn list(problems: &[Problem]) -> String {
     problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
 }
 
-/// Reads and checks the configuration; tells all mistakes together.
+/// Reads and checks the configuration; reports all mistakes together.
 pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     let path = source.path();
     let text = path.as_ref().map(|path| {
@@ -132,7 +132,7 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     from_text(path, text.transpose()?.as_deref(), &source.environment)
 }
 
-/// Reads and checks the text of a configuration; tells all mistakes together. `path`: where it stands, for errors.
+/// Reads and checks the text of a configuration; reports all mistakes together. `path`: where it stands, for errors.
 pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Environment) -> Result<Loaded, ConfigError> {
     let text = text.unwrap_or_default();
     let mut table = toml::from_str::<Table>(text).map_err(|error| ConfigError::Malformed {
@@ -405,7 +405,7 @@ mod tests {
         assert!(error.starts_with("15 mistakes in the configuration (") && !error.contains("hunter2"), "{error}");
     }
 
-    /// What can never work, with the line that it is told by.
+    /// What can never work, with the line that reports it.
     #[test]
     fn a_table_of_mistakes() {
         let route = |more: &str| format!("[[worker.routes]]\nevents = ['*']\nforward = {{ {more} }}");
@@ -631,7 +631,7 @@ mod tests {
     fn half_a_pair_of_variables_is_a_mistake() {
         assert_eq!(keys("", [("STREAM_API_KEY", "k")]), ["apps"]);
         assert_eq!(keys("", [("STREAM_SECRET", "s"), ("STREAM_KEY", "")]), ["apps"]);
-        // Whoever reads no secret needs none.
+        // A command that reads no secret needs none.
         for half in [("STREAM_API_KEY", "k"), ("STREAM_API_SECRET", "s")] {
             let environment = Environment::of([half]).without_app_secrets();
             assert_eq!(from_text(None, None, &environment).unwrap().doubts, []);

@@ -1,6 +1,6 @@
 //! The configuration: one typed struct per concern, checked as a whole before anything binds.
 //!
-//! Each field says meaning, unit and default. `load` finds the file, lays the environment over it and tells every mistake
+//! Each field says meaning, unit and default. `load` finds the file, lays the environment over it and reports every mistake
 //! at once.
 
 mod apps;

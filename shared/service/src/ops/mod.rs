@@ -51,7 +51,7 @@ pub fn pages(metrics: Arc<Metrics>, readiness: Readiness) -> Vec<Box<dyn Page>> 
     vec![Box::new(MetricsPage(metrics)), Box::new(HealthPage), Box::new(ReadyPage(readiness))]
 }
 
-/// Serves until `stop`. At the limit the oldest connection is closed for the new one: whoever opens connections and says nothing
+/// Serves until `stop`. At the limit the oldest connection is closed for the new one: a client that opens connections and says nothing
 /// must not keep a probe waiting.
 pub async fn serve(listener: TcpListener, pages: Vec<Box<dyn Page>>, stop: CancellationToken) {
     let pages: Arc<[Box<dyn Page>]> = pages.into();

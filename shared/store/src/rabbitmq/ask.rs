@@ -54,7 +54,7 @@ impl Waiting {
     /// Gives an answer to who waits for it, and says whether anybody does.
     fn hand_out(&self, answer: Delivery) -> bool {
         let Some((number, answer)) = headers::read_answer(&answer.properties, answer.data) else { return false };
-        // Not under the lock: whoever is woken takes it to give its place back.
+        // Not under the lock: the caller that is woken takes it to give its place back.
         let waits = self.lock().remove(&number);
         waits.is_some_and(|waits| waits.send(answer).is_ok())
     }
@@ -214,7 +214,7 @@ impl Exchanger {
     }
 }
 
-/// Awaits an answer to its end, and tells when it takes long: the library keeps the place of one that is given up.
+/// Awaits an answer to its end, and calls back when it takes long: the library keeps the place of one that is given up.
 async fn or_silence<T>(asked: impl Future<Output = T>, tell: impl FnOnce()) -> T {
     let mut asked = std::pin::pin!(asked);
     tokio::select! {

@@ -31,7 +31,7 @@ pub struct CallQueue {
 #[derive(Debug)]
 pub struct Handle {
     acker: Acker,
-    /// None where nobody asked to be told.
+    /// None where the caller asked for no reply.
     to: Option<(ShortString, ShortString)>,
 }
 

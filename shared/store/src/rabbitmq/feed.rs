@@ -1,4 +1,4 @@
-//! Consumes a queue over one session after the other, with a bounded prefetch, until it is told to stop.
+//! Consumes a queue over one session after the other, with a bounded prefetch, until it is stopped.
 
 use super::incoming::{Incoming, give_back};
 use super::link::{Link, PATIENCE, Session};
@@ -105,7 +105,7 @@ impl Source {
         }
     }
 
-    /// Returns without an error when it was told to stop.
+    /// Returns without an error when it was stopped.
     async fn consume(&self, session: &Session) -> Result<Channel, String> {
         let channel = session.channel().await?;
         let described = |error: lapin::Error| error.to_string();

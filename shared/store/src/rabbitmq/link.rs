@@ -160,7 +160,7 @@ impl Link {
         let up = state.wait_for(is_open).await.map(|state| state.clone());
         match up {
             Ok(State::Up(session) | State::Blocked(session, _)) => session,
-            // The supervisor ended with its link; whoever waits here is about to end too.
+            // The supervisor ended with its link; callers that wait here are about to end too.
             Ok(State::Down(_)) | Err(_) => std::future::pending().await,
         }
     }
@@ -266,13 +266,13 @@ impl Supervisor {
                         tracing::info!(connection = self.name, "RabbitMQ takes messages again");
                         self.tell.send_replace(State::Up(session.clone()));
                     }
-                    // Errors of channels are told here too; whoever owns the channel knows what they mean.
+                    // Errors of channels are reported here too; the channel's owner knows what they mean.
                     Some(Event::Error(error)) if !connection.status().connected() => return error.to_string(),
                     Some(_) => {}
                     None => return "closed".to_owned(),
                 },
                 () = session.ended() => {
-                    // Whoever failed it has seen an error that the others may not see.
+                    // The caller that failed it has seen an error that the others may not see.
                     farewell(connection).await;
                     return session.why();
                 }

@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// A confirm that is this late will not come: the channel is given up with all that wait on it.
 const LOST: Duration = Duration::from_secs(30);
-/// Confirms looked at together: a return may be told with another publish of the same acknowledgement.
+/// Confirms looked at together: a return may be reported with another publish of the same acknowledgement.
 const TOGETHER: usize = 256;
 
 /// How many publishes are under way.
@@ -27,7 +27,7 @@ const TOGETHER: usize = 256;
 pub(super) struct Width {
     /// Channels, each with a task that publishes.
     pub(super) lanes: usize,
-    /// Unconfirmed publishes of a channel. With one, a return is told with its own publish for certain.
+    /// Unconfirmed publishes of a channel. With one, a return is reported with its own publish for certain.
     pub(super) window: usize,
 }
 
@@ -155,7 +155,7 @@ impl Lane {
                 // Just after a reconnect both are ready, and the job can be published.
                 biased;
                 session = self.link.up() => session,
-                // Dropped, and thus told: nothing is published while there is no connection.
+                // Dropped, and thus reported: nothing is published while there is no connection.
                 job = jobs.recv() => match job {
                     Some(_) => continue,
                     None => return,
@@ -230,7 +230,7 @@ async fn publish_all(
             },
             () = session.ended() => return End::Session,
         };
-        // The caller has given up, and has told nobody that the event is durable.
+        // The caller has given up, and has answered nobody that the event is durable.
         if done.is_closed() {
             continue;
         }
@@ -258,12 +258,12 @@ async fn publish_all(
     }
 }
 
-/// Awaits the confirms of one channel and tells who waits.
+/// Awaits the confirms of one channel and passes them to the callers.
 struct Settle {
     session: Session,
     window: usize,
     on_return: OnReturn,
-    /// Told when the broker refuses, and confirms nothing meanwhile.
+    /// Notified when the broker refuses, and confirms nothing meanwhile.
     refused: Arc<Notify>,
 }
 
@@ -324,12 +324,12 @@ impl Settle {
                 // and that plain confirms cannot be believed either. The topology is ensured before the next publish.
                 session.fail("a message came back: no queue took it, the alternate exchange neither");
             }
-            // With a window of one its place is free only after its return, if any, was told.
+            // With a window of one its place is free only after its return, if any, was reported.
             for (result, id, done, _place) in told {
                 let came_back = id.is_some_and(|id| returned.contains(&id));
                 let result =
                     if came_back { Err(StoreError::Unavailable("no queue took the event".to_owned())) } else { result };
-                // Whoever has given up does not listen.
+                // A caller that has given up does not listen.
                 drop(done.send(result));
             }
             if nacks > 0 && acks == 0 {

@@ -13,7 +13,7 @@ const TELLING: Duration = Duration::from_secs(1);
 const IN_WORK: u8 = b'W';
 const ANSWER: u8 = b'A';
 
-/// The first answer stays, whoever comes after it.
+/// The first answer stays; later ones are ignored.
 const REMEMBER: &str = "
 local found = redis.call('GET', KEYS[1])
 if found and string.sub(found, 1, 1) == 'A' then return end
@@ -57,7 +57,7 @@ impl Answers for RedisAnswers {
             return Ok(Turn::First);
         }
         match found.as_deref().and_then(<[u8]>::split_first) {
-            // Nothing: it lapsed between the two. Whoever asks again will be the first.
+            // Nothing: it lapsed between the two. The next caller will be the first.
             None | Some((&IN_WORK, _)) => Ok(Turn::InWork),
             Some((&ANSWER, answer)) => Ok(Turn::Answered(Bytes::copy_from_slice(answer))),
             Some(_) => Err(StoreError::Unavailable("Redis holds what no answer can be".to_owned())),

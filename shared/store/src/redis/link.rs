@@ -238,7 +238,7 @@ async fn supervise(address: Arc<ArcSwap<Address>>, probe: Probe, state: watch::S
                 keep_probing(connection, number, &probe, &state, &suspicion).await;
             }
             Err(why) => {
-                // One line for each reason, whoever found it.
+                // One line for each reason, however many callers found it.
                 let is_news = !matches!(&*state.borrow(), State::Broken { why: known } if **known == *why);
                 if is_news {
                     tracing::error!(at = %address, why, "no connection to Redis, trying again");

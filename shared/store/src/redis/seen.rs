@@ -1,5 +1,5 @@
 //! Which events are durable: the newest in memory, all of the window in Redis. One question before the publish; what is
-//! marked after it is told to Redis beside the answer.
+//! marked after it is sent to Redis concurrently with the answer.
 
 use super::link::{Redis, millis};
 use std::collections::{HashMap, VecDeque};

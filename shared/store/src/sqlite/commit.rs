@@ -243,7 +243,7 @@ impl Committer {
         seen::purge(&transaction, now, keep_ms)?;
         answers::purge(&transaction, now)?;
         let recounted = others_wrote.then(|| queue::count(&transaction)).transpose()?;
-        // Before the commit, so that little stands where its callers are told that it does not; and after it, for what happened
+        // Before the commit, so that little stands whose callers get an error; and after it, for what happened
         // meanwhile.
         self.witness.look_unless_recent().map_err(gone)?;
         transaction.commit()?;
@@ -272,7 +272,7 @@ impl Committer {
     fn answer(&self, written: impl Iterator<Item = (Write, Result<Effect, StoreError>)>) {
         let mut news = false;
         for (write, effect) in written {
-            // Whoever waited may be gone: a caller that gave up will repeat, and find a duplicate.
+            // The caller may be gone: a caller that gave up will repeat, and find a duplicate.
             match (write, effect) {
                 (Write::Enqueue(_, answer), Ok(Effect::Accepted(row))) => {
                     news |= row.is_some();

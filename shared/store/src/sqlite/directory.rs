@@ -113,7 +113,7 @@ fn trust(owner: u32, us: u32) -> Trust {
 }
 
 /// Creates the directory for its owner alone, and makes its name durable. One that exists is closed to others where it holds
-/// nothing else; otherwise that is only told of: changing somebody's directory is not ours.
+/// nothing else; otherwise that is only logged: changing somebody's directory is not ours.
 pub fn create_private(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         let metadata = path.metadata()?;

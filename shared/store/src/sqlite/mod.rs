@@ -1,5 +1,5 @@
 //! One SQLite file in the data directory. The embedded store of `up` (queue, retries, dead letters and seen keys, for one
-//! process on one machine), and the spool of a gateway (`spool`), which is the same file: whoever opens it finds what is owed.
+//! process on one machine), and the spool of a gateway (`spool`), which is the same file: any process that opens it finds what is owed.
 //!
 //! One thread writes, and commits in groups: one fsync for all that wait (`writer`). One thread reads (`reader`). A key is
 //! inserted in the transaction that inserts its event, so within the window a key has at most one row; the row itself
@@ -81,7 +81,7 @@ pub struct Embedded {
     leases: Leases,
     /// For counting, apart from the threads that are waited for; none once the store is closed.
     counting: Arc<Mutex<Option<Counter>>>,
-    /// None once it is closed. Last: the lock is let go after the threads that use the file have been told to end.
+    /// None once it is closed. Last: the lock is let go after the threads that use the file have ended.
     owned: Mutex<Option<Owned>>,
 }
 
@@ -129,7 +129,7 @@ impl Embedded {
                     tracing::warn!(%error, "cannot record that nothing is in hand: the next start takes this one for killed");
                 }
             }
-            // Whoever hangs is to blame, or every stop would forget it.
+            // A handler that hangs is to blame, or every stop would forget it.
             left => tracing::warn!(left, "handlers were left behind: the next start takes this one for killed"),
         }
         self.writer.close().await;

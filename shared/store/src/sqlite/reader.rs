@@ -38,7 +38,7 @@ impl Reader {
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        // Whoever asked may be gone by then: the answer is of no use to anybody else.
+        // The caller may be gone by then: the answer is of no use to anybody else.
         let run: Query = Box::new(move |connection| drop(answer.send(query(connection))));
         self.queries.send(Some(run)).await.map_err(|_| unavailable("the reading thread has ended"))?;
         answered.await.map_err(|_| unavailable("the reading thread has ended"))?.map_err(unavailable)

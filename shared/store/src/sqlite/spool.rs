@@ -28,7 +28,7 @@ pub struct SpoolOptions {
 pub struct SpoolFile {
     writer: Writer,
     reader: Reader,
-    /// None once it is closed. Last: the lock is let go after the threads that use the file have been told to end.
+    /// None once it is closed. Last: the lock is let go after the threads that use the file have ended.
     owned: Mutex<Option<Owned>>,
 }
 
@@ -51,7 +51,7 @@ impl SpoolFile {
         Ok(SpoolFile { writer, reader, owned: Mutex::new(Some(owned)) })
     }
 
-    /// Ends the threads after what they were given is committed, and lets the directory go. Whoever uses it later gets an error.
+    /// Ends the threads after what they were given is committed, and lets the directory go. Later calls fail.
     pub async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;

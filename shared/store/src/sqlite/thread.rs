@@ -4,7 +4,7 @@ use super::OpenError;
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Runs until what it waits for ends, or until it is told to end.
+/// Runs until what it waits for ends, or until its owner ends it.
 #[derive(Debug)]
 pub(super) struct Thread {
     name: &'static str,
@@ -17,7 +17,7 @@ impl Thread {
         Ok(Thread { name, handle: Mutex::new(Some(handle)) })
     }
 
-    /// Waits for the thread's end, the first time. It must have been told to end.
+    /// Waits for the thread's end, the first time. It must be ending by then.
     pub(super) async fn join(&self) {
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(handle) = handle else { return };

@@ -115,7 +115,7 @@ impl Writer {
         Ok(Writer { writes, health, waiting, news, thread, ticker })
     }
 
-    /// Told of whenever rows came or their time changed.
+    /// Notified whenever rows came or their time changed.
     pub(super) fn news(&self) -> Arc<Notify> {
         Arc::clone(&self.news)
     }
