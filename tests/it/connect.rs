@@ -457,8 +457,26 @@ async fn a_terminal_is_asked_before_anything_is_written() {
     let (code, shown) = on_a_terminal(&line, "Write this to the app's settings?", "n\n").await;
     assert!(code == Some(1) && shown.contains("nothing was written"), "{shown}");
     assert_eq!(stream.updates().len(), 0);
+    // What nobody sees, nobody can agree to.
+    for hidden in [format!("{line} > {}", site.path("plan").display()), format!("{line} --json")] {
+        let before = stream.requests().len();
+        let (code, shown) = on_a_terminal(&hidden, "nothing can be asked about it", "").await;
+        assert!(code == Some(64) && stream.requests().len() == before, "{hidden}: {shown}");
+    }
     let (code, shown) = on_a_terminal(&line, "Write this to the app's settings?", "y\n").await;
     assert!(code == Some(0) && shown.contains("the app is connected"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_stream_does_not_wait_for_is_said() {
+    let hooks = HOOKS.replace("900ms", "4800ms");
+    let site = site(Setup { gateway: "answer_deadline = '4900ms'".into(), rest: hooks, ..Setup::default() });
+    let stream = StreamApi::v2(&[]).await;
+    let planned = text(&connect(&site, &stream, &["--dry-run"]).await.stdout);
+    assert!(planned.contains("! Stream waits 5s for before-message-send at the most"), "{planned}");
+    assert!(planned.contains("hooks.before_message_send.deadline to 4.7s or less"), "{planned}");
+    let without = text(&connect(&site, &stream, &["--dry-run", "--no-hooks"]).await.stdout);
+    assert!(!without.contains("Stream waits"), "{without}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
