@@ -5,6 +5,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use std::convert::Infallible;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 use streamgate_service::config::ExecConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -13,6 +14,10 @@ use tokio::process::{Child, Command};
 const RETRY: i32 = 75;
 /// What a command has of our environment; all else may be a secret.
 const INHERITED: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"];
+/// Errors that pass when others end, by their numbers in Linux: EAGAIN, ENOMEM, ENFILE, EMFILE.
+const EXHAUSTED: [i32; 4] = [11, 12, 23, 24];
+/// Between two tries to start one then.
+const SHORTAGE: Duration = Duration::from_millis(100);
 /// Bytes of its output that are read at a time.
 const CHUNK: usize = 16 << 10;
 
@@ -31,11 +36,14 @@ impl Handler for Exec {
         let config = Arc::clone(&self.0);
         Box::pin(async move {
             let mut command = command(&config.command, &event, context.attempt);
-            let child = command.spawn().map_err(|error| {
-                let program = config.command.first().map(String::as_str).unwrap_or_default();
-                HandlerError::retry(format!("cannot run {program:?}: {error}"))
-            })?;
-            match tokio::time::timeout(config.timeout, run(child, &event)).await {
+            let ended = async {
+                let child = spawn(&mut command).await.map_err(|error| {
+                    let program = config.command.first().map(String::as_str).unwrap_or_default();
+                    HandlerError::retry(format!("cannot run {program:?}: {error}"))
+                })?;
+                run(child, &event).await
+            };
+            match tokio::time::timeout(config.timeout, ended).await {
                 Ok(ended) => ended,
                 Err(_) => Err(HandlerError::retry(format!("the command did not end within {:?}", config.timeout))),
             }
@@ -60,6 +68,19 @@ fn command(words: &[String], event: &Event, attempt: u32) -> Command {
     // signal for us reaches it.
     command.process_group(0).kill_on_drop(true);
     command
+}
+
+/// Starts it. A shortage of ours is waited for: it must not use up the event's attempts.
+async fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    loop {
+        match command.spawn() {
+            Err(error) if error.raw_os_error().is_some_and(|code| EXHAUSTED.contains(&code)) => {
+                tracing::debug!(%error, "cannot start a command yet");
+                tokio::time::sleep(SHORTAGE).await;
+            }
+            started => return started,
+        }
+    }
 }
 
 /// Its end, and what that means. Dropped before, the whole group is killed.
