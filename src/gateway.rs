@@ -16,7 +16,6 @@ use streamgate_core::path::PUSH;
 use streamgate_core::ports::Lifecycle;
 use streamgate_service::config::{AppConfig, Loaded, Source};
 use streamgate_service::metrics::Metrics;
-use streamgate_service::ops;
 use streamgate_service::shutdown::{self, Shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -83,14 +82,8 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
     let parts = rabbitmq::gateway(&config, servers, &metrics)?;
     let receiving = Receiving::new(&config, wiring::command_names(&config), &parts, &metrics)?;
     let backend = parts.lifecycle;
-    let mut background = Background::default();
     let readiness = receiving.readiness(&backend, &shutdown);
-    let pages = ops::pages(metrics, readiness);
-    background.spawn(ops::serve(ops_listener, pages, shutdown.abort.clone()));
-    background.spawn({
-        let backend = Arc::clone(&backend);
-        async move { backend.watch().await }
-    });
+    let mut background = Background::start(ops_listener, metrics, readiness, &backend, &shutdown);
     let reloaded = receiving.reloaded(config.apps.clone()).into_iter().chain(backend.reloaded()).collect();
     background.spawn(Reload::new(source, Loaded::for_services, reloaded).watch(config, reload));
     if let Some(renewing) = receiving.renewing() {

@@ -17,7 +17,6 @@ use streamgate_core::path::PUSH;
 use streamgate_core::ports::Lifecycle;
 use streamgate_service::config::{AppConfig, Config, Loaded, Source};
 use streamgate_service::metrics::Metrics;
-use streamgate_service::ops;
 use streamgate_service::shutdown::{self, Shutdown};
 use streamgate_worker::{Hooks, Router};
 use tokio::net::TcpListener;
@@ -94,14 +93,8 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     let receiving = Receiving::new(&config, commands, &gateway, &metrics)?;
     let working = Working::new(&config, router, hooks, &worker, &metrics)?;
     let store = gateway.lifecycle;
-    let mut background = Background::default();
     let readiness = receiving.readiness(&store, &shutdown);
-    let pages = ops::pages(metrics, readiness);
-    background.spawn(ops::serve(ops_listener, pages, shutdown.abort.clone()));
-    background.spawn({
-        let store = Arc::clone(&store);
-        async move { store.watch().await }
-    });
+    let mut background = Background::start(ops_listener, metrics, readiness, &store, &shutdown);
     if let Some(renewing) = receiving.renewing() {
         background.spawn(renewing);
     }

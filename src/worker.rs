@@ -75,17 +75,11 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     let parts = rabbitmq::worker(&config, servers, !hooks.is_empty(), &metrics);
     let working = Working::new(&config, router, hooks, &parts, &metrics)?;
     let (backend, drain_timeout) = (parts.lifecycle, wiring::drain_timeout(&config));
-    let mut background = Background::default();
     let readiness = ops::unless_draining(&shutdown, {
         let backend = Arc::clone(&backend);
         move || backend.ready()
     });
-    let pages = ops::pages(metrics, readiness);
-    background.spawn(ops::serve(ops_listener, pages, shutdown.abort.clone()));
-    background.spawn({
-        let backend = Arc::clone(&backend);
-        async move { backend.watch().await }
-    });
+    let mut background = Background::start(ops_listener, metrics, readiness, &backend, &shutdown);
     if let Some((source, code)) = again {
         let reloaded = working.reloaded(code, &config).into_iter().chain(backend.reloaded()).collect();
         background.spawn(Reload::new(source, Loaded::for_services, reloaded).watch(config, hangup));

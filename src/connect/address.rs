@@ -129,7 +129,7 @@ impl BaseUrl {
     }
 
     fn is(&self, url: &str, path: &str) -> bool {
-        webhook(url).is_some_and(|(base, its)| its == path && base.text == self.text)
+        gateway_at(url, path).is_some_and(|base| base == *self)
     }
 
     pub(super) fn is_tls(&self) -> bool {
@@ -217,17 +217,9 @@ impl BaseUrl {
     }
 }
 
-/// The base URL of the gateway whose push path this is.
-pub(super) fn of_push(url: &str) -> Option<BaseUrl> {
-    webhook(url).filter(|(_, path)| *path == PUSH).map(|(base, _)| base)
-}
-
-pub(super) fn of_before_message_send(url: &str) -> Option<BaseUrl> {
-    webhook(url).filter(|(_, path)| *path == BEFORE_MESSAGE_SEND).map(|(base, _)| base)
-}
-
-pub(super) fn of_custom_commands(url: &str) -> Option<BaseUrl> {
-    webhook(url).filter(|(_, path)| *path == CUSTOM_COMMANDS).map(|(base, _)| base)
+/// The base URL of the gateway of which this is the path.
+pub(super) fn gateway_at(url: &str, path: &str) -> Option<BaseUrl> {
+    webhook(url).filter(|(_, its)| *its == path).map(|(base, _)| base)
 }
 
 /// What a URL of a webhook leads to: a gateway, and which of its paths. None for what is no gateway's, and for a temporary hook of

@@ -1,13 +1,13 @@
 //! Whether a Stream app's settings still fit the configuration: what nobody notices until an event is missed.
 
-use super::address::{self, BaseUrl};
+use super::address::{BaseUrl, gateway_at};
 use super::hook::{EventHook, without_credentials};
 use super::settings::{Settings, Webhooks, listed};
 use super::{answers_commands, answers_moderation, moderation_deadline, sign_in};
 use crate::exit::BadUsage;
-use std::collections::BTreeSet;
 use std::time::Duration;
 use streamgate_core::event_types::{OTHER_PRODUCTS, in_hooks};
+use streamgate_core::path::{BEFORE_MESSAGE_SEND, CUSTOM_COMMANDS, PUSH};
 use streamgate_core::pattern::Pattern;
 use streamgate_service::config::{AppConfig, Config, STREAM_MODERATION};
 
@@ -39,10 +39,9 @@ pub(crate) async fn look(
     let stream = base(stream_url, "--stream-url")?;
     let here = Here(url.map(|url| base(url, "--url")).transpose()?);
     let (_, settings) = sign_in(&stream, app).await.map_err(|error| format!("{error:#}"))?;
-    let urls: BTreeSet<_> = here.bases(&settings).into_iter().map(|base| base.as_str().to_owned()).collect();
-    let urls: Vec<_> = urls.into_iter().collect();
-    let summary = format!("{} delivers to {}", settings.app, urls.join(" and "));
-    Ok(Findings { summary, drift: drift(&settings, &app.name, config, &here) })
+    let bases = here.bases(&settings);
+    let summary = format!("{} delivers to {}", settings.app, joined(&bases));
+    Ok(Findings { summary, drift: drift(&settings, &app.name, config, &here, &bases) })
 }
 
 /// Which gateways are this one: those of the base URL, or all where it is not known.
@@ -55,36 +54,40 @@ impl Here {
 
     /// Temporary hooks of Stream's own CLI end with it, and do not count.
     fn gets(&self, hook: &EventHook) -> bool {
-        hook.is_webhook() && self.is(address::of_push(&hook.url()))
+        hook.is_webhook() && self.is(gateway_at(&hook.url(), PUSH))
     }
 
     fn delivers(&self, hook: &EventHook) -> bool {
         self.gets(hook) && hook.is_enabled() && hook.delivers_chat()
     }
 
-    /// The base URLs that lead to this gateway.
+    /// The base URLs that lead to this gateway, each once.
     fn bases(&self, settings: &Settings) -> Vec<BaseUrl> {
         let push: Vec<_> = match &settings.webhooks {
-            Webhooks::V1 { url, .. } => vec![address::of_push(url)],
+            Webhooks::V1 { url, .. } => vec![gateway_at(url, PUSH)],
             Webhooks::V2(hooks) => {
-                hooks.iter().filter(|hook| self.delivers(hook)).map(|hook| address::of_push(&hook.url())).collect()
+                hooks.iter().filter(|hook| self.delivers(hook)).map(|hook| gateway_at(&hook.url(), PUSH)).collect()
             }
         };
         let synchronous = [
-            address::of_before_message_send(&settings.before_message_send_url),
-            address::of_custom_commands(&settings.custom_action_handler_url),
+            gateway_at(&settings.before_message_send_url, BEFORE_MESSAGE_SEND),
+            gateway_at(&settings.custom_action_handler_url, CUSTOM_COMMANDS),
         ];
-        push.into_iter().chain(synchronous).flatten().filter(|base| self.is(Some(base.clone()))).collect()
+        let all = push.into_iter().chain(synchronous).flatten();
+        let mut here: Vec<_> = all.filter(|base| self.is(Some(base.clone()))).collect();
+        here.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        here.dedup();
+        here
     }
 }
 
-fn drift(settings: &Settings, app: &str, config: &Config, here: &Here) -> Vec<Drift> {
+fn drift(settings: &Settings, app: &str, config: &Config, here: &Here, bases: &[BaseUrl]) -> Vec<Drift> {
     let mut found = Vec::new();
     if settings.app.is_suspended {
         found.push(Drift::Broken("Stream has suspended the app: no webhook is sent".to_owned()));
     }
     match &settings.webhooks {
-        Webhooks::V1 { url, event_types } if here.is(address::of_push(url)) => {
+        Webhooks::V1 { url, event_types } if here.is(gateway_at(url, PUSH)) => {
             found.extend(unsent(
                 app,
                 config,
@@ -98,7 +101,7 @@ fn drift(settings: &Settings, app: &str, config: &Config, here: &Here) -> Vec<Dr
         }
         Webhooks::V2(hooks) => found.extend(of_hooks(hooks, app, config, here)),
     }
-    found.extend(hosts(&here.bases(settings)));
+    found.extend(hosts(bases));
     found.extend(synchronous(settings, config, here));
     found
 }
@@ -107,13 +110,15 @@ fn nothing(why: &str) -> String {
     format!("{why}, so no event arrives here: `streamgate connect --url https://…` points the app at this gateway")
 }
 
+fn joined(bases: &[BaseUrl]) -> String {
+    bases.iter().map(BaseUrl::as_str).collect::<Vec<_>>().join(" and ")
+}
+
 /// What is to be said of the hosts that lead here.
 fn hosts(bases: &[BaseUrl]) -> Vec<Drift> {
     let mut found = Vec::new();
-    let distinct: BTreeSet<&str> = bases.iter().map(BaseUrl::as_str).collect();
-    if distinct.len() > 1 {
-        let all: Vec<_> = distinct.into_iter().collect();
-        let all = all.join(" and ");
+    if bases.len() > 1 {
+        let all = joined(bases);
         found.push(Drift::Doubtful(format!(
             "the app's settings lead to several gateways: {all}; --url names this one's"
         )));
@@ -223,13 +228,13 @@ fn synchronous(settings: &Settings, config: &Config, here: &Here) -> Vec<Drift> 
         (
             "before_message_send_hook_url",
             url,
-            here.is(address::of_before_message_send(url)),
+            here.is(gateway_at(url, BEFORE_MESSAGE_SEND)),
             answers_moderation(config),
         ),
         (
             "custom_action_handler_url",
             &settings.custom_action_handler_url,
-            here.is(address::of_custom_commands(&settings.custom_action_handler_url)),
+            here.is(gateway_at(&settings.custom_action_handler_url, CUSTOM_COMMANDS)),
             answers_commands(config),
         ),
     ];
@@ -254,7 +259,7 @@ fn synchronous(settings: &Settings, config: &Config, here: &Here) -> Vec<Drift> 
         timeout => Duration::from_millis(timeout),
     };
     let deadline = moderation_deadline(config);
-    if here.is(address::of_before_message_send(url)) && waits <= deadline {
+    if here.is(gateway_at(url, BEFORE_MESSAGE_SEND)) && waits <= deadline {
         found.push(Drift::Doubtful(format!(
             "Stream waits {waits:?} for before-message-send, and this gateway may take {deadline:?}: `streamgate connect` makes it longer, to 5 s at the most"
         )));

@@ -122,7 +122,7 @@ impl Plan {
             id = Uuid::new_v5(&NAMESPACE, id.as_bytes());
         }
         let id = id.to_string();
-        let removes = matches!(wanted.goal, Goal::Remove { .. });
+        let removes = self.removes;
         let is_ours = |hook: &EventHook| {
             hook.is_webhook() && wanted.base.is_push(&hook.url()) && (removes || hook.delivers_chat())
         };
@@ -204,10 +204,11 @@ impl Plan {
 
     fn one_url(&mut self, url: &str, event_types: &[String], now: &Settings, wanted: &Wanted) {
         let is_ours = wanted.base.is_push(url);
+        let shown = without_credentials(url);
         let mut body = Fields::default();
         let after = match &wanted.goal {
             Goal::Remove { .. } if is_ours => {
-                self.step(Mark::Remove, format!("webhook_url {}", without_credentials(url)));
+                self.step(Mark::Remove, format!("webhook_url {shown}"));
                 body.set("webhook_url", &json!(""));
                 // It holds for the app's other receivers, too.
                 if !event_types.is_empty() {
@@ -226,16 +227,10 @@ impl Plan {
                 }
                 let ours = wanted.base.push();
                 match (is_ours, url.is_empty()) {
-                    (true, _) if same_set(event_types, types) => {
-                        self.step(Mark::Keep, format!("webhook_url {}", without_credentials(url)))
-                    }
-                    (true, _) => {
-                        self.step(Mark::Change, format!("webhook_url {} (webhook_events)", without_credentials(url)))
-                    }
+                    (true, _) if same_set(event_types, types) => self.step(Mark::Keep, format!("webhook_url {shown}")),
+                    (true, _) => self.step(Mark::Change, format!("webhook_url {shown} (webhook_events)")),
                     (false, true) => self.step(Mark::Add, format!("webhook_url {ours}")),
-                    (false, false) => {
-                        self.step(Mark::Change, format!("webhook_url {} -> {ours}", without_credentials(url)));
-                    }
+                    (false, false) => self.step(Mark::Change, format!("webhook_url {shown} -> {ours}")),
                 }
                 if !is_ours {
                     body.set("webhook_url", &json!(ours));

@@ -146,7 +146,8 @@ impl Session<'_> {
             }
             let now = self.read().await.with_context(|| format!("{} cannot be read back", update.part));
             let now = now.context(Written::Unread)?;
-            if update.is_in(&now) && (!is_last || now.holds(expected)) {
+            let is_there = if is_last { now.holds(expected) } else { update.is_in(&now) };
+            if is_there {
                 return Ok(Outcome::Written);
             }
             seen = Some(now);

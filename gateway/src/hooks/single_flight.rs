@@ -41,24 +41,24 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
     /// The answer of a call that has an id: the first one, for every repeat.
     pub(super) async fn once(self: Arc<Self>, asked: Asked) -> Answered {
         let key = asked.call.key.clone();
-        let (mut told, first) = match self.in_work().entry(key.clone()) {
+        let (mut receiver, first) = match self.in_work().entry(key.clone()) {
             Entry::Occupied(known) => (known.get().clone(), None),
             Entry::Vacant(place) => {
-                let (tell, told) = watch::channel(None);
-                place.insert(told.clone());
-                (told, Some(tell))
+                let (sender, receiver) = watch::channel(None);
+                place.insert(receiver.clone());
+                (receiver, Some(sender))
             }
         };
-        if let Some(tell) = first {
+        if let Some(sender) = first {
             let window = self.policy(asked.call.kind).replay_window.unwrap_or(REPEATS);
             let place = InWork { hooks: Arc::clone(&self), key, window };
             let tasks = self.tasks.clone();
-            return Detached { work: Some(Box::pin(place.first(asked, tell))), tasks }.await;
+            return Detached { work: Some(Box::pin(place.first(asked, sender))), tasks }.await;
         }
         // Its own deadline may come before that of the first.
         let reason = tokio::select! {
             biased;
-            told = told.wait_for(Option::is_some) => match told.as_deref() {
+            answer = receiver.wait_for(Option::is_some) => match answer.as_deref() {
                 Ok(Some(answered)) => return Answered { source: Source::First, ..answered.clone() },
                 // The first one panicked.
                 Ok(None) | Err(_) => Reason::HookFailed,
@@ -106,7 +106,7 @@ struct InWork<C: Ask, A: Answers> {
 
 impl<C: Ask, A: Answers> InWork<C, A> {
     /// Answers, and passes the answer to repeats of the call that came meanwhile.
-    async fn first(self, asked: Asked, tell: watch::Sender<Option<Answered>>) -> Answered {
+    async fn first(self, asked: Asked, sender: watch::Sender<Option<Answered>>) -> Answered {
         let known = tokio::select! {
             biased;
             known = self.hooks.known(&self.key, &asked) => known,
@@ -121,7 +121,7 @@ impl<C: Ask, A: Answers> InWork<C, A> {
                 (self.hooks.by_policy(asked.call.kind, &asked.call.body, reason), false)
             }
         };
-        tell.send_replace(Some(answered.clone()));
+        sender.send_replace(Some(answered.clone()));
         if is_first {
             // Beside the answer; until it is done, repeats find the answer here.
             match Arc::clone(&self.hooks.remembering).try_acquire_owned() {

@@ -133,21 +133,28 @@ pub(super) fn cross_check_broker(worker: &WorkerConfig, report: &Report) {
     if worker.concurrency > MOST_UNACKED {
         report.problem("worker.concurrency", format!("must be at most {MOST_UNACKED} with RabbitMQ: run more workers"));
     }
-    let of_routes = worker.routes.iter().enumerate();
-    let of_routes =
-        of_routes.map(|(place, route)| (format!("worker.routes[{}]", place + 1), route.handler_timeout, &route.retry));
-    let all = [("worker".to_owned(), worker.handler_timeout, &worker.retry)].into_iter().chain(of_routes);
-    // What a route has of the worker's is wrong there.
-    let is_own = |path: &str, differs: bool| path == "worker" || differs;
-    for (path, handler_timeout, retry) in all {
-        if handler_timeout >= CONSUMER_TIMEOUT / 2 && is_own(&path, handler_timeout != worker.handler_timeout) {
+    let time = |path: &str, handler_timeout: Duration| {
+        if handler_timeout >= CONSUMER_TIMEOUT / 2 {
             let what = "must be under 15m with RabbitMQ: at 30m it takes a delivery back";
             report.problem(format!("{path}.handler_timeout"), what);
         }
-        let too_long = retry.iter().filter(|step| **step > LONGEST_TTL);
-        for step in too_long.filter(|_| is_own(&path, *retry != worker.retry)) {
+    };
+    let ladder = |path: &str, retry: &[Duration]| {
+        for step in retry.iter().filter(|step| **step > LONGEST_TTL) {
             let step = humantime::format_duration(*step);
             report.problem(format!("{path}.retry"), format!("{step} is over RabbitMQ's 49 days"));
+        }
+    };
+    time("worker", worker.handler_timeout);
+    ladder("worker", &worker.retry);
+    for (place, route) in worker.routes.iter().enumerate() {
+        let path = format!("worker.routes[{}]", place + 1);
+        // What a route has of the worker's is wrong there.
+        if route.handler_timeout != worker.handler_timeout {
+            time(&path, route.handler_timeout);
+        }
+        if route.retry != worker.retry {
+            ladder(&path, &route.retry);
         }
     }
 }

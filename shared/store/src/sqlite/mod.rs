@@ -114,7 +114,7 @@ impl Embedded {
         counted.ok_or_else(|| failed(&"it is closed"))
     }
 
-    /// Ends the threads after what they were given is committed, and lets the directory go. Whoever uses it later gets an error, and a
+    /// Ends the threads after what they were given is committed, and lets the directory go. Later calls fail, and a
     /// second call does nothing.
     pub async fn close(&self) {
         if self.owned.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
