@@ -238,6 +238,7 @@ async fn store(waiting: usize, body: &Bytes, length: Duration) -> f64 {
         remember: Duration::from_secs(600),
         max_waiting: waiting,
         prefetch: 1,
+        parked_share: 4,
         in_hand_bytes: 1 << 20,
         patience: Duration::from_secs(30),
     };

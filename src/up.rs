@@ -87,7 +87,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
 /// Serves until the drain is done. `ready` is called when everything is open.
 pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
     let Up { config, router, hooks, code, listener, ops_listener, source, reload, metrics } = up;
-    let (gateway, worker) = embedded::open(&config, !hooks.is_empty(), &metrics)?;
+    let (gateway, worker) = embedded::open(&config, &router, !hooks.is_empty(), &metrics)?;
     metrics.begin(&AppConfig::names(&config.apps), &router.names());
     let commands = wiring::command_names(&config).into_iter().chain(hooks.commands.keys().cloned()).collect();
     let receiving = Receiving::new(&config, commands, &gateway, &metrics)?;

@@ -6,10 +6,11 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::{pattern::Pattern, retry::Ladder};
-use streamgate_service::config::{CommandConfig, Config, ForwardConfig, HandlerConfig};
+use streamgate_service::config::{CommandConfig, Config, ForwardConfig, HandlerConfig, RouteConfig};
 use streamgate_service::http_client::{ClientError, ServiceClient};
 use streamgate_worker::{
-    CallPolicy, Exec, Forward, ForwardHook, Handler, HookHandler, Hooks, Observe, Policy, Reply, Route, Router, Screen,
+    CallPolicy, Exec, Forward, ForwardHook, Handler, HookHandler, Hooks, Limits, Observe, Policy, Reply, Route, Router,
+    Screen,
 };
 
 /// Three pipes, with both of their ends while it starts, and its process.
@@ -28,12 +29,21 @@ impl ServiceClients {
     }
 }
 
+/// The route of events where no other is: they are logged.
+const LOG: &str = "log";
+
+/// The names of the routes as far as the configuration tells: code may have more.
+pub fn route_names(config: &Config) -> Vec<&str> {
+    let names: Vec<_> = config.worker.routes.iter().map(|route| route.name.as_str()).collect();
+    if names.is_empty() { vec![LOG] } else { names }
+}
+
 /// The routes of the code, then those of the configuration; without any, every event is logged.
 pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
     let (mut routes, configured) = (code, &config.worker.routes);
     if routes.is_empty() && configured.is_empty() {
         let every = Pattern::parse("*").context("\"*\" is a pattern")?;
-        let log = Route::new("log", vec![every], Arc::new(Observe));
+        let log = Route::new(LOG, vec![every], Arc::new(Observe));
         return Ok(Router::new(vec![log]));
     }
     let mut clients = ServiceClients::default();
@@ -47,6 +57,9 @@ pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
             channel_types: route.channel_types.clone(),
             ladder: Some(Ladder::new(route.retry.clone())),
             handler_timeout: Some(route.handler_timeout),
+            concurrency: Some(route.concurrency),
+            rate: route.rate,
+            breaker: route.breaker,
             ..Route::new(route.name.as_str(), route.events.clone(), handler)
         });
     }
@@ -118,10 +131,25 @@ fn ladder(config: &Config) -> Ladder {
     Ladder::new(config.worker.retry.clone())
 }
 
-pub fn policy(config: &Config) -> Policy {
+/// What each route allows.
+pub fn limits(config: &Config, router: &Router) -> Vec<Limits> {
+    let worker = &config.worker;
+    router.routes().iter().map(|route| route.limits(worker.concurrency, worker.handler_timeout)).collect()
+}
+
+/// Most deliveries in hand. Half of them may be with handlers, so that routes whose handlers all hang leave room for the others.
+pub fn in_hand(config: &Config, limits: &[Limits]) -> usize {
+    config.worker.prefetch.max(2 * limits.iter().map(|limits| limits.concurrency).sum::<usize>())
+}
+
+/// `prefetch`: what the store hands out before the first of it is settled.
+pub fn policy(config: &Config, prefetch: usize) -> Policy {
     Policy {
         concurrency: config.worker.concurrency,
         handler_timeout: config.worker.handler_timeout,
+        prefetch,
+        memory_budget: config.worker.memory_budget,
+        claim_window: config.worker.claim_window,
         drain_timeout: drain_timeout(config),
         ladder: ladder(config),
         unmatched: config.worker.unmatched,
@@ -131,8 +159,11 @@ pub fn policy(config: &Config) -> Policy {
 
 /// Most files that handlers of events have open: a connection each, and what a command takes.
 pub fn files_of_handlers(config: &Config) -> usize {
-    let runs_commands = config.worker.routes.iter().any(|route| matches!(route.handler, HandlerConfig::Exec(_)));
-    config.worker.concurrency * if runs_commands { FILES_OF_A_COMMAND } else { 1 }
+    let of = |route: &RouteConfig| match route.handler {
+        HandlerConfig::Exec(_) => route.concurrency * FILES_OF_A_COMMAND,
+        HandlerConfig::Forward(_) => route.concurrency,
+    };
+    config.worker.routes.iter().map(of).sum::<usize>().max(config.worker.concurrency)
 }
 
 /// Random, so that holders of claims differ between workers.

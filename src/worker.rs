@@ -72,7 +72,7 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     let servers = Servers::of(&loaded)?;
     let config = loaded.config;
     metrics.begin(&[], &router.names());
-    let parts = rabbitmq::worker(&config, servers, !hooks.is_empty(), &metrics);
+    let parts = rabbitmq::worker(&config, servers, &router, !hooks.is_empty(), &metrics);
     let working = Working::new(&config, router, hooks, &parts, &metrics)?;
     let (backend, drain_timeout) = (parts.lifecycle, wiring::drain_timeout(&config));
     let readiness = ops::unless_draining(&shutdown, {

@@ -31,7 +31,7 @@ impl<D: Deliveries, C: Claims, Q: Calls> Working<D, C, Q> {
     ) -> anyhow::Result<Working<D, C, Q>> {
         let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
         let (deliveries, claims) = (Arc::clone(&parts.deliveries), Arc::clone(&parts.claims));
-        let (policy, seed) = (wiring::policy(config), wiring::holder_seed()?);
+        let (policy, seed) = (wiring::policy(config, parts.prefetch), wiring::holder_seed()?);
         let worker = Worker::new(deliveries, claims, Arc::clone(&router), policy, Arc::clone(metrics), seed)
             .context("cannot start the threads for handlers of events")?;
         let answering = |calls: &Arc<Q>| {

@@ -81,6 +81,9 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         Reason::Rejected
         | Reason::RetriesExhausted
         | Reason::Unmatched
+        | Reason::RouteUnknown
+        | Reason::Parked
+        | Reason::ParkedFull
         | Reason::Poison
         | Reason::DroppedByBroker
         | Reason::Unrouted
@@ -149,6 +152,9 @@ pub(crate) fn advice(reason: Reason) -> &'static str {
         Reason::Rejected
         | Reason::RetriesExhausted
         | Reason::Unmatched
+        | Reason::RouteUnknown
+        | Reason::Parked
+        | Reason::ParkedFull
         | Reason::Poison
         | Reason::DroppedByBroker
         | Reason::Unrouted => "the event could not be handled",
@@ -232,6 +238,7 @@ mod tests {
             "too_large" => 413,
             "unsupported_encoding" => 415,
             "rejected" | "retries_exhausted" | "unmatched" | "poison" | "dropped_by_broker" | "unrouted" => 500,
+            "route_unknown" | "parked" | "parked_full" => 500,
             "no_worker" | "unhandled" | "hook_failed" | "hook_timeout" => 500,
             _ => 503,
         };

@@ -1,6 +1,7 @@
 //! The embedded store: gateway and worker in one process, on one file.
 
 use super::{GatewayParts, WorkerParts};
+use crate::wiring;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle};
@@ -8,6 +9,7 @@ use streamgate_service::config::Config;
 use streamgate_service::metrics::Metrics;
 use streamgate_store::memory::InProcess;
 use streamgate_store::sqlite::{Depths, Embedded, OpenError, Options, SeenWithinEnqueue};
+use streamgate_worker::Router;
 use tokio::time::MissedTickBehavior;
 
 /// Between looks at what waits in the store.
@@ -21,14 +23,26 @@ pub type Worker = WorkerParts<Embedded, Embedded, InProcess, Store>;
 #[derive(Debug)]
 pub struct Store {
     store: Arc<Embedded>,
+    /// Their names.
+    routes: Vec<Arc<str>>,
     metrics: Arc<Metrics>,
 }
 
+/// One delivery in so many may be a parked one.
+const PARKED_SHARE: usize = 4;
+
 /// Takes the data directory, and starts the store. `answers`: whether there are handlers of hooks.
-pub fn open(config: &Config, answers: bool, metrics: &Arc<Metrics>) -> Result<(Gateway, Worker), OpenError> {
-    let store = Arc::new(Embedded::open(&options(config))?);
+pub fn open(
+    config: &Config,
+    router: &Router,
+    answers: bool,
+    metrics: &Arc<Metrics>,
+) -> Result<(Gateway, Worker), OpenError> {
+    let in_hand = wiring::in_hand(config, &wiring::limits(config, router));
+    let store = Arc::new(Embedded::open(&options(config, in_hand))?);
     let calls = Arc::new(InProcess::new(config.gateway.max_in_flight, answers));
-    let lifecycle = Arc::new(Store { store: Arc::clone(&store), metrics: Arc::clone(metrics) });
+    let routes = router.routes().iter().map(|route| Arc::clone(&route.name)).collect();
+    let lifecycle = Arc::new(Store { store: Arc::clone(&store), routes, metrics: Arc::clone(metrics) });
     let gateway = GatewayParts {
         enqueue: Arc::clone(&store),
         seen: Arc::new(SeenWithinEnqueue),
@@ -36,19 +50,21 @@ pub fn open(config: &Config, answers: bool, metrics: &Arc<Metrics>) -> Result<(G
         answers: Arc::clone(&store),
         lifecycle: Arc::clone(&lifecycle),
     };
-    let worker = WorkerParts { deliveries: Arc::clone(&store), claims: store, calls: Some(calls), lifecycle };
+    let prefetch = in_hand - in_hand / PARKED_SHARE;
+    let worker = WorkerParts { deliveries: Arc::clone(&store), prefetch, claims: store, calls: Some(calls), lifecycle };
     Ok((gateway, worker))
 }
 
-/// Writes that wait for a commit beside those of requests: settlements, at most one for each handler.
-fn options(config: &Config) -> Options {
+/// Writes that wait for a commit beside those of requests: settlements, at most one for each delivery in hand.
+fn options(config: &Config, in_hand: usize) -> Options {
     Options {
         data_dir: config.store.data_dir.clone(),
         max_bytes: config.store.spool_max as u64,
         seen_window: config.dedup.window,
         remember: config.worker.claim_window,
-        max_waiting: config.gateway.max_in_flight + config.worker.concurrency,
-        prefetch: config.worker.prefetch.max(config.worker.concurrency),
+        max_waiting: config.gateway.max_in_flight + in_hand,
+        prefetch: in_hand,
+        parked_share: PARKED_SHARE,
         in_hand_bytes: config.worker.memory_budget,
         // Its own handler's time, and that of those that run when it is to run alone.
         patience: config.worker.longest_handler_timeout().saturating_mul(2),
@@ -67,9 +83,14 @@ impl Lifecycle for Store {
         loop {
             ticks.tick().await;
             match self.store.depths().await {
-                Ok(Depths { waiting, retrying, dead }) => {
+                Ok(Depths { waiting, retrying, parked, dead }) => {
                     for (queue, events) in [("waiting", waiting), ("retrying", retrying), ("dead", dead)] {
                         self.metrics.queue_messages.with_label_values(&[queue]).set(events);
+                    }
+                    for route in &self.routes {
+                        let events = parked.iter().find(|(parked_for, _)| **parked_for == **route);
+                        let events = events.map_or(0, |(_, events)| *events);
+                        self.metrics.worker_parked_events.with_label_values(&[&**route]).set(events);
                     }
                 }
                 Err(error) => tracing::debug!(%error, "cannot count what waits"),

@@ -24,6 +24,8 @@ pub struct GatewayParts<E, S, A, W, L> {
 #[derive(Debug)]
 pub struct WorkerParts<D, C, Q, L> {
     pub deliveries: Arc<D>,
+    /// Most fresh deliveries that it hands out before the first of them is settled.
+    pub prefetch: usize,
     pub claims: Arc<C>,
     /// None where nothing answers hooks.
     pub calls: Option<Arc<Q>>,

@@ -275,6 +275,7 @@ fn apps(config: &Config) -> String {
 async fn services(config: &Config, backends: Servers, answers: bool) -> Vec<Finding> {
     let Servers { endpoint, topology, address } = backends;
     let topology = topology.with_steps(&config.worker.retry_steps()).with_calls();
+    let topology = topology.with_parked(&wiring::route_names(config), config.rabbitmq.parked_max as u64);
     let mut checks = Vec::new();
     match rabbitmq::inspect(&endpoint, &topology).await {
         Ok(Inspection { absent, hooks }) => {

@@ -10,13 +10,15 @@ use crate::backends::rabbitmq::Servers;
 use crate::exit::BadUsage;
 use crate::global::Global;
 use crate::output;
+use crate::wiring;
 use anyhow::{Context, bail};
 use causes::Causes;
 use change::{Change, change};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use select::Select;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::str::FromStr;
 use streamgate_core::letter::{Filter, Letter, LetterId};
 use streamgate_core::ports::Letters;
 use streamgate_service::config::{Loaded, StoreKind};
@@ -34,15 +36,30 @@ const PAGE: usize = 32;
 pub struct Dead {
     #[command(subcommand)]
     action: Action,
-    /// Which queue: the dead letters, or what RabbitMQ had no queue for
-    #[arg(long, global = true, value_enum, default_value = "dead")]
+    /// Which queue: dead (the dead letters), unrouted (what RabbitMQ had no queue for), or parked.ROUTE (what waits for that route)
+    #[arg(long, global = true, value_name = "QUEUE", default_value = "dead")]
     queue: Queue,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Queue {
     Dead,
     Unrouted,
+    /// Of the route of that name, which the configuration may not have any more.
+    Parked(String),
+}
+
+impl FromStr for Queue {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Queue, String> {
+        match text.split_once('.') {
+            None if text == "dead" => Ok(Queue::Dead),
+            None if text == "unrouted" => Ok(Queue::Unrouted),
+            Some(("parked", route)) if !route.is_empty() => Ok(Queue::Parked(route.to_owned())),
+            None | Some(_) => Err("expected dead, unrouted, or parked.ROUTE, like parked.app".to_owned()),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -87,9 +104,17 @@ pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
 
 /// `interrupted`: what is in hand is settled, and nothing more is begun.
 async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> anyhow::Result<()> {
+    let is_gone = |route: &str| !wiring::route_names(&loaded.config).contains(&route);
     match (loaded.config.store.kind, args.queue) {
-        (StoreKind::Embedded, Queue::Dead) => {
-            let letters = LetterBox::open(&loaded.config.store.data_dir)?;
+        (StoreKind::Embedded, Queue::Unrouted) => {
+            Err(BadUsage("the embedded store routes every event; only RabbitMQ has --queue unrouted".into()).into())
+        }
+        (StoreKind::Embedded, queue) => {
+            let data_dir = &loaded.config.store.data_dir;
+            let letters = match queue {
+                Queue::Parked(route) => LetterBox::open_parked(data_dir, &route, is_gone(&route))?,
+                Queue::Dead | Queue::Unrouted => LetterBox::open(data_dir)?,
+            };
             let drops = matches!(args.action, Action::Drop { .. });
             let acted = act(&letters, args.action, interrupted).await;
             // Whatever happened: what is dropped is gone.
@@ -97,14 +122,12 @@ async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> an
             acted?;
             Ok(emptied?)
         }
-        (StoreKind::Embedded, Queue::Unrouted) => {
-            Err(BadUsage("the embedded store routes every event; only RabbitMQ has --queue unrouted".into()).into())
-        }
         (StoreKind::RabbitMq, queue) => {
             let Servers { endpoint, topology, .. } = Servers::of(loaded)?;
             let letters = match queue {
                 Queue::Dead => LetterQueue::dead(endpoint, &topology),
                 Queue::Unrouted => LetterQueue::unrouted(endpoint, &topology),
+                Queue::Parked(route) => LetterQueue::parked(endpoint, &topology, &route, is_gone(&route)),
             };
             let acted = act(&letters, args.action, interrupted).await;
             // Whatever happened: what is held goes back in order.

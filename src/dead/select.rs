@@ -13,7 +13,7 @@ use streamgate_service::config::reader;
 pub(super) struct Select {
     /// Numbers, webhook ids (but for those of digits only) or idempotency keys
     ids: Vec<String>,
-    /// Only this reason: rejected, retries_exhausted, unmatched, poison, dropped_by_broker or unrouted
+    /// Only this reason: rejected, retries_exhausted, unmatched, route_unknown, parked_full, poison, dropped_by_broker or unrouted
     #[arg(long, value_parser = reason)]
     reason: Option<Reason>,
     /// Only these event types: a glob, like "message.*"
@@ -46,10 +46,12 @@ pub(super) struct Select {
 }
 
 /// For which events become dead letters.
-const REASONS: [Reason; 6] = [
+const REASONS: [Reason; 8] = [
     Reason::Rejected,
     Reason::RetriesExhausted,
     Reason::Unmatched,
+    Reason::RouteUnknown,
+    Reason::ParkedFull,
     Reason::Poison,
     Reason::DroppedByBroker,
     Reason::Unrouted,

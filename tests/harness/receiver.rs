@@ -23,6 +23,8 @@ pub struct Received {
     pub from: SocketAddr,
     pub began: Instant,
     pub ended: Instant,
+    /// What it was answered; 0 until then.
+    pub status: u16,
 }
 
 impl Received {
@@ -108,11 +110,12 @@ async fn answer(
     let body = body.collect().await?.to_bytes();
     let path = parts.uri.path_and_query().unwrap().to_string();
     let began = Instant::now();
-    let mut received = Received { method: parts.method, path, headers: parts.headers, body, from, began, ended: began };
+    let mut received =
+        Received { method: parts.method, path, headers: parts.headers, body, from, began, ended: began, status: 0 };
     // On a thread of its own: a reply may wait for the test to say so.
     let told = received.clone();
     let response = tokio::task::spawn_blocking(move || reply(&told)).await.unwrap();
-    received.ended = Instant::now();
+    (received.ended, received.status) = (Instant::now(), response.status().as_u16());
     log.lock().unwrap().push(received);
     Ok(response)
 }

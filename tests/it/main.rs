@@ -28,6 +28,7 @@ mod hook_faults;
 mod hook_services;
 mod hooks;
 mod interop;
+mod lanes;
 mod ledger;
 mod logs;
 mod memory;

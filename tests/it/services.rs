@@ -126,7 +126,7 @@ async fn behind_a_tcp_balancer_no_request_fails_while_gateways_are_restarted_wit
     ledger.prove(&service).await;
     let (requests, failed) = (ledger.requests.load(Ordering::Relaxed), ledger.failed.load(Ordering::Relaxed));
     println!("{requests} requests by way of HAProxy, {failed} failed, {} events accepted", ledger.accepted());
-    assert_eq!(failed, 0);
+    assert_eq!(failed, 0, "HAProxy: {}", std::fs::read_to_string(site.path("haproxy.log")).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

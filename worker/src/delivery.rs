@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::{
     attempts::Attempt as FailedAttempt,
+    breaker::Health,
     claim::{ClaimKey, Conclusion, Verdict},
     envelope::Envelope,
-    ports::{Claims, Deliveries, Delivery, Settlement},
+    ports::{Claims, Deliveries, Delivery, Parked, Settlement},
     reason::Reason,
     retry::{self, Failure, Ladder, Precaution},
 };
@@ -28,8 +29,14 @@ const LEASE_MARGIN: Duration = Duration::from_secs(10);
 /// How deliveries are worked on.
 #[derive(Clone, Debug)]
 pub struct Policy {
+    /// Most handlers of a route at a time, where it says nothing itself.
     pub concurrency: usize,
     pub handler_timeout: Duration,
+    /// Most fresh deliveries that the store hands out before the first is settled, and most bytes of their bodies.
+    pub prefetch: usize,
+    pub memory_budget: usize,
+    /// How long an event waits for a worker that has the route which it names.
+    pub claim_window: Duration,
     /// How long handlers may take to finish after the drain began.
     pub drain_timeout: Duration,
     pub ladder: Ladder,
@@ -60,18 +67,16 @@ struct Lease<'a, C> {
 }
 
 impl<D: Deliveries, C: Claims> Processor<D, C> {
-    /// Takes one delivery to its end, or leaves it unsettled at the cut: then it is delivered again. `holder` is unique to
-    /// this call among all workers.
-    pub(crate) async fn work(&self, mut delivery: Delivery<D::Handle>, holder: u64, cut: &CancellationToken) {
-        // Of one delivery from its beginning to its end, whatever is reloaded meanwhile.
-        let router = self.router.load_full();
-        let Some(route) = router.pick(&delivery.envelope) else {
-            tokio::select! {
-                () = self.unmatched(delivery, &router) => {}
-                () = cut.cancelled() => {}
-            }
-            return;
-        };
+    /// Takes one delivery of a route to its end, or leaves it unsettled at the cut: then it is delivered again. `holder` is unique
+    /// to this call among all workers. `judged` gets what the attempt says of the handler, as soon as it is known.
+    pub(crate) async fn work(
+        &self,
+        mut delivery: Delivery<D::Handle>,
+        route: &Route,
+        holder: u64,
+        cut: &CancellationToken,
+        judged: impl FnOnce(Health) + Send,
+    ) {
         let key = delivery.envelope.claim_key(&route.name);
         let ladder = route.ladder.as_ref().unwrap_or(&self.policy.ladder);
         let timeout = route.handler_timeout.unwrap_or(self.policy.handler_timeout);
@@ -100,7 +105,8 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             Verdict::Run { .. } => {
                 let lease = Lease { claims: &*self.claims, key: &key, holder, length };
                 tokio::select! {
-                    (settlement, failed) = self.handle(&delivery.envelope, route, (ladder, timeout), &lease) => {
+                    (settlement, failed, health) = self.handle(&delivery.envelope, route, (ladder, timeout), &lease) => {
+                        judged(health);
                         failed.into_iter().for_each(|failed| delivery.envelope.attempts.push(failed));
                         settlement
                     }
@@ -151,34 +157,14 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         }
     }
 
-    async fn unmatched(&self, delivery: Delivery<D::Handle>, router: &Router) {
-        let (app, event_type) = (delivery.envelope.app.clone(), delivery.envelope.event_type.clone());
-        let settlement = match self.policy.unmatched {
-            Unmatched::Ack => Settlement::Done,
-            Unmatched::Dead => Settlement::Dead { reason: Reason::Unmatched, error: None },
-        };
-        let key = delivery.envelope.key.clone();
-        let settled = self.deliveries.settle(delivery, None, settlement.clone(), std::future::ready(())).await;
-        if let Err(error) = settled {
-            tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
-            return;
-        }
-        let is_kept = matches!(settlement, Settlement::Dead { .. });
-        self.unmatched_log.happened(&app, &event_type, router, is_kept);
-        self.metrics.worker_deliveries.with_label_values(&["none", "unmatched"]).inc();
-        if let Settlement::Dead { reason, .. } = &settlement {
-            self.metrics.worker_dead_letters.with_label_values(&[reason.as_str()]).inc();
-        }
-    }
-
-    /// How the delivery ends, and the attempt where it failed.
+    /// How the delivery ends, the attempt where it failed, and what it says of the handler.
     async fn handle(
         &self,
         envelope: &Envelope,
         route: &Route,
         (ladder, timeout): (&Ladder, Duration),
         lease: &Lease<'_, C>,
-    ) -> (Settlement, Option<FailedAttempt>) {
+    ) -> (Settlement, Option<FailedAttempt>, Health) {
         let context = Context { attempt: envelope.attempt, timeout };
         let event = Event(envelope.clone());
         let started = Instant::now();
@@ -192,10 +178,11 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         drop(running);
         self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
         let result = result.map_or_else(
-            |_| Err(HandlerError::retry(format!("the handler did not end within {timeout:?}"))),
+            |_| Err(HandlerError::unavailable(format!("the handler did not end within {timeout:?}"))),
             // What a panic says may hold anything: it is named, not quoted.
             |ended| ended.unwrap_or_else(|_| Err(HandlerError::retry("the handler panicked"))),
         );
+        let health = result.as_ref().map_or_else(HandlerError::health, |()| Health::Up);
         let settlement = retry::settlement(ladder, envelope.attempt, result.clone().map_err(Failure::from));
         let took = started.elapsed();
         self.attempts.ended(&Attempt { route: &route.name, envelope, took, result: &result, settlement: &settlement });
@@ -205,7 +192,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             error: error.to_string(),
         });
-        (settlement, failed)
+        (settlement, failed, health)
     }
 
     async fn settle(
@@ -255,6 +242,29 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             }
         };
         metrics.worker_deliveries.with_label_values(&[route, outcome]).inc();
+    }
+
+    /// Lets an event wait with its route's parked ones. No attempt is counted, and nothing claimed.
+    pub(crate) async fn park(&self, delivery: Delivery<D::Handle>, route: &Arc<str>) {
+        let key = delivery.envelope.key.clone();
+        let full = match self.deliveries.park(delivery, Arc::clone(route)).await {
+            Ok(Parked::Kept) => return self.metrics.worker_parked.with_label_values(&[&**route]).inc(),
+            Ok(Parked::Full(delivery)) => *delivery,
+            Err(error) => {
+                tracing::error!(%error, key, "cannot park; the event stays in the queue and will be delivered again");
+                return;
+            }
+        };
+        let error = format!("the queue of what is parked for the route {route} is full, at rabbitmq.parked_max");
+        let settlement = Settlement::Dead { reason: Reason::ParkedFull, error: Some(error) };
+        let age_ms = 0;
+        let settled = self.deliveries.settle(full, Some(Arc::clone(route)), settlement.clone(), std::future::ready(()));
+        match settled.await {
+            Ok(()) => self.count(route, &settlement, age_ms),
+            Err(error) => {
+                tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
+            }
+        }
     }
 }
 

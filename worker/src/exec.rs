@@ -39,13 +39,15 @@ impl Handler for Exec {
             let ended = async {
                 let child = spawn(&mut command).await.map_err(|error| {
                     let program = config.command.first().map(String::as_str).unwrap_or_default();
-                    HandlerError::retry(format!("cannot run {program:?}: {error}"))
+                    HandlerError::unavailable(format!("cannot run {program:?}: {error}"))
                 })?;
                 run(child, &event).await
             };
             match tokio::time::timeout(config.timeout, ended).await {
                 Ok(ended) => ended,
-                Err(_) => Err(HandlerError::retry(format!("the command did not end within {:?}", config.timeout))),
+                Err(_) => {
+                    Err(HandlerError::unavailable(format!("the command did not end within {:?}", config.timeout)))
+                }
             }
         })
     }

@@ -113,7 +113,7 @@ impl Handler for Forward {
                     finish(response).await;
                     verdict
                 }
-                Err(failure) => Err(HandlerError::retry(failure.to_string())),
+                Err(failure) => Err(HandlerError::unavailable(failure.to_string())),
             }
         })
     }
@@ -136,10 +136,12 @@ fn verdict(status: StatusCode, headers: &HeaderMap, now: jiff::Timestamp) -> Res
     match status.as_u16() {
         200..=299 => Ok(()),
         400 | 405 | 410 | 413 | 415 | 422 => Err(HandlerError::reject(message)),
-        _ => Err(match headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now)) {
-            Some(wait) => HandlerError::retry_after(message, wait),
-            None => HandlerError::retry(message),
-        }),
+        code => {
+            let wait = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
+            // With these it says that it takes nothing, whatever the event.
+            let error = if matches!(code, 429 | 500..) { HandlerError::unavailable } else { HandlerError::retry };
+            Err(error(message).not_before(wait))
+        }
     }
 }
 
@@ -167,8 +169,11 @@ mod tests {
         for status in [400, 405, 410, 413, 415, 422] {
             assert_eq!(judge(status), Err(HandlerError::reject(format!("the service answered {status}"))));
         }
-        for status in [301, 302, 307, 401, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504] {
+        for status in [301, 302, 307, 401, 403, 404, 408, 409, 425] {
             assert_eq!(judge(status), Err(HandlerError::retry(format!("the service answered {status}"))));
+        }
+        for status in [429, 500, 502, 503, 504, 599] {
+            assert_eq!(judge(status), Err(HandlerError::unavailable(format!("the service answered {status}"))));
         }
     }
 
@@ -181,6 +186,7 @@ mod tests {
         assert_eq!(retry_after("soon", now), None);
         let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("7"))]);
         let judged = verdict(StatusCode::SERVICE_UNAVAILABLE, &headers, now);
-        assert_eq!(judged, Err(HandlerError::retry_after("the service answered 503", Duration::from_secs(7))));
+        let expected = HandlerError::unavailable("the service answered 503").not_before(Some(Duration::from_secs(7)));
+        assert_eq!(judged, Err(expected));
     }
 }

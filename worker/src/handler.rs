@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 use streamgate_core::{
+    breaker::Health,
     envelope::{Envelope, PENDING, UNKNOWN_TYPE},
     peek,
     retry::Failure,
@@ -81,17 +82,31 @@ pub struct HandlerError {
     retryable: bool,
     retry_after: Option<Duration>,
     is_unreadable: bool,
+    is_unavailable: bool,
 }
 
 impl HandlerError {
     /// Another attempt may help.
     pub fn retry(message: impl Into<String>) -> HandlerError {
-        HandlerError { message: message.into(), retryable: true, retry_after: None, is_unreadable: false }
+        let (is_unreadable, is_unavailable) = (false, false);
+        HandlerError { message: message.into(), retryable: true, retry_after: None, is_unreadable, is_unavailable }
+    }
+
+    /// What the handler stands on is down, whatever the event: another attempt may help once that is back. So many of these in a row
+    /// open the route's breaker.
+    pub fn unavailable(message: impl Into<String>) -> HandlerError {
+        HandlerError { is_unavailable: true, ..HandlerError::retry(message) }
     }
 
     /// Another attempt may help, but not before this long.
     pub fn retry_after(message: impl Into<String>, wait: Duration) -> HandlerError {
-        HandlerError { retry_after: Some(wait), ..HandlerError::retry(message) }
+        HandlerError::retry(message).not_before(Some(wait))
+    }
+
+    /// The next attempt comes after this long at the earliest, where it is given.
+    #[must_use]
+    pub fn not_before(self, wait: Option<Duration>) -> HandlerError {
+        HandlerError { retry_after: wait, ..self }
     }
 
     /// No attempt can help: the event goes to the dead letters at once.
@@ -102,6 +117,11 @@ impl HandlerError {
     /// What it is about cannot be read.
     pub(crate) fn unreadable(message: String) -> HandlerError {
         HandlerError { is_unreadable: true, ..HandlerError::reject(message) }
+    }
+
+    /// What it says of what the handler stands on.
+    pub(crate) fn health(&self) -> Health {
+        if self.is_unavailable { Health::Down { retry_after: self.retry_after } } else { Health::Up }
     }
 
     pub(crate) fn is_unreadable(&self) -> bool {

@@ -5,11 +5,13 @@
 
 mod attempts;
 mod delivery;
+mod dispatch;
 mod exec;
 mod forward;
 mod handler;
 mod hooks;
 mod isolation;
+mod lanes;
 mod observe;
 mod router;
 mod run;
@@ -24,6 +26,7 @@ pub use hooks::{
     Answer, AnsweredBy, BeforeMessageSend, Button, CallPolicy, CallWorker, Command, ForwardHook, Hook, HookHandler,
     Hooks, Reply, Screen, Style, Unreadable,
 };
+pub use lanes::Limits;
 pub use observe::Observe;
 pub use router::{Route, Router};
 pub use run::Worker;

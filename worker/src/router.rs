@@ -1,10 +1,11 @@
 //! Which handler gets an event: the first route whose globs match its type.
 
 use crate::handler::{Handler, raw_type};
+use crate::lanes::Limits;
 use std::cell::LazyCell;
 use std::sync::Arc;
 use std::time::Duration;
-use streamgate_core::{envelope::Envelope, pattern::Pattern, retry::Ladder};
+use streamgate_core::{breaker::BreakerPolicy, envelope::Envelope, pattern::Pattern, rate::Rate, retry::Ladder};
 
 /// A handler and the events that it is for.
 #[derive(Clone)]
@@ -20,6 +21,12 @@ pub struct Route {
     pub ladder: Option<Ladder>,
     /// None: that of the worker.
     pub handler_timeout: Option<Duration>,
+    /// Most handlers of this route at a time. None: as many as the worker says.
+    pub concurrency: Option<usize>,
+    /// Most starts of handlers in a time. None: any number.
+    pub rate: Option<Rate>,
+    /// When its service is not asked any more. None: whatever happens, it is.
+    pub breaker: Option<BreakerPolicy>,
 }
 
 impl std::fmt::Debug for Route {
@@ -29,10 +36,30 @@ impl std::fmt::Debug for Route {
 }
 
 impl Route {
-    /// For events of every app and channel, with the worker's own ladder and timeout.
+    /// For events of every app and channel, with the worker's own policies.
     pub fn new(name: impl Into<Arc<str>>, events: Vec<Pattern>, handler: Arc<dyn Handler>) -> Route {
-        let (apps, channel_types) = (Vec::new(), Vec::new());
-        Route { name: name.into(), events, apps, channel_types, handler, ladder: None, handler_timeout: None }
+        Route {
+            name: name.into(),
+            events,
+            apps: Vec::new(),
+            channel_types: Vec::new(),
+            handler,
+            ladder: None,
+            handler_timeout: None,
+            concurrency: None,
+            rate: None,
+            breaker: Some(BreakerPolicy::default()),
+        }
+    }
+
+    /// What it allows, where the worker's own policies are these.
+    pub fn limits(&self, concurrency: usize, handler_timeout: Duration) -> Limits {
+        Limits {
+            concurrency: self.concurrency.unwrap_or(concurrency),
+            rate: self.rate,
+            handler_timeout: self.handler_timeout.unwrap_or(handler_timeout),
+            breaker: self.breaker,
+        }
     }
 
     /// `event_type`: asked only where it decides, for it is read from the body.
@@ -50,16 +77,30 @@ impl Route {
 
 /// All routes, in the order in which they are tried.
 #[derive(Clone, Debug, Default)]
-pub struct Router(Vec<Route>);
+pub struct Router(Vec<Arc<Route>>);
+
+/// Where an event belongs.
+#[derive(Clone, Debug)]
+pub(crate) enum Pick {
+    Route(Arc<Route>),
+    /// It goes by a route's name, and there is none of that name.
+    Unknown(String),
+    /// No route takes it.
+    Unmatched,
+}
 
 impl Router {
     pub fn new(routes: Vec<Route>) -> Router {
-        Router(routes)
+        Router(routes.into_iter().map(Arc::new).collect())
     }
 
     /// The names of all routes.
     pub fn names(&self) -> Vec<&str> {
         self.0.iter().map(|route| &*route.name).collect()
+    }
+
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.0
     }
 
     /// The pattern that an event's type comes near to, the nearest first.
@@ -71,12 +112,15 @@ impl Router {
         near.max_by(|one, other| likeness(one).total_cmp(&likeness(other)))
     }
 
-    /// A retried or replayed event goes back to the route that it failed on, as long as there is one of that name.
-    pub fn pick(&self, envelope: &Envelope) -> Option<&Route> {
-        let named = envelope.route.as_deref().and_then(|name| self.0.iter().find(|route| *route.name == *name));
-        named.or_else(|| {
-            let event_type = LazyCell::new(|| raw_type(envelope).unwrap_or_default());
-            self.0.iter().find(|route| route.takes(envelope, || &event_type))
-        })
+    /// `parked`: the route that it was parked for. That, or the route on which an attempt of it failed before, is its route, and
+    /// it goes to no other.
+    pub(crate) fn pick(&self, envelope: &Envelope, parked: Option<&str>) -> Pick {
+        if let Some(name) = parked.or(envelope.route.as_deref()) {
+            let named = self.0.iter().find(|route| *route.name == *name);
+            return named.map_or_else(|| Pick::Unknown(name.to_owned()), |route| Pick::Route(Arc::clone(route)));
+        }
+        let event_type = LazyCell::new(|| raw_type(envelope).unwrap_or_default());
+        let route = self.0.iter().find(|route| route.takes(envelope, || &event_type));
+        route.map_or(Pick::Unmatched, |route| Pick::Route(Arc::clone(route)))
     }
 }

@@ -1,7 +1,8 @@
-//! The worker's loop: bounded concurrency, and a drain that settles what is in hand.
+//! The worker's life: it dispatches until the drain begins, and then settles what is in hand.
 
 use crate::attempts::AttemptLog;
 use crate::delivery::{Policy, Processor};
+use crate::dispatch::Dispatcher;
 use crate::isolation::Isolation;
 use crate::router::Router;
 use crate::threads::Threads;
@@ -9,15 +10,11 @@ use crate::unmatched::UnmatchedLog;
 use arc_swap::ArcSwap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use streamgate_core::ports::{Claims, Deliveries, Delivery};
+use streamgate_core::ports::{Claims, Deliveries};
 use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::task::AbortOnDropHandle;
 
-/// Between tries to get a delivery while the store fails.
-const STORE_BACKOFF: Duration = Duration::from_secs(1);
 /// How long the cut waits for what is in hand: a handler that blocks its thread does not notice it.
 const CUT: Duration = Duration::from_secs(1);
 
@@ -26,7 +23,7 @@ const CUT: Duration = Duration::from_secs(1);
 pub struct Worker<D, C> {
     processor: Arc<Processor<D, C>>,
     threads: Threads,
-    next_holder: AtomicU64,
+    holder_seed: u64,
 }
 
 impl<D: Deliveries, C: Claims> Worker<D, C> {
@@ -42,33 +39,19 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         let (isolation, attempts) = (Isolation::default(), Arc::new(AttemptLog::new(policy.lines)));
         let unmatched_log = UnmatchedLog::default();
         let processor = Processor { deliveries, claims, router, policy, isolation, attempts, unmatched_log, metrics };
-        Ok(Worker {
-            processor: Arc::new(processor),
-            threads: Threads::start()?,
-            next_holder: AtomicU64::new(holder_seed),
-        })
+        Ok(Worker { processor: Arc::new(processor), threads: Threads::start()?, holder_seed })
     }
 
     /// Runs until the drain, and until what was in hand is settled or the drain's time is over.
     pub async fn run(&self, shutdown: Shutdown) {
-        let running = Arc::new(Semaphore::new(self.processor.policy.concurrency));
-        let tasks = TaskTracker::new();
         let cut = shutdown.abort.child_token();
         let _last = LastSummary(&self.processor.attempts);
         // The log alone: a task that is aborted may hold what it has for a while, and the store is closed after this.
         let attempts = Arc::clone(&self.processor.attempts);
         let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { attempts.summaries().await }));
-        while let Some((permit, delivery)) = self.take(&running, &shutdown).await {
-            let processor = Arc::clone(&self.processor);
-            let holder = self.next_holder.fetch_add(1, Ordering::Relaxed);
-            let cut = cut.clone();
-            let work = async move {
-                processor.work(delivery, holder, &cut).await;
-                drop(permit);
-            };
-            tasks.spawn_on(work, self.threads.handle());
-        }
-        tasks.close();
+        let dispatcher =
+            Dispatcher::new(Arc::clone(&self.processor), self.threads.handle().clone(), self.holder_seed, cut.clone());
+        let tasks = dispatcher.run(&shutdown.drain).await;
         let in_hand = tasks.len();
         tokio::select! {
             () = tasks.wait() => return,
@@ -85,31 +68,6 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
                 left = tasks.len(),
                 "left behind: handlers that block their threads, or a store that does not answer"
             );
-        }
-    }
-
-    /// The next delivery and the permit to run it; none when the drain began.
-    async fn take(
-        &self,
-        running: &Arc<Semaphore>,
-        shutdown: &Shutdown,
-    ) -> Option<(OwnedSemaphorePermit, Delivery<D::Handle>)> {
-        let take = async {
-            let permit = Arc::clone(running).acquire_owned().await.ok()?;
-            loop {
-                match self.processor.deliveries.next().await {
-                    Ok(delivery) => return Some((permit, delivery)),
-                    Err(error) => {
-                        tracing::error!(%error, "cannot get events from the store");
-                        tokio::time::sleep(STORE_BACKOFF).await;
-                    }
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            () = shutdown.drain.cancelled() => None,
-            taken = take => taken,
         }
     }
 }

@@ -1,10 +1,15 @@
-//! Events that no route takes: said once an hour for each app and type, with the pattern that comes nearest. Most are a slip of
-//! the configuration, and nobody would miss what is acknowledged in silence.
+//! Events that no route takes, and events of a route that is not here. Both are logged once an hour for each app and type, the
+//! first with the pattern that comes nearest. Most are a slip of the configuration, and nobody would miss what is acknowledged
+//! in silence.
 
+use crate::delivery::Processor;
 use crate::router::Router;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use streamgate_core::ports::{Claims, Deliveries, Delivery, Settlement};
+use streamgate_core::reason::Reason;
+use streamgate_service::config::Unmatched;
 
 const EVERY: Duration = Duration::from_secs(60 * 60);
 /// Apps and types that are remembered: types are Stream's, but for those of custom events.
@@ -32,6 +37,18 @@ impl UnmatchedLog {
         );
     }
 
+    fn unknown(&self, app: &str, event_type: &str, route: &str) {
+        if self.is_due(app, &format!("{route}: {event_type}"), Instant::now()) {
+            tracing::warn!(
+                app,
+                r#type = event_type,
+                route,
+                "an event names a route that this worker does not have: it waits for one that does, for worker.claim_window at \
+                 most; where the route was renamed or removed, bring it back or let these end in the dead letters"
+            );
+        }
+    }
+
     fn is_due(&self, app: &str, event_type: &str, now: Instant) -> bool {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (app.to_owned(), event_type.to_owned());
@@ -46,6 +63,61 @@ impl UnmatchedLog {
             return false;
         }
         said.insert(key, now);
+        true
+    }
+}
+
+/// The route's label of what goes to none.
+const NONE: &str = "none";
+
+impl<D: Deliveries, C: Claims> Processor<D, C> {
+    /// Settles an event that no route takes, as `worker.unmatched` says.
+    pub(crate) async fn unmatched(&self, delivery: Delivery<D::Handle>, router: &Router) {
+        let (app, event_type) = (delivery.envelope.app.clone(), delivery.envelope.event_type.clone());
+        let settlement = match self.policy.unmatched {
+            Unmatched::Ack => Settlement::Done,
+            Unmatched::Dead => Settlement::Dead { reason: Reason::Unmatched, error: None },
+        };
+        let is_kept = matches!(settlement, Settlement::Dead { .. });
+        if self.settle_unhandled(delivery, None, settlement, "unmatched").await {
+            self.unmatched_log.happened(&app, &event_type, router, is_kept);
+        }
+    }
+
+    /// Lets an event wait for a worker that has its route: others have it while a deployment rolls. Nobody else may handle it.
+    pub(crate) async fn unknown_route(&self, delivery: Delivery<D::Handle>, route: &str) {
+        let envelope = &delivery.envelope;
+        self.unmatched_log.unknown(&envelope.app, &envelope.event_type, route);
+        let age_ms = jiff::Timestamp::now().as_millisecond().saturating_sub(envelope.received_at_ms);
+        let is_old = u128::try_from(age_ms).is_ok_and(|age_ms| age_ms > self.policy.claim_window.as_millis());
+        let (settlement, outcome) = match is_old {
+            true => {
+                let error = format!("no worker has the route {route:?}, which the event failed on or was parked for");
+                (Settlement::Dead { reason: Reason::RouteUnknown, error: Some(error) }, "dead")
+            }
+            false => (Settlement::Wait { delay: self.policy.ladder.shortest() }, "wait"),
+        };
+        self.settle_unhandled(delivery, Some(route.into()), settlement, outcome).await;
+    }
+
+    /// Whether it is settled.
+    async fn settle_unhandled(
+        &self,
+        delivery: Delivery<D::Handle>,
+        route: Option<Arc<str>>,
+        settlement: Settlement,
+        outcome: &str,
+    ) -> bool {
+        let key = delivery.envelope.key.clone();
+        let settled = self.deliveries.settle(delivery, route, settlement.clone(), std::future::ready(()));
+        if let Err(error) = settled.await {
+            tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
+            return false;
+        }
+        self.metrics.worker_deliveries.with_label_values(&[NONE, outcome]).inc();
+        if let Settlement::Dead { reason, .. } = &settlement {
+            self.metrics.worker_dead_letters.with_label_values(&[reason.as_str()]).inc();
+        }
         true
     }
 }

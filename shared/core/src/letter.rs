@@ -38,16 +38,18 @@ impl Letter {
 
     /// The event as it goes back to its queue: the first attempt of a new life. The life's nonce is made from the dead letter,
     /// so that each move of it, by any tool and however often, begins the same life, and the claim absorbs the copies of an interrupted
-    /// replay. What no queue was bound for has not lived yet, and goes back as it came.
+    /// replay. What no queue was bound for has not lived yet, what is parked lives still, and both go back as they came. What named a
+    /// route that is gone goes to whichever route takes it.
     pub fn replayed(&self) -> Envelope {
         let envelope = self.envelope.clone();
-        if self.reason == Reason::Unrouted.as_str() {
+        if [Reason::Unrouted, Reason::Parked].map(Reason::as_str).contains(&&*self.reason) {
             return envelope;
         }
         let before = envelope.replay.as_deref().unwrap_or_default();
         let mut nonce = hex::encode(fingerprint(&format!("{before}|{}|{}", self.number, self.reason)));
         nonce.truncate(NONCE);
-        Envelope { attempt: 1, attempts: Attempts::default(), replay: Some(nonce), ..envelope }
+        let route = envelope.route.filter(|_| self.reason != Reason::RouteUnknown.as_str());
+        Envelope { attempt: 1, attempts: Attempts::default(), replay: Some(nonce), route, ..envelope }
     }
 }
 

@@ -92,6 +92,8 @@ pub struct Delivery<H> {
     pub abandoned: u32,
     /// How often it was handed out before. Not all of that was handled: what is only prefetched counts too.
     pub redelivered: u32,
+    /// The route that it was parked for, where it was.
+    pub parked: Option<Arc<str>>,
     /// What the store needs to settle it.
     pub handle: H,
 }
@@ -117,11 +119,33 @@ pub enum Settlement {
     },
 }
 
+/// What became of a delivery that was to be parked.
+#[derive(Debug)]
+pub enum Parked<H> {
+    /// It waits with its route's others.
+    Kept,
+    /// There is no room for it; it is still in hand.
+    Full(Box<Delivery<H>>),
+}
+
 /// The consuming side of the queue.
 pub trait Deliveries: Send + Sync + 'static {
     type Handle: Send + 'static;
-    /// The next event; waits for one. Cancel-safe.
+    /// The next event, fresh or parked; waits for one. Cancel-safe.
     fn next(&self) -> impl Future<Output = Result<Delivery<Self::Handle>, StoreError>> + Send;
+    /// Whether `next` returns the parked events of these routes, and of no others, from now on. One that is on its way may come
+    /// all the same.
+    fn take_parked(&self, routes: &[Arc<str>]);
+    /// A handler is about to run for it: from here on the store may count its time.
+    fn begin(&self, delivery: &Delivery<Self::Handle>);
+    /// Lets the event wait with the other parked ones of the route, as it is: no attempt is counted.
+    fn park(
+        &self,
+        delivery: Delivery<Self::Handle>,
+        route: Arc<str>,
+    ) -> impl Future<Output = Result<Parked<Self::Handle>, StoreError>> + Send;
+    /// Puts it back to where it came from, for any worker to take.
+    fn give_back(&self, delivery: Delivery<Self::Handle>) -> impl Future<Output = ()> + Send;
     /// `route`: which one the delivery went to, if any. Makes the settlement durable, then awaits `record`, then lets the
     /// delivery go. A failure before that leaves the event in the queue: it will be delivered again.
     fn settle(

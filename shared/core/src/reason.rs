@@ -75,6 +75,12 @@ reasons! {
     RetriesExhausted = "retries_exhausted",
     /// No route matched, and `worker.unmatched = "dead"`.
     Unmatched = "unmatched",
+    /// It names a route that no worker has had for the whole of `worker.claim_window`.
+    RouteUnknown = "route_unknown",
+    /// It waits until its route takes it.
+    Parked = "parked",
+    /// Its route is full, open or paused, and what is parked for it takes no more.
+    ParkedFull = "parked_full",
     /// Begun again and again and never concluded: its handler ends or hangs the worker.
     Poison = "poison",
     /// RabbitMQ itself took it out of its queue, by a policy.

@@ -88,6 +88,12 @@ metrics! {
     worker_event_age: Histogram = "worker_event_age_seconds" |name, help| histogram(name, help, &AGE_BUCKETS);
     /// Attempts that failed and are tried again later.
     worker_retries: IntCounterVec = "worker_retries_total" |name, help| counters(name, help, &["route"]);
+    /// Events that were parked: their route was full, open or paused. No attempt of them was counted.
+    worker_parked: IntCounterVec = "worker_parked_total" |name, help| counters(name, help, &["route"]);
+    /// Events that are parked now, as found every 5 seconds. Without those that workers have in hand, with RabbitMQ.
+    worker_parked_events: IntGaugeVec = "worker_parked_events" |name, help| gauges(name, help, &["route"]);
+    /// Whether a route's events are handled in this worker: 0 they are, 1 its breaker is open, 2 a person paused it.
+    worker_route_state: IntGaugeVec = "worker_route_state" |name, help| gauges(name, help, &["route"]);
     /// Events put into the dead letters.
     worker_dead_letters: IntCounterVec = "worker_dead_letters_total" |name, help| counters(name, help, &["reason"]);
     /// Claims that could not be made or recorded; their events were handled all the same.
@@ -160,8 +166,17 @@ impl Metrics {
             }
             self.worker_handle.with_label_values(&[*route]);
             self.worker_retries.with_label_values(&[*route]).reset();
+            self.worker_parked.with_label_values(&[*route]).reset();
         }
-        for reason in [Reason::Rejected, Reason::RetriesExhausted, Reason::Unmatched, Reason::Poison] {
+        let of_workers = [
+            Reason::Rejected,
+            Reason::RetriesExhausted,
+            Reason::Unmatched,
+            Reason::RouteUnknown,
+            Reason::ParkedFull,
+            Reason::Poison,
+        ];
+        for reason in of_workers {
             self.worker_dead_letters.with_label_values(&[reason.as_str()]).reset();
         }
     }

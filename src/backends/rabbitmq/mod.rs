@@ -1,9 +1,11 @@
 //! RabbitMQ and Redis, and a gateway's spool: services of their own, scaled horizontally.
 
+mod prefetch;
 mod reloaded;
 
 use super::{GatewayParts, WorkerParts};
 use crate::reload::Part;
+use crate::wiring;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +17,7 @@ use streamgate_service::metrics::{IntGaugeVec, Metrics};
 use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, EndpointError, Exchange, Topology};
 use streamgate_store::redis::{Address, AddressError, Redis, RedisAnswers, RedisClaims, SeenKeys};
 use streamgate_store::sqlite::{OpenError, SpoolFile, SpoolOptions};
+use streamgate_worker::Router;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -216,14 +219,17 @@ pub struct WorkerSide {
 
 /// Starts to connect to both servers. `answers`: whether there are handlers of hooks; without any, gateways know that nobody is there.
 /// Call within a tokio runtime.
-pub fn worker(config: &Config, servers: Servers, answers: bool, metrics: &Arc<Metrics>) -> Worker {
+pub fn worker(config: &Config, servers: Servers, router: &Router, answers: bool, metrics: &Arc<Metrics>) -> Worker {
     let Servers { endpoint, topology, address } = servers;
     let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
     let claims = Arc::new(RedisClaims::new(redis.clone(), config.worker.claim_window));
     let topology = topology.with_steps(&config.worker.retry_steps());
+    let topology = topology.with_parked(&router.names(), config.rabbitmq.parked_max as u64);
+    let limits = wiring::limits(config, router);
+    let prefetch = prefetch::prefetch(wiring::in_hand(config, &limits), &limits);
     let counted = Arc::clone(metrics);
     let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(move || counted.worker_returned.inc());
-    let consumer = Arc::new(Consumer::connect(&endpoint, &topology, config.worker.broker_prefetch(), &on_return));
+    let consumer = Arc::new(Consumer::connect(&endpoint, &topology, prefetch, &on_return));
     let concurrency = u16::try_from(config.hooks.concurrency).unwrap_or(u16::MAX);
     let calls = answers.then(|| Arc::new(CallQueue::start(&endpoint, &topology, concurrency)));
     let lifecycle = Arc::new(WorkerSide {
@@ -233,7 +239,7 @@ pub fn worker(config: &Config, servers: Servers, answers: bool, metrics: &Arc<Me
         calls: calls.clone(),
         metrics: Arc::clone(metrics),
     });
-    WorkerParts { deliveries: consumer, claims, calls, lifecycle }
+    WorkerParts { deliveries: consumer, prefetch: usize::from(prefetch.fresh), claims, calls, lifecycle }
 }
 
 impl WorkerSide {
@@ -250,8 +256,12 @@ impl Lifecycle for WorkerSide {
 
     async fn watch(&self) {
         let metrics = &self.metrics;
+        let parked = |route: &str, events: u32| {
+            metrics.worker_parked_events.with_label_values(&[route]).set(events.into());
+        };
         tokio::join!(
             self.consumer.watch_up(show(&metrics.worker_broker_up)),
+            self.consumer.watch_parked(parked),
             self.redis.watch_up(show(&metrics.worker_redis_up)),
         );
     }

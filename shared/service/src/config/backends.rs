@@ -19,6 +19,9 @@ pub struct RabbitMqConfig {
     pub prefix: String,
     /// Most bytes that events may take in their queue; over it RabbitMQ refuses. Default 4 GiB.
     pub events_max: usize,
+    /// Most bytes that the parked events of one route may take in their queue; what is over it goes to the dead letters. Default:
+    /// `events_max`.
+    pub parked_max: usize,
     /// When the oldest unconfirmed publish is this old, new events go to the spool at once. Default 250 ms.
     pub spool_after: Duration,
     /// How long a publish waits for its confirm; then its event goes to the spool too. Shorter than
@@ -63,12 +66,14 @@ impl RabbitMqConfig {
                 None
             }
         };
+        let events_max = section.size("events_max", 4 << 30);
         let config = RabbitMqConfig {
             url,
             ca: file(&mut section, "ca"),
             identity,
             prefix: prefix(&mut section),
-            events_max: section.size("events_max", 4 << 30),
+            events_max,
+            parked_max: section.size("parked_max", events_max),
             spool_after: section.duration("spool_after", Duration::from_millis(250)),
             confirm_timeout: section.duration("confirm_timeout", Duration::from_secs(2)),
             management_url: section.reference("management_url").and_then(|text| {

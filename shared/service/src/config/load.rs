@@ -271,30 +271,25 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_prefetched_that_rabbitmq_would_take_back() {
-        let prefetch = |worker: &str| {
-            let loaded = load_text(&format!("[worker]\n{worker}"), []).unwrap().for_services();
-            loaded.map(|loaded| loaded.config.worker.broker_prefetch())
+    fn what_rabbitmq_does_not_do_is_an_error_for_the_services() {
+        let services = |text: &str| {
+            let loaded = load_text(text, []).unwrap().for_services();
+            loaded.map(drop).map_err(|error| error.to_string())
         };
-        assert_eq!(prefetch(""), Ok(256));
-        assert_eq!(prefetch("concurrency = 2"), Ok(60), "2 at a time, 30 s each, in 15 minutes");
-        assert_eq!(prefetch("handler_timeout = '14m'"), Ok(64), "never under the concurrency");
-        assert!(prefetch("handler_timeout = '15m'").is_err() && prefetch("concurrency = 3000").is_err());
-        assert!(prefetch("retry = ['60days']").is_err());
-        let route = |keys: &str| {
-            let route = format!("[[worker.routes]]\nevents = ['*']\nexec = {{ command = ['x'] }}\n{keys}");
-            let loaded = load_text(&route, []).unwrap().for_services();
-            loaded.map(|loaded| loaded.config.worker.broker_prefetch()).map_err(|error| error.to_string())
-        };
-        assert_eq!(route("handler_timeout = '14m'"), Ok(64), "the slowest route counts");
-        let steps = |text: &str| load_text(text, []).unwrap().config.worker.retry_steps();
-        let routes =
-            "[worker]\nretry = ['1h']\n[[worker.routes]]\nevents = ['*']\nexec = { command = ['x'] }\nretry = []";
-        assert_eq!(steps(routes), [1, 3600].map(Duration::from_secs), "somewhere to wait for another's lease");
+        for wrong in ["handler_timeout = '15m'", "concurrency = 3000", "retry = ['60days']"] {
+            assert!(services(&format!("[worker]\n{wrong}")).is_err(), "{wrong}");
+        }
+        let route = |keys: &str| format!("[[worker.routes]]\nevents = ['*']\nexec = {{ command = ['x'] }}\n{keys}\n");
         for wrong in ["handler_timeout = '15m'", "retry = ['60days']"] {
             let (key, _) = wrong.split_once(' ').unwrap();
-            assert!(route(wrong).is_err_and(|error| error.contains(&format!("worker.routes[1].{key}"))), "{wrong}");
+            let error = services(&route(wrong)).unwrap_err();
+            assert!(error.contains(&format!("worker.routes[1].{key}")), "{wrong}: {error}");
         }
+        let two = route("name = 'a'\nconcurrency = 1000") + &route("name = 'b'\nconcurrency = 600");
+        assert!(services(&two).is_err_and(|error| error.contains("all routes together")));
+        let steps = |text: &str| load_text(text, []).unwrap().config.worker.retry_steps();
+        let routes = format!("[worker]\nretry = ['1h']\n{}", route("retry = []"));
+        assert_eq!(steps(&routes), [1, 3600].map(Duration::from_secs), "somewhere to wait for another's lease");
     }
 
     #[test]
@@ -460,6 +455,35 @@ mod tests {
             (
                 "[[worker.routes]]\nevents = ['*']\nretry = ['soon']\nexec = { command = ['x'] }".to_owned(),
                 "line 3: worker.routes[1].retry: ",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nrate = '50'\nexec = { command = ['x'] }".to_owned(),
+                "line 3: worker.routes[1].rate: invalid rate \"50\": expected a number and a unit of time, like \"50/s\"",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nrate = '0/s'\nexec = { command = ['x'] }".to_owned(),
+                "line 3: worker.routes[1].rate: invalid rate \"0/s\"",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nrate = '200000/s'\nexec = { command = ['x'] }".to_owned(),
+                "line 3: worker.routes[1].rate: invalid rate \"200000/s\": at most 100000/s",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nbreaker = true\nexec = { command = ['x'] }".to_owned(),
+                "line 3: worker.routes[1].breaker: takes a table, or false for none",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nbreaker = { open = '1m', longest = '5s' }\nexec = { command = ['x'] }"
+                    .to_owned(),
+                "line 3: worker.routes[1].breaker.longest: is under open",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nbreaker = { failures = 0 }\nexec = { command = ['x'] }".to_owned(),
+                "line 3: worker.routes[1].breaker.failures: ",
+            ),
+            (
+                "[[worker.routes]]\nevents = ['*']\nconcurrency = 0\nexec = { command = ['x'] }".to_owned(),
+                "line 3: worker.routes[1].concurrency: ",
             ),
             (
                 route("url = 'http://h/', ca = 'ca.pem'"),

@@ -223,6 +223,23 @@ impl<'r> Section<'r> {
     }
 
     /// A sub-table; empty where it is absent, so that every key in it has its default.
+    /// A table, or `false` where there is to be none of it.
+    pub fn section_or_false(&mut self, key: &'static str) -> Option<Option<Section<'r>>> {
+        match self.take(key)? {
+            Value::Table(table) => Some(Some(self.child(self.key(key), table))),
+            Value::Boolean(false) => Some(None),
+            Value::Boolean(true)
+            | Value::String(_)
+            | Value::Integer(_)
+            | Value::Float(_)
+            | Value::Datetime(_)
+            | Value::Array(_) => {
+                self.problem(key, "takes a table, or false for none");
+                None
+            }
+        }
+    }
+
     pub fn section_or_empty(&mut self, key: &'static str) -> Section<'r> {
         let path = self.key(key);
         self.section(key).unwrap_or_else(|| self.child(path, Table::new()))

@@ -6,9 +6,17 @@ use super::{
     is_name,
     reader::{Report, Section, duration, nearest},
 };
+use std::num::NonZeroU32;
 use std::time::Duration;
+use streamgate_core::breaker::BreakerPolicy;
 use streamgate_core::event_types::{CHAT, OTHER_PRODUCTS};
 use streamgate_core::pattern::Pattern;
+use streamgate_core::rate::Rate;
+
+/// Most handlers of one kind at a time.
+pub(super) const MOST_HANDLERS: usize = 100_000;
+/// Between two events of a route that has a rate.
+const SHORTEST_INTERVAL: Duration = Duration::from_micros(10);
 
 /// `[[worker.routes]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +34,13 @@ pub struct RouteConfig {
     pub retry: Vec<Duration>,
     /// How long a handler may take. Default: `worker.handler_timeout`.
     pub handler_timeout: Duration,
+    /// Most handlers of this route at a time. Default: `worker.concurrency`.
+    pub concurrency: usize,
+    /// Most events that are begun in a time, attempts that fail included. Default: any number.
+    pub rate: Option<Rate>,
+    /// When its service is not asked any more until a probe succeeds; none: never. Default: after 10 failures in a row, for 5 s, then
+    /// for twice as long each time, 2 min at most.
+    pub breaker: Option<BreakerPolicy>,
 }
 
 /// What handles the events of a route.
@@ -40,6 +55,7 @@ pub enum HandlerConfig {
 pub(super) struct RouteDefaults {
     pub(super) retry: Vec<Duration>,
     pub(super) handler_timeout: Duration,
+    pub(super) concurrency: usize,
 }
 
 impl RouteConfig {
@@ -72,9 +88,23 @@ impl RouteConfig {
         }
         let retry = ladder(&mut section).unwrap_or_else(|| defaults.retry.clone());
         let handler_timeout = section.duration("handler_timeout", defaults.handler_timeout);
-        let handler = HandlerConfig::read(&mut section, environment);
+        let concurrency = section.count("concurrency", defaults.concurrency, MOST_HANDLERS);
+        let rate = section.parsed("rate", rate);
+        let breaker = breaker(&mut section);
+        let handler = HandlerConfig::read(&mut section, environment)?;
         section.finish();
-        Some(RouteConfig { name, events, apps, channel_types, handler: handler?, retry, handler_timeout })
+        Some(RouteConfig {
+            name,
+            events,
+            apps,
+            channel_types,
+            handler,
+            retry,
+            handler_timeout,
+            concurrency,
+            rate,
+            breaker,
+        })
     }
 }
 
@@ -105,6 +135,39 @@ impl HandlerConfig {
             HandlerConfig::Exec(exec) => ("exec.timeout", exec.timeout, exec.timeout_is_given),
         }
     }
+}
+
+fn breaker(section: &mut Section<'_>) -> Option<BreakerPolicy> {
+    let default = BreakerPolicy::default();
+    let Some(given) = section.section_or_false("breaker") else { return Some(default) };
+    let mut table = given?;
+    let failures = table.count("failures", default.failures.get() as usize, 1_000_000);
+    let failures = u32::try_from(failures).ok().and_then(NonZeroU32::new).unwrap_or(default.failures);
+    let open = table.duration("open", default.open);
+    let longest = table.duration("longest", default.longest.max(open));
+    if longest < open {
+        table.problem("longest", "is under open: the first wait would be over the longest; raise it, or lower open");
+    }
+    table.finish();
+    Some(BreakerPolicy { failures, open, longest })
+}
+
+/// "50/s" or "600/m".
+fn rate(text: &str) -> Result<Rate, String> {
+    const EXAMPLES: &str = "a number and a unit of time, like \"50/s\" or \"600/m\"";
+    let invalid = || format!("invalid rate {text:?}: expected {EXAMPLES}");
+    let (count, unit) = text.split_once('/').ok_or_else(invalid)?;
+    let per = match unit {
+        "s" => Duration::from_secs(1),
+        "m" => Duration::from_secs(60),
+        _ => return Err(invalid()),
+    };
+    let count: NonZeroU32 = count.parse().map_err(|_| invalid())?;
+    let rate = Rate { count, per };
+    if rate.interval() < SHORTEST_INTERVAL {
+        return Err(format!("invalid rate {text:?}: at most 100000/s can be kept to"));
+    }
+    Ok(rate)
 }
 
 /// The waits of a key `retry`; none where it is absent or wrong.

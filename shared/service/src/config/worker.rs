@@ -4,15 +4,15 @@ use super::{
     AppConfig, KIB, MIB, RouteConfig,
     environment::Environment,
     reader::{Report, Section},
-    route::{self, RouteDefaults},
+    route::{self, MOST_HANDLERS, RouteDefaults},
 };
 use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 use streamgate_core::retry::Ladder;
 
-/// RabbitMQ's limit for a consumer of a quorum queue.
-const MOST_UNACKED: usize = 2000;
+/// RabbitMQ hands out 2,000 to a consumer of a quorum queue, of which a quarter may be parked ones.
+const MOST_HANDLERS_OF_ONE_CONSUMER: usize = 1500;
 /// RabbitMQ's default consumer_timeout.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// The most milliseconds that x-message-ttl takes.
@@ -23,9 +23,9 @@ const LONGEST_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 pub struct WorkerConfig {
     /// Where `worker` answers /metrics, /healthz and /readyz. Default 127.0.0.1:9465.
     pub ops_listen: SocketAddr,
-    /// Most handlers at a time. Default 64.
+    /// Most handlers of each route at a time, where it says nothing itself. Default 64.
     pub concurrency: usize,
-    /// Most deliveries in hand, running or about to; at least `concurrency`. Default 256.
+    /// Most deliveries in hand, running or about to; at least twice what all routes may handle at a time. Default 256.
     pub prefetch: usize,
     /// Most bytes of bodies in hand. Default 64 MiB.
     pub memory_budget: usize,
@@ -54,6 +54,7 @@ impl WorkerConfig {
         let defaults = RouteDefaults {
             retry: route::ladder(&mut section).unwrap_or_else(default_ladder),
             handler_timeout: section.duration("handler_timeout", Duration::from_secs(30)),
+            concurrency: section.count("concurrency", 64, MOST_HANDLERS),
         };
         let unmatched = section.parsed("unmatched", |text| match text {
             "ack" => Ok(Unmatched::Ack),
@@ -65,7 +66,7 @@ impl WorkerConfig {
             routes.filter_map(|(place, route)| RouteConfig::read(route, place + 1, &defaults, environment)).collect();
         let config = WorkerConfig {
             ops_listen: super::address(&mut section, "ops_listen", ([127, 0, 0, 1], 9465)),
-            concurrency: section.count("concurrency", 64, 100_000),
+            concurrency: defaults.concurrency,
             prefetch: section.count("prefetch", 256, 2000),
             memory_budget: section.size("memory_budget", 64 * MIB),
             handler_timeout: defaults.handler_timeout,
@@ -77,17 +78,6 @@ impl WorkerConfig {
         };
         section.finish();
         config
-    }
-}
-
-impl WorkerConfig {
-    /// What RabbitMQ may hand out before the first is settled. The last of the prefetched waits for all before it, so where
-    /// handlers may be slow and few there are fewer of them: RabbitMQ takes back what is not settled in 30 minutes.
-    pub fn broker_prefetch(&self) -> u16 {
-        let rounds = (CONSUMER_TIMEOUT / 2).as_millis() / self.longest_handler_timeout().as_millis().max(1);
-        let in_time = self.concurrency.saturating_mul(usize::try_from(rounds).unwrap_or(usize::MAX));
-        let prefetch = self.prefetch.min(in_time).max(self.concurrency).min(MOST_UNACKED);
-        u16::try_from(prefetch).unwrap_or(u16::MAX)
     }
 }
 
@@ -130,8 +120,12 @@ pub(super) fn cross_check(worker: &WorkerConfig, apps: &[AppConfig], report: &Re
 
 /// What RabbitMQ does not do.
 pub(super) fn cross_check_broker(worker: &WorkerConfig, report: &Report) {
-    if worker.concurrency > MOST_UNACKED {
-        report.problem("worker.concurrency", format!("must be at most {MOST_UNACKED} with RabbitMQ: run more workers"));
+    let all: usize = worker.routes.iter().map(|route| route.concurrency).sum();
+    if all.max(worker.concurrency) > MOST_HANDLERS_OF_ONE_CONSUMER {
+        let what = format!(
+            "must be at most {MOST_HANDLERS_OF_ONE_CONSUMER} with RabbitMQ, all routes together: run more workers"
+        );
+        report.problem("worker.concurrency", what);
     }
     let time = |path: &str, handler_timeout: Duration| {
         if handler_timeout >= CONSUMER_TIMEOUT / 2 {

@@ -2,7 +2,7 @@
 //! answer.
 
 use super::endpoint::Endpoint;
-use super::feed::Feed;
+use super::feed::{Arrived, Feed};
 use super::headers;
 use super::link::{self, Link, Session};
 use super::topology::Topology;
@@ -39,7 +39,7 @@ impl CallQueue {
     /// Starts to connect and to consume, `concurrency` calls at a time. Call within a tokio runtime.
     pub fn start(endpoint: &Endpoint, topology: &Topology, concurrency: u16) -> CallQueue {
         let link = Link::start(endpoint.clone(), topology.clone().with_calls().without_probe(), "worker, calls");
-        CallQueue { feed: Feed::start(link, topology.calls(), concurrency), answers: Mutex::default() }
+        CallQueue { feed: Feed::start(link, topology.calls(), concurrency, 0), answers: Mutex::default() }
     }
 
     /// Takes no more calls, and gives back those that nobody has in hand: their time runs.
@@ -86,7 +86,8 @@ impl Calls for CallQueue {
     type Handle = Handle;
 
     async fn next(&self) -> Result<Call<Handle>, StoreError> {
-        Ok(call(self.feed.next().await))
+        let Arrived { message, .. } = self.feed.next().await;
+        Ok(call(message))
     }
 
     async fn answer(&self, handle: Handle, answer: Result<Bytes, Reason>) -> Result<(), StoreError> {

@@ -1,32 +1,46 @@
 //! The worker's side: deliveries with a bounded prefetch on a connection that never publishes, and their settlement:
 //! publish, confirm, then acknowledge.
 
-use super::feed::Feed;
+use super::feed::{Arrived, Feed};
 use super::headers::{self, Beside, Came, Death};
-use super::link::{Link, State};
+use super::link::{self, Link, PATIENCE, Session, State};
 use super::publisher::{Message, Publisher};
 use super::topology::Topology;
 use bytes::Bytes;
 use lapin::Acker;
 use lapin::message::Delivery as Raw;
-use lapin::options::BasicAckOptions;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::{
     envelope::Envelope,
-    ports::{Deliveries, Delivery, Settlement, StoreError},
+    ports::{Deliveries, Delivery, Parked, Settlement, StoreError},
     repeated::Repeated,
 };
+use tokio::time::MissedTickBehavior;
 
+/// Between looks at how much is parked.
+const LOOK: Duration = Duration::from_secs(5);
 /// Between tries to publish a retry or a dead letter. There is no last try while the delivery is ours.
 const SETTLE_BACKOFF: Duration = Duration::from_secs(1);
+
+/// How many deliveries RabbitMQ hands out before the first of them is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefetch {
+    /// From the queue of events.
+    pub fresh: u16,
+    /// From the queues of parked events, together.
+    pub parked: u16,
+}
 
 /// Events from RabbitMQ.
 #[derive(Debug)]
 pub struct Consumer {
     feed: Feed,
+    /// Of each route's parked events.
+    parked_prefetch: u16,
     settler: Arc<Settler>,
     last_death_us: AtomicI64,
 }
@@ -40,6 +54,14 @@ struct Settler {
     refused: Mutex<Repeated>,
 }
 
+/// What came of one publish.
+enum Attempt {
+    Stands,
+    /// The queue is at its limit.
+    Full,
+    Again,
+}
+
 /// What settles a delivery.
 #[derive(Debug)]
 pub struct Handle {
@@ -47,10 +69,12 @@ pub struct Handle {
 }
 
 impl Consumer {
-    pub(super) fn start(topology: Topology, link: Arc<Link>, publisher: Publisher, prefetch: u16) -> Consumer {
-        let feed = Feed::start(link, topology.events(), prefetch);
+    pub(super) fn start(topology: Topology, link: Arc<Link>, publisher: Publisher, prefetch: Prefetch) -> Consumer {
+        let feed = Feed::start(link, topology.events(), prefetch.fresh, prefetch.parked);
+        let routes = u16::try_from(topology.routes().len()).unwrap_or(u16::MAX).max(1);
+        let parked_prefetch = (prefetch.parked / routes).max(1);
         let settler = Arc::new(Settler { topology, publisher, refused: Mutex::default() });
-        Consumer { feed, settler, last_death_us: AtomicI64::new(0) }
+        Consumer { feed, parked_prefetch, settler, last_death_us: AtomicI64::new(0) }
     }
 
     /// Takes no more events, and gives back those that nobody has in hand, for other workers to handle now.
@@ -78,6 +102,31 @@ impl Consumer {
                 return;
             }
         }
+    }
+
+    /// Calls `show` with how many events are parked for each route, every few seconds. Never returns.
+    pub async fn watch_parked(&self, show: impl Fn(&str, u32) + Send) {
+        let mut ticks = tokio::time::interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Ok(session) = self.feed.link().session() else { continue };
+            if let Err(why) = self.look_at_parked(&session, &show).await {
+                tracing::debug!(why, "cannot look at what is parked");
+            }
+        }
+    }
+
+    async fn look_at_parked(&self, session: &Session, show: &(impl Fn(&str, u32) + Send)) -> Result<(), String> {
+        let channel = session.channel().await?;
+        for route in self.settler.topology.routes() {
+            let queue = self.settler.topology.parked(&route);
+            let depth = tokio::time::timeout(PATIENCE, link::ready(&channel, &queue)).await;
+            let depth = depth.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
+            show(&route, depth.map_err(|error| error.to_string())?);
+        }
+        drop(channel.close(200, "OK".into()).await);
+        Ok(())
     }
 
     /// When something died: distinct within the process, for it is the letter's number too.
@@ -127,23 +176,41 @@ impl Consumer {
 }
 
 impl Settler {
+    /// Publishes until it stands, or until no room is left for it: false.
+    async fn publish_if_room(&self, acker: &Acker, message: impl Fn() -> Message) -> Result<bool, StoreError> {
+        loop {
+            match self.publish_once(acker, message()).await? {
+                Attempt::Stands => return Ok(true),
+                Attempt::Full => return Ok(false),
+                Attempt::Again => tokio::time::sleep(SETTLE_BACKOFF).await,
+            }
+        }
+    }
+
     /// Publishes until it stands, or until the delivery is not ours any more: then the broker hands it out again.
     async fn publish(&self, acker: &Acker, message: impl Fn() -> Message) -> Result<(), StoreError> {
         loop {
-            let error = match self.publisher.publish(message()).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            if !acker.usable() {
-                return Err(error);
+            match self.publish_once(acker, message()).await? {
+                Attempt::Stands => return Ok(()),
+                Attempt::Full | Attempt::Again => tokio::time::sleep(SETTLE_BACKOFF).await,
             }
-            // All as one cause: the same outage shows as several errors.
-            let due = self.refused.lock().unwrap_or_else(PoisonError::into_inner).happened("", Instant::now());
-            if let Some(times) = due {
-                tracing::warn!(%error, times, "cannot publish settlements (retries, dead letters), trying again");
-            }
-            tokio::time::sleep(SETTLE_BACKOFF).await;
         }
+    }
+
+    async fn publish_once(&self, acker: &Acker, message: Message) -> Result<Attempt, StoreError> {
+        let error = match self.publisher.publish(message).await {
+            Ok(()) => return Ok(Attempt::Stands),
+            Err(error) => error,
+        };
+        if !acker.usable() {
+            return Err(error);
+        }
+        // All as one cause: the same outage shows as several errors.
+        let due = self.refused.lock().unwrap_or_else(PoisonError::into_inner).happened("", Instant::now());
+        if let Some(times) = due {
+            tracing::warn!(%error, times, "cannot publish settlements (retries, dead letters, parked events), trying again");
+        }
+        Ok(if matches!(error, StoreError::Full(_)) { Attempt::Full } else { Attempt::Again })
     }
 
     /// A copy for the retry step of that wait, from where it returns to the events.
@@ -179,7 +246,8 @@ impl Deliveries for Consumer {
 
     async fn next(&self) -> Result<Delivery<Handle>, StoreError> {
         loop {
-            let Raw { routing_key, properties, data, acker, .. } = self.feed.next().await;
+            let Arrived { message, parked } = self.feed.next().await;
+            let Raw { routing_key, properties, data, acker, .. } = message;
             let handle = Handle { acker };
             if headers::is_probe(&properties) {
                 drop(acknowledge(&handle.acker).await);
@@ -193,7 +261,7 @@ impl Deliveries for Consumer {
                 None => envelope,
             };
             match beside.not_before_ms.filter(|until_ms| *until_ms > now_ms()) {
-                None => return Ok(Delivery { envelope, abandoned: 0, redelivered, handle }),
+                None => return Ok(Delivery { envelope, abandoned: 0, redelivered, parked, handle }),
                 // Beside, for others need not wait for that. As many at a time as were prefetched, at the most.
                 Some(until_ms) => {
                     let settler = Arc::clone(&self.settler);
@@ -201,6 +269,33 @@ impl Deliveries for Consumer {
                 }
             }
         }
+    }
+
+    fn take_parked(&self, routes: &[Arc<str>]) {
+        self.feed.take_parked(routes, &self.settler.topology, self.parked_prefetch);
+    }
+
+    fn begin(&self, _delivery: &Delivery<Handle>) {}
+
+    async fn park(&self, delivery: Delivery<Handle>, route: Arc<str>) -> Result<Parked<Handle>, StoreError> {
+        let Delivery { envelope, handle, .. } = &delivery;
+        let envelope = Envelope { route: Some(route.to_string()), ..envelope.clone() };
+        let copy = || Message {
+            exchange: self.settler.topology.parked(&route).into(),
+            routing_key: headers::routing_key(&envelope),
+            properties: headers::properties(&envelope, &Beside::default()),
+            body: envelope.body.clone(),
+        };
+        if !self.settler.publish_if_room(&handle.acker, copy).await? {
+            return Ok(Parked::Full(Box::new(delivery)));
+        }
+        acknowledge(&handle.acker).await.map(|()| Parked::Kept)
+    }
+
+    async fn give_back(&self, delivery: Delivery<Handle>) {
+        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        // Where the connection is gone, the broker has it back.
+        drop(delivery.handle.acker.nack(options).await);
     }
 
     async fn settle(

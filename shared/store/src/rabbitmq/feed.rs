@@ -2,35 +2,89 @@
 
 use super::incoming::{Incoming, give_back};
 use super::link::{Link, PATIENCE, Session};
+use super::topology::Topology;
+use futures_util::future::join_all;
 use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// What comes from a queue.
+/// What comes from a queue, and from the queues of parked events that are taken beside it.
 #[derive(Debug)]
 pub(super) struct Feed {
     link: Arc<Link>,
-    arrived: Mutex<mpsc::Receiver<Delivery>>,
+    deliver: mpsc::Sender<Arrived>,
+    arrived: Mutex<mpsc::Receiver<Arrived>>,
     stop: CancellationToken,
-    task: std::sync::Mutex<Option<AbortOnDropHandle<Option<Channel>>>>,
+    sources: std::sync::Mutex<Vec<Tap>>,
     /// After the stop: without its channel what is in hand could not be acknowledged.
-    stopped: std::sync::Mutex<Option<Channel>>,
+    stopped: std::sync::Mutex<Vec<Channel>>,
+}
+
+/// A message, and the route that it was parked for, where it was.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) message: Delivery,
+    pub(super) parked: Option<Arc<str>>,
+}
+
+/// One queue that is consumed, or not for now.
+#[derive(Debug)]
+struct Tap {
+    parked: Option<Arc<str>>,
+    is_open: watch::Sender<bool>,
+    task: AbortOnDropHandle<Option<Channel>>,
 }
 
 impl Feed {
-    /// Starts to consume, so many at a time. Call within a tokio runtime.
-    pub(super) fn start(link: Arc<Link>, queue: String, prefetch: u16) -> Feed {
-        let (deliver, arrived) = mpsc::channel(usize::from(prefetch));
-        let stop = CancellationToken::new();
-        let source = Source { link: Arc::clone(&link), queue, prefetch, deliver, stop: stop.clone() };
-        let task = std::sync::Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(source.run()))));
-        Feed { link, arrived: Mutex::new(arrived), stop, task, stopped: std::sync::Mutex::default() }
+    /// Starts to consume, so many at a time. `beside`: how many may come of other queues. Call within a tokio runtime.
+    pub(super) fn start(link: Arc<Link>, queue: String, prefetch: u16, beside: u16) -> Feed {
+        let (deliver, arrived) = mpsc::channel(usize::from(prefetch) + usize::from(beside));
+        let (stop, sources, stopped) = Default::default();
+        let feed = Feed { link, deliver, arrived: Mutex::new(arrived), stop, sources, stopped };
+        feed.consume(queue, None, prefetch, None);
+        feed
+    }
+
+    /// `ensure`: before it is consumed first, where nobody has declared it yet.
+    fn consume(&self, queue: String, parked: Option<Arc<str>>, prefetch: u16, ensure: Option<Topology>) {
+        let (is_open, open) = watch::channel(true);
+        let source = Source {
+            link: Arc::clone(&self.link),
+            queue,
+            parked: parked.clone(),
+            prefetch,
+            deliver: self.deliver.clone(),
+            open,
+            ensure,
+            stop: self.stop.clone(),
+        };
+        let task = AbortOnDropHandle::new(tokio::spawn(source.run()));
+        lock(&self.sources).push(Tap { parked, is_open, task });
+    }
+
+    /// Consumes the queues of what is parked for these routes, and of no others. `prefetch`: of each.
+    pub(super) fn take_parked(&self, routes: &[Arc<str>], topology: &Topology, prefetch: u16) {
+        let mut known = Vec::new();
+        for tap in &*lock(&self.sources) {
+            let Some(route) = &tap.parked else { continue };
+            let is_wanted = routes.contains(route);
+            tap.is_open.send_if_modified(|is_open| std::mem::replace(is_open, is_wanted) != is_wanted);
+            known.push(Arc::clone(route));
+        }
+        if self.stop.is_cancelled() {
+            return;
+        }
+        for route in routes.iter().filter(|route| !known.contains(route)) {
+            let is_new = topology.add_parked(route);
+            let ensure = is_new.then(|| topology.clone().without_probe());
+            self.consume(topology.parked(route), Some(Arc::clone(route)), prefetch, ensure);
+        }
     }
 
     pub(super) fn link(&self) -> &Link {
@@ -38,13 +92,13 @@ impl Feed {
     }
 
     /// The next one that may still be settled.
-    pub(super) async fn next(&self) -> Delivery {
+    pub(super) async fn next(&self) -> Arrived {
         let mut arrived = self.arrived.lock().await;
         loop {
             match arrived.recv().await {
                 // Of a connection that is gone: the broker has it back.
-                Some(stale) if !stale.usable() => {}
-                Some(delivery) => return delivery,
+                Some(stale) if !stale.message.usable() => {}
+                Some(arrived) => return arrived,
                 None => return std::future::pending().await,
             }
         }
@@ -53,16 +107,13 @@ impl Feed {
     /// Takes no more, and gives back what nobody has in hand, for others to take now.
     pub(super) async fn stop(&self) {
         self.stop.cancel();
-        let task = lock(&self.task).take();
-        if let Some(task) = task
-            && let Ok(Ok(channel)) = tokio::time::timeout(PATIENCE, task).await
-        {
-            *lock(&self.stopped) = channel;
-        }
+        let taps = std::mem::take(&mut *lock(&self.sources));
+        let ended = join_all(taps.into_iter().map(|tap| tokio::time::timeout(PATIENCE, tap.task))).await;
+        lock(&self.stopped).extend(ended.into_iter().flatten().flatten().flatten());
         let returning = async {
             let mut arrived = self.arrived.lock().await;
-            while let Ok(delivery) = arrived.try_recv() {
-                give_back(&delivery).await;
+            while let Ok(Arrived { message, .. }) = arrived.try_recv() {
+                give_back(&message).await;
             }
         };
         // What cannot be given back goes back when the connection ends.
@@ -83,20 +134,30 @@ fn lock<T>(of: &std::sync::Mutex<T>) -> MutexGuard<'_, T> {
 struct Source {
     link: Arc<Link>,
     queue: String,
+    parked: Option<Arc<str>>,
     prefetch: u16,
-    deliver: mpsc::Sender<Delivery>,
+    deliver: mpsc::Sender<Arrived>,
+    /// Whether it is consumed now.
+    open: watch::Receiver<bool>,
+    ensure: Option<Topology>,
     stop: CancellationToken,
+}
+
+/// Why nothing comes for now.
+enum Pause {
+    Stopped,
+    Closed,
 }
 
 impl Source {
     /// Until the stop; returns the channel of what is in hand then.
-    async fn run(self) -> Option<Channel> {
+    async fn run(mut self) -> Option<Channel> {
         loop {
             let session = tokio::select! {
                 session = self.link.up() => session,
                 () = self.stop.cancelled() => return None,
             };
-            match self.consume(&session).await {
+            match self.over(&session).await {
                 Ok(channel) => return Some(channel),
                 // Without a new session nothing would come any more.
                 Err(why) => session.fail(why),
@@ -105,37 +166,58 @@ impl Source {
         }
     }
 
-    /// Returns without an error when it was stopped.
-    async fn consume(&self, session: &Session) -> Result<Channel, String> {
+    /// Over one session, on one channel: what is in hand is acknowledged on it. Returns without an error when it was stopped.
+    async fn over(&mut self, session: &Session) -> Result<Channel, String> {
+        if let Some(topology) = &self.ensure {
+            session.ensure(topology).await?;
+            self.ensure = None;
+        }
         let channel = session.channel().await?;
-        let described = |error: lapin::Error| error.to_string();
-        channel.basic_qos(self.prefetch, BasicQosOptions::default()).await.map_err(described)?;
+        channel.basic_qos(self.prefetch, BasicQosOptions::default()).await.map_err(|error| error.to_string())?;
+        loop {
+            tokio::select! {
+                opened = self.open.wait_for(|is_open| *is_open) => {
+                    if opened.is_err() {
+                        return Ok(channel);
+                    }
+                }
+                () = session.ended() => return Err("ended".to_owned()),
+                () = self.stop.cancelled() => return Ok(channel),
+            }
+            if let Pause::Stopped = self.consume(&channel, session).await? {
+                return Ok(channel);
+            }
+        }
+    }
+
+    async fn consume(&mut self, channel: &Channel, session: &Session) -> Result<Pause, String> {
         let (queue, options) = (self.queue.as_str().into(), BasicConsumeOptions::default());
-        let consumer =
-            channel.basic_consume(queue, "".into(), options, FieldTable::default()).await.map_err(described)?;
+        let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
+        let consumer = consumer.map_err(|error| error.to_string())?;
         let over = CancellationToken::new();
         let _until_here = over.clone().drop_guard();
-        let deliver = self.deliver.clone();
-        let mut incoming = Incoming::each(&channel, consumer, move |delivery| {
+        let (deliver, parked) = (self.deliver.clone(), self.parked.clone());
+        let mut incoming = Incoming::each(channel, consumer, move |message| {
             // Full only after a reconnect, of what the old connection brought and nobody has thrown away yet.
-            let late = match deliver.try_send(delivery) {
-                Err(TrySendError::Full(delivery)) => Some((deliver.clone(), delivery, over.clone())),
+            let late = match deliver.try_send(Arrived { message, parked: parked.clone() }) {
+                Err(TrySendError::Full(arrived)) => Some((deliver.clone(), arrived, over.clone())),
                 Ok(()) | Err(TrySendError::Closed(_)) => None,
             };
             async {
-                let Some((deliver, delivery, over)) = late else { return };
+                let Some((deliver, arrived, over)) = late else { return };
                 match over.run_until_cancelled(deliver.reserve()).await {
-                    Some(Ok(place)) => place.send(delivery),
-                    Some(Err(_)) | None => give_back(&delivery).await,
+                    Some(Ok(place)) => place.send(arrived),
+                    Some(Err(_)) | None => give_back(&arrived.message).await,
                 }
             }
         });
-        tokio::select! {
+        let pause = tokio::select! {
             why = incoming.ended() => return Err(why),
             () = session.ended() => return Err("ended".to_owned()),
-            () = self.stop.cancelled() => {}
-        }
+            () = self.stop.cancelled() => Pause::Stopped,
+            _ = self.open.wait_for(|is_open| !*is_open) => Pause::Closed,
+        };
         incoming.stop().await;
-        Ok(channel)
+        Ok(pause)
     }
 }

@@ -237,13 +237,13 @@ impl Dropped {
     }
 }
 
-/// A message of a queue of letters.
-pub(super) fn letter(properties: &BasicProperties, routing_key: &str, body: Bytes) -> Letter {
+/// A message of a queue of letters. `alive`: why what did not die is there.
+pub(super) fn letter(properties: &BasicProperties, routing_key: &str, body: Bytes, alive: Reason) -> Letter {
     let Came { envelope, beside, .. } = read(properties, routing_key, body);
     match beside.death {
         Some(death) => dead(envelope, death),
         None => {
-            let (reason, at_us) = (Reason::Unrouted.as_str().to_owned(), envelope.received_at_ms.saturating_mul(1000));
+            let (reason, at_us) = (alive.as_str().to_owned(), envelope.received_at_ms.saturating_mul(1000));
             numbered(envelope, reason, None, (at_us, MILLISECOND))
         }
     }

@@ -5,13 +5,16 @@ use super::endpoint::Endpoint;
 use super::headers;
 use super::topology::Topology;
 use bytes::Bytes;
+use lapin::Acker;
 use lapin::message::Delivery as Raw;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use streamgate_core::{
+    envelope::Envelope,
     letter::{Letter, LetterId},
     ports::{Letters, Moved, StoreError},
+    reason::Reason,
 };
 use tokio::sync::Mutex;
 
@@ -22,11 +25,15 @@ const ACKNOWLEDGED: usize = 100;
 /// For letters that came back.
 const MOST_LOOKS: usize = 5;
 
-/// A queue of letters: the dead, or the unrouted.
+/// A queue of letters: the dead, the unrouted, or what is parked for a route.
 #[derive(Debug)]
 pub struct LetterQueue {
     endpoint: Endpoint,
     queue: String,
+    /// Why what did not die is in it.
+    alive: Reason,
+    /// What is replayed goes to whichever route takes it.
+    to_any_route: bool,
     /// The exchange that leads back to the events.
     back: String,
     browse: Mutex<Option<Browse>>,
@@ -38,16 +45,32 @@ pub struct LetterQueue {
 
 impl LetterQueue {
     pub fn dead(endpoint: Endpoint, topology: &Topology) -> LetterQueue {
-        LetterQueue::of(endpoint, topology.dead(), topology)
+        LetterQueue::of(endpoint, topology.dead(), Reason::Unrouted, topology)
     }
 
     pub fn unrouted(endpoint: Endpoint, topology: &Topology) -> LetterQueue {
-        LetterQueue::of(endpoint, topology.unrouted(), topology)
+        LetterQueue::of(endpoint, topology.unrouted(), Reason::Unrouted, topology)
     }
 
-    fn of(endpoint: Endpoint, queue: String, topology: &Topology) -> LetterQueue {
-        let (browse, settled, came_back) = Default::default();
-        LetterQueue { endpoint, queue, back: topology.back(), browse, settled, came_back }
+    /// What is parked for a route. `to_any_route`: there is no such route any more, so what is replayed goes to another.
+    pub fn parked(endpoint: Endpoint, topology: &Topology, route: &str, to_any_route: bool) -> LetterQueue {
+        let parked = LetterQueue::of(endpoint, topology.parked(route), Reason::Parked, topology);
+        LetterQueue { to_any_route, ..parked }
+    }
+
+    fn of(endpoint: Endpoint, queue: String, alive: Reason, topology: &Topology) -> LetterQueue {
+        let (browse, settled, came_back, to_any_route) = Default::default();
+        LetterQueue { endpoint, queue, alive, to_any_route, back: topology.back(), browse, settled, came_back }
+    }
+
+    fn letter(&self, raw: Raw) -> (Letter, Acker) {
+        let Raw { routing_key, properties, data, acker, .. } = raw;
+        (headers::letter(&properties, routing_key.as_str(), Bytes::from(data), self.alive), acker)
+    }
+
+    fn replayed(&self, letter: &Letter) -> Envelope {
+        let envelope = letter.replayed();
+        if self.to_any_route { Envelope { route: None, ..envelope } } else { envelope }
     }
 
     /// Gives back what was only looked at, in order; what was replayed or dropped is gone from the queue then.
@@ -62,8 +85,9 @@ impl LetterQueue {
             }
             let mut browse = Browse::open(&self.endpoint, &self.queue, true).await?;
             let mut found = false;
-            while let Some(Raw { routing_key, properties, data, acker, .. }) = browse.next().await? {
-                if settled.contains(&headers::letter(&properties, routing_key.as_str(), Bytes::from(data)).id()) {
+            while let Some(raw) = browse.next().await? {
+                let (letter, acker) = self.letter(raw);
+                if settled.contains(&letter.id()) {
                     found = true;
                     browse.choose(acker, None);
                 }
@@ -103,8 +127,8 @@ impl LetterQueue {
                     break;
                 }
             };
-            let Some(Raw { routing_key, properties, data, acker, .. }) = next else { break };
-            let letter = headers::letter(&properties, routing_key.as_str(), Bytes::from(data));
+            let Some(raw) = next else { break };
+            let (letter, acker) = self.letter(raw);
             if let Entry::Occupied(mut count) = wanted.entry(letter.id()) {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
@@ -112,7 +136,7 @@ impl LetterQueue {
                 }
                 bytes += letter.envelope.body.len();
                 found.push(letter.id());
-                browse.choose(acker, matches!(action, Action::Replay).then(|| letter.replayed()));
+                browse.choose(acker, matches!(action, Action::Replay).then(|| self.replayed(&letter)));
             }
             if bytes >= MAX_BYTES {
                 bytes = 0;
@@ -167,7 +191,7 @@ impl Letters for LetterQueue {
         let read = async {
             while letters.len() < limit {
                 let Some(raw) = browse.next().await? else { break };
-                letters.push(headers::letter(&raw.properties, raw.routing_key.as_str(), Bytes::from(raw.data)));
+                letters.push(self.letter(raw).0);
             }
             Ok(())
         };

@@ -18,7 +18,7 @@ mod unrouted;
 
 pub use ask::{Caller, OnLate};
 pub use calls::CallQueue;
-pub use consumer::{Consumer, Handle};
+pub use consumer::{Consumer, Handle, Prefetch};
 pub use endpoint::{DialError, Endpoint, EndpointError};
 pub use letters::LetterQueue;
 pub use publisher::OnReturn;
@@ -106,7 +106,7 @@ impl Enqueue for Exchange {
 
 impl Consumer {
     /// Starts to connect and to consume. Call within a tokio runtime.
-    pub fn connect(endpoint: &Endpoint, topology: &Topology, prefetch: u16, on_return: &OnReturn) -> Consumer {
+    pub fn connect(endpoint: &Endpoint, topology: &Topology, prefetch: Prefetch, on_return: &OnReturn) -> Consumer {
         let link = |topology: Topology, name| Link::start(endpoint.clone(), topology, name);
         let width = Width { lanes: WORKER_LANES, window: 1 };
         let publisher = Publisher::start(link(topology.clone(), "worker, retries"), width, on_return);

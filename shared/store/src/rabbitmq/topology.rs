@@ -4,6 +4,7 @@
 use lapin::ExchangeKind;
 use lapin::types::{AMQPValue, FieldTable};
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// So high that only the worker bounds redeliveries. Without it 4.x drops at 20; with -1 3.10 drops at the first requeue.
@@ -16,6 +17,9 @@ const ONLY_STEP_MS: u64 = 1000;
 pub struct Topology {
     pub(super) prefix: String,
     events_max: u64,
+    parked_max: u64,
+    /// The routes that events are parked for; shared with all clones, for a reload may bring more.
+    parked: Arc<Mutex<BTreeSet<Arc<str>>>>,
     /// Milliseconds; empty for a gateway, which never retries, and for nobody else.
     steps: BTreeSet<u64>,
     pub(super) declare: bool,
@@ -86,7 +90,29 @@ impl Item {
 impl Topology {
     /// What a gateway needs.
     pub fn new(prefix: &str, events_max: u64, declare: bool) -> Topology {
-        Topology { prefix: prefix.to_owned(), events_max, steps: BTreeSet::new(), declare, calls: false, probe: true }
+        let (parked, steps) = Default::default();
+        let (prefix, parked_max) = (prefix.to_owned(), events_max);
+        Topology { prefix, events_max, parked_max, parked, steps, declare, calls: false, probe: true }
+    }
+
+    /// What a worker needs to park events: a queue for each of these routes, which takes so many bytes.
+    pub fn with_parked(self, routes: &[&str], parked_max: u64) -> Topology {
+        let parked = routes.iter().map(|route| Arc::from(*route)).collect();
+        Topology { parked: Arc::new(Mutex::new(parked)), parked_max, ..self }
+    }
+
+    /// From now on events are parked for this route too. Whether they were not before.
+    pub(super) fn add_parked(&self, route: &Arc<str>) -> bool {
+        self.parked_routes().insert(Arc::clone(route))
+    }
+
+    /// The routes that events are parked for.
+    pub(super) fn routes(&self) -> Vec<Arc<str>> {
+        self.parked_routes().iter().cloned().collect()
+    }
+
+    fn parked_routes(&self) -> MutexGuard<'_, BTreeSet<Arc<str>>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a worker needs too: a queue for each distinct step of its ladder, and one to wait in where there is no ladder.
@@ -155,6 +181,11 @@ impl Topology {
         format!("{}.retry.{step_ms}", self.prefix)
     }
 
+    /// Where events of a route wait while it is full, open or paused: a queue, and its exchange.
+    pub fn parked(&self, route: &str) -> String {
+        format!("{}.parked.{route}", self.prefix)
+    }
+
     /// The shortest step that is not under the delay, else the longest step.
     pub(super) fn step_for(&self, delay: Duration) -> u64 {
         let asked = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -169,7 +200,9 @@ impl Topology {
     /// The exchanges that gateway and worker publish to.
     pub(super) fn written(&self) -> Vec<String> {
         let fixed = [self.prefix.clone(), self.back(), self.dead()];
-        fixed.into_iter().chain(self.steps.iter().map(|step| self.retry(*step))).collect()
+        let steps = self.steps.iter().map(|step| self.retry(*step));
+        let parked = self.parked_routes().iter().map(|route| self.parked(route)).collect::<Vec<_>>();
+        fixed.into_iter().chain(steps).chain(parked).collect()
     }
 
     /// Everything, in the order in which it is declared: where a queue's dead letters go stands before the queue, and an alternate
@@ -203,6 +236,16 @@ impl Topology {
             items.extend([
                 exchange(&name, ExchangeKind::Fanout, None),
                 quorum(&name, [vec![("x-message-ttl", ttl)], dead_lettering(&back)].concat()),
+                binding(&name, &name, ""),
+            ]);
+        }
+        let parked_max = AMQPValue::LongLongInt(i64::try_from(self.parked_max).unwrap_or(i64::MAX));
+        for route in &*self.parked_routes() {
+            let name = self.parked(route);
+            let bound = vec![("x-max-length-bytes", parked_max.clone())];
+            items.extend([
+                exchange(&name, ExchangeKind::Fanout, None),
+                quorum(&name, [bound, dead_lettering(&dead)].concat()),
                 binding(&name, &name, ""),
             ]);
         }
@@ -249,7 +292,7 @@ mod tests {
     #[test]
     fn every_queue_carries_every_argument() {
         let steps = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(1)];
-        let items = Topology::new("p", 9, true).with_steps(&steps).with_calls().items();
+        let items = Topology::new("p", 9, true).with_steps(&steps).with_parked(&["app"], 7).with_calls().items();
         let found: Vec<_> = items
             .iter()
             .map(|item| match item {
@@ -287,6 +330,9 @@ mod tests {
             "exchange p.retry.5000 Fanout None".to_owned(),
             format!("queue p.retry.5000 x-dead-letter-exchange=p.back {net} {limit} x-message-ttl=5000 {quorum}"),
             "binding p.retry.5000  p.retry.5000".to_owned(),
+            "exchange p.parked.app Fanout None".to_owned(),
+            format!("queue p.parked.app x-dead-letter-exchange=p.dead {net} {limit} x-max-length-bytes=7 {quorum}"),
+            "binding p.parked.app  p.parked.app".to_owned(),
         ];
         assert_eq!(found, expected);
     }

@@ -27,6 +27,8 @@ pub(super) enum Write {
     /// Answered with the row's number, or none for a repeat.
     Enqueue(Box<Envelope>, Answer<Option<i64>>),
     Settle(Change, Answer<()>),
+    /// A row waits for that route to take it.
+    Park(i64, Arc<str>, Answer<()>),
     /// Rows that are durable elsewhere.
     Release(Vec<i64>, Answer<()>),
     /// A row that may kill the process is handed out alone.
@@ -208,6 +210,10 @@ impl Committer {
                     queue::settle(&transaction, change, attempts, now)?;
                     Ok(Effect::Settled)
                 }
+                Write::Park(row, route, _) => {
+                    queue::park(&transaction, *row, route)?;
+                    Ok(Effect::Settled)
+                }
                 // The last quarter is for events: without an answer a repeat is asked again.
                 Write::Remember(..) if pressed => Err(limits.full()),
                 Write::Remember(Remembered { key, answer, until }, _) => {
@@ -283,7 +289,13 @@ impl Committer {
                     news |= matches!(change.settlement, Settlement::Retry { .. } | Settlement::Wait { .. });
                     drop(answer.send(Ok(())));
                 }
-                (Write::Alone(_, told) | Write::End(told) | Write::Remember(_, told), Ok(_)) => drop(told.send(Ok(()))),
+                (Write::Park(_, _, answer), Ok(_)) => {
+                    news = true;
+                    drop(answer.send(Ok(())));
+                }
+                (Write::Alone(_, answer) | Write::End(answer) | Write::Remember(_, answer), Ok(_)) => {
+                    drop(answer.send(Ok(())));
+                }
                 (write, Err(error)) => write.refuse(&error),
                 (Write::Tick | Write::Close | Write::Enqueue(..) | Write::Release(..), Ok(_)) => {}
             }
@@ -300,6 +312,7 @@ impl Write {
             Write::Enqueue(_, answer) => drop(answer.send(Err(error.clone()))),
             Write::Release(_, answer)
             | Write::Settle(_, answer)
+            | Write::Park(_, _, answer)
             | Write::Alone(_, answer)
             | Write::End(answer)
             | Write::Remember(_, answer) => drop(answer.send(Err(error.clone()))),

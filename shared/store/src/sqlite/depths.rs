@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 const PAUSES: u32 = 50;
 
 /// Events by what they wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Depths {
     /// Never failed, those in hand included. As of the last count.
     pub waiting: i64,
     /// To be tried again, those in hand included.
     pub retrying: i64,
+    /// For each route that any are parked for, those in hand included.
+    pub parked: Vec<(String, i64)>,
     pub dead: i64,
 }
 
@@ -40,7 +42,9 @@ impl Counter {
     pub(super) fn depths(&mut self) -> rusqlite::Result<Depths> {
         let retrying = queue::count_retrying(&self.connection)?;
         let dead = letters::count(&self.connection)?;
-        Ok(Depths { waiting: self.events()?.saturating_sub(retrying).max(0), retrying, dead })
+        let parked = queue::count_parked(&self.connection)?;
+        let elsewhere = parked.iter().map(|(_, events)| events).sum::<i64>() + retrying;
+        Ok(Depths { waiting: self.events()?.saturating_sub(elsewhere).max(0), retrying, parked, dead })
     }
 
     fn events(&mut self) -> rusqlite::Result<i64> {

@@ -15,9 +15,10 @@ use streamgate_core::retry::Precaution;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Rows read at a time, and how many of them may be retries: a service that is down must not keep fresh events waiting.
+/// Rows read at a time, and how many of them may be retries or parked: a service that is down must not keep fresh events waiting.
 const MAX_ROWS: usize = 64;
 const MAX_RETRIES: usize = MAX_ROWS / 2;
+const MAX_PARKED: usize = MAX_ROWS / 4;
 /// How soon rows that another process inserted (`dead replay`) are noticed.
 const TICK: Duration = Duration::from_millis(500);
 /// Memory is counted in these: semaphores hold 32-bit counts.
@@ -38,6 +39,8 @@ pub(super) struct Inbox {
 pub(super) struct Bounds {
     /// Deliveries.
     pub(super) prefetch: usize,
+    /// How many of them may be parked ones.
+    pub(super) parked: usize,
     /// Bytes of their bodies.
     pub(super) in_hand_bytes: usize,
     /// How long a delivery may be with the worker.
@@ -48,6 +51,8 @@ pub(super) struct Bounds {
 #[derive(Debug)]
 pub struct Handle {
     seq: i64,
+    /// The route that it was parked for.
+    parked: Option<Arc<str>>,
     settled: bool,
     hands: Arc<Hands>,
     _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
@@ -58,9 +63,9 @@ impl Handle {
         self.seq
     }
 
-    /// The worker has it. One that is alone keeps the others out for as long as it may take, and no longer: its handler may block its
+    /// A handler has it. One that is alone keeps the others out for as long as it may take, and no longer: its handler may block its
     /// thread.
-    fn begins(&self) {
+    pub(super) fn begins(&self) {
         let mut state = self.hands.lock();
         state.since.insert(self.seq, Instant::now());
         if state.alone.as_ref().is_none_or(|(alone, _)| *alone != self.seq) {
@@ -87,11 +92,18 @@ impl Drop for Handle {
         state.held.remove(&self.seq);
         state.since.remove(&self.seq);
         state.end_alone(self.seq);
-        if !self.settled {
+        if let Some(route) = &self.parked {
+            // Its place is another's. Where it is not settled, it is still parked.
+            if let Some(held) = state.parked.get_mut(route) {
+                *held -= 1;
+            }
+        } else if !self.settled {
             state.returned.push(self.seq);
-            drop(state);
-            self.hands.news.notify_one();
+        } else {
+            return;
         }
+        drop(state);
+        self.hands.news.notify_one();
     }
 }
 
@@ -100,6 +112,8 @@ impl Drop for Handle {
 struct Hands {
     state: Mutex<HandsState>,
     news: Arc<Notify>,
+    /// Most parked rows in hand.
+    parked: usize,
     /// How long a delivery may be with the worker.
     patience: Duration,
 }
@@ -110,6 +124,10 @@ struct HandsState {
     /// When those that the worker has were handed to it.
     since: HashMap<i64, Instant>,
     returned: Vec<i64>,
+    /// How many parked rows are in hand, of each route that takes them or did.
+    parked: HashMap<Arc<str>, usize>,
+    /// The routes that take theirs.
+    taking: Vec<Arc<str>>,
     /// The one that is alone in hand, with the slots that keep the others out.
     alone: Option<(i64, OwnedSemaphorePermit)>,
 }
@@ -134,6 +152,15 @@ impl HandsState {
 }
 
 impl Hands {
+    /// How many parked rows each route takes now.
+    fn parked_room(&self) -> Vec<(Arc<str>, usize)> {
+        let state = self.lock();
+        let each = (self.parked / state.taking.len().max(1)).max(1);
+        let left = |route: &Arc<str>| each.saturating_sub(state.parked.get(route).copied().unwrap_or_default());
+        let rooms = state.taking.iter().map(|route| (Arc::clone(route), left(route)));
+        rooms.filter(|(_, room)| *room > 0).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HandsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -141,11 +168,11 @@ impl Hands {
 
 impl Inbox {
     pub(super) fn start(reader: Reader, marker: Marker, news: Arc<Notify>, bounds: Bounds) -> Inbox {
-        let Bounds { prefetch, in_hand_bytes, patience } = bounds;
+        let Bounds { prefetch, parked, in_hand_bytes, patience } = bounds;
         let (deliver, arrived) = mpsc::channel(prefetch);
         let units = u32::try_from(in_hand_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(1);
         let (reader, health) = (Arc::new(reader), Arc::new(Mutex::new(Ok(()))));
-        let hands = Arc::new(Hands { state: Mutex::default(), news: Arc::clone(&news), patience });
+        let hands = Arc::new(Hands { state: Mutex::default(), news: Arc::clone(&news), parked, patience });
         let feeder = Feeder {
             reader: Arc::clone(&reader),
             marker,
@@ -164,10 +191,13 @@ impl Inbox {
     }
 
     pub(super) async fn next(&self) -> Result<Delivery<Handle>, StoreError> {
-        let delivery = self.arrived.lock().await.recv().await.ok_or_else(|| unavailable("the store is closed"))?;
-        // Its time begins when the worker has a handler free for it, not while it waits for one.
-        delivery.handle.begins();
-        Ok(delivery)
+        self.arrived.lock().await.recv().await.ok_or_else(|| unavailable("the store is closed"))
+    }
+
+    /// Hands out what is parked for these routes, and for no others.
+    pub(super) fn take_parked(&self, routes: &[Arc<str>]) {
+        self.hands.lock().taking = routes.to_vec();
+        self.hands.news.notify_one();
     }
 
     /// Runs a query on the reading thread.
@@ -221,11 +251,12 @@ struct Row {
     seq: i64,
     envelope: Envelope,
     deliveries: u32,
+    parked: Option<Arc<str>>,
 }
 
 impl Row {
     fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-        Ok(Row { seq: row.get(0)?, deliveries: row.get(1)?, envelope: row::envelope(row, 2)? })
+        Ok(Row { seq: row.get(0)?, deliveries: row.get(1)?, parked: None, envelope: row::envelope(row, 2)? })
     }
 }
 
@@ -277,9 +308,9 @@ impl Feeder {
             let mut state = self.hands.lock();
             (std::mem::take(&mut state.returned), state.held.clone())
         };
-        let cursor = self.cursor;
-        let back = returned.clone();
-        let read = self.reader.query(move |connection| read(connection, cursor, &back, &held)).await;
+        let (cursor, back) = (self.cursor, returned.clone());
+        let parked = self.hands.parked_room();
+        let read = self.reader.query(move |connection| read(connection, cursor, &back, &held, &parked)).await;
         if read.is_err() {
             self.hands.lock().returned.extend(returned);
         }
@@ -288,8 +319,14 @@ impl Feeder {
 
     /// Whether the worker still listens.
     async fn hand_on(&self, rows: Vec<Row>) -> bool {
-        self.hands.lock().held.extend(rows.iter().map(|row| row.seq));
-        for Row { seq, envelope, deliveries } in rows {
+        {
+            let mut state = self.hands.lock();
+            state.held.extend(rows.iter().map(|row| row.seq));
+            for route in rows.iter().filter_map(|row| row.parked.as_ref()) {
+                *state.parked.entry(Arc::clone(route)).or_default() += 1;
+            }
+        }
+        for Row { seq, envelope, deliveries, parked } in rows {
             let units = u32::try_from(envelope.body.len() / UNIT + 1).unwrap_or(u32::MAX).min(self.units);
             // One that may kill the process is alone in hand, so that no other is blamed for it.
             let suspect = Precaution::of(deliveries) != Precaution::None;
@@ -297,13 +334,14 @@ impl Feeder {
             let (Some(slot), Ok(memory)) = (slot, Arc::clone(&self.memory).acquire_many_owned(units).await) else {
                 return false;
             };
-            let handle = Handle { seq, settled: false, hands: Arc::clone(&self.hands), _room: (slot, memory) };
+            let hands = Arc::clone(&self.hands);
+            let handle = Handle { seq, parked: parked.clone(), settled: false, hands, _room: (slot, memory) };
             if suspect && let Err(error) = self.marker.alone(seq).await {
                 tracing::error!(%error, key = envelope.key, "cannot mark an event that may kill the process, trying again");
                 tokio::time::sleep(TICK).await;
                 continue;
             }
-            let delivery = Delivery { envelope, abandoned: deliveries, redelivered: 0, handle };
+            let delivery = Delivery { envelope, abandoned: deliveries, redelivered: 0, parked, handle };
             if self.deliver.send(delivery).await.is_err() {
                 return false;
             }
@@ -341,15 +379,26 @@ impl Feeder {
 const BY_SEQ: &str = "WHERE seq = ?1";
 const DUE: &str = "WHERE due_at > 0 AND due_at <= ?1 ORDER BY due_at";
 const FRESH: &str = "WHERE seq > ?1 AND due_at = 0 ORDER BY seq";
+const PARKED: &str = "WHERE parked = ?1 AND parked IS NOT NULL ORDER BY seq";
+const LAST: &str = "SELECT coalesce(max(seq), 0) FROM events";
 const NEXT_DUE: &str = "SELECT min(due_at) FROM events WHERE due_at > 0 AND due_at > ?1";
 
 fn select(which: &str) -> String {
     format!("SELECT seq, deliveries, {} FROM events {which}", row::COLUMNS)
 }
 
-fn read(connection: &Connection, cursor: i64, returned: &[i64], held: &HashSet<i64>) -> rusqlite::Result<Found> {
+/// `parked`: how many parked rows of which routes.
+fn read(
+    connection: &Connection,
+    cursor: i64,
+    returned: &[i64],
+    held: &HashSet<i64>,
+    parked: &[(Arc<str>, usize)],
+) -> rusqlite::Result<Found> {
     let mut found = Found { rows: Vec::new(), cursor, next_due: None, more: false };
     let mut bytes = 0;
+    // Before the others are read: whatever is fresh up to here is among what is read.
+    let last: i64 = connection.prepare_cached(LAST)?.query_row([], |row| row.get(0))?;
     let full = |rows: &Vec<_>, bytes: usize| rows.len() >= MAX_ROWS || bytes >= MAX_BYTES;
     for seq in returned {
         let sql = select(BY_SEQ);
@@ -376,11 +425,36 @@ fn read(connection: &Connection, cursor: i64, returned: &[i64], held: &HashSet<i
         found.rows.push(row);
     }
     drop(rows);
+    let sql = select(PARKED);
+    let most = found.rows.len() + MAX_PARKED;
+    for (route, room) in parked {
+        let (mut waiting, mut room) = (connection.prepare_cached(&sql)?, *room);
+        let mut rows = waiting.query(params![&**route])?;
+        while room > 0
+            && let Some(row) = rows.next()?
+        {
+            if held.contains(&row.get(0)?) {
+                continue;
+            }
+            if found.rows.len() >= most || full(&found.rows, bytes) {
+                found.more = true;
+                break;
+            }
+            let row = Row { parked: Some(Arc::clone(route)), ..Row::read(row)? };
+            bytes += row.envelope.body.len();
+            found.rows.push(row);
+            room -= 1;
+        }
+    }
     let sql = select(FRESH);
     let mut fresh = connection.prepare_cached(&sql)?;
     let mut rows = fresh.query(params![cursor])?;
     while !full(&found.rows, bytes) {
-        let Some(row) = rows.next()? else { break };
+        let Some(row) = rows.next()? else {
+            // What is parked, or waits for its time, is not looked at again.
+            found.cursor = found.cursor.max(last);
+            break;
+        };
         let seq: i64 = row.get(0)?;
         found.cursor = seq;
         if returned.contains(&seq) {
@@ -406,7 +480,8 @@ mod tests {
     fn no_read_looks_at_all_rows() {
         let directory = tempfile::tempdir().unwrap();
         let connection = schema::open_owner(&directory.path().join("store.db"), 1 << 20).unwrap();
-        for sql in [select(BY_SEQ), select(DUE), select(FRESH), NEXT_DUE.to_owned(), BRING_FORWARD.to_owned()] {
+        let selects = [BY_SEQ, DUE, FRESH, PARKED].map(select);
+        for sql in selects.into_iter().chain([NEXT_DUE, BRING_FORWARD].map(str::to_owned)) {
             let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let steps = plan.query_map(params![1], |row| row.get::<_, String>(3)).unwrap();
             let steps: Vec<_> = steps.map(Result::unwrap).collect();

@@ -1,6 +1,6 @@
 //! The dead letters, for the command line: read, replayed and dropped beside a running owner or without one.
 
-use super::{OpenError, directory, queue, row, schema, unavailable};
+use super::{OpenError, directory, parked, queue, row, schema, unavailable};
 use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,23 +10,43 @@ use streamgate_core::{
 };
 
 /// Letters moved in one transaction: the running owner waits no longer than that for its own.
-const MAX_MOVED: usize = 100;
+pub(super) const MAX_MOVED: usize = 100;
 /// Bytes of bodies after which a transaction ends, for the same reason.
 const MAX_MOVED_BYTES: usize = 4 << 20;
 
-/// The dead letters of a data directory.
+/// The dead letters of a data directory, or what is parked in it for a route.
 #[derive(Clone, Debug)]
 pub struct LetterBox {
     connection: Arc<Mutex<Connection>>,
+    which: Which,
+}
+
+#[derive(Clone, Debug)]
+enum Which {
+    Dead,
+    /// Of that route. `to_any_route`: what is replayed goes to whichever route takes it.
+    Parked {
+        route: Arc<str>,
+        to_any_route: bool,
+    },
 }
 
 impl LetterBox {
     pub fn open(data_dir: &Path) -> Result<LetterBox, OpenError> {
+        LetterBox::of(data_dir, Which::Dead)
+    }
+
+    /// What is parked for a route. `to_any_route`: there is no such route any more, so what is replayed goes to another.
+    pub fn open_parked(data_dir: &Path, route: &str, to_any_route: bool) -> Result<LetterBox, OpenError> {
+        LetterBox::of(data_dir, Which::Parked { route: route.into(), to_any_route })
+    }
+
+    fn of(data_dir: &Path, which: Which) -> Result<LetterBox, OpenError> {
         let database = directory::database(data_dir);
         if !database.exists() {
             return Err(OpenError::Absent { path: data_dir.to_owned() });
         }
-        Ok(LetterBox { connection: Arc::new(Mutex::new(schema::open_beside(&database)?)) })
+        Ok(LetterBox { connection: Arc::new(Mutex::new(schema::open_beside(&database)?)), which })
     }
 
     /// Empties the store's log, in which what was dropped stands as well: once, after the last drop.
@@ -51,12 +71,15 @@ impl LetterBox {
 
 impl Letters for LetterBox {
     async fn page(&self, after: i64, limit: usize) -> Result<Vec<Letter>, StoreError> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.run(move |connection| {
-            let sql =
-                format!("SELECT {COLUMNS}, {} FROM dead WHERE number > ?1 ORDER BY number LIMIT ?2", row::COLUMNS);
-            let mut letters = connection.prepare_cached(&sql)?;
-            letters.query_map(params![after, limit], letter)?.collect()
+        let (limit, which) = (i64::try_from(limit).unwrap_or(i64::MAX), self.which.clone());
+        self.run(move |connection| match which {
+            Which::Dead => {
+                let sql =
+                    format!("SELECT {COLUMNS}, {} FROM dead WHERE number > ?1 ORDER BY number LIMIT ?2", row::COLUMNS);
+                let mut letters = connection.prepare_cached(&sql)?;
+                letters.query_map(params![after, limit], letter)?.collect()
+            }
+            Which::Parked { route, .. } => parked::page(connection, &route, after, limit),
         })
         .await
     }
@@ -64,8 +87,12 @@ impl Letters for LetterBox {
     async fn replay(&self, letters: Vec<LetterId>) -> Moved {
         let (mut moved, mut left) = (Moved::default(), numbers(&letters));
         while !left.is_empty() {
+            let which = self.which.clone();
             let replayed = self.run(move |connection| {
-                let (count, taken) = replay(connection, &left)?;
+                let (count, taken) = match &which {
+                    Which::Dead => replay(connection, &left)?,
+                    Which::Parked { route, to_any_route } => parked::replay(connection, route, &left, *to_any_route)?,
+                };
                 Ok((count, left.split_off(taken)))
             });
             match replayed.await {
@@ -84,12 +111,15 @@ impl Letters for LetterBox {
     async fn discard(&self, letters: Vec<LetterId>) -> Moved {
         let mut moved = Moved::default();
         for some in numbers(&letters).chunks(MAX_MOVED) {
-            let some = some.to_vec();
+            let (some, which) = (some.to_vec(), self.which.clone());
             let discard = move |connection: &mut Connection| {
                 let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
                 let mut count = 0;
                 for number in some {
-                    count += delete(&transaction, number)?;
+                    count += match &which {
+                        Which::Dead => delete(&transaction, number)?,
+                        Which::Parked { route, .. } => parked::delete(&transaction, route, number)?,
+                    };
                 }
                 transaction.commit().map(|()| count)
             };

@@ -15,6 +15,7 @@ mod directory;
 mod inbox;
 mod leases;
 mod letters;
+mod parked;
 mod queue;
 mod reader;
 mod row;
@@ -46,7 +47,7 @@ use std::time::Duration;
 use streamgate_core::{
     claim::{ClaimKey, Conclusion, Verdict},
     envelope::Envelope,
-    ports::{Accepted, Claims, Deliveries, Delivery, Enqueue, Settlement, StoreError},
+    ports::{Accepted, Claims, Deliveries, Delivery, Enqueue, Parked, Settlement, StoreError},
 };
 use writer::Writer;
 
@@ -67,6 +68,8 @@ pub struct Options {
     pub max_waiting: usize,
     /// Most deliveries in hand.
     pub prefetch: usize,
+    /// One in so many of them may be a parked one.
+    pub parked_share: usize,
     /// Most bytes of bodies in hand.
     pub in_hand_bytes: usize,
     /// How long a delivery may be with the worker: a handler that blocks its thread for longer is not waited for.
@@ -96,8 +99,8 @@ impl Embedded {
         let reading = schema::open_reader(&owned.database())?;
         let counting = Arc::new(Mutex::new(Some(Counter::new(schema::open_reader(&owned.database())?))));
         let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options), None)?;
-        let Options { prefetch, in_hand_bytes, patience, .. } = *options;
-        let bounds = Bounds { prefetch, in_hand_bytes, patience };
+        let Options { prefetch, parked_share, in_hand_bytes, patience, .. } = *options;
+        let bounds = Bounds { prefetch, parked: prefetch / parked_share.max(1), in_hand_bytes, patience };
         let inbox = Inbox::start(Reader::start(reading)?, writer.marker(), writer.news(), bounds);
         Ok(Embedded { writer, inbox, leases: Leases::default(), counting, owned: Mutex::new(Some(owned)) })
     }
@@ -155,6 +158,26 @@ impl Deliveries for Embedded {
         self.inbox.next().await
     }
 
+    fn take_parked(&self, routes: &[Arc<str>]) {
+        self.inbox.take_parked(routes);
+    }
+
+    fn begin(&self, delivery: &Delivery<Handle>) {
+        delivery.handle.begins();
+    }
+
+    async fn park(&self, delivery: Delivery<Handle>, route: Arc<str>) -> Result<Parked<Handle>, StoreError> {
+        let seq = delivery.handle.seq();
+        until_written(&delivery.envelope.key, || self.writer.park(seq, Arc::clone(&route))).await;
+        delivery.handle.settled();
+        Ok(Parked::Kept)
+    }
+
+    /// Its handle does, when it is dropped.
+    async fn give_back(&self, delivery: Delivery<Handle>) {
+        drop(delivery);
+    }
+
     async fn settle(
         &self,
         delivery: Delivery<Handle>,
@@ -165,12 +188,7 @@ impl Deliveries for Embedded {
         let goes_on = matches!(settlement, Settlement::Retry { .. } | Settlement::Dead { .. });
         let attempts = goes_on.then(|| delivery.envelope.attempts.to_json());
         let change = Change { seq: delivery.handle.seq(), route, settlement, attempts };
-        let mut wait = Duration::from_millis(50);
-        while let Err(error) = self.writer.settle(change.clone()).await {
-            tracing::warn!(%error, key = delivery.envelope.key, "cannot record a settlement, trying again");
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(SETTLE_BACKOFF);
-        }
+        until_written(&delivery.envelope.key, || self.writer.settle(change.clone())).await;
         record.await;
         delivery.handle.settled();
         Ok(())
@@ -178,6 +196,16 @@ impl Deliveries for Embedded {
 
     fn ready(&self) -> Result<(), StoreError> {
         self.inbox.ready()
+    }
+}
+
+/// Writes until it stands.
+async fn until_written<W: Future<Output = Result<(), StoreError>>>(key: &str, write: impl Fn() -> W) {
+    let mut wait = Duration::from_millis(50);
+    while let Err(error) = write().await {
+        tracing::warn!(%error, key, "cannot record a settlement, trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(SETTLE_BACKOFF);
     }
 }
 
@@ -242,6 +270,7 @@ mod tests {
             remember: Duration::from_secs(600),
             max_waiting: 64,
             prefetch: 4,
+            parked_share: 4,
             in_hand_bytes: 1 << 20,
             patience: Duration::from_secs(3600),
         }
@@ -269,9 +298,12 @@ mod tests {
         }
     }
 
-    /// The next delivery, or a failure instead of waiting for ever.
+    /// The next delivery, as a handler begins with it, or a failure instead of waiting for ever.
     async fn next(store: &Embedded) -> Delivery<Handle> {
-        tokio::time::timeout(Duration::from_secs(30), store.next()).await.expect("a delivery comes").unwrap()
+        let next = tokio::time::timeout(Duration::from_secs(30), store.next()).await;
+        let delivery = next.expect("a delivery comes").unwrap();
+        store.begin(&delivery);
+        delivery
     }
 
     async fn settle(store: &Embedded, delivery: Delivery<Handle>, settlement: Settlement) {
@@ -462,7 +494,7 @@ mod tests {
             let delivery = next(&store).await;
             settle(&store, delivery, settlement).await;
         }
-        let expected = Depths { waiting: 2, retrying: 1, dead: 1 };
+        let expected = Depths { waiting: 2, retrying: 1, parked: Vec::new(), dead: 1 };
         // The count of all events is made again after a while.
         let counted = async {
             while store.depths().await.unwrap() != expected {

@@ -64,14 +64,15 @@ pub(super) fn settle(
             delete(connection, &[change.seq])?;
         }
         Settlement::Retry { delay, attempt } => {
-            let sql = "UPDATE events SET due_at = ?2 + ?5, wait_ms = ?5, attempt = ?3, route = ?4, attempts = coalesce(?6, attempts), deliveries = 0 WHERE seq = ?1";
+            let sql = "UPDATE events SET due_at = ?2 + ?5, wait_ms = ?5, attempt = ?3, route = ?4, parked = NULL,
+                           attempts = coalesce(?6, attempts), deliveries = 0 WHERE seq = ?1";
             let (route, wait) = (change.route.as_deref(), millis(*delay));
             connection.prepare_cached(sql)?.execute(params![change.seq, now, attempt, route, wait, attempts])?;
         }
         Settlement::Wait { delay } => {
-            connection
-                .prepare_cached("UPDATE events SET due_at = ?2 + ?3, wait_ms = ?3 WHERE seq = ?1")?
-                .execute(params![change.seq, now, millis(*delay)])?;
+            let sql = "UPDATE events SET due_at = ?2 + ?3, wait_ms = ?3, route = coalesce(?4, route), parked = NULL WHERE seq = ?1";
+            let (route, wait) = (change.route.as_deref(), millis(*delay));
+            connection.prepare_cached(sql)?.execute(params![change.seq, now, wait, route])?;
         }
         Settlement::Dead { reason, error } => {
             let sql = "INSERT INTO dead
@@ -90,6 +91,19 @@ pub(super) fn settle(
         }
     }
     Ok(())
+}
+
+/// Lets an event wait with the other parked ones of the route.
+pub(super) fn park(connection: &Connection, seq: i64, route: &str) -> rusqlite::Result<()> {
+    let sql = "UPDATE events SET due_at = -1, wait_ms = NULL, parked = ?2, route = ?2 WHERE seq = ?1";
+    connection.prepare_cached(sql)?.execute(params![seq, route]).map(drop)
+}
+
+/// How many events are parked for each route.
+pub(super) fn count_parked(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
+    let sql = "SELECT parked, count(*) FROM events WHERE parked IS NOT NULL GROUP BY parked";
+    let mut counts = connection.prepare_cached(sql)?;
+    counts.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// Events that wait.
@@ -112,7 +126,7 @@ pub(super) fn bring_forward(connection: &Connection, now: i64) -> rusqlite::Resu
 }
 
 /// A process begins to hand events out. Where the one before it died, whatever that may have had in hand is counted: the first
-/// `in_hand` of each order in which events are handed out. That counts innocent ones too, so it goes no further than to where
+/// `in_hand` of each order in which events are handed out, of each route's parked ones too. That counts innocent ones too, so it goes no further than to where
 /// an event is handed out alone; from there on it is known which one it was.
 pub(super) fn begin(connection: &mut Connection, in_hand: usize) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -123,13 +137,18 @@ pub(super) fn begin(connection: &mut Connection, in_hand: usize) -> rusqlite::Re
         let in_hand = i64::try_from(in_hand).unwrap_or(i64::MAX);
         let sql = "UPDATE events SET deliveries = deliveries + 1 WHERE deliveries >= ?2 AND seq = ?1";
         transaction.execute(sql, params![alone, ALONE_FROM])?;
-        let orders = ["due_at = 0 AND ?2 > 0 ORDER BY seq", "due_at > 0 AND due_at <= ?2 ORDER BY due_at"];
-        for order in orders {
-            let sql = format!(
+        let counted = |order: &str| {
+            format!(
                 "UPDATE events SET deliveries = deliveries + 1
                  WHERE deliveries < ?3 AND seq IN (SELECT seq FROM events WHERE {order} LIMIT ?1)"
-            );
-            transaction.execute(&sql, params![in_hand, now, ALONE_FROM])?;
+            )
+        };
+        for order in ["due_at = 0 AND ?2 > 0 ORDER BY seq", "due_at > 0 AND due_at <= ?2 ORDER BY due_at"] {
+            transaction.execute(&counted(order), params![in_hand, now, ALONE_FROM])?;
+        }
+        let order = "parked = ?2 AND parked IS NOT NULL ORDER BY seq";
+        for (route, _) in count_parked(&transaction)? {
+            transaction.execute(&counted(order), params![in_hand, route, ALONE_FROM])?;
         }
     }
     end(&transaction)?;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Each step brings the file from `user_version` = its index to the next. Never change a step that was released.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "
     -- What is owed. A row leaves when it is settled. due_at = 0: never failed; else ready from then on (ms, Unix).
     CREATE TABLE events (
@@ -80,6 +80,11 @@ const MIGRATIONS: [&str; 7] = [
     -- The failed attempts of an event, as JSON.
     ALTER TABLE events ADD COLUMN attempts TEXT;
     ALTER TABLE dead ADD COLUMN attempts TEXT;
+",
+    "
+    -- The route that an event is parked for: due_at is -1 then, and it waits until that route takes it.
+    ALTER TABLE events ADD COLUMN parked TEXT;
+    CREATE INDEX events_parked ON events (parked, seq) WHERE parked IS NOT NULL;
 ",
 ];
 const VERSION: i64 = MIGRATIONS.len() as i64;

@@ -149,6 +149,10 @@ impl Writer {
         self.write(|answer| Write::Settle(change, answer)).await
     }
 
+    pub(super) async fn park(&self, row: i64, route: Arc<str>) -> Result<(), StoreError> {
+        self.write(|answer| Write::Park(row, route, answer)).await
+    }
+
     pub(super) async fn release(&self, rows: Vec<i64>) -> Result<(), StoreError> {
         self.write(|answer| Write::Release(rows, answer)).await
     }

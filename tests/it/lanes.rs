@@ -1,0 +1,338 @@
+//! Each route has a lane of its own: one that hangs, is full or has a rate holds up its own events and nobody else's, and what it
+//! parks is neither lost nor counted as an attempt. Over both stores.
+
+use crate::commands::text;
+use crate::harness::eventually;
+use crate::harness::process::{Server, Setup, Site};
+use crate::harness::receiver::{Receiver, reply};
+use crate::harness::servers::Backends;
+use crate::harness::wire::{Webhook, send};
+use futures_util::{StreamExt, stream};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One way to run it: as one process on the embedded store, or as a gateway and a worker on RabbitMQ and Redis.
+struct Running {
+    site: Site,
+    tables: String,
+    prefix: String,
+    gateway: Server,
+    worker: Option<Server>,
+}
+
+impl Running {
+    /// `worker`: the inside of its table; `rest`: the routes; `rabbitmq`: further lines of its table.
+    async fn start(services: bool, worker: &str, rest: &str, rabbitmq: &str) -> Running {
+        let site = Site::new();
+        let prefix = site.name();
+        let tables = if services { Backends::shared().await.tables_with(&prefix, rabbitmq) } else { String::new() };
+        configure(&site, worker, &format!("{rest}\n{tables}"));
+        let (gateway, worker) = Running::processes(&site, services).await;
+        Running { site, tables, prefix, gateway, worker }
+    }
+
+    async fn processes(site: &Site, services: bool) -> (Server, Option<Server>) {
+        match services {
+            true => (site.start_as("gateway").await.ready().await, Some(site.start_as("worker").await.ready().await)),
+            false => (site.start().await, None),
+        }
+    }
+
+    fn worker(&self) -> &Server {
+        self.worker.as_ref().unwrap_or(&self.gateway)
+    }
+
+    /// Kills every process, and starts it with another configuration.
+    async fn restart(self, worker: &str, rest: &str) -> Running {
+        let Running { site, tables, prefix, gateway, worker: other } = self;
+        let services = other.is_some();
+        gateway.kill().await;
+        if let Some(worker) = other {
+            worker.kill().await;
+        }
+        configure(&site, worker, &format!("{rest}\n{tables}"));
+        let (gateway, worker) = Running::processes(&site, services).await;
+        Running { site, tables, prefix, gateway, worker }
+    }
+
+    /// Sends so many events of that type; their ids.
+    async fn push(&self, event_type: &str, count: usize) -> HashSet<String> {
+        let sent = stream::iter(0..count).map(|_| async {
+            let id = format!("{event_type}-{}", crate::harness::unique());
+            let body = format!(r#"{{"type":"{event_type}","id":"{id}","text":"{}"}}"#, "x".repeat(500));
+            assert_eq!(send(self.gateway.public, &Webhook::push(&id, body)).await.unwrap().status, 200);
+            id
+        });
+        sent.buffer_unordered(16).collect().await
+    }
+
+    async fn deliveries(&self, route: &str, outcome: &str) -> f64 {
+        let labels = format!("{{outcome=\"{outcome}\",route=\"{route}\"}}");
+        self.worker().metric(&format!("streamgate_worker_deliveries_total{labels}")).await
+    }
+
+    /// How often an event was parked, and how many are.
+    async fn parked(&self, route: &str) -> (f64, f64) {
+        let metric = |name: &str| format!("streamgate_worker_parked_{name}{{route=\"{route}\"}}");
+        (self.worker().metric(&metric("total")).await, self.worker().metric(&metric("events")).await)
+    }
+
+    async fn stop(self) {
+        for server in self.worker.into_iter().chain([self.gateway]) {
+            assert!(server.terminate().await.success(), "{}", self.site.log());
+        }
+    }
+}
+
+fn configure(site: &Site, worker: &str, rest: &str) {
+    site.configure(&Setup { worker: worker.into(), rest: rest.into(), ..Setup::default() });
+}
+
+fn route(name: &str, events: &str, to: &Receiver, keys: &str) -> String {
+    format!(
+        "[[worker.routes]]\nname = \"{name}\"\nevents = [\"{events}\"]\n{keys}\nforward = {{ url = \"{}\" }}\n",
+        to.url()
+    )
+}
+
+/// Few in hand, so that a hundred events are many.
+const FEW: &str = "prefetch = 16\nconcurrency = 4\nretry = [\"100ms\"]\nhandler_timeout = \"5m\"";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_that_hangs_holds_up_its_own_events_and_nobody_elses() {
+    for services in [false, true] {
+        let ((slow, gate), quick) = (Receiver::gated().await, Receiver::willing().await);
+        let routes = route("slow", "message.new", &slow, "") + &route("quick", "reaction.new", &quick, "");
+        let running = Running::start(services, FEW, &routes, "").await;
+        let mut held = running.push("message.new", 200).await;
+        let free = running.push("reaction.new", 100).await;
+        eventually("what has a service that answers is handled", || async { quick.ids() == free }).await;
+        held.extend(running.push("message.new", 100).await);
+        let more = running.push("reaction.new", 100).await;
+        eventually("and so it goes on", || async { quick.ids().is_superset(&more) }).await;
+        assert_eq!(slow.received().len(), 0);
+        let (parked, _) = running.parked("slow").await;
+        assert!(parked >= 200.0, "over both stores they make room: {parked}");
+        assert_eq!(running.parked("quick").await.0, 0.0);
+        eventually("what is parked is shown", || async { running.parked("slow").await.1 >= 200.0 }).await;
+        gate.open();
+        eventually("all are handled in the end", || async { slow.ids() == held }).await;
+        eventually("none is parked", || async { running.parked("slow").await.1 == 0.0 }).await;
+        assert_eq!((slow.received().len(), quick.received().len()), (300, 200), "each once");
+        assert!(
+            slow.received().iter().all(|request| request.header("x-streamgate-attempt") == "1"),
+            "no attempt was burned"
+        );
+        assert_eq!(running.deliveries("slow", "retry").await + running.deliveries("slow", "dead").await, 0.0);
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_is_alone_parks_nothing_however_long_its_queue() {
+    for services in [false, true] {
+        let (slow, gate) = Receiver::gated().await;
+        let running = Running::start(services, FEW, &route("slow", "*", &slow, ""), "").await;
+        let sent = running.push("message.new", 100).await;
+        eventually("its places are taken", || async {
+            running.worker().metric("streamgate_worker_in_flight").await == 4.0
+        })
+        .await;
+        assert_eq!(running.parked("slow").await.0, 0.0);
+        gate.open();
+        eventually("all are handled", || async { slow.ids() == sent }).await;
+        assert_eq!(running.parked("slow").await.0, 0.0);
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parked_events_outlive_every_process() {
+    for services in [false, true] {
+        let ((slow, gate), quick) = (Receiver::gated().await, Receiver::willing().await);
+        let routes = route("slow", "message.new", &slow, "") + &route("quick", "*", &quick, "");
+        // The lease of a worker that was killed outlives its handler's time.
+        let few = FEW.replace("5m", "8s").replace("[\"100ms\"]", &format!("[{}]", ["\"100ms\""; 60].join(", ")));
+        let mut running = Running::start(services, &few, &routes, "").await;
+        let held = running.push("message.new", 100).await;
+        for _ in 0..2 {
+            let free = running.push("reaction.new", 50).await;
+            eventually("the others are handled", || async { quick.ids().is_superset(&free) }).await;
+            eventually("many are parked", || async { running.parked("slow").await.1 >= 50.0 }).await;
+            running = running.restart(&few, &routes).await;
+        }
+        gate.open();
+        eventually("all are handled", || async { slow.ids().is_superset(&held) }).await;
+        eventually("none is parked", || async { running.parked("slow").await.1 == 0.0 }).await;
+        let dead = text(&running.site.run(&["dead", "list", "--json"]).await.stdout);
+        assert_eq!(dead.trim(), "[]");
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_a_route_that_a_worker_lacks_goes_to_no_other() {
+    for services in [false, true] {
+        let (refuses, other) = (Receiver::start(|_| reply(503, &[])).await, Receiver::willing().await);
+        let worker = "retry = [\"200ms\", \"1h\"]";
+        let running = Running::start(services, worker, &route("old", "*", &refuses, "retry = [\"200ms\"]"), "").await;
+        let sent = running.push("message.new", 1).await;
+        eventually("an attempt failed", || async { !refuses.received().is_empty() }).await;
+        // The route is renamed: what failed on the old one is not the new one's.
+        let running = running.restart(worker, &route("new", "*", &other, "")).await;
+        eventually("it waits", || async { running.deliveries("none", "wait").await >= 2.0 }).await;
+        running.site.logged("an event names a route that this worker does not have").await;
+        let fresh = running.push("message.new", 1).await;
+        eventually("what is fresh is handled", || async { other.ids() == fresh }).await;
+        // Nobody brings the route back in the time.
+        let running =
+            running.restart(&format!("{worker}\nclaim_window = \"1s\""), &route("new", "*", &other, "")).await;
+        let listed = async || text(&running.site.run(&["dead", "list", "--json"]).await.stdout);
+        eventually("it is a dead letter", || async { listed().await.contains("route_unknown") }).await;
+        assert!(listed().await.contains("\"route\":\"old\""), "{}", listed().await);
+        let replayed = running.site.run(&["dead", "replay", "--all", "--yes"]).await;
+        assert!(replayed.status.success(), "{replayed:?}");
+        let all: HashSet<_> = sent.union(&fresh).cloned().collect();
+        eventually("a replay goes to whichever route takes it", || async { other.ids() == all }).await;
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_of_parked_events_makes_dead_letters_that_can_be_replayed() {
+    let ((slow, gate), quick) = (Receiver::gated().await, Receiver::willing().await);
+    let routes = route("slow", "message.new", &slow, "") + &route("quick", "*", &quick, "");
+    let running = Running::start(true, FEW, &routes, "parked_max = \"40KiB\"").await;
+    let held = running.push("message.new", 200).await;
+    let free = running.push("reaction.new", 50).await;
+    eventually("the others are handled", || async { quick.ids() == free }).await;
+    let dead = async || running.worker().metric("streamgate_worker_dead_letters_total{reason=\"parked_full\"}").await;
+    eventually("what finds no room is a dead letter", || async { dead().await > 20.0 }).await;
+    gate.open();
+    eventually("the lane runs again", || async { !slow.received().is_empty() }).await;
+    let listed = text(&running.site.run(&["dead", "list", "--reason", "parked_full", "--json"]).await.stdout);
+    assert!(listed.contains("rabbitmq.parked_max") && listed.contains("\"route\":\"slow\""), "{listed}");
+    assert!(running.site.run(&["dead", "replay", "--all", "--yes"]).await.status.success());
+    eventually("none is lost", || async { slow.ids() == held }).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_is_kept_and_other_routes_are_not_held_to_it() {
+    for services in [false, true] {
+        let (paced, quick) = (Receiver::willing().await, Receiver::willing().await);
+        let routes = route("paced", "message.new", &paced, "rate = \"20/s\"") + &route("quick", "*", &quick, "");
+        let running = Running::start(services, FEW, &routes, "").await;
+        let (slowly, free) = tokio::join!(running.push("message.new", 60), running.push("reaction.new", 200));
+        eventually("the others do not wait", || async { quick.ids() == free }).await;
+        eventually("all are handled", || async { paced.ids() == slowly }).await;
+        let mut began: Vec<_> = paced.received().iter().map(|request| request.began).collect();
+        began.sort();
+        // A machine that is busy only makes it longer: 59 intervals of 50 ms, but for the 10 ms that may be caught up with.
+        let took = began[59].duration_since(began[0]).as_millis();
+        assert!(took >= 59 * 50 - 500, "60 events in {took} ms");
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_that_a_reload_brings_has_a_lane_and_a_place_to_park() {
+    for services in [false, true] {
+        let ((slow, gate), quick) = (Receiver::gated().await, Receiver::willing().await);
+        let running = Running::start(services, FEW, &route("quick", "*", &quick, ""), "").await;
+        let routes = route("slow", "message.new", &slow, "") + &route("quick", "*", &quick, "");
+        configure(&running.site, FEW, &format!("{routes}\n{}", running.tables));
+        running.site.logged("reloaded").await;
+        // Of the old routes until the worker has taken the new ones.
+        let mut held = HashSet::new();
+        eventually("the new route has it", || async {
+            running.worker().metric("streamgate_worker_in_flight").await >= 1.0 || {
+                running.push("message.new", 1).await;
+                false
+            }
+        })
+        .await;
+        held.extend(running.push("message.new", 100).await);
+        let free = running.push("reaction.new", 50).await;
+        eventually("the others are handled", || async { quick.ids().is_superset(&free) }).await;
+        eventually("it is parked", || async { running.parked("slow").await.0 >= 50.0 }).await;
+        gate.open();
+        eventually("all are handled", || async { slow.ids().is_superset(&held) }).await;
+        if services {
+            let queue = format!("{}.parked.slow", running.prefix);
+            assert_eq!(Backends::shared().await.broker.ready(&queue).await, 0);
+        }
+        running.stop().await;
+    }
+}
+
+/// Operators declare: what is not there is named, and the worker takes nothing until it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_queue_of_parked_events_is_named() {
+    let (backends, quick) = (Backends::shared().await, Receiver::willing().await);
+    let running = Running::start(true, "", &route("app", "*", &quick, ""), "").await;
+    let (site, prefix) = (Site::new(), running.prefix.clone());
+    let tables = backends.tables_with(&prefix, "declare = false");
+    let routes = route("app", "message.*", &quick, "") + &route("extra", "*", &quick, "");
+    configure(&site, "", &format!("{routes}\n{tables}"));
+    let worker = site.start_as("worker").await;
+    eventually("it says what is missing", || async {
+        let (status, why) = worker.ops("/readyz").await;
+        status == 503 && why.contains(&format!("{prefix}.parked.extra"))
+    })
+    .await;
+    let checked = text(&site.run(&["check"]).await.stdout);
+    assert!(checked.contains(&format!("the queue {prefix}.parked.extra does not exist")), "{checked}");
+    assert!(worker.terminate().await.success());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_down_is_not_asked_and_no_attempt_is_burned() {
+    for services in [false, true] {
+        let is_up = Arc::new(AtomicBool::new(false));
+        let up = Arc::clone(&is_up);
+        let broken = Receiver::start(move |_| reply(if up.load(Ordering::SeqCst) { 200 } else { 503 }, &[])).await;
+        let quick = Receiver::willing().await;
+        let worker = format!("concurrency = 4\nretry = [{}]", ["\"50ms\""; 40].join(", "));
+        let routes = |open: &str| {
+            let breaker = format!("breaker = {{ failures = 3, open = \"{open}\", longest = \"{open}\" }}");
+            route("broken", "message.new", &broken, &breaker) + &route("quick", "*", &quick, "")
+        };
+        let running = Running::start(services, &worker, &routes("1h"), "").await;
+        let mut held = running.push("message.new", 60).await;
+        let state =
+            async |running: &Running| running.worker().metric("streamgate_worker_route_state{route=\"broken\"}").await;
+        eventually("it is open", || async { state(&running).await == 1.0 }).await;
+        eventually("all wait", || async { running.parked("broken").await.1 == 60.0 }).await;
+        held.extend(running.push("message.new", 40).await);
+        let free = running.push("reaction.new", 40).await;
+        eventually("the others are handled", || async { quick.ids() == free }).await;
+        eventually("these wait as well", || async { running.parked("broken").await.1 == 100.0 }).await;
+        // Three in a row, and what was on its way beside them.
+        let asked = broken.received().len();
+        assert!((3..=6).contains(&asked), "asked {asked} times");
+        running.site.logged("the route is open").await;
+        let running = running.restart(&worker, &routes("100ms")).await;
+        eventually("probes go on", || async { broken.received().len() >= asked + 8 }).await;
+        eventually("it is open still", || async { state(&running).await == 1.0 }).await;
+        is_up.store(true, Ordering::SeqCst);
+        eventually("all are handled", || async { handled(&broken) == held }).await;
+        eventually("it runs", || async { state(&running).await == 0.0 }).await;
+        running.site.logged("the route runs again").await;
+        let dead = text(&running.site.run(&["dead", "list", "--json"]).await.stdout);
+        assert_eq!(dead.trim(), "[]");
+        running.stop().await;
+    }
+}
+
+/// The ids that were answered 200.
+fn handled(receiver: &Receiver) -> HashSet<String> {
+    let received = receiver.received();
+    received
+        .iter()
+        .filter(|request| request.status == 200)
+        .map(|request| request.header("x-webhook-id").to_owned())
+        .collect()
+}

@@ -1,0 +1,303 @@
+//! The worker's loop: takes each delivery to its route's lane, runs what has its turn, and parks what is in others' way.
+
+use crate::delivery::Processor;
+use crate::lanes::{Item, Lanes, Room, Start};
+use crate::router::{Pick, Route, Router};
+use futures_util::{StreamExt, stream};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use streamgate_core::breaker::{Change, Health, Probe};
+use streamgate_core::duration::rounded;
+use streamgate_core::ports::{Claims, Deliveries, Delivery};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Between tries to get a delivery while the store fails.
+const STORE_BACKOFF: Duration = Duration::from_secs(1);
+/// Between looks at whether the routes were reloaded, where no delivery comes.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a delivery may wait for its turn: RabbitMQ takes back after 30 minutes what is not settled, and the handler takes
+/// its time as well.
+const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
+/// How long the stop may take to give back what nobody has begun; then it goes back with its connection.
+const GIVE_BACK: Duration = Duration::from_secs(1);
+/// Deliveries given back at a time.
+const GIVEN_BACK_AT_ONCE: usize = 16;
+
+/// A delivery that waits for its turn.
+#[derive(Debug)]
+struct Waiting<H> {
+    delivery: Delivery<H>,
+    route: Arc<Route>,
+}
+
+impl<H> Item for Waiting<H> {
+    fn bytes(&self) -> usize {
+        self.delivery.envelope.body.len()
+    }
+
+    fn is_parked(&self) -> bool {
+        self.delivery.parked.is_some()
+    }
+}
+
+/// The lanes, shared with the handlers that run.
+#[derive(Debug)]
+struct Shared<H> {
+    lanes: Mutex<Lanes<Waiting<H>>>,
+    /// A handler has ended that others wait for.
+    freed: Notify,
+}
+
+impl<H> Shared<H> {
+    fn lanes(&self) -> MutexGuard<'_, Lanes<Waiting<H>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in a lane, for as long as a handler has it.
+struct Turn<H> {
+    shared: Arc<Shared<H>>,
+    route: Arc<str>,
+    /// Until it is judged.
+    probe: Option<Probe>,
+}
+
+impl<H> Turn<H> {
+    /// What the attempt says of the route's service.
+    fn judged(&mut self, health: Health) {
+        let change = self.shared.lanes().judged(&self.route, self.probe.take(), health, Instant::now());
+        let Some(change) = change else { return };
+        let route = &*self.route;
+        match change {
+            Change::Opened { wait } => tracing::warn!(
+                route,
+                next_attempt_in = ?rounded(wait),
+                "the route is open: its service failed so many times in a row that its events are parked"
+            ),
+            Change::StillOpen { wait } => {
+                tracing::warn!(route, next_attempt_in = ?rounded(wait), "the route's service still fails: its events stay parked");
+            }
+            Change::Closed => tracing::info!(route, "the route runs again: its service answers"),
+        }
+        self.shared.freed.notify_one();
+    }
+}
+
+impl<H> Drop for Turn<H> {
+    fn drop(&mut self) {
+        // The service was not asked, or the attempt was cut off.
+        if self.probe.is_some() {
+            self.judged(Health::Unknown);
+        }
+        if self.shared.lanes().ended(&self.route) {
+            self.shared.freed.notify_one();
+        }
+    }
+}
+
+/// Takes deliveries from the store, and hands them to tasks.
+pub(crate) struct Dispatcher<D: Deliveries, C> {
+    processor: Arc<Processor<D, C>>,
+    /// Where handlers run.
+    threads: Handle,
+    next_holder: u64,
+    cut: CancellationToken,
+    tasks: TaskTracker,
+    shared: Arc<Shared<D::Handle>>,
+    /// Whose routes the lanes are.
+    router: Arc<Router>,
+    /// The routes whose parked events come.
+    taking: Vec<Arc<str>>,
+    /// All routes ran at the last look, and their parked events come.
+    all_ran: bool,
+}
+
+impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
+    /// `cut`: what is in hand is left where it is from then on.
+    pub(crate) fn new(
+        processor: Arc<Processor<D, C>>,
+        threads: Handle,
+        holder_seed: u64,
+        cut: CancellationToken,
+    ) -> Dispatcher<D, C> {
+        let policy = &processor.policy;
+        let room = Room { deliveries: policy.prefetch, bytes: policy.memory_budget, longest_wait: LONGEST_WAIT };
+        let shared = Arc::new(Shared { lanes: Mutex::new(Lanes::new(room)), freed: Notify::new() });
+        let router = processor.router.load_full();
+        let (tasks, taking, all_ran) = (TaskTracker::new(), Vec::new(), false);
+        Dispatcher { processor, threads, next_holder: holder_seed, cut, tasks, shared, router, taking, all_ran }
+    }
+
+    /// Until the drain begins. Returns what is in hand then: tasks that settle it.
+    pub(crate) async fn run(mut self, drain: &CancellationToken) -> TaskTracker {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let processor = Arc::clone(&self.processor);
+        let mut next = pin!(next(&*processor.deliveries));
+        self.adopt();
+        loop {
+            let due = self.turn();
+            let paced = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let shared = Arc::clone(&self.shared);
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => break,
+                () = shared.freed.notified() => {}
+                delivery = &mut next => {
+                    next.set(self::next(&*processor.deliveries));
+                    self.look_at_routes();
+                    self.offer(delivery);
+                }
+                () = paced => {}
+                _ = looks.tick() => self.look_at_routes(),
+            }
+        }
+        self.give_back_all().await;
+        self.tasks.close();
+        self.tasks
+    }
+
+    fn look_at_routes(&mut self) {
+        if !Arc::ptr_eq(&self.router, &self.processor.router.load()) {
+            self.router = self.processor.router.load_full();
+            self.adopt();
+        }
+    }
+
+    /// Makes the lanes those of the routes. What waits goes to the routes as they are now.
+    fn adopt(&mut self) {
+        let policy = &self.processor.policy;
+        let limits = |route: &Route| route.limits(policy.concurrency, policy.handler_timeout);
+        let routes = self.router.routes().iter().map(|route| (Arc::clone(&route.name), limits(route))).collect();
+        self.all_ran = false;
+        let waited = self.shared.lanes().adopt(routes);
+        for Waiting { delivery, .. } in waited {
+            self.offer(delivery);
+        }
+    }
+
+    /// Takes a delivery to its lane, or settles it where it has none.
+    fn offer(&mut self, delivery: Delivery<D::Handle>) {
+        let (processor, cut) = (Arc::clone(&self.processor), self.cut.clone());
+        match self.router.pick(&delivery.envelope, delivery.parked.as_deref()) {
+            Pick::Route(route) => {
+                let name = Arc::clone(&route.name);
+                // Lanes are made for the routes of this router.
+                let offered = self.shared.lanes().offer(&name, Waiting { delivery, route });
+                if let Err(waiting) = offered {
+                    self.give_back(waiting);
+                }
+            }
+            Pick::Unknown(route) => {
+                let work = async move {
+                    cut.run_until_cancelled(processor.unknown_route(delivery, &route)).await;
+                };
+                self.tasks.spawn(work);
+            }
+            Pick::Unmatched => {
+                let router = Arc::clone(&self.router);
+                let work = async move {
+                    cut.run_until_cancelled(processor.unmatched(delivery, &router)).await;
+                };
+                self.tasks.spawn(work);
+            }
+        }
+    }
+
+    /// Starts whatever may start, then parks what is in the way of others. When a rate lets the next one start.
+    fn turn(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        loop {
+            let next = self.shared.lanes().next_start(now);
+            let Some(start) = next else { break };
+            self.start(start);
+        }
+        loop {
+            let next = self.shared.lanes().next_park(now);
+            let Some(waiting) = next else { break };
+            self.park(waiting);
+        }
+        loop {
+            let next = self.shared.lanes().next_give_back(now);
+            let Some(waiting) = next else { break };
+            self.give_back(waiting);
+        }
+        let all_run = self.shared.lanes().all_run();
+        if !(all_run && self.all_ran) {
+            self.follow_states(now);
+            self.all_ran = all_run;
+        }
+        self.shared.lanes().due(now)
+    }
+
+    /// Takes what is parked for the routes that run, and shows which do.
+    fn follow_states(&mut self, now: Instant) {
+        let (taking, states) = {
+            let lanes = self.shared.lanes();
+            (lanes.taking_parked(now), lanes.states())
+        };
+        if self.taking != taking {
+            self.processor.deliveries.take_parked(&taking);
+            self.taking = taking;
+        }
+        for (route, state) in states {
+            self.processor.metrics.worker_route_state.with_label_values(&[&*route]).set(state as i64);
+        }
+    }
+
+    fn start(&mut self, Start { item: Waiting { delivery, route }, probe }: Start<Waiting<D::Handle>>) {
+        let mut turn = Turn { shared: Arc::clone(&self.shared), route: Arc::clone(&route.name), probe };
+        let (processor, cut, holder) = (Arc::clone(&self.processor), self.cut.clone(), self.next_holder);
+        self.next_holder = self.next_holder.wrapping_add(1);
+        processor.deliveries.begin(&delivery);
+        let work = async move {
+            processor.work(delivery, &route, holder, &cut, |health| turn.judged(health)).await;
+            drop(turn);
+        };
+        self.tasks.spawn_on(work, &self.threads);
+    }
+
+    fn park(&self, Waiting { delivery, route }: Waiting<D::Handle>) {
+        let (processor, cut) = (Arc::clone(&self.processor), self.cut.clone());
+        let work = async move {
+            cut.run_until_cancelled(processor.park(delivery, &route.name)).await;
+        };
+        self.tasks.spawn(work);
+    }
+
+    fn give_back(&self, Waiting { delivery, .. }: Waiting<D::Handle>) {
+        let processor = Arc::clone(&self.processor);
+        self.tasks.spawn(async move { processor.deliveries.give_back(delivery).await });
+    }
+
+    /// What nobody has begun is for other workers.
+    async fn give_back_all(&self) {
+        let waiting = self.shared.lanes().take_waiting();
+        let give_back = |Waiting { delivery, .. }| self.processor.deliveries.give_back(delivery);
+        let all = stream::iter(waiting).for_each_concurrent(GIVEN_BACK_AT_ONCE, give_back);
+        drop(tokio::time::timeout(GIVE_BACK, all).await);
+    }
+}
+
+/// The next delivery, however long the store fails meanwhile.
+async fn next<D: Deliveries>(deliveries: &D) -> Delivery<D::Handle> {
+    loop {
+        match deliveries.next().await {
+            Ok(delivery) => return delivery,
+            Err(error) => {
+                tracing::error!(%error, "cannot get events from the store");
+                tokio::time::sleep(STORE_BACKOFF).await;
+            }
+        }
+    }
+}
