@@ -1,7 +1,7 @@
 //! The command line: every command, with its help.
 
 use crate::global::Global;
-use crate::{check, connect, dead, drain, send};
+use crate::{check, connect, dead, drain, route, send};
 use clap::{Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
@@ -16,6 +16,7 @@ Examples:
   streamgate drain --data-dir /var/lib/old-gateway
                                                hand over what a gateway that is gone had spooled
   streamgate dead list                         what could not be handled?
+  streamgate route pause app --why deploying   park the events of a route until it is resumed
 
 Configuration:
   A TOML file, named by --config or STREAMGATE_CONFIG, else streamgate.toml in the working directory if there is one.
@@ -120,6 +121,17 @@ Examples:
   streamgate dead replay --route app --type message.new
   streamgate dead drop --user ann --older-than 7d")]
     Dead(dead::Dead),
+    /// List the routes, pause or resume one
+    ///
+    /// A paused route's events are parked, count no attempt, and are handled once it is resumed. The pause holds for all workers,
+    /// across their restarts, and is kept with who made it, when and why: in Redis, or in the data directory of `up`. What
+    /// workers find out by themselves, that a route's service is down, stands in their metrics.
+    #[command(after_help = "\
+Examples:
+  streamgate route list
+  streamgate route pause app --why 'database migration'
+  streamgate route resume app")]
+    Route(route::Route),
 }
 
 #[cfg(test)]

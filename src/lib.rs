@@ -38,6 +38,8 @@ pub mod output;
 mod receiving;
 pub mod reload;
 #[cfg(feature = "cli")]
+pub mod route;
+#[cfg(feature = "cli")]
 pub mod send;
 pub mod up;
 pub mod wiring;

@@ -7,32 +7,36 @@ use crate::wiring;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
-use streamgate_core::ports::{Calls, Claims, Deliveries};
+use streamgate_core::ports::{Calls, Claims, Deliveries, RouteRecords};
 use streamgate_service::config::Config;
 use streamgate_service::metrics::Metrics;
 use streamgate_service::shutdown::Shutdown;
-use streamgate_worker::{CallWorker, Hooks, Router, Worker};
+use streamgate_worker::{CallWorker, Hooks, Router, Stores, Worker};
 
 #[derive(Debug)]
-pub(crate) struct Working<D, C, Q> {
-    worker: Worker<D, C>,
+pub(crate) struct Working<D, C, Q, R> {
+    worker: Worker<D, C, R>,
     calls: Option<CallWorker<Q>>,
     router: Arc<ArcSwap<Router>>,
     hooks: Arc<ArcSwap<Hooks>>,
 }
 
-impl<D: Deliveries, C: Claims, Q: Calls> Working<D, C, Q> {
+impl<D: Deliveries, C: Claims, Q: Calls, R: RouteRecords> Working<D, C, Q, R> {
     pub(crate) fn new<L>(
         config: &Config,
         router: Router,
         hooks: Hooks,
-        parts: &WorkerParts<D, C, Q, L>,
+        parts: &WorkerParts<D, C, Q, R, L>,
         metrics: &Arc<Metrics>,
-    ) -> anyhow::Result<Working<D, C, Q>> {
+    ) -> anyhow::Result<Working<D, C, Q, R>> {
         let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
-        let (deliveries, claims) = (Arc::clone(&parts.deliveries), Arc::clone(&parts.claims));
+        let stores = Stores {
+            deliveries: Arc::clone(&parts.deliveries),
+            claims: Arc::clone(&parts.claims),
+            records: Arc::clone(&parts.records),
+        };
         let (policy, seed) = (wiring::policy(config, parts.prefetch), wiring::holder_seed()?);
-        let worker = Worker::new(deliveries, claims, Arc::clone(&router), policy, Arc::clone(metrics), seed)
+        let worker = Worker::new(stores, Arc::clone(&router), policy, Arc::clone(metrics), seed)
             .context("cannot start the threads for handlers of events")?;
         let answering = |calls: &Arc<Q>| {
             CallWorker::new(Arc::clone(calls), Arc::clone(&hooks), wiring::call_policy(config), Arc::clone(metrics))

@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// What both services work on, and its lifecycle, which they share.
 pub type Gateway = GatewayParts<Embedded, SeenWithinEnqueue, InProcess, Embedded, Store>;
-pub type Worker = WorkerParts<Embedded, Embedded, InProcess, Store>;
+pub type Worker = WorkerParts<Embedded, Embedded, InProcess, Embedded, Store>;
 
 /// The store in use.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub struct Store {
     metrics: Arc<Metrics>,
 }
 
+/// Between lines about events that are parked for routes that are gone.
+const ORPHANS: Duration = Duration::from_secs(60 * 60);
 /// One delivery in so many may be a parked one.
 const PARKED_SHARE: usize = 4;
 
@@ -51,7 +53,8 @@ pub fn open(
         lifecycle: Arc::clone(&lifecycle),
     };
     let prefetch = in_hand - in_hand / PARKED_SHARE;
-    let worker = WorkerParts { deliveries: Arc::clone(&store), prefetch, claims: store, calls: Some(calls), lifecycle };
+    let (deliveries, claims) = (Arc::clone(&store), Arc::clone(&store));
+    let worker = WorkerParts { deliveries, prefetch, claims, records: store, calls: Some(calls), lifecycle };
     Ok((gateway, worker))
 }
 
@@ -78,6 +81,7 @@ impl Lifecycle for Store {
     }
 
     async fn watch(&self) {
+        let mut orphans_logged: Option<Instant> = None;
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -86,6 +90,12 @@ impl Lifecycle for Store {
                 Ok(Depths { waiting, retrying, parked, dead }) => {
                     for (queue, events) in [("waiting", waiting), ("retrying", retrying), ("dead", dead)] {
                         self.metrics.queue_messages.with_label_values(&[queue]).set(events);
+                    }
+                    if orphans_logged.is_none_or(|at| at.elapsed() >= ORPHANS) {
+                        orphans_logged = Some(Instant::now());
+                        let is_gone = |name: &str| !self.routes.iter().any(|route| **route == *name);
+                        let orphans = parked.iter().filter(|(route, _)| is_gone(route));
+                        orphans.for_each(|(route, events)| super::log_orphan(route, events.unsigned_abs()));
                     }
                     for route in &self.routes {
                         let events = parked.iter().find(|(parked_for, _)| **parked_for == **route);

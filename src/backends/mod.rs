@@ -22,12 +22,23 @@ pub struct GatewayParts<E, S, A, W, L> {
 
 /// What a worker works on.
 #[derive(Debug)]
-pub struct WorkerParts<D, C, Q, L> {
+pub struct WorkerParts<D, C, Q, R, L> {
     pub deliveries: Arc<D>,
     /// Most fresh deliveries that it hands out before the first of them is settled.
     pub prefetch: usize,
     pub claims: Arc<C>,
+    /// Who has paused which route.
+    pub records: Arc<R>,
     /// None where nothing answers hooks.
     pub calls: Option<Arc<Q>>,
     pub lifecycle: Arc<L>,
+}
+
+/// Of a route that is gone, and has left parked events.
+fn log_orphan(route: &str, events: u64) {
+    tracing::warn!(
+        route,
+        events,
+        "events are parked for a route that is gone: bring it back, or put them back by `streamgate dead replay --queue parked.{route} --all`"
+    );
 }

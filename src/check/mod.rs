@@ -1,6 +1,7 @@
 //! `streamgate check`: the configuration, then everything it names.
 
 mod forwards;
+mod parked;
 mod policies;
 
 use crate::backends::rabbitmq::Servers;
@@ -188,8 +189,14 @@ async fn named(config: &Config, backends: Option<Servers>, args: &Check) -> Vec<
         Some(backends) => {
             let answers = hooks.as_ref().is_ok_and(|hooks| !hooks.is_empty());
             checks.extend(services(config, backends, answers).await);
+            if args.role != Some(Role::Gateway) && checks.iter().all(|check| check.ok) {
+                checks.extend(parked::look(config).await);
+            }
         }
-        None => checks.push(Finding::new("store", store(config))),
+        None => {
+            checks.push(Finding::new("store", store(config)));
+            checks.extend(parked::look(config).await);
+        }
     }
     if args.role != Some(Role::Worker) && config.gateway.listen.port() == 0 {
         let what = "has port 0, which is another free one at each start: Stream needs an address that stays";

@@ -225,7 +225,7 @@ async fn a_route_that_fails_hides_neither_another_nor_its_dead_letters() {
     .await;
     let route = |name: &str, types: &str| {
         format!(
-            "[[worker.routes]]\nname = \"{name}\"\nevents = [\"{types}\"]\nforward = {{ url = \"{}\" }}\n",
+            "[[worker.routes]]\nname = \"{name}\"\nevents = [\"{types}\"]\nbreaker = false\nforward = {{ url = \"{}\" }}\n",
             service.url()
         )
     };

@@ -3,6 +3,7 @@
 
 use crate::commands::text;
 use crate::harness::eventually;
+use crate::harness::fleet::Fleet;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::{Receiver, reply};
 use crate::harness::servers::Backends;
@@ -335,4 +336,159 @@ fn handled(receiver: &Receiver) -> HashSet<String> {
         .filter(|request| request.status == 200)
         .map(|request| request.header("x-webhook-id").to_owned())
         .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_route_is_parked_until_a_person_resumes_it() {
+    for services in [false, true] {
+        let (paused, quick) = (Receiver::willing().await, Receiver::willing().await);
+        let routes = route("app", "message.new", &paused, "") + &route("quick", "*", &quick, "");
+        let running = Running::start(services, FEW, &routes, "").await;
+        let wrong = running.site.run(&["route", "pause", "apq"]).await;
+        assert!(!wrong.status.success() && text(&wrong.stderr).contains("did you mean \"app\"?"), "{wrong:?}");
+        let pause =
+            running.site.command(&["route", "pause", "app", "--why", "a migration"]).env("USER", "ann").output().await;
+        assert!(text(&pause.unwrap().stdout).contains("app is paused"));
+        let state =
+            async |running: &Running| running.worker().metric("streamgate_worker_route_state{route=\"app\"}").await;
+        eventually("it is paused", || async { state(&running).await == 2.0 }).await;
+        running.site.logged("the route is paused").await;
+        let before = paused.received().len();
+        let mut held = running.push("message.new", 30).await;
+        let free = running.push("reaction.new", 30).await;
+        eventually("the others are handled", || async { quick.ids() == free }).await;
+        eventually("all wait", || async { running.parked("app").await.1 == 30.0 }).await;
+        // Of a lane that does not take them nothing is held: what is parked is there for the command line to see.
+        let list = async |running: &Running| text(&running.site.run(&["route", "list", "--json"]).await.stdout);
+        let listed = list(&running).await;
+        for expected in [
+            "\"state\":\"paused\"",
+            "\"by\":\"ann@",
+            "\"why\":\"a migration\"",
+            "\"parked\":30",
+            "\"state\":\"running\"",
+        ] {
+            assert!(listed.contains(expected), "{expected} in {listed}");
+        }
+        let seen = text(&running.site.run(&["dead", "list", "--queue", "parked.app", "--json"]).await.stdout);
+        assert_eq!(seen.matches("\"reason\":\"parked\"").count(), 30, "{seen}");
+        let running = running.restart(FEW, &routes).await;
+        eventually("it is paused still", || async { state(&running).await == 2.0 }).await;
+        held.extend(running.push("message.new", 10).await);
+        eventually("these wait as well", || async { running.parked("app").await.1 == 40.0 }).await;
+        assert_eq!(paused.received().len(), before, "none is handled");
+        assert!(running.site.run(&["route", "resume", "app"]).await.status.success());
+        eventually("all are handled", || async { paused.ids() == held }).await;
+        eventually("it runs", || async { state(&running).await == 0.0 }).await;
+        assert_eq!(paused.received().len(), 40, "each once");
+        running.site.logged("the route is resumed").await;
+        running.stop().await;
+    }
+}
+
+/// Two workers, and a Redis that is flushed, killed and restored from before: the pause holds, and so does its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_outlives_what_happens_to_redis() {
+    let (mut backends, service) = (Backends::start().await, Receiver::willing().await);
+    let mut fleet = Fleet::new(&backends, &service);
+    fleet.rest = route("app", "message.new", &service, "") + &route("other", "*", &service, "");
+    let (_gateway_site, gateway) = fleet.gateway().await;
+    let ((site, first), (_second_site, second)) = tokio::join!(fleet.worker(), fleet.worker());
+    let states = async |value: f64| {
+        for worker in [&first, &second] {
+            eventually(&format!("both are at {value}"), || async {
+                worker.metric("streamgate_worker_route_state{route=\"app\"}").await == value
+            })
+            .await;
+        }
+    };
+    let push = async || {
+        let webhook = Webhook::fresh();
+        assert_eq!(send(gateway.public, &webhook).await.unwrap().status, 200);
+        webhook.id().to_owned()
+    };
+    let parked = async |events: f64| {
+        eventually(&format!("{events} are parked"), || async {
+            let mut most: f64 = 0.0;
+            for worker in [&first, &second] {
+                most = most.max(worker.metric("streamgate_worker_parked_events{route=\"app\"}").await);
+            }
+            most == events
+        })
+        .await;
+    };
+    let mut held = vec![push().await];
+    eventually("it is handled", || async { service.ids().len() == 1 }).await;
+    assert!(site.run(&["route", "pause", "app"]).await.status.success());
+    states(2.0).await;
+    let places = format!("{}:routes", fleet.prefix);
+    let record = backends.redis.ask(&["HGET", &places, "app"]).await;
+    assert!(record.contains("\"paused\""), "{record}");
+    backends.redis.ask(&["FLUSHALL"]).await;
+    eventually("it is written back", || async { backends.redis.ask(&["HGET", &places, "app"]).await == record }).await;
+    states(2.0).await;
+    backends.redis.kill();
+    held.push(push().await);
+    parked(1.0).await;
+    backends.redis.restart().await;
+    eventually("it is written back again", || async { backends.redis.ask(&["HGET", &places, "app"]).await == record })
+        .await;
+    states(2.0).await;
+    assert!(site.run(&["route", "resume", "app"]).await.status.success());
+    states(0.0).await;
+    // Somebody restores a dump of before: the later word holds.
+    backends.redis.ask(&["HSET", &places, "app", &record]).await;
+    eventually("the later one is written back", || async {
+        backends.redis.ask(&["HGET", &places, "app"]).await.contains("running")
+    })
+    .await;
+    states(0.0).await;
+    held.push(push().await);
+    eventually("all are handled", || async { held.iter().all(|id| service.ids().contains(id)) }).await;
+    for worker in [first, second] {
+        assert!(worker.terminate().await.success());
+    }
+}
+
+/// Whether a route is paused is not known: it runs after a while, and that is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_starts_without_redis_runs_its_routes_after_a_while() {
+    let (mut backends, service) = (Backends::start().await, Receiver::willing().await);
+    let fleet = Fleet::new(&backends, &service);
+    let (_gateway_site, gateway) = fleet.gateway().await;
+    backends.redis.kill();
+    let site = fleet.site();
+    let worker = site.start_as("worker").await;
+    let webhook = Webhook::fresh();
+    assert_eq!(send(gateway.public, &webhook).await.unwrap().status, 200);
+    eventually("it is handled", || async { service.ids().contains(webhook.id()) }).await;
+    site.logged("whether a route is paused is not known").await;
+    assert!(worker.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_parked_for_a_route_that_is_gone_is_said_and_can_be_put_back() {
+    for services in [false, true] {
+        let (old, new) = (Receiver::willing().await, Receiver::willing().await);
+        let (before, after) = (route("old", "*", &old, ""), route("new", "*", &new, ""));
+        let running = Running::start(services, FEW, &before, "").await;
+        assert!(running.site.run(&["route", "pause", "old"]).await.status.success());
+        eventually("it is paused", || async {
+            running.worker().metric("streamgate_worker_route_state{route=\"old\"}").await == 2.0
+        })
+        .await;
+        let held = running.push("message.new", 20).await;
+        eventually("all wait", || async { running.parked("old").await.1 == 20.0 }).await;
+        let running = running.restart(FEW, &after).await;
+        running.site.logged("events are parked for a route that is gone").await;
+        let listed = text(&running.site.run(&["route", "list"]).await.stdout);
+        assert!(listed.contains("dead replay --queue parked.old"), "{listed}");
+        let checked = text(&running.site.run(&["check"]).await.stdout);
+        assert!(checked.contains("20 events are parked for the route \"old\""), "{checked}");
+        let replayed = running.site.run(&["dead", "replay", "--queue", "parked.old", "--all", "--yes"]).await;
+        assert!(replayed.status.success(), "{replayed:?}");
+        eventually("whichever route takes them handles them", || async { new.ids() == held }).await;
+        assert!(old.received().is_empty());
+        running.stop().await;
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::delivery::Processor;
 use crate::lanes::{Item, Lanes, Room, Start};
+use crate::pauses::Paused;
 use crate::router::{Pick, Route, Router};
 use futures_util::{StreamExt, stream};
 use std::pin::pin;
@@ -11,7 +12,7 @@ use streamgate_core::breaker::{Change, Health, Probe};
 use streamgate_core::duration::rounded;
 use streamgate_core::ports::{Claims, Deliveries, Delivery};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -133,13 +134,22 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         Dispatcher { processor, threads, next_holder: holder_seed, cut, tasks, shared, router, taking, all_ran }
     }
 
-    /// Until the drain begins. Returns what is in hand then: tasks that settle it.
-    pub(crate) async fn run(mut self, drain: &CancellationToken) -> TaskTracker {
+    /// Until the drain begins. Returns what is in hand then: tasks that settle it. Takes nothing before it is known which routes are
+    /// `paused`.
+    pub(crate) async fn run(mut self, mut paused: watch::Receiver<Paused>, drain: &CancellationToken) -> TaskTracker {
+        tokio::select! {
+            _ = paused.wait_for(Option::is_some) => {}
+            () = drain.cancelled() => {
+                self.tasks.close();
+                return self.tasks;
+            }
+        }
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let processor = Arc::clone(&self.processor);
         let mut next = pin!(next(&*processor.deliveries));
         self.adopt();
+        self.pause(&mut paused);
         loop {
             let due = self.turn();
             let paced = async {
@@ -153,6 +163,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                 biased;
                 () = drain.cancelled() => break,
                 () = shared.freed.notified() => {}
+                Ok(()) = paused.changed() => self.pause(&mut paused),
                 delivery = &mut next => {
                     next.set(self::next(&*processor.deliveries));
                     self.look_at_routes();
@@ -165,6 +176,12 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         self.give_back_all().await;
         self.tasks.close();
         self.tasks
+    }
+
+    fn pause(&mut self, paused: &mut watch::Receiver<Paused>) {
+        let paused = paused.borrow_and_update().clone().unwrap_or_default();
+        self.shared.lanes().pause(paused);
+        self.all_ran = false;
     }
 
     fn look_at_routes(&mut self) {

@@ -2,7 +2,7 @@
 //!
 //! No clock and no IO: time is an argument, and who starts or parks what is returned here is the dispatcher (`run`).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::breaker::{Breaker, BreakerPolicy, Change, Health, Probe};
@@ -61,6 +61,8 @@ pub(crate) enum State {
     Running = 0,
     /// Its service failed so many times in a row.
     Open = 1,
+    /// A person said so.
+    Paused = 2,
 }
 
 #[derive(Debug)]
@@ -69,6 +71,7 @@ struct Lane<T> {
     limits: Limits,
     pace: Option<Pace>,
     breaker: Option<Breaker>,
+    is_paused: bool,
     running: usize,
     fresh: VecDeque<T>,
     parked: VecDeque<T>,
@@ -82,7 +85,8 @@ impl<T: Item> Lane<T> {
     fn new(route: Arc<str>, limits: Limits) -> Lane<T> {
         let (pace, breaker) = (limits.rate.map(Pace::new), limits.breaker.map(Breaker::new));
         let (fresh, parked) = (VecDeque::new(), VecDeque::new());
-        Lane { route, limits, pace, breaker, running: 0, fresh, parked, fresh_was_last: false, is_retired: false }
+        let (is_paused, running, fresh_was_last, is_retired) = Default::default();
+        Lane { route, limits, pace, breaker, is_paused, running, fresh, parked, fresh_was_last, is_retired }
     }
 
     fn take_limits(&mut self, limits: Limits) {
@@ -95,14 +99,18 @@ impl<T: Item> Lane<T> {
         self.limits = limits;
     }
 
-    /// Whether its breaker lets any start now.
+    /// Whether none may start now.
     fn is_shut(&self, now: Instant) -> bool {
-        self.breaker.as_ref().is_some_and(|breaker| !breaker.may_start(now))
+        self.is_paused || self.breaker.as_ref().is_some_and(|breaker| !breaker.may_start(now))
     }
 
     fn state(&self) -> State {
         let is_closed = self.breaker.as_ref().is_none_or(Breaker::is_closed);
-        if is_closed { State::Running } else { State::Open }
+        match is_closed {
+            _ if self.is_paused => State::Paused,
+            true => State::Running,
+            false => State::Open,
+        }
     }
 
     fn waiting(&self) -> usize {
@@ -133,11 +141,12 @@ pub(crate) struct Lanes<T> {
     lanes: Vec<Lane<T>>,
     room: Room,
     waiting_bytes: usize,
+    paused: BTreeSet<Arc<str>>,
 }
 
 impl<T: Item> Lanes<T> {
     pub(crate) fn new(room: Room) -> Lanes<T> {
-        Lanes { lanes: Vec::new(), room, waiting_bytes: 0 }
+        Lanes { lanes: Vec::new(), room, waiting_bytes: 0, paused: BTreeSet::new() }
     }
 
     /// From now on there are these routes. Returns what waited, to be offered anew: it may belong elsewhere now.
@@ -158,7 +167,17 @@ impl<T: Item> Lanes<T> {
             }
         }
         self.lanes.retain(|lane| !lane.is_retired || lane.running > 0);
+        let paused = std::mem::take(&mut self.paused);
+        self.pause(paused);
         waited
+    }
+
+    /// From now on these routes are paused, and no others.
+    pub(crate) fn pause(&mut self, paused: BTreeSet<Arc<str>>) {
+        for lane in &mut self.lanes {
+            lane.is_paused = paused.contains(&lane.route);
+        }
+        self.paused = paused;
     }
 
     /// Lets a delivery wait for its turn. Returns it where there is no such lane.
@@ -194,7 +213,8 @@ impl<T: Item> Lanes<T> {
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         let waits = self.lanes.iter().filter(|lane| lane.has_place() && lane.waiting() > 0);
         let paced = waits.filter_map(|lane| lane.paced_until(now));
-        let probes = self.lanes.iter().filter_map(|lane| lane.breaker.as_ref()?.due()).filter(|due| *due > now);
+        let probed = self.lanes.iter().filter(|lane| !lane.is_paused);
+        let probes = probed.filter_map(|lane| lane.breaker.as_ref()?.due()).filter(|due| *due > now);
         paced.chain(probes).min()
     }
 
@@ -466,6 +486,12 @@ mod tests {
         lanes.offer("app", fresh(5)).unwrap();
         assert_eq!(lanes.next_start(due), Some(Start { item: fresh(5), probe: None }));
         assert!(lanes.all_run());
+        lanes.offer("app", fresh(6)).unwrap();
+        lanes.pause(["app".into()].into());
+        assert_eq!((lanes.next_start(due), lanes.next_park(due)), (None, Some(fresh(6))), "a person's word holds, too");
+        assert!(lanes.adopt(vec![("app".into(), limits(4))]).is_empty() && lanes.taking_parked(due).is_empty());
+        lanes.pause(BTreeSet::new());
+        assert!(lanes.all_run() && lanes.taking_parked(due).len() == 1);
     }
 
     #[derive(Clone, Copy, Debug)]

@@ -13,6 +13,7 @@ mod hooks;
 mod isolation;
 mod lanes;
 mod observe;
+mod pauses;
 mod router;
 mod run;
 mod threads;
@@ -29,4 +30,4 @@ pub use hooks::{
 pub use lanes::Limits;
 pub use observe::Observe;
 pub use router::{Route, Router};
-pub use run::Worker;
+pub use run::{Stores, Worker};

@@ -4,6 +4,7 @@ use crate::attempts::AttemptLog;
 use crate::delivery::{Policy, Processor};
 use crate::dispatch::Dispatcher;
 use crate::isolation::Isolation;
+use crate::pauses::Pauses;
 use crate::router::Router;
 use crate::threads::Threads;
 use crate::unmatched::UnmatchedLog;
@@ -11,35 +12,45 @@ use arc_swap::ArcSwap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use streamgate_core::ports::{Claims, Deliveries};
+use streamgate_core::ports::{Claims, Deliveries, RouteRecords};
 use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long the cut waits for what is in hand: a handler that blocks its thread does not notice it.
 const CUT: Duration = Duration::from_secs(1);
 
+/// What a worker works on.
+#[derive(Debug)]
+pub struct Stores<D, C, R> {
+    pub deliveries: Arc<D>,
+    pub claims: Arc<C>,
+    /// Who has paused which route.
+    pub records: Arc<R>,
+}
+
 /// Consumes deliveries until the drain begins.
 #[derive(Debug)]
-pub struct Worker<D, C> {
+pub struct Worker<D, C, R> {
     processor: Arc<Processor<D, C>>,
+    records: Arc<R>,
     threads: Threads,
     holder_seed: u64,
 }
 
-impl<D: Deliveries, C: Claims> Worker<D, C> {
+impl<D: Deliveries, C: Claims, R: RouteRecords> Worker<D, C, R> {
     /// Starts the threads for handlers. `holder_seed`: random, so that holders of claims differ between workers.
     pub fn new(
-        deliveries: Arc<D>,
-        claims: Arc<C>,
+        stores: Stores<D, C, R>,
         router: Arc<ArcSwap<Router>>,
         policy: Policy,
         metrics: Arc<Metrics>,
         holder_seed: u64,
-    ) -> io::Result<Worker<D, C>> {
+    ) -> io::Result<Worker<D, C, R>> {
+        let Stores { deliveries, claims, records } = stores;
         let (isolation, attempts) = (Isolation::default(), Arc::new(AttemptLog::new(policy.lines)));
         let unmatched_log = UnmatchedLog::default();
         let processor = Processor { deliveries, claims, router, policy, isolation, attempts, unmatched_log, metrics };
-        Ok(Worker { processor: Arc::new(processor), threads: Threads::start()?, holder_seed })
+        Ok(Worker { processor: Arc::new(processor), records, threads: Threads::start()?, holder_seed })
     }
 
     /// Runs until the drain, and until what was in hand is settled or the drain's time is over.
@@ -49,9 +60,11 @@ impl<D: Deliveries, C: Claims> Worker<D, C> {
         // The log alone: a task that is aborted may hold what it has for a while, and the store is closed after this.
         let attempts = Arc::clone(&self.processor.attempts);
         let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { attempts.summaries().await }));
+        let (pauses, paused) = Pauses::new(Arc::clone(&self.records), Arc::clone(&self.processor.router));
+        let _pauses = AbortOnDropHandle::new(tokio::spawn(pauses.run()));
         let dispatcher =
             Dispatcher::new(Arc::clone(&self.processor), self.threads.handle().clone(), self.holder_seed, cut.clone());
-        let tasks = dispatcher.run(&shutdown.drain).await;
+        let tasks = dispatcher.run(paused, &shutdown.drain).await;
         let in_hand = tasks.len();
         tokio::select! {
             () = tasks.wait() => return,

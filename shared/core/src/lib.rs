@@ -29,6 +29,7 @@ pub mod rate;
 pub mod reason;
 pub mod repeated;
 pub mod retry;
+pub mod route_record;
 pub mod rules;
 pub mod signature;
 pub mod template;

@@ -6,6 +6,7 @@ use crate::{
     envelope::Envelope,
     letter::{Letter, LetterId},
     reason::Reason,
+    route_record::{Records, RouteRecord},
 };
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -181,6 +182,15 @@ pub trait Claims: Send + Sync + 'static {
         holder: u64,
         conclusion: Conclusion,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// Keeps who has paused which route.
+pub trait RouteRecords: Send + Sync + 'static {
+    /// How long it may be empty without meaning anything: other workers write back what they know.
+    const GRACE: Duration;
+    fn read(&self) -> impl Future<Output = Result<Records, StoreError>> + Send;
+    /// Keeps the record, unless one of a later epoch, or of the same, stands there.
+    fn write(&self, route: &str, record: &RouteRecord) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 /// What became of letters that were to be replayed or dropped.

@@ -9,13 +9,13 @@ use crate::wiring;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle, Spool};
+use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle, RouteRecords, Spool};
 use streamgate_gateway::{SpoolPolicy, Spooled};
 use streamgate_service::config::reader::Problem;
 use streamgate_service::config::{Config, ConfigError, Loaded};
 use streamgate_service::metrics::{IntGaugeVec, Metrics};
 use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, EndpointError, Exchange, Topology};
-use streamgate_store::redis::{Address, AddressError, Redis, RedisAnswers, RedisClaims, SeenKeys};
+use streamgate_store::redis::{Address, AddressError, Redis, RedisAnswers, RedisClaims, RedisRoutes, SeenKeys};
 use streamgate_store::sqlite::{OpenError, SpoolFile, SpoolOptions};
 use streamgate_worker::Router;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 const MARKS: Duration = Duration::from_secs(2);
 
 pub type Gateway = GatewayParts<Spooled<Exchange, SpoolFile>, SeenKeys, Caller, RedisAnswers, GatewaySide>;
-pub type Worker = WorkerParts<Consumer, RedisClaims, CallQueue, WorkerSide>;
+pub type Worker = WorkerParts<Consumer, RedisClaims, CallQueue, RedisRoutes, WorkerSide>;
 
 /// RabbitMQ and Redis as the configuration names them, not yet connected.
 #[derive(Debug)]
@@ -38,14 +38,10 @@ pub struct Servers {
 impl Servers {
     /// Reads the URLs and the files beside them.
     pub fn of(loaded: &Loaded) -> Result<Servers, ConfigError> {
-        let rabbitmq = &loaded.config.rabbitmq;
         let (endpoint, address) = (endpoint(&loaded.config), address(&loaded.config));
         let problem = |key: &str, what: String| Problem::new(key, what);
         match (endpoint, address) {
-            (Ok(endpoint), Ok(address)) => {
-                let topology = Topology::new(&rabbitmq.prefix, rabbitmq.events_max as u64, rabbitmq.declare);
-                Ok(Servers { endpoint, topology, address })
-            }
+            (Ok(endpoint), Ok(address)) => Ok(Servers { endpoint, topology: topology(&loaded.config), address }),
             (endpoint, address) => {
                 let endpoint = endpoint.err().map(|error| problem("rabbitmq.url", error.to_string()));
                 let address = address.err().map(|error| problem("redis.url", error.to_string()));
@@ -60,6 +56,12 @@ pub fn endpoint(config: &Config) -> Result<Endpoint, EndpointError> {
     let rabbitmq = &config.rabbitmq;
     let identity = rabbitmq.identity.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
     Endpoint::parse(rabbitmq.url.expose(), rabbitmq.ca.as_deref(), identity)
+}
+
+/// The exchanges and queues that a gateway needs.
+pub fn topology(config: &Config) -> Topology {
+    let rabbitmq = &config.rabbitmq;
+    Topology::new(&rabbitmq.prefix, rabbitmq.events_max as u64, rabbitmq.declare)
 }
 
 /// Redis's address and credentials.
@@ -211,7 +213,11 @@ impl Lifecycle for GatewaySide {
 #[derive(Debug)]
 pub struct WorkerSide {
     endpoint: Endpoint,
+    topology: Topology,
     redis: Redis,
+    records: Arc<RedisRoutes>,
+    /// Their names.
+    routes: Vec<String>,
     consumer: Arc<Consumer>,
     calls: Option<Arc<CallQueue>>,
     metrics: Arc<Metrics>,
@@ -223,6 +229,7 @@ pub fn worker(config: &Config, servers: Servers, router: &Router, answers: bool,
     let Servers { endpoint, topology, address } = servers;
     let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
     let claims = Arc::new(RedisClaims::new(redis.clone(), config.worker.claim_window));
+    let records = Arc::new(RedisRoutes::new(redis.clone()));
     let topology = topology.with_steps(&config.worker.retry_steps());
     let topology = topology.with_parked(&router.names(), config.rabbitmq.parked_max as u64);
     let limits = wiring::limits(config, router);
@@ -234,18 +241,55 @@ pub fn worker(config: &Config, servers: Servers, router: &Router, answers: bool,
     let calls = answers.then(|| Arc::new(CallQueue::start(&endpoint, &topology, concurrency)));
     let lifecycle = Arc::new(WorkerSide {
         endpoint,
+        topology,
         redis,
+        records: Arc::clone(&records),
+        routes: router.names().into_iter().map(str::to_owned).collect(),
         consumer: Arc::clone(&consumer),
         calls: calls.clone(),
         metrics: Arc::clone(metrics),
     });
-    WorkerParts { deliveries: consumer, prefetch: usize::from(prefetch.fresh), claims, calls, lifecycle }
+    WorkerParts { deliveries: consumer, prefetch: usize::from(prefetch.fresh), claims, records, calls, lifecycle }
 }
 
 impl WorkerSide {
     /// What of it is read again with the configuration.
     pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
         reloaded::parts(self.endpoint.clone(), self.redis.clone())
+    }
+}
+
+/// Between looks for events that are parked for routes that are gone; and while Redis or RabbitMQ does not answer.
+const ORPHANS: Duration = Duration::from_secs(60 * 60);
+const ORPHANS_AGAIN: Duration = Duration::from_secs(5);
+
+impl WorkerSide {
+    /// Logs the routes that are gone and have left parked events. AMQP lists no queues: Redis has the names of all routes that
+    /// ever had a worker. Never returns.
+    async fn look_for_orphans(&self) {
+        loop {
+            let wait = match self.orphans().await {
+                Ok(orphans) => {
+                    orphans.iter().for_each(|(route, events)| super::log_orphan(route, *events));
+                    ORPHANS
+                }
+                Err(why) => {
+                    tracing::debug!(why, "cannot look for events of routes that are gone");
+                    ORPHANS_AGAIN
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn orphans(&self) -> Result<Vec<(String, u64)>, String> {
+        let records = self.records.read().await.map_err(|error| error.to_string())?;
+        let gone: Vec<_> = records.into_keys().filter(|name| !self.routes.contains(name)).collect();
+        if gone.is_empty() {
+            return Ok(Vec::new());
+        }
+        let parked = streamgate_store::rabbitmq::parked(&self.endpoint, &self.topology, &gone).await?;
+        Ok(parked.into_iter().filter(|(_, events)| *events > 0).collect())
     }
 }
 
@@ -262,6 +306,7 @@ impl Lifecycle for WorkerSide {
         tokio::join!(
             self.consumer.watch_up(show(&metrics.worker_broker_up)),
             self.consumer.watch_parked(parked),
+            self.look_for_orphans(),
             self.redis.watch_up(show(&metrics.worker_redis_up)),
         );
     }

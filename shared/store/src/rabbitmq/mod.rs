@@ -133,3 +133,20 @@ pub async fn inspect(endpoint: &Endpoint, topology: &Topology) -> Result<Inspect
         Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
     }
 }
+
+/// How many events are parked for each of these routes; those that have no queue are left out. The error is for people.
+pub async fn parked(endpoint: &Endpoint, topology: &Topology, routes: &[String]) -> Result<Vec<(String, u64)>, String> {
+    let connection = endpoint.dial("streamgate route").await.map_err(|error| error.to_string())?;
+    let mut counts = Vec::new();
+    for route in routes {
+        // An absent queue closes its channel.
+        let channel = connection.create_channel().await.map_err(|error| error.to_string())?;
+        let depth = tokio::time::timeout(link::PATIENCE, link::ready(&channel, &topology.parked(route))).await;
+        if let Ok(Ok(depth)) = depth {
+            counts.push((route.clone(), u64::from(depth)));
+            drop(channel.close(200, "OK".into()).await);
+        }
+    }
+    link::farewell(&connection).await;
+    Ok(counts)
+}

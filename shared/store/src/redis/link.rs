@@ -70,6 +70,11 @@ impl Redis {
         differs
     }
 
+    /// Of a key that there is one of.
+    pub(super) fn name(&self, kind: &str) -> String {
+        format!("{}:{kind}", self.0.prefix)
+    }
+
     pub(super) fn key(&self, kind: &str, fingerprint: [u8; 16]) -> String {
         let number = u128::from_be_bytes(fingerprint);
         format!("{}:{kind}:{number:032x}", self.0.prefix)

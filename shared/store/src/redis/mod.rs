@@ -5,12 +5,14 @@ mod address;
 mod answers;
 mod claims;
 mod link;
+mod routes;
 mod seen;
 
 pub use address::{Address, AddressError};
 pub use answers::RedisAnswers;
 pub use claims::RedisClaims;
 pub use link::Redis;
+pub use routes::RedisRoutes;
 pub use seen::{OnLost, SeenKeys};
 
 use link::Probe;

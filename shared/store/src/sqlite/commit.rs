@@ -6,7 +6,7 @@
 use super::queue::{self, Change};
 use super::witness::Witness;
 use super::writer::{Health, Limits, TICK};
-use super::{answers, clock::Clock, now_ms, schema, seen, unavailable};
+use super::{answers, clock::Clock, now_ms, routes, schema, seen, unavailable};
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::mem::discriminant;
@@ -16,6 +16,7 @@ use std::time::Instant;
 use streamgate_core::{
     envelope::Envelope,
     ports::{Settlement, StoreError},
+    route_record::RouteRecord,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -37,6 +38,8 @@ pub(super) enum Write {
     End(Answer<()>),
     /// The first answer to a hook.
     Remember(Remembered, Answer<()>),
+    /// Whether a route runs.
+    Route(String, RouteRecord, Answer<()>),
     /// Looks after age and health.
     Tick,
     /// The last write: those after it are refused.
@@ -228,6 +231,10 @@ impl Committer {
                     queue::end(&transaction)?;
                     Ok(Effect::Settled)
                 }
+                Write::Route(route, record, _) => {
+                    routes::write(&transaction, route, record)?;
+                    Ok(Effect::Settled)
+                }
                 Write::Release(rows, _) => Ok(Effect::Released(queue::delete(&transaction, rows)?)),
                 Write::Close => Ok(Effect::Settled),
                 Write::Tick => {
@@ -293,9 +300,13 @@ impl Committer {
                     news = true;
                     drop(answer.send(Ok(())));
                 }
-                (Write::Alone(_, answer) | Write::End(answer) | Write::Remember(_, answer), Ok(_)) => {
-                    drop(answer.send(Ok(())));
-                }
+                (
+                    Write::Alone(_, answer)
+                    | Write::End(answer)
+                    | Write::Remember(_, answer)
+                    | Write::Route(_, _, answer),
+                    Ok(_),
+                ) => drop(answer.send(Ok(()))),
                 (write, Err(error)) => write.refuse(&error),
                 (Write::Tick | Write::Close | Write::Enqueue(..) | Write::Release(..), Ok(_)) => {}
             }
@@ -313,6 +324,7 @@ impl Write {
             Write::Release(_, answer)
             | Write::Settle(_, answer)
             | Write::Park(_, _, answer)
+            | Write::Route(_, _, answer)
             | Write::Alone(_, answer)
             | Write::End(answer)
             | Write::Remember(_, answer) => drop(answer.send(Err(error.clone()))),

@@ -85,6 +85,12 @@ const MIGRATIONS: [&str; 8] = [
     -- The route that an event is parked for: due_at is -1 then, and it waits until that route takes it.
     ALTER TABLE events ADD COLUMN parked TEXT;
     CREATE INDEX events_parked ON events (parked, seq) WHERE parked IS NOT NULL;
+    -- Whether a route runs or was paused, as JSON; of two records the later epoch holds.
+    CREATE TABLE routes (
+        name TEXT PRIMARY KEY,
+        epoch INTEGER NOT NULL,
+        record TEXT NOT NULL
+    );
 ",
 ];
 const VERSION: i64 = MIGRATIONS.len() as i64;

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use streamgate_core::{envelope::Envelope, ports::StoreError};
+use streamgate_core::{envelope::Envelope, ports::StoreError, route_record::RouteRecord};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -151,6 +151,10 @@ impl Writer {
 
     pub(super) async fn park(&self, row: i64, route: Arc<str>) -> Result<(), StoreError> {
         self.write(|answer| Write::Park(row, route, answer)).await
+    }
+
+    pub(super) async fn record_route(&self, route: String, record: RouteRecord) -> Result<(), StoreError> {
+        self.write(|answer| Write::Route(route, record, answer)).await
     }
 
     pub(super) async fn release(&self, rows: Vec<i64>) -> Result<(), StoreError> {

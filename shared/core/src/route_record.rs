@@ -1,0 +1,196 @@
+//! Whether a route runs or a person has paused it: records that all workers share, and what a worker makes of what it reads.
+//!
+//! Running is a record too: a store that was emptied answers nothing, which must not be taken for "nobody paused it". Each record has an
+//! epoch; the later one holds, wherever it is found.
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How long a worker that has just started waits for the records; then it runs its routes without.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A person's pause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    pub by: String,
+    pub why: Option<String>,
+}
+
+/// Of one route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteRecord {
+    /// Of two records the one with the later epoch holds. Milliseconds since the Unix epoch where a person wrote it; 0: nobody ever did.
+    pub epoch: u64,
+    /// None: it runs.
+    pub pause: Option<Pause>,
+}
+
+/// By the names of routes.
+pub type Records = BTreeMap<String, RouteRecord>;
+
+impl RouteRecord {
+    /// Of a route that nobody has paused yet.
+    pub const RUNNING: RouteRecord = RouteRecord { epoch: 0, pause: None };
+
+    /// What follows when a person pauses or resumes it now.
+    pub fn next(before: Option<&RouteRecord>, pause: Option<Pause>, now_ms: i64) -> RouteRecord {
+        let least = before.map_or(1, |before| before.epoch.saturating_add(1));
+        RouteRecord { epoch: u64::try_from(now_ms).unwrap_or_default().max(least), pause }
+    }
+
+    pub fn to_json(&self) -> String {
+        match &self.pause {
+            Some(Pause { by, why }) => json!({"epoch": self.epoch, "state": "paused", "by": by, "why": why}),
+            None => json!({"epoch": self.epoch, "state": "running"}),
+        }
+        .to_string()
+    }
+
+    /// None where it cannot be read.
+    pub fn parse(json: &str) -> Option<RouteRecord> {
+        let read: Value = serde_json::from_str(json).ok()?;
+        let text = |key: &str| Some(read.get(key)?.as_str()?.to_owned());
+        let pause = || Some(Pause { by: text("by")?, why: text("why") });
+        let pause = match text("state")?.as_str() {
+            "paused" => Some(pause()?),
+            "running" => None,
+            _ => return None,
+        };
+        Some(RouteRecord { epoch: read.get("epoch")?.as_u64()?, pause })
+    }
+}
+
+/// What one worker knows.
+#[derive(Debug)]
+pub struct Known {
+    records: Records,
+    /// How long a store that is found empty is given, in which other workers write back what they know. After that nobody knows anything.
+    grace: Duration,
+    started: Instant,
+    /// Since when the store has been found empty.
+    empty_since: Option<Instant>,
+    /// A read has told, or the patience is over.
+    is_settled: bool,
+}
+
+impl Known {
+    pub fn new(grace: Duration, now: Instant) -> Known {
+        Known { records: Records::new(), grace, started: now, empty_since: None, is_settled: false }
+    }
+
+    /// Whether the routes may run as the records say.
+    pub fn is_settled(&self) -> bool {
+        self.is_settled
+    }
+
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    pub fn pause_of(&self, route: &str) -> Option<&Pause> {
+        self.records.get(route)?.pause.as_ref()
+    }
+
+    /// The store does not answer. Whether this is the moment from which the routes run without it.
+    pub fn failed(&mut self, now: Instant) -> bool {
+        self.empty_since = None;
+        let is_over = !self.is_settled && now.saturating_duration_since(self.started) >= PATIENCE;
+        self.is_settled |= is_over;
+        is_over
+    }
+
+    /// These stand in the store. Returns what is to be written there: what is known better here, and the routes that have no record.
+    pub fn found(&mut self, found: &Records, routes: &[&str], now: Instant) -> Records {
+        if found.is_empty() && self.records.is_empty() {
+            let since = *self.empty_since.get_or_insert(now);
+            if now.saturating_duration_since(since) < self.grace && !self.is_settled {
+                return Records::new();
+            }
+        }
+        self.is_settled = true;
+        for (route, record) in found {
+            let is_later = self.records.get(route).is_none_or(|known| known.epoch < record.epoch);
+            if is_later {
+                self.records.insert(route.clone(), record.clone());
+            }
+        }
+        for route in routes {
+            self.records.entry((*route).to_owned()).or_insert(RouteRecord::RUNNING);
+        }
+        let is_better =
+            |(route, known): &(&String, &RouteRecord)| found.get(*route).is_none_or(|found| found.epoch < known.epoch);
+        let better = self.records.iter().filter(is_better);
+        better.map(|(route, known)| (route.clone(), known.clone())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_millis(500);
+
+    fn paused(epoch: u64) -> RouteRecord {
+        RouteRecord { epoch, pause: Some(Pause { by: "ann".into(), why: None }) }
+    }
+
+    fn of(records: &[(&str, RouteRecord)]) -> Records {
+        records.iter().map(|(route, record)| ((*route).to_owned(), record.clone())).collect()
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let why = Some("a \"deploy\"".to_owned());
+        let record = RouteRecord { epoch: 7, pause: Some(Pause { by: "ann".into(), why }) };
+        assert_eq!(RouteRecord::parse(&record.to_json()), Some(record));
+        assert_eq!(RouteRecord::parse(&paused(1).to_json()), Some(paused(1)));
+        assert_eq!(RouteRecord::parse(&RouteRecord::RUNNING.to_json()), Some(RouteRecord::RUNNING));
+        for unreadable in ["", "{}", r#"{"epoch":1,"state":"else"}"#, r#"{"epoch":-1,"state":"running"}"#] {
+            assert_eq!(RouteRecord::parse(unreadable), None, "{unreadable}");
+        }
+    }
+
+    #[test]
+    fn the_later_record_holds_whoever_has_it() {
+        let (mut known, now) = (Known::new(GRACE, Instant::now()), Instant::now());
+        assert!(known.found(&of(&[("app", paused(5))]), &["app"], now).is_empty());
+        assert!(known.is_settled() && known.pause_of("app").is_some());
+        // A flushed store, one that was restored from before the pause, and one where it was resumed.
+        assert_eq!(known.found(&Records::new(), &["app"], now), of(&[("app", paused(5))]));
+        let older = of(&[("app", RouteRecord::RUNNING)]);
+        assert_eq!(known.found(&older, &["app"], now), of(&[("app", paused(5))]));
+        let resumed = RouteRecord::next(Some(&paused(5)), None, 3);
+        assert_eq!(resumed.epoch, 6, "later than the pause, whatever the clock says");
+        assert!(known.found(&of(&[("app", resumed)]), &["app"], now).is_empty());
+        assert_eq!(known.pause_of("app"), None);
+    }
+
+    #[test]
+    fn an_empty_store_is_given_a_while_and_a_route_without_a_record_runs() {
+        let now = Instant::now();
+        let mut known = Known::new(GRACE, now);
+        assert!(known.found(&Records::new(), &["app"], now).is_empty() && !known.is_settled());
+        // Meanwhile another worker has written back what it knows.
+        let written = known.found(&of(&[("other", paused(5)), ("app", paused(4))]), &["app", "new"], now);
+        assert_eq!(written, of(&[("new", RouteRecord::RUNNING)]));
+        assert!(known.is_settled() && known.pause_of("app").is_some() && known.pause_of("new").is_none());
+        let mut alone = Known::new(GRACE, now);
+        alone.found(&Records::new(), &["app"], now);
+        let written = alone.found(&Records::new(), &["app"], now + GRACE);
+        assert_eq!(written, of(&[("app", RouteRecord::RUNNING)]));
+        assert!(alone.is_settled());
+    }
+
+    #[test]
+    fn without_the_store_routes_run_after_a_while_and_what_was_known_holds() {
+        let now = Instant::now();
+        let mut known = Known::new(GRACE, now);
+        assert!(!known.failed(now + PATIENCE / 2) && !known.is_settled());
+        assert!(known.failed(now + PATIENCE) && known.is_settled());
+        assert!(!known.failed(now + PATIENCE * 2), "once");
+        known.found(&of(&[("app", paused(5))]), &["app"], now);
+        known.failed(now + PATIENCE * 3);
+        assert!(known.pause_of("app").is_some());
+    }
+}

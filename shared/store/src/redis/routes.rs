@@ -1,0 +1,56 @@
+//! Who has paused which route: one hash, a field for each route that ever had a worker.
+
+use super::link::Redis;
+use redis::Script;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use streamgate_core::ports::{RouteRecords, StoreError};
+use streamgate_core::route_record::{Records, RouteRecord};
+
+/// The record of the later epoch stays.
+const WRITE: &str = "
+local found = redis.call('HGET', KEYS[1], ARGV[1])
+if found then
+  local is_json, record = pcall(cjson.decode, found)
+  if is_json and type(record) == 'table' and tonumber(record.epoch) and tonumber(record.epoch) >= tonumber(ARGV[2]) then return end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+";
+
+/// Records of all workers on one Redis.
+#[derive(Debug)]
+pub struct RedisRoutes {
+    redis: Redis,
+    place: String,
+    write: Script,
+}
+
+impl RedisRoutes {
+    pub fn new(redis: Redis) -> RedisRoutes {
+        let place = redis.name("routes");
+        RedisRoutes { redis, place, write: Script::new(WRITE) }
+    }
+}
+
+impl RouteRecords for RedisRoutes {
+    /// A flush takes the records, and others write them back with their next look.
+    const GRACE: Duration = Duration::from_millis(500);
+
+    async fn read(&self) -> Result<Records, StoreError> {
+        let found: BTreeMap<String, String> = self.redis.command(redis::cmd("HGETALL").arg(&self.place)).await?;
+        let read = |(route, json): (String, String)| {
+            let record = RouteRecord::parse(&json);
+            if record.is_none() {
+                tracing::warn!(route, "Redis holds what no record of a route can be: taken for running");
+            }
+            (route, record.unwrap_or(RouteRecord::RUNNING))
+        };
+        Ok(found.into_iter().map(read).collect())
+    }
+
+    async fn write(&self, route: &str, record: &RouteRecord) -> Result<(), StoreError> {
+        let mut script = self.write.key(&self.place);
+        script.arg(route).arg(record.epoch).arg(record.to_json());
+        self.redis.script(&script).await
+    }
+}

@@ -1,0 +1,24 @@
+//! What is parked for routes that the configuration does not have: nobody takes it.
+
+use super::Finding;
+use crate::route::book::Book;
+use crate::wiring;
+use streamgate_service::config::Config;
+
+/// Nothing where it cannot be known: that has a finding of its own.
+pub(super) async fn look(config: &Config) -> Vec<Finding> {
+    let Ok(book) = Book::of(config) else { return Vec::new() };
+    let configured = wiring::route_names(config);
+    let Ok(records) = book.read().await else { return Vec::new() };
+    let gone: Vec<_> = records.into_keys().filter(|name| !configured.contains(&name.as_str())).collect();
+    let Ok(parked) = book.parked(&gone).await else { return Vec::new() };
+    let orphans = parked.into_iter().filter(|(name, events)| *events > 0 && !configured.contains(&name.as_str()));
+    let findings = orphans.map(|(name, events)| {
+        let what = format!(
+            "{events} events are parked for the route {name:?}, which is not in the configuration: bring it back, or \
+             put them back by: streamgate dead replay --queue parked.{name} --all"
+        );
+        Finding::warning("worker.routes", what)
+    });
+    findings.collect()
+}

@@ -1,0 +1,77 @@
+//! Where the routes' states stand, and how much is parked for them: the data directory, or Redis and RabbitMQ.
+
+use crate::backends::rabbitmq as backend;
+use anyhow::{Context, bail};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use streamgate_core::ports::{RouteRecords, StoreError};
+use streamgate_core::route_record::{Records, RouteRecord};
+use streamgate_service::config::{Config, StoreKind};
+use streamgate_store::rabbitmq::{self, Endpoint, Topology};
+use streamgate_store::redis::{Redis, RedisRoutes};
+use streamgate_store::sqlite::RouteBook;
+use tokio::time::Instant;
+
+/// How long Redis is waited for, and how long between tries.
+const PATIENCE: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(50);
+
+pub(crate) enum Book {
+    Embedded(RouteBook),
+    Services { routes: RedisRoutes, endpoint: Endpoint, topology: Topology },
+}
+
+impl Book {
+    /// Starts to connect to Redis, where there are servers. Call within a tokio runtime.
+    pub(crate) fn of(config: &Config) -> anyhow::Result<Book> {
+        Ok(match config.store.kind {
+            StoreKind::Embedded => Book::Embedded(RouteBook::open(&config.store.data_dir)?),
+            StoreKind::RabbitMq => {
+                let address = backend::address(config).context("redis.url")?;
+                let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
+                let endpoint = backend::endpoint(config).context("rabbitmq.url")?;
+                let topology = backend::topology(config);
+                Book::Services { routes: RedisRoutes::new(redis), endpoint, topology }
+            }
+        })
+    }
+
+    pub(crate) async fn read(&self) -> Result<Records, StoreError> {
+        match self {
+            Book::Embedded(book) => book.read().await,
+            Book::Services { routes, .. } => until_there(|| routes.read()).await,
+        }
+    }
+
+    pub(super) async fn write(&self, route: &str, record: &RouteRecord) -> Result<(), StoreError> {
+        match self {
+            Book::Embedded(book) => book.write(route, record).await,
+            Book::Services { routes, .. } => until_there(|| routes.write(route, record)).await,
+        }
+    }
+
+    /// How many events are parked, where any are.
+    pub(crate) async fn parked(&self, names: &[String]) -> anyhow::Result<BTreeMap<String, u64>> {
+        match self {
+            Book::Embedded(book) => {
+                let counts = book.parked().await?.into_iter();
+                Ok(counts.map(|(route, events)| (route, u64::try_from(events).unwrap_or_default())).collect())
+            }
+            Book::Services { endpoint, topology, .. } => match rabbitmq::parked(endpoint, topology, names).await {
+                Ok(counts) => Ok(counts.into_iter().collect()),
+                Err(why) => bail!(why),
+            },
+        }
+    }
+}
+
+/// Redis may take a moment to be connected to.
+async fn until_there<T, F: Future<Output = Result<T, StoreError>>>(ask: impl Fn() -> F) -> Result<T, StoreError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Err(_) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! `streamgate route`: which routes run, and which a person has paused.
+
+pub(crate) mod book;
+
+use crate::exit::BadUsage;
+use crate::global::Global;
+use crate::output;
+use crate::wiring;
+use anyhow::Context;
+use book::Book;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::process::ExitCode;
+use streamgate_core::envelope::rfc3339;
+use streamgate_core::route_record::{Pause, Records, RouteRecord};
+use streamgate_service::config::reader::nearest;
+
+#[derive(Debug, Args)]
+pub struct Route {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List the routes of the configuration, and those that had a worker before
+    List {
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop handling a route's events: they are parked until it is resumed
+    Pause {
+        /// The route's name
+        name: String,
+        /// The reason, shown by `route list` and in the workers' logs
+        #[arg(long, value_name = "TEXT")]
+        why: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Handle a route's events again, those first that were parked
+    Resume {
+        /// The route's name
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A route as it is shown.
+#[derive(Debug, Serialize)]
+struct View {
+    name: String,
+    /// `running` or `paused`. What workers find out by themselves, that a service is down, stands in their metrics.
+    state: &'static str,
+    by: Option<String>,
+    why: Option<String>,
+    since: Option<String>,
+    /// Events that wait for the route; none where it is not known.
+    parked: Option<u64>,
+    /// Whether the configuration has it.
+    configured: bool,
+}
+
+pub async fn command(global: &Global, args: Route) -> anyhow::Result<ExitCode> {
+    let loaded = global.load_without_secrets()?;
+    let configured = wiring::route_names(&loaded.config).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let book = Book::of(&loaded.config)?;
+    act(&book, &configured, args.action).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn act(book: &Book, configured: &[String], action: Action) -> anyhow::Result<()> {
+    let records = book.read().await.context("cannot read the routes' states; nothing was changed")?;
+    match action {
+        Action::List { json } => list(book, configured, &records, json).await,
+        Action::Pause { name, why, json } => {
+            let pause = Pause { by: person(), why };
+            set(book, configured, &records, &name, Some(pause), json).await
+        }
+        Action::Resume { name, json } => set(book, configured, &records, &name, None, json).await,
+    }
+}
+
+async fn list(book: &Book, configured: &[String], records: &Records, json: bool) -> anyhow::Result<()> {
+    let former = records.keys().filter(|name| !configured.contains(name)).cloned();
+    let names: Vec<String> = configured.iter().cloned().chain(former).collect();
+    let parked = book.parked(&names).await;
+    let views: Vec<View> = names
+        .into_iter()
+        .map(|name| {
+            let events = parked.as_ref().ok().map(|parked| parked.get(&name).copied().unwrap_or_default());
+            view(name, configured, records, events)
+        })
+        // A route that is gone and left nothing behind is of no interest.
+        .filter(|view| view.configured || view.parked != Some(0) || view.state == "paused")
+        .collect();
+    if json {
+        return Ok(output::line(serde_json::to_string(&views)?)?);
+    }
+    let width = views.iter().map(|view| view.name.len()).max().unwrap_or_default().max("ROUTE".len());
+    output::line(format!("{:width$} {:8} {:>8} SINCE, BY WHOM, WHY", "ROUTE", "STATE", "PARKED"))?;
+    for view in &views {
+        let events = view.parked.map_or_else(|| "?".to_owned(), |events| events.to_string());
+        output::line(format!("{:width$} {:8} {events:>8} {}", view.name, view.state, story(view)))?;
+    }
+    if let Err(error) = parked {
+        output::line(format!("how many events are parked is not known: {error:#}"))?;
+    }
+    Ok(())
+}
+
+fn view(name: String, configured: &[String], records: &Records, parked: Option<u64>) -> View {
+    let record = records.get(&name);
+    let pause = record.and_then(|record| record.pause.as_ref());
+    let since = record.filter(|record| record.epoch > 0).and_then(|record| i64::try_from(record.epoch).ok());
+    View {
+        state: if pause.is_some() { "paused" } else { "running" },
+        by: pause.map(|pause| pause.by.clone()),
+        why: pause.and_then(|pause| pause.why.clone()),
+        since: since.map(rfc3339),
+        parked,
+        configured: configured.contains(&name),
+        name,
+    }
+}
+
+/// What else there is to say of a route.
+fn story(view: &View) -> String {
+    let since = view.since.clone().unwrap_or_else(|| "-".to_owned());
+    let by = view.by.as_ref().map(|by| format!(", {by}")).unwrap_or_default();
+    let why = view.why.as_ref().map(|why| format!(", {why}")).unwrap_or_default();
+    let gone = match (view.configured, view.parked) {
+        (false, Some(1..)) => format!(
+            " (not in the configuration; put its events back by: streamgate dead replay --queue parked.{} --all)",
+            view.name
+        ),
+        (false, _) => " (not in the configuration)".to_owned(),
+        (true, _) => String::new(),
+    };
+    format!("{since}{by}{why}{gone}")
+}
+
+async fn set(
+    book: &Book,
+    configured: &[String],
+    records: &Records,
+    name: &str,
+    pause: Option<Pause>,
+    json: bool,
+) -> anyhow::Result<()> {
+    if !configured.iter().any(|known| known == name) && !records.contains_key(name) {
+        let known = configured.iter().map(String::as_str).chain(records.keys().map(String::as_str));
+        let meant = nearest(name, known).map(|meant| format!(", did you mean {meant:?}?")).unwrap_or_default();
+        return Err(BadUsage(format!("there is no route {name:?}{meant}; `streamgate route list` shows them")).into());
+    }
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let record = RouteRecord::next(records.get(name), pause, now_ms);
+    book.write(name, &record).await.context("cannot change the route's state")?;
+    let records = [(name.to_owned(), record)].into();
+    let view = view(name.to_owned(), configured, &records, None);
+    if json {
+        return Ok(output::line(serde_json::to_string(&view)?)?);
+    }
+    let what = match view.state {
+        "paused" => {
+            "is paused: workers stop within a second, and its events are parked until `streamgate route resume`"
+        }
+        _ => "runs: workers take what is parked, and fresh events in turns",
+    };
+    Ok(output::line(format!("{name} {what}"))?)
+}
+
+/// Who gives the command.
+fn person() -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let user = variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
+    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{user}@{host}")
+}
