@@ -14,7 +14,7 @@ use std::time::Duration;
 use streamgate_core::ports::{Enqueue, Seen};
 use streamgate_gateway::{Intake, Tls};
 use streamgate_service::config::{
-    self, AppConfig, Config, ConfigError, HooksConfig, Loaded, RouteConfig, Source, TlsConfig,
+    self, AppConfig, Config, ConfigError, HooksConfig, Loaded, RouteConfig, Source, StoreKind, TlsConfig,
 };
 use streamgate_worker::{Hooks, Route, Router};
 use tokio::sync::Notify;
@@ -206,6 +206,10 @@ pub struct Routes {
     pub steps: Vec<Duration>,
     /// The longest that a handler might take at the start: the store is sized for it.
     pub longest: Duration,
+    /// How many handlers all routes may have together: the store hands out enough for so many.
+    pub handlers: usize,
+    /// Whether a route that is new has a place to park events: elsewhere operators declare it.
+    pub can_add: bool,
 }
 
 impl Part for Routes {
@@ -229,7 +233,21 @@ impl Part for Routes {
             "a handler_timeout of {longest:?} is over the longest at the start, {:?}: that needs a restart",
             self.longest
         );
-        self.router.store(Arc::new(wiring::router(config, self.code.clone())?));
+        let router = wiring::router(config, self.code.clone())?;
+        let handlers = wiring::handlers(&wiring::limits(config, &router));
+        anyhow::ensure!(
+            handlers <= self.handlers,
+            "the routes may have {handlers} handlers at a time together, over the {} that there is room for since the start: that needs \
+             a restart",
+            self.handlers
+        );
+        let known = self.router.load();
+        if let Some(new) = router.names().into_iter().find(|name| !self.can_add && !known.names().contains(name)) {
+            anyhow::bail!(
+                "the route {new:?} is new, and its queue of parked events is not declared here: that needs a restart"
+            );
+        }
+        self.router.store(Arc::new(router));
         self.held.clone_from(wanted);
         Ok(true)
     }
@@ -272,7 +290,15 @@ pub fn handlers(
     config: &Config,
 ) -> [Box<dyn Part>; 2] {
     let worker = &config.worker;
-    let (steps, longest) = (worker.retry_steps(), worker.longest_handler_timeout());
-    let routes = Routes { router, code: code.routes, held: worker.routes.clone(), steps, longest };
+    let limits = wiring::limits(config, &router.load());
+    let routes = Routes {
+        code: code.routes,
+        held: worker.routes.clone(),
+        steps: worker.retry_steps(),
+        longest: worker.longest_handler_timeout(),
+        handlers: wiring::in_hand(config, &limits) / 2,
+        can_add: config.store.kind == StoreKind::Embedded || config.rabbitmq.declare,
+        router,
+    };
     [Box::new(routes), Box::new(HookHandlers { hooks, code: code.hooks, held: config.hooks.clone() })]
 }

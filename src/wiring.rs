@@ -139,15 +139,21 @@ pub fn limits(config: &Config, router: &Router) -> Vec<Limits> {
 
 /// Most deliveries in hand. Half of them may be with handlers, so that routes whose handlers all hang leave room for the others.
 pub fn in_hand(config: &Config, limits: &[Limits]) -> usize {
-    config.worker.prefetch.max(2 * limits.iter().map(|limits| limits.concurrency).sum::<usize>())
+    config.worker.prefetch.max(2 * handlers(limits))
 }
 
-/// `prefetch`: what the store hands out before the first of it is settled.
-pub fn policy(config: &Config, prefetch: usize) -> Policy {
+/// Most handlers at a time, of all routes together.
+pub fn handlers(limits: &[Limits]) -> usize {
+    limits.iter().map(|limits| limits.concurrency).sum()
+}
+
+/// `prefetch`: what the store hands out before the first of it is settled. `longest_wait`: after that it takes it back.
+pub fn policy(config: &Config, prefetch: usize, longest_wait: Option<Duration>) -> Policy {
     Policy {
         concurrency: config.worker.concurrency,
         handler_timeout: config.worker.handler_timeout,
         prefetch,
+        longest_wait,
         memory_budget: config.worker.memory_budget,
         claim_window: config.worker.claim_window,
         drain_timeout: drain_timeout(config),

@@ -35,7 +35,7 @@ impl<D: Deliveries, C: Claims, Q: Calls, R: RouteRecords> Working<D, C, Q, R> {
             claims: Arc::clone(&parts.claims),
             records: Arc::clone(&parts.records),
         };
-        let (policy, seed) = (wiring::policy(config, parts.prefetch), wiring::holder_seed()?);
+        let (policy, seed) = (wiring::policy(config, parts.prefetch, parts.longest_wait), wiring::holder_seed()?);
         let worker = Worker::new(stores, Arc::clone(&router), policy, Arc::clone(metrics), seed)
             .context("cannot start the threads for handlers of events")?;
         let answering = |calls: &Arc<Q>| {

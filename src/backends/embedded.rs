@@ -54,7 +54,8 @@ pub fn open(
     };
     let prefetch = in_hand - in_hand / PARKED_SHARE;
     let (deliveries, claims) = (Arc::clone(&store), Arc::clone(&store));
-    let worker = WorkerParts { deliveries, prefetch, claims, records: store, calls: Some(calls), lifecycle };
+    let worker =
+        WorkerParts { deliveries, prefetch, longest_wait: None, claims, records: store, calls: Some(calls), lifecycle };
     Ok((gateway, worker))
 }
 
@@ -91,13 +92,15 @@ impl Lifecycle for Store {
                     for (queue, events) in [("waiting", waiting), ("retrying", retrying), ("dead", dead)] {
                         self.metrics.queue_messages.with_label_values(&[queue]).set(events);
                     }
+                    let known = self.store.known_routes();
+                    let routes = || self.routes.iter().chain(&known);
                     if orphans_logged.is_none_or(|at| at.elapsed() >= ORPHANS) {
                         orphans_logged = Some(Instant::now());
-                        let is_gone = |name: &str| !self.routes.iter().any(|route| **route == *name);
+                        let is_gone = |name: &str| !routes().any(|route| **route == *name);
                         let orphans = parked.iter().filter(|(route, _)| is_gone(route));
                         orphans.for_each(|(route, events)| super::log_orphan(route, events.unsigned_abs()));
                     }
-                    for route in &self.routes {
+                    for route in routes() {
                         let events = parked.iter().find(|(parked_for, _)| **parked_for == **route);
                         let events = events.map_or(0, |(_, events)| *events);
                         self.metrics.worker_parked_events.with_label_values(&[&**route]).set(events);

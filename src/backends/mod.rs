@@ -5,6 +5,7 @@ pub mod embedded;
 pub mod rabbitmq;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a gateway works on.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct WorkerParts<D, C, Q, R, L> {
     pub deliveries: Arc<D>,
     /// Most fresh deliveries that it hands out before the first of them is settled.
     pub prefetch: usize,
+    /// How long a delivery may wait before it is taken back; none where it never is.
+    pub longest_wait: Option<Duration>,
     pub claims: Arc<C>,
     /// Who has paused which route.
     pub records: Arc<R>,

@@ -20,7 +20,8 @@ async fn typed(site: &Site, args: &str, answer: &str) -> (Option<i32>, String) {
 async fn with_letters(site: &Site, count: usize) -> crate::harness::process::Server {
     let service = Receiver::start(|_| reply(503, &[])).await;
     let worker = "retry = [\"10ms\", \"20ms\"]".to_owned();
-    site.configure(&Setup { rest: service.route(), worker, ..Setup::default() });
+    let rest = service.route().replace("forward", "breaker = false\nforward");
+    site.configure(&Setup { rest, worker, ..Setup::default() });
     let server = site.start().await;
     for number in 0..count {
         let kind =

@@ -35,6 +35,8 @@ pub struct Policy {
     /// Most fresh deliveries that the store hands out before the first is settled, and most bytes of their bodies.
     pub prefetch: usize,
     pub memory_budget: usize,
+    /// How long a delivery may wait before the store takes it back; none where it never does.
+    pub longest_wait: Option<Duration>,
     /// How long an event waits for a worker that has the route which it names.
     pub claim_window: Duration,
     /// How long handlers may take to finish after the drain began.
@@ -246,6 +248,9 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
 
     /// Lets an event wait with its route's parked ones. No attempt is counted, and nothing claimed.
     pub(crate) async fn park(&self, delivery: Delivery<D::Handle>, route: &Arc<str>) {
+        if !delivery.is_live() {
+            return;
+        }
         let key = delivery.envelope.key.clone();
         let full = match self.deliveries.park(delivery, Arc::clone(route)).await {
             Ok(Parked::Kept) => return self.metrics.worker_parked.with_label_values(&[&**route]).inc(),

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::breaker::{Change, Health, Probe};
 use streamgate_core::duration::rounded;
-use streamgate_core::ports::{Claims, Deliveries, Delivery};
-use tokio::runtime::Handle;
+use streamgate_core::ports::{Claims, Deliveries, Delivery, Handle};
+use streamgate_core::retry::Precaution;
+use tokio::runtime;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -21,9 +22,6 @@ use tokio_util::task::TaskTracker;
 const STORE_BACKOFF: Duration = Duration::from_secs(1);
 /// Between looks at whether the routes were reloaded, where no delivery comes.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a delivery may wait for its turn: RabbitMQ takes back after 30 minutes what is not settled, and the handler takes
-/// its time as well.
-const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 /// How long the stop may take to give back what nobody has begun; then it goes back with its connection.
 const GIVE_BACK: Duration = Duration::from_secs(1);
 /// Deliveries given back at a time.
@@ -36,13 +34,21 @@ struct Waiting<H> {
     route: Arc<Route>,
 }
 
-impl<H> Item for Waiting<H> {
+impl<H: Handle> Item for Waiting<H> {
     fn bytes(&self) -> usize {
         self.delivery.envelope.body.len()
     }
 
     fn is_parked(&self) -> bool {
         self.delivery.parked.is_some()
+    }
+
+    fn is_suspect(&self) -> bool {
+        Precaution::of(self.delivery.abandoned) != Precaution::None
+    }
+
+    fn is_live(&self) -> bool {
+        self.delivery.is_live()
     }
 }
 
@@ -54,25 +60,30 @@ struct Shared<H> {
     freed: Notify,
 }
 
-impl<H> Shared<H> {
+impl<H: Handle> Shared<H> {
     fn lanes(&self) -> MutexGuard<'_, Lanes<Waiting<H>>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A place in a lane, for as long as a handler has it.
-struct Turn<H> {
+struct Turn<H: Handle> {
     shared: Arc<Shared<H>>,
     route: Arc<str>,
+    /// Of the event's body.
+    bytes: usize,
     /// Until it is judged.
     probe: Option<Probe>,
 }
 
-impl<H> Turn<H> {
+impl<H: Handle> Turn<H> {
     /// What the attempt says of the route's service.
     fn judged(&mut self, health: Health) {
         let change = self.shared.lanes().judged(&self.route, self.probe.take(), health, Instant::now());
-        let Some(change) = change else { return };
+        let Some(change) = change else {
+            // After a probe that asked nobody the next one may start at once.
+            return self.shared.freed.notify_one();
+        };
         let route = &*self.route;
         match change {
             Change::Opened { wait } => tracing::warn!(
@@ -89,13 +100,13 @@ impl<H> Turn<H> {
     }
 }
 
-impl<H> Drop for Turn<H> {
+impl<H: Handle> Drop for Turn<H> {
     fn drop(&mut self) {
         // The service was not asked, or the attempt was cut off.
         if self.probe.is_some() {
             self.judged(Health::Unknown);
         }
-        if self.shared.lanes().ended(&self.route) {
+        if self.shared.lanes().ended(&self.route, self.bytes) {
             self.shared.freed.notify_one();
         }
     }
@@ -105,7 +116,7 @@ impl<H> Drop for Turn<H> {
 pub(crate) struct Dispatcher<D: Deliveries, C> {
     processor: Arc<Processor<D, C>>,
     /// Where handlers run.
-    threads: Handle,
+    threads: runtime::Handle,
     next_holder: u64,
     cut: CancellationToken,
     tasks: TaskTracker,
@@ -122,12 +133,12 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
     /// `cut`: what is in hand is left where it is from then on.
     pub(crate) fn new(
         processor: Arc<Processor<D, C>>,
-        threads: Handle,
+        threads: runtime::Handle,
         holder_seed: u64,
         cut: CancellationToken,
     ) -> Dispatcher<D, C> {
         let policy = &processor.policy;
-        let room = Room { deliveries: policy.prefetch, bytes: policy.memory_budget, longest_wait: LONGEST_WAIT };
+        let room = Room { deliveries: policy.prefetch, bytes: policy.memory_budget, longest_wait: policy.longest_wait };
         let shared = Arc::new(Shared { lanes: Mutex::new(Lanes::new(room)), freed: Notify::new() });
         let router = processor.router.load_full();
         let (tasks, taking, all_ran) = (TaskTracker::new(), Vec::new(), false);
@@ -169,8 +180,13 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                     self.look_at_routes();
                     self.offer(delivery);
                 }
+                () = processor.deliveries.recalled() => self.give_back_waiting(),
                 () = paced => {}
-                _ = looks.tick() => self.look_at_routes(),
+                _ = looks.tick() => {
+                    self.look_at_routes();
+                    self.shared.lanes().look();
+                    self.all_ran = false;
+                }
             }
         }
         self.give_back_all().await;
@@ -195,7 +211,14 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
     fn adopt(&mut self) {
         let policy = &self.processor.policy;
         let limits = |route: &Route| route.limits(policy.concurrency, policy.handler_timeout);
-        let routes = self.router.routes().iter().map(|route| (Arc::clone(&route.name), limits(route))).collect();
+        let routes: Vec<_> =
+            self.router.routes().iter().map(|route| (Arc::clone(&route.name), limits(route))).collect();
+        for (route, _) in self.shared.lanes().states() {
+            if routes.iter().all(|(name, _)| *name != route) {
+                // Of a route that is gone it would stay as it was.
+                self.processor.metrics.worker_route_state.remove_label_values(&[&*route]).ok();
+            }
+        }
         self.all_ran = false;
         let waited = self.shared.lanes().adopt(routes);
         for Waiting { delivery, .. } in waited {
@@ -214,6 +237,10 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                 if let Err(waiting) = offered {
                     self.give_back(waiting);
                 }
+            }
+            // Its queue is not taken any more: it stays there.
+            Pick::Unknown(_) if delivery.parked.is_some() => {
+                self.tasks.spawn(async move { processor.deliveries.give_back(delivery).await });
             }
             Pick::Unknown(route) => {
                 let work = async move {
@@ -234,6 +261,11 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
     /// Starts whatever may start, then parks what is in the way of others. When a rate lets the next one start.
     fn turn(&mut self) -> Option<Instant> {
         let now = Instant::now();
+        let all_run = self.shared.lanes().all_run();
+        if !(all_run && self.all_ran) {
+            self.follow_states(now);
+            self.all_ran = all_run;
+        }
         loop {
             let next = self.shared.lanes().next_start(now);
             let Some(start) = next else { break };
@@ -248,11 +280,6 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
             let next = self.shared.lanes().next_give_back(now);
             let Some(waiting) = next else { break };
             self.give_back(waiting);
-        }
-        let all_run = self.shared.lanes().all_run();
-        if !(all_run && self.all_ran) {
-            self.follow_states(now);
-            self.all_ran = all_run;
         }
         self.shared.lanes().due(now)
     }
@@ -273,7 +300,8 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
     }
 
     fn start(&mut self, Start { item: Waiting { delivery, route }, probe }: Start<Waiting<D::Handle>>) {
-        let mut turn = Turn { shared: Arc::clone(&self.shared), route: Arc::clone(&route.name), probe };
+        let bytes = delivery.envelope.body.len();
+        let mut turn = Turn { shared: Arc::clone(&self.shared), route: Arc::clone(&route.name), bytes, probe };
         let (processor, cut, holder) = (Arc::clone(&self.processor), self.cut.clone(), self.next_holder);
         self.next_holder = self.next_holder.wrapping_add(1);
         processor.deliveries.begin(&delivery);
@@ -295,6 +323,19 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
     fn give_back(&self, Waiting { delivery, .. }: Waiting<D::Handle>) {
         let processor = Arc::clone(&self.processor);
         self.tasks.spawn(async move { processor.deliveries.give_back(delivery).await });
+    }
+
+    /// The store has an event that may end the process, and wants nothing else to be in hand.
+    fn give_back_waiting(&self) {
+        let waiting = self.shared.lanes().take_waiting();
+        // The one that is wanted alone may be here already.
+        let (suspects, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(Item::is_suspect);
+        others.into_iter().for_each(|waiting| self.give_back(waiting));
+        for waiting in suspects {
+            let name = Arc::clone(&waiting.route.name);
+            let offered = self.shared.lanes().offer(&name, waiting);
+            offered.err().into_iter().for_each(|waiting| self.give_back(waiting));
+        }
     }
 
     /// What nobody has begun is for other workers.

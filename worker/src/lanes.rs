@@ -1,6 +1,6 @@
 //! Which delivery runs next, and which one makes room for others: one lane for each route, with its own limit and its own queue.
 //!
-//! No clock and no IO: time is an argument, and who starts or parks what is returned here is the dispatcher (`run`).
+//! No clock and no IO: time is an argument, and the dispatcher (`dispatch`) starts and parks what is returned here.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -36,8 +36,8 @@ pub(crate) struct Room {
     pub(crate) deliveries: usize,
     /// Most bytes of bodies.
     pub(crate) bytes: usize,
-    /// How long one may wait for its handler.
-    pub(crate) longest_wait: Duration,
+    /// How long one may wait for its handler before the store takes it back; none where it never does.
+    pub(crate) longest_wait: Option<Duration>,
 }
 
 /// What waits in a lane. `bytes`: of its body.
@@ -45,6 +45,10 @@ pub(crate) trait Item {
     fn bytes(&self) -> usize;
     /// Whether it was parked before: then it is not parked again.
     fn is_parked(&self) -> bool;
+    /// Whether it may have to run alone: what may end the process waits for no place, for it keeps all others from theirs.
+    fn is_suspect(&self) -> bool;
+    /// Whether it can still be settled. What the store has taken back comes once more.
+    fn is_live(&self) -> bool;
 }
 
 /// A delivery that starts.
@@ -73,6 +77,12 @@ struct Lane<T> {
     breaker: Option<Breaker>,
     is_paused: bool,
     running: usize,
+    /// Of the bodies that run.
+    running_bytes: usize,
+    /// One has started since the last look.
+    has_moved: bool,
+    /// All places are taken, and none started for a while.
+    is_stuck: bool,
     fresh: VecDeque<T>,
     parked: VecDeque<T>,
     /// The last start was a fresh one: where both wait, a parked one is next.
@@ -85,8 +95,21 @@ impl<T: Item> Lane<T> {
     fn new(route: Arc<str>, limits: Limits) -> Lane<T> {
         let (pace, breaker) = (limits.rate.map(Pace::new), limits.breaker.map(Breaker::new));
         let (fresh, parked) = (VecDeque::new(), VecDeque::new());
-        let (is_paused, running, fresh_was_last, is_retired) = Default::default();
-        Lane { route, limits, pace, breaker, is_paused, running, fresh, parked, fresh_was_last, is_retired }
+        Lane {
+            route,
+            limits,
+            pace,
+            breaker,
+            is_paused: false,
+            running: 0,
+            running_bytes: 0,
+            has_moved: false,
+            is_stuck: false,
+            fresh,
+            parked,
+            fresh_was_last: false,
+            is_retired: false,
+        }
     }
 
     fn take_limits(&mut self, limits: Limits) {
@@ -121,18 +144,43 @@ impl<T: Item> Lane<T> {
         self.running < self.limits.concurrency
     }
 
+    /// The place of the next one that may start: the next in turn, where there is a place and room for it; else a suspect.
+    fn next(&self, share: usize) -> Option<Next> {
+        let next = if self.takes_parked() { self.parked.front() } else { self.fresh.front() };
+        let fits = |item: &T| self.running == 0 || self.running_bytes + item.bytes() <= share;
+        if self.has_place() && next.is_some_and(fits) {
+            return Some(Next::InTurn);
+        }
+        let suspect = |items: &VecDeque<T>| items.iter().position(Item::is_suspect);
+        suspect(&self.fresh).map(Next::Fresh).or_else(|| suspect(&self.parked).map(Next::Parked))
+    }
+
+    fn takes_parked(&self) -> bool {
+        !self.parked.is_empty() && (self.fresh_was_last || self.fresh.is_empty())
+    }
+
     /// When its rate lets the next one start; none where it may at once.
     fn paced_until(&self, now: Instant) -> Option<Instant> {
         self.pace.as_ref().and_then(|pace| pace.wait_until(now))
     }
 
-    fn take(&mut self) -> Option<T> {
-        let parked_first = self.fresh_was_last || self.fresh.is_empty();
-        let item = if parked_first { self.parked.pop_front() } else { None };
-        let item = item.or_else(|| self.fresh.pop_front())?;
+    fn take(&mut self, next: Next) -> Option<T> {
+        let item = match next {
+            Next::InTurn if self.takes_parked() => self.parked.pop_front(),
+            Next::InTurn => self.fresh.pop_front(),
+            Next::Fresh(place) => self.fresh.remove(place),
+            Next::Parked(place) => self.parked.remove(place),
+        }?;
         self.fresh_was_last = !item.is_parked();
         Some(item)
     }
+}
+
+/// Which one of a lane starts.
+enum Next {
+    InTurn,
+    Fresh(usize),
+    Parked(usize),
 }
 
 /// All lanes.
@@ -196,12 +244,18 @@ impl<T: Item> Lanes<T> {
 
     /// The next one to run, counted as running until `ended`.
     pub(crate) fn next_start(&mut self, now: Instant) -> Option<Start<T>> {
-        let may_start = |lane: &&mut Lane<T>| {
-            lane.waiting() > 0 && lane.has_place() && lane.paced_until(now).is_none() && !lane.is_shut(now)
+        let share = self.share();
+        let may_start = |lane: &Lane<T>| {
+            if lane.waiting() == 0 || lane.paced_until(now).is_some() || lane.is_shut(now) {
+                return None;
+            }
+            lane.next(share)
         };
-        let lane = self.lanes.iter_mut().find(may_start)?;
-        let item = lane.take()?;
+        let (lane, next) = self.lanes.iter_mut().find_map(|lane| may_start(lane).map(|next| (lane, next)))?;
+        let item = lane.take(next)?;
         lane.running += 1;
+        lane.running_bytes += item.bytes();
+        (lane.has_moved, lane.is_stuck) = (true, false);
         if let Some(pace) = &mut lane.pace {
             pace.started(now);
         }
@@ -221,23 +275,38 @@ impl<T: Item> Lanes<T> {
     /// One that is to make room: any of a lane that lets none start; else the newest of the lane where most wait, where it is in
     /// the way of another lane that could handle more; or one that would not begin in time. A lane that is alone is in nobody's way.
     pub(crate) fn next_park(&mut self, now: Instant) -> Option<T> {
-        let longest = self.room.longest_wait;
-        let is_alone = self.lanes.iter().filter(|lane| !lane.is_retired).count() < 2;
-        let has_fresh = |lane: &&Lane<T>| !lane.fresh.is_empty();
-        let is_shut = |lane: &Lane<T>| has_fresh(&lane) && lane.is_shut(now);
-        let is_late = |lane: &Lane<T>| has_fresh(&lane) && lane.waiting() > lane.limits.most_waiting(longest);
-        let place = self.lanes.iter().position(is_shut);
-        let place = place.or_else(|| if is_alone { None } else { self.lanes.iter().position(is_late) });
-        let place = place.or_else(|| if is_alone { None } else { self.in_the_way(now) })?;
-        let item = self.lanes.get_mut(place)?.fresh.pop_back()?;
+        let is_shut = |lane: &Lane<T>| !lane.fresh.is_empty() && lane.is_shut(now);
+        // All of these go, so in their order.
+        let item = match self.lanes.iter_mut().find(|lane| is_shut(lane)) {
+            Some(shut) => shut.fresh.pop_front(),
+            None => {
+                let place = self.late().or_else(|| self.in_the_way(now))?;
+                self.lanes.get_mut(place)?.fresh.pop_back()
+            }
+        }?;
         self.waiting_bytes -= item.bytes();
         Some(item)
     }
 
-    /// One that was parked before and came back to a lane that lets none start: it stays where it is.
+    /// A lane whose last one would not begin in time.
+    fn late(&self) -> Option<usize> {
+        let longest = self.room.longest_wait?;
+        let is_late = |lane: &Lane<T>| !lane.fresh.is_empty() && lane.waiting() > lane.limits.most_waiting(longest);
+        self.lanes.iter().position(is_late)
+    }
+
+    /// How many bytes of bodies the handlers of one lane may hold, and what waits in all of them.
+    fn share(&self) -> usize {
+        match self.lanes.len() {
+            0 | 1 => self.room.bytes,
+            lanes => self.room.bytes / (lanes + 1),
+        }
+    }
+
+    /// One that was parked before and came to a lane that lets none start, or none for a while: it stays where it is.
     pub(crate) fn next_give_back(&mut self, now: Instant) -> Option<T> {
-        let is_shut = |lane: &&mut Lane<T>| !lane.parked.is_empty() && lane.is_shut(now);
-        let item = self.lanes.iter_mut().find(is_shut)?.parked.pop_back()?;
+        let is_idle = |lane: &&mut Lane<T>| !lane.parked.is_empty() && (lane.is_shut(now) || lane.is_stuck);
+        let item = self.lanes.iter_mut().find(is_idle)?.parked.pop_back()?;
         self.waiting_bytes -= item.bytes();
         Some(item)
     }
@@ -259,7 +328,7 @@ impl<T: Item> Lanes<T> {
         let waiting: usize = self.lanes.iter().map(|lane| lane.fresh.len()).sum();
         let handlers: usize = self.lanes.iter().map(|lane| lane.limits.concurrency).sum();
         let most = (self.room.deliveries / 2).min(self.room.deliveries.saturating_sub(handlers));
-        waiting > most || self.waiting_bytes > self.room.bytes / 2
+        waiting > most || self.waiting_bytes > self.share()
     }
 
     /// What an attempt says of the route's service. What that changes.
@@ -269,10 +338,12 @@ impl<T: Item> Lanes<T> {
     }
 
     /// A handler has ended. Whether others of its lane wait for that.
-    pub(crate) fn ended(&mut self, route: &str) -> bool {
+    pub(crate) fn ended(&mut self, route: &str, bytes: usize) -> bool {
         let Some(place) = self.lanes.iter().position(|lane| *lane.route == *route) else { return false };
         let Some(lane) = self.lanes.get_mut(place) else { return false };
-        lane.running -= 1;
+        lane.running = lane.running.saturating_sub(1);
+        lane.running_bytes = lane.running_bytes.saturating_sub(bytes);
+        (lane.has_moved, lane.is_stuck) = (true, false);
         let waits = lane.waiting() > 0;
         if lane.is_retired && lane.running == 0 {
             self.lanes.swap_remove(place);
@@ -282,12 +353,24 @@ impl<T: Item> Lanes<T> {
 
     /// The routes whose parked events may come.
     pub(crate) fn taking_parked(&self, now: Instant) -> Vec<Arc<str>> {
-        let taking = self.lanes.iter().filter(|lane| !lane.is_retired && !lane.is_shut(now));
+        let taking = self.lanes.iter().filter(|lane| !lane.is_retired && !lane.is_shut(now) && !lane.is_stuck);
         taking.map(|lane| Arc::clone(&lane.route)).collect()
     }
 
+    /// Whether all routes run, and take what is parked.
     pub(crate) fn all_run(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.state() == State::Running)
+        self.lanes.iter().all(|lane| lane.state() == State::Running && !lane.is_stuck)
+    }
+
+    /// Finds out which lanes have not moved since the last look, and drops what the store has taken back.
+    pub(crate) fn look(&mut self) {
+        for lane in &mut self.lanes {
+            lane.is_stuck = !lane.has_place() && !std::mem::take(&mut lane.has_moved);
+            lane.fresh.retain(Item::is_live);
+            lane.parked.retain(Item::is_live);
+        }
+        let waiting = self.lanes.iter().flat_map(|lane| lane.fresh.iter().chain(&lane.parked));
+        self.waiting_bytes = waiting.map(Item::bytes).sum();
     }
 
     pub(crate) fn states(&self) -> Vec<(Arc<str>, State)> {
@@ -321,14 +404,25 @@ mod tests {
         fn is_parked(&self) -> bool {
             self.is_parked
         }
+
+        fn is_suspect(&self) -> bool {
+            self.number >= SUSPECT
+        }
+
+        fn is_live(&self) -> bool {
+            !(STALE..SUSPECT).contains(&self.number)
+        }
     }
+
+    const STALE: usize = 1_000;
+    const SUSPECT: usize = 2_000;
 
     fn limits(concurrency: usize) -> Limits {
         Limits { concurrency, rate: None, handler_timeout: Duration::from_secs(30), breaker: None }
     }
 
     fn lanes(deliveries: usize, routes: &[(&str, usize)]) -> Lanes<Event> {
-        let mut lanes = Lanes::new(Room { deliveries, bytes: 1 << 20, longest_wait: Duration::from_secs(900) });
+        let mut lanes = Lanes::new(Room { deliveries, bytes: 1 << 20, longest_wait: Some(Duration::from_secs(900)) });
         let routes = routes.iter().map(|(route, concurrency)| (Arc::from(*route), limits(*concurrency)));
         assert!(lanes.adopt(routes.collect()).is_empty());
         lanes
@@ -351,7 +445,7 @@ mod tests {
         assert_eq!(starts(&mut lanes), [0, 1]);
         lanes.offer("quick", fresh(10)).unwrap();
         assert_eq!(starts(&mut lanes), [10], "what hangs beside it does not matter");
-        assert!(lanes.ended("slow") && !lanes.ended("quick"));
+        assert!(lanes.ended("slow", 10) && !lanes.ended("quick", 10));
         assert_eq!(starts(&mut lanes), [2]);
         assert_eq!(lanes.offer("gone", fresh(11)), Err(fresh(11)));
     }
@@ -372,12 +466,13 @@ mod tests {
         }
         starts(&mut two);
         assert_eq!(two.next_park(Instant::now()), None, "both are full: nobody is helped");
-        two.ended("quick");
+        two.ended("quick", 10);
         starts(&mut two);
-        two.ended("quick");
+        two.ended("quick", 10);
         two.offer("slow", fresh(10)).unwrap();
         assert_eq!(two.next_park(Instant::now()), Some(fresh(10)));
         let mut alone = lanes(16, &[("slow", 1)]);
+        alone.room.longest_wait = None;
         for number in 0..100 {
             alone.offer("slow", fresh(number)).unwrap();
         }
@@ -387,17 +482,44 @@ mod tests {
 
     #[test]
     fn large_bodies_are_in_the_way_too() {
-        let mut lanes = lanes(1000, &[("slow", 1), ("quick", 1)]);
-        lanes.room.bytes = 100;
+        let mut lanes = lanes(1000, &[("slow", 8), ("quick", 1)]);
+        lanes.room.bytes = 90;
         for number in 0..7 {
             lanes.offer("slow", fresh(number)).unwrap();
         }
+        assert_eq!(starts(&mut lanes), [0, 1, 2], "30 bytes for each of the lanes, and for what waits");
+        assert_eq!(lanes.next_park(Instant::now()), Some(fresh(6)));
+        assert_eq!(lanes.next_park(Instant::now()), None);
+        lanes.offer("quick", fresh(10)).unwrap();
+        assert_eq!(starts(&mut lanes), [10]);
+    }
+
+    #[test]
+    fn a_suspect_waits_for_no_place_and_what_the_store_took_back_does_not_start() {
+        let mut lanes = lanes(64, &[("app", 1)]);
+        for number in [0, 1, STALE, SUSPECT] {
+            lanes.offer("app", fresh(number)).unwrap();
+        }
+        assert_eq!(starts(&mut lanes), [0, SUSPECT]);
+        lanes.look();
+        assert_eq!(lanes.waiting_bytes, 10);
+        (lanes.ended("app", 10), lanes.ended("app", 10));
+        assert_eq!(starts(&mut lanes), [1]);
+    }
+
+    #[test]
+    fn a_lane_that_is_stuck_leaves_what_is_parked_to_others() {
+        let (mut lanes, now) = (lanes(64, &[("app", 1)]), Instant::now());
+        let parked = Event { number: 10, is_parked: true };
+        lanes.offer("app", fresh(0)).unwrap();
+        lanes.offer("app", parked).unwrap();
         assert_eq!(starts(&mut lanes), [0]);
-        assert_eq!(
-            (lanes.next_park(Instant::now()), lanes.next_park(Instant::now())),
-            (Some(fresh(6)), None),
-            "50 bytes of 100 wait"
-        );
+        lanes.look();
+        assert_eq!((lanes.next_give_back(now), lanes.taking_parked(now).len()), (None, 1), "it has moved");
+        lanes.look();
+        assert_eq!((lanes.next_give_back(now), lanes.taking_parked(now).len()), (Some(parked), 0));
+        lanes.ended("app", 10);
+        assert_eq!((lanes.taking_parked(now).len(), lanes.all_run()), (1, true));
     }
 
     #[test]
@@ -410,7 +532,7 @@ mod tests {
         let mut order = Vec::new();
         for _ in 0..8 {
             order.extend(starts(&mut lanes));
-            lanes.ended("app");
+            lanes.ended("app", 10);
         }
         assert_eq!(order, [0, 10, 1, 11, 2, 12, 3, 13]);
     }
@@ -450,7 +572,7 @@ mod tests {
             lanes.offer("kept", event).unwrap();
         }
         assert_eq!(starts(&mut lanes).len(), 1, "one of two places is taken");
-        assert!(!lanes.ended("old"));
+        assert!(!lanes.ended("old", 10));
         assert_eq!(lanes.lanes.len(), 2, "a lane that is gone goes with its last handler");
     }
 
@@ -465,13 +587,13 @@ mod tests {
         assert_eq!(start.probe, None);
         let down = Health::Down { retry_after: None };
         assert!(matches!(lanes.judged("app", None, down, now), Some(Change::Opened { .. })));
-        lanes.ended("app");
+        lanes.ended("app", 10);
         let parked = Event { number: 10, is_parked: true };
         for event in [fresh(1), fresh(2), parked] {
             lanes.offer("app", event).unwrap();
         }
         assert_eq!(lanes.next_start(now), None);
-        assert_eq!((lanes.next_park(now), lanes.next_park(now)), (Some(fresh(2)), Some(fresh(1))), "alone or not");
+        assert_eq!((lanes.next_park(now), lanes.next_park(now)), (Some(fresh(1)), Some(fresh(2))), "alone or not");
         assert_eq!((lanes.next_give_back(now), lanes.next_give_back(now)), (Some(parked), None));
         assert!(lanes.taking_parked(now).is_empty() && !lanes.all_run());
         let due = lanes.due(now).unwrap();
@@ -542,7 +664,7 @@ mod tests {
                     }
                     Step::End { lane } if running[lane] > 0 => {
                         running[lane] -= 1;
-                        lanes.ended(ROUTES[lane].0);
+                        lanes.ended(ROUTES[lane].0, 10);
                     }
                     Step::End { .. } => {}
                     Step::Park => {

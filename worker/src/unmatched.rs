@@ -15,8 +15,15 @@ const EVERY: Duration = Duration::from_secs(60 * 60);
 /// Apps and types that are remembered: types are Stream's, but for those of custom events.
 const MOST: usize = 1024;
 
+/// A deployment takes no longer than this to bring a route everywhere.
+const ROLLING: Duration = Duration::from_secs(60 * 60);
+
 #[derive(Debug, Default)]
-pub(crate) struct UnmatchedLog(Mutex<HashMap<(String, String), Instant>>);
+pub(crate) struct UnmatchedLog {
+    said: Mutex<HashMap<(String, String), Instant>>,
+    /// The names of routes that events named and this worker did not have, and since when.
+    missing: Mutex<HashMap<String, Instant>>,
+}
 
 impl UnmatchedLog {
     pub(crate) fn happened(&self, app: &str, event_type: &str, router: &Router, is_kept: bool) {
@@ -37,6 +44,15 @@ impl UnmatchedLog {
         );
     }
 
+    /// How long events have named a route that is not here. A route that comes and goes is missing from the first time on.
+    fn missing_for(&self, route: &str, now: Instant) -> Duration {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if missing.len() >= MOST && !missing.contains_key(route) {
+            return Duration::ZERO;
+        }
+        now.saturating_duration_since(*missing.entry(route.to_owned()).or_insert(now))
+    }
+
     fn unknown(&self, app: &str, event_type: &str, route: &str) {
         if self.is_due(app, &format!("{route}: {event_type}"), Instant::now()) {
             tracing::warn!(
@@ -50,7 +66,7 @@ impl UnmatchedLog {
     }
 
     fn is_due(&self, app: &str, event_type: &str, now: Instant) -> bool {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (app.to_owned(), event_type.to_owned());
         if said.get(&key).is_some_and(|at| now.saturating_duration_since(*at) < EVERY) {
             return false;
@@ -89,7 +105,10 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         let envelope = &delivery.envelope;
         self.unmatched_log.unknown(&envelope.app, &envelope.event_type, route);
         let age_ms = jiff::Timestamp::now().as_millisecond().saturating_sub(envelope.received_at_ms);
-        let is_old = u128::try_from(age_ms).is_ok_and(|age_ms| age_ms > self.policy.claim_window.as_millis());
+        let window = self.policy.claim_window;
+        let is_old = u128::try_from(age_ms).is_ok_and(|age_ms| age_ms > window.as_millis());
+        // An old event, replayed or parked for long, may meet a deployment that rolls.
+        let is_old = self.unmatched_log.missing_for(route, Instant::now()) >= window.min(ROLLING) && is_old;
         let (settlement, outcome) = match is_old {
             true => {
                 let error = format!("no worker has the route {route:?}, which the event failed on or was parked for");

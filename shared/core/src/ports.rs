@@ -120,6 +120,20 @@ pub enum Settlement {
     },
 }
 
+/// What a store needs to settle a delivery.
+pub trait Handle: Send + 'static {
+    /// Whether it can be settled still. Where not, the store hands the event out once more.
+    fn is_live(&self) -> bool {
+        true
+    }
+}
+
+impl<H: Handle> Delivery<H> {
+    pub fn is_live(&self) -> bool {
+        self.handle.is_live()
+    }
+}
+
 /// What became of a delivery that was to be parked.
 #[derive(Debug)]
 pub enum Parked<H> {
@@ -131,12 +145,15 @@ pub enum Parked<H> {
 
 /// The consuming side of the queue.
 pub trait Deliveries: Send + Sync + 'static {
-    type Handle: Send + 'static;
+    type Handle: Handle;
     /// The next event, fresh or parked; waits for one. Cancel-safe.
     fn next(&self) -> impl Future<Output = Result<Delivery<Self::Handle>, StoreError>> + Send;
     /// Whether `next` returns the parked events of these routes, and of no others, from now on. One that is on its way may come
     /// all the same.
     fn take_parked(&self, routes: &[Arc<str>]);
+    /// Returns when the store wants everything back that no handler has begun with: an event may end the process, and is to be alone
+    /// in hand. Cancel-safe.
+    fn recalled(&self) -> impl Future<Output = ()> + Send;
     /// A handler is about to run for it: from here on the store may count its time.
     fn begin(&self, delivery: &Delivery<Self::Handle>);
     /// Lets the event wait with the other parked ones of the route, as it is: no attempt is counted.

@@ -249,7 +249,15 @@ pub fn worker(config: &Config, servers: Servers, router: &Router, answers: bool,
         calls: calls.clone(),
         metrics: Arc::clone(metrics),
     });
-    WorkerParts { deliveries: consumer, prefetch: usize::from(prefetch.fresh), claims, records, calls, lifecycle }
+    WorkerParts {
+        deliveries: consumer,
+        prefetch: usize::from(prefetch.fresh),
+        longest_wait: Some(prefetch::LONGEST_WAIT),
+        claims,
+        records,
+        calls,
+        lifecycle,
+    }
 }
 
 impl WorkerSide {

@@ -7,7 +7,7 @@ use streamgate_worker::Limits;
 /// RabbitMQ's limit for a consumer of a quorum queue.
 const MOST_UNACKED: usize = 2000;
 /// RabbitMQ takes back what is not settled in 30 minutes, its default consumer_timeout: half of it is for waiting.
-const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 /// One in so many is for parked events.
 const PARKED_SHARE: usize = 4;
 
@@ -17,9 +17,9 @@ pub(super) fn prefetch(most: usize, routes: &[Limits]) -> Prefetch {
     let handlers: usize = routes.iter().map(|limits| limits.concurrency).sum();
     let total = most.min(MOST_UNACKED);
     let in_time = routes.iter().map(|limits| limits.most_waiting(LONGEST_WAIT)).min().unwrap_or(usize::MAX);
-    let each = (total / PARKED_SHARE / routes.len().max(1)).min(in_time).max(1);
+    let each = (total / PARKED_SHARE / routes.len().max(1)).min(in_time / PARKED_SHARE).max(1);
     let parked = each * routes.len().max(1);
-    let alone = if routes.len() > 1 { usize::MAX } else { in_time };
+    let alone = if routes.len() > 1 { usize::MAX } else { in_time.saturating_sub(each) };
     let fresh = total.saturating_sub(parked).min(alone).max(handlers).max(1);
     let count = |deliveries: usize| u16::try_from(deliveries).unwrap_or(u16::MAX);
     Prefetch { fresh: count(fresh), parked: count(parked) }
@@ -44,11 +44,11 @@ mod tests {
             (fresh, parked)
         };
         assert_eq!(counts(256, &[limits(64, 30)]), (192, 64));
-        assert_eq!(counts(256, &[limits(2, 30)]), (60, 60), "2 at a time, 30 s each, in 15 minutes");
-        assert_eq!(counts(256, &[limits(64, 14 * 60)]), (64, 64), "never under the concurrency");
-        assert_eq!(counts(256, &[limits(64, 30), limits(2, 30)]), (192, 64), "the worker parks what would be late");
+        assert_eq!(counts(256, &[limits(2, 30)]), (45, 15), "2 at a time, 30 s each, in 15 minutes");
+        assert_eq!(counts(256, &[limits(64, 14 * 60)]), (64, 16), "never under the concurrency");
+        assert_eq!(counts(256, &[limits(64, 30), limits(2, 30)]), (226, 30), "the worker parks what would be late");
         assert_eq!(counts(10_000, &[limits(1500, 1)]), (1500, 500), "RabbitMQ's own limit");
         let rate = Some(Rate { count: NonZeroU32::new(1).unwrap(), per: Duration::from_secs(60) });
-        assert_eq!(counts(256, &[Limits { rate, ..limits(1, 1) }]), (15, 15), "one in a minute");
+        assert_eq!(counts(256, &[Limits { rate, ..limits(1, 1) }]), (12, 3), "one in a minute");
     }
 }

@@ -372,6 +372,7 @@ mod tests {
             apps = ['nobody']
             forward = { url = 'ftp://x', headers = { Host = 'x' } }
             [[worker.routes]]
+            name = 'b'
             events = ['*']
             forward = { url = 'http://user:hunter2@host/', timeout = '1m' }
             [typo]
@@ -392,12 +393,13 @@ mod tests {
             "worker.routes[1].events",
             "worker.routes[1].forward.headers.Host",
             "worker.routes[1].forward.url",
+            "worker.routes[1].name",
             "worker.routes[2].forward.url",
             "worker.unmatched",
         ];
         assert_eq!(found, expected);
         let error = load_text(text, []).unwrap_err().to_string();
-        assert!(error.starts_with("15 mistakes in the configuration (") && !error.contains("hunter2"), "{error}");
+        assert!(error.starts_with("16 mistakes in the configuration (") && !error.contains("hunter2"), "{error}");
     }
 
     /// What can never work, with the line that reports it.
@@ -466,7 +468,7 @@ mod tests {
             ),
             (
                 "[[worker.routes]]\nevents = ['*']\nrate = '200000/s'\nexec = { command = ['x'] }".to_owned(),
-                "line 3: worker.routes[1].rate: invalid rate \"200000/s\": at most 100000/s",
+                "line 3: worker.routes[1].rate: invalid rate \"200000/s\": expected at most 100000/s",
             ),
             (
                 "[[worker.routes]]\nevents = ['*']\nbreaker = true\nexec = { command = ['x'] }".to_owned(),

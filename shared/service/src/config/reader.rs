@@ -222,7 +222,6 @@ impl<'r> Section<'r> {
         None
     }
 
-    /// A sub-table; empty where it is absent, so that every key in it has its default.
     /// A table, or `false` where there is to be none of it.
     pub fn section_or_false(&mut self, key: &'static str) -> Option<Option<Section<'r>>> {
         match self.take(key)? {
@@ -240,6 +239,7 @@ impl<'r> Section<'r> {
         }
     }
 
+    /// A sub-table; empty where it is absent, so that every key in it has its default.
     pub fn section_or_empty(&mut self, key: &'static str) -> Section<'r> {
         let path = self.key(key);
         self.section(key).unwrap_or_else(|| self.child(path, Table::new()))

@@ -21,7 +21,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_micros(10);
 /// `[[worker.routes]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
-    /// Label and header. Default: its place, from 1.
+    /// Label and header. Default where there is one route: 1.
     pub name: String,
     /// Globs over the whole type.
     pub events: Vec<Pattern>,
@@ -61,11 +61,17 @@ pub(super) struct RouteDefaults {
 impl RouteConfig {
     pub(super) fn read(
         mut section: Section<'_>,
-        place: usize,
+        (place, of): (usize, usize),
         defaults: &RouteDefaults,
         environment: &Environment,
     ) -> Option<RouteConfig> {
-        let name = section.text("name").unwrap_or_else(|| place.to_string());
+        let name = section.text("name").unwrap_or_else(|| {
+            if of > 1 {
+                section
+                    .problem("name", "is missing: where there are several routes, what is parked or paused goes by it");
+            }
+            place.to_string()
+        });
         if !is_name(&name) {
             section.problem("name", super::NAME);
         }
@@ -165,7 +171,7 @@ fn rate(text: &str) -> Result<Rate, String> {
     let count: NonZeroU32 = count.parse().map_err(|_| invalid())?;
     let rate = Rate { count, per };
     if rate.interval() < SHORTEST_INTERVAL {
-        return Err(format!("invalid rate {text:?}: at most 100000/s can be kept to"));
+        return Err(format!("invalid rate {text:?}: expected at most 100000/s"));
     }
     Ok(rate)
 }

@@ -61,9 +61,10 @@ impl WorkerConfig {
             "dead" => Ok(Unmatched::Dead),
             other => Err(format!("{other:?} is neither \"ack\" nor \"dead\"")),
         });
-        let routes = section.sections("routes").into_iter().enumerate();
-        let routes =
-            routes.filter_map(|(place, route)| RouteConfig::read(route, place + 1, &defaults, environment)).collect();
+        let routes = section.sections("routes");
+        let of = routes.len();
+        let read = |(place, route)| RouteConfig::read(route, (place + 1, of), &defaults, environment);
+        let routes = routes.into_iter().enumerate().filter_map(read).collect();
         let config = WorkerConfig {
             ops_listen: super::address(&mut section, "ops_listen", ([127, 0, 0, 1], 9465)),
             concurrency: defaults.concurrency,

@@ -10,17 +10,20 @@ use bytes::Bytes;
 use lapin::Acker;
 use lapin::message::Delivery as Raw;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::{
     envelope::Envelope,
-    ports::{Deliveries, Delivery, Parked, Settlement, StoreError},
+    ports::{self, Deliveries, Delivery, Parked, Settlement, StoreError},
     repeated::Repeated,
 };
 use tokio::time::MissedTickBehavior;
 
+/// A queue that has refused everything for this long is full.
+const FULL_AFTER: Duration = Duration::from_secs(5);
 /// Between looks at how much is parked.
 const LOOK: Duration = Duration::from_secs(5);
 /// Between tries to publish a retry or a dead letter. There is no last try while the delivery is ours.
@@ -52,6 +55,8 @@ struct Settler {
     publisher: Publisher,
     /// Publishes that failed.
     refused: Mutex<Repeated>,
+    /// Since when the queues of parked events have taken nothing.
+    full: Mutex<HashMap<Arc<str>, Instant>>,
 }
 
 /// What came of one publish.
@@ -68,12 +73,19 @@ pub struct Handle {
     acker: Acker,
 }
 
+impl ports::Handle for Handle {
+    /// While its connection lasts: the next one brings it anew.
+    fn is_live(&self) -> bool {
+        self.acker.usable()
+    }
+}
+
 impl Consumer {
     pub(super) fn start(topology: Topology, link: Arc<Link>, publisher: Publisher, prefetch: Prefetch) -> Consumer {
         let feed = Feed::start(link, topology.events(), prefetch.fresh, prefetch.parked);
         let routes = u16::try_from(topology.routes().len()).unwrap_or(u16::MAX).max(1);
         let parked_prefetch = (prefetch.parked / routes).max(1);
-        let settler = Arc::new(Settler { topology, publisher, refused: Mutex::default() });
+        let settler = Arc::new(Settler { topology, publisher, refused: Mutex::default(), full: Mutex::default() });
         Consumer { feed, parked_prefetch, settler, last_death_us: AtomicI64::new(0) }
     }
 
@@ -176,14 +188,27 @@ impl Consumer {
 }
 
 impl Settler {
-    /// Publishes until it stands, or until no room is left for it: false.
-    async fn publish_if_room(&self, acker: &Acker, message: impl Fn() -> Message) -> Result<bool, StoreError> {
+    /// Publishes to the queue of a route's parked events until it stands, or until that has been full for a while: false.
+    async fn publish_parked(
+        &self,
+        acker: &Acker,
+        route: &Arc<str>,
+        message: impl Fn() -> Message,
+    ) -> Result<bool, StoreError> {
         loop {
-            match self.publish_once(acker, message()).await? {
-                Attempt::Stands => return Ok(true),
-                Attempt::Full => return Ok(false),
-                Attempt::Again => tokio::time::sleep(SETTLE_BACKOFF).await,
+            let attempt = self.publish_once(acker, message()).await?;
+            if matches!(attempt, Attempt::Stands) {
+                self.full.lock().unwrap_or_else(PoisonError::into_inner).remove(route);
+                return Ok(true);
             }
+            if matches!(attempt, Attempt::Full) {
+                let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+                // RabbitMQ refuses what comes while the queue elects a leader, too.
+                if full.entry(Arc::clone(route)).or_insert_with(Instant::now).elapsed() >= FULL_AFTER {
+                    return Ok(false);
+                }
+            }
+            tokio::time::sleep(SETTLE_BACKOFF).await;
         }
     }
 
@@ -275,6 +300,11 @@ impl Deliveries for Consumer {
         self.feed.take_parked(routes, &self.settler.topology, self.parked_prefetch);
     }
 
+    /// It does not know which those are: claims do.
+    async fn recalled(&self) {
+        std::future::pending().await
+    }
+
     fn begin(&self, _delivery: &Delivery<Handle>) {}
 
     async fn park(&self, delivery: Delivery<Handle>, route: Arc<str>) -> Result<Parked<Handle>, StoreError> {
@@ -286,7 +316,7 @@ impl Deliveries for Consumer {
             properties: headers::properties(&envelope, &Beside::default()),
             body: envelope.body.clone(),
         };
-        if !self.settler.publish_if_room(&handle.acker, copy).await? {
+        if !self.settler.publish_parked(&handle.acker, &route, copy).await? {
             return Ok(Parked::Full(Box::new(delivery)));
         }
         acknowledge(&handle.acker).await.map(|()| Parked::Kept)

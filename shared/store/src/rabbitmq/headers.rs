@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(written.delivery_mode(), &Some(2));
         let expected = Came { envelope: envelope(), redelivered: 0, beside };
         assert_eq!(read(&written, "x.events", envelope().body), expected);
-        let letter = letter(&written, "x.dead", envelope().body);
+        let letter = letter(&written, "x.dead", envelope().body, Reason::Unrouted);
         assert_eq!((letter.number / 1000, letter.died_at_ms), (1_775_658_215_879_123, 1_775_658_215_879));
         assert_eq!((letter.reason.as_str(), letter.error.as_deref()), ("rejected", Some("no")));
     }
@@ -414,7 +414,7 @@ mod tests {
     fn what_the_broker_drops_is_a_dead_letter_with_its_word_and_a_number_that_stays() {
         let deaths = vec![record("p.retry.1000", "expired", 9), record("p.events", "delivery_limit", 7)];
         let dropped = table(&[("x-death", AMQPValue::FieldArray(deaths.into()))]);
-        let look = || letter(&dropped, "p.dead", Bytes::from_static(b"{}"));
+        let look = || letter(&dropped, "p.dead", Bytes::from_static(b"{}"), Reason::Unrouted);
         let Letter { number, envelope, reason, error, died_at_ms } = look();
         assert_eq!((reason.as_str(), died_at_ms), ("dropped_by_broker", 7000));
         assert!(error.unwrap().contains("p.events: delivery_limit"));
@@ -429,7 +429,7 @@ mod tests {
     fn what_the_broker_drops_after_a_death_of_ours_died_by_the_broker() {
         let deaths = AMQPValue::FieldArray(vec![record("p.events", "expired", 7)].into());
         let both = table(&[(REASON, long("rejected")), ("x-death", deaths)]);
-        assert_eq!(letter(&both, "p.dead", Bytes::new()).reason, "dropped_by_broker");
+        assert_eq!(letter(&both, "p.dead", Bytes::new(), Reason::Unrouted).reason, "dropped_by_broker");
     }
 
     #[test]

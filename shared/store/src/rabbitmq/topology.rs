@@ -101,7 +101,7 @@ impl Topology {
         Topology { parked: Arc::new(Mutex::new(parked)), parked_max, ..self }
     }
 
-    /// From now on events are parked for this route too. Whether they were not before.
+    /// From now on events are parked for this route too. Returns whether it is new.
     pub(super) fn add_parked(&self, route: &Arc<str>) -> bool {
         self.parked_routes().insert(Arc::clone(route))
     }

@@ -24,38 +24,43 @@ pub struct Depths {
 #[derive(Debug)]
 pub(super) struct Counter {
     connection: Connection,
-    last: Option<Counted>,
+    last: Option<Counted<i64>>,
+    last_parked: Option<Counted<Vec<(String, i64)>>>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Counted {
-    events: i64,
+#[derive(Clone, Debug)]
+struct Counted<T> {
+    events: T,
     ended: Instant,
     took: Duration,
 }
 
+impl<T: Clone> Counted<T> {
+    /// As counted last, where that is not long ago for what it took.
+    fn again(last: &mut Option<Counted<T>>, count: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        if let Some(Counted { events, ended, took }) = last
+            && ended.elapsed() < *took * PAUSES
+        {
+            return Ok(events.clone());
+        }
+        let began = Instant::now();
+        let events = count()?;
+        *last = Some(Counted { events: events.clone(), ended: Instant::now(), took: began.elapsed() });
+        Ok(events)
+    }
+}
+
 impl Counter {
     pub(super) fn new(connection: Connection) -> Counter {
-        Counter { connection, last: None }
+        Counter { connection, last: None, last_parked: None }
     }
 
     pub(super) fn depths(&mut self) -> rusqlite::Result<Depths> {
         let retrying = queue::count_retrying(&self.connection)?;
         let dead = letters::count(&self.connection)?;
-        let parked = queue::count_parked(&self.connection)?;
+        let parked = Counted::again(&mut self.last_parked, || queue::count_parked(&self.connection))?;
+        let events = Counted::again(&mut self.last, || queue::count(&self.connection))?;
         let elsewhere = parked.iter().map(|(_, events)| events).sum::<i64>() + retrying;
-        Ok(Depths { waiting: self.events()?.saturating_sub(elsewhere).max(0), retrying, parked, dead })
-    }
-
-    fn events(&mut self) -> rusqlite::Result<i64> {
-        if let Some(Counted { events, ended, took }) = self.last
-            && ended.elapsed() < took * PAUSES
-        {
-            return Ok(events);
-        }
-        let began = Instant::now();
-        let events = queue::count(&self.connection)?;
-        self.last = Some(Counted { events, ended: Instant::now(), took: began.elapsed() });
-        Ok(events)
+        Ok(Depths { waiting: events.saturating_sub(elsewhere).max(0), retrying, parked, dead })
     }
 }

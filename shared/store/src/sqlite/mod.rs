@@ -12,6 +12,7 @@ mod commit;
 mod damage;
 mod depths;
 mod directory;
+mod hands;
 mod inbox;
 mod leases;
 mod letters;
@@ -20,6 +21,7 @@ mod queue;
 mod reader;
 mod routes;
 mod row;
+mod rows;
 mod schema;
 mod seen;
 mod spool;
@@ -38,7 +40,8 @@ pub use spool::{SpoolFile, SpoolOptions};
 
 use depths::Counter;
 use directory::Owned;
-use inbox::{Bounds, Handle, Inbox};
+use hands::Handle;
+use inbox::{Bounds, Inbox};
 use leases::Leases;
 use queue::Change;
 use reader::Reader;
@@ -97,14 +100,20 @@ impl Embedded {
         let mut writing = damage::open_owner(&owned.database(), options.max_bytes)?;
         let failed = |error| OpenError::Database { path: owned.database(), error };
         queue::bring_forward(&writing, now_ms()).map_err(failed)?;
-        queue::begin(&mut writing, options.prefetch).map_err(failed)?;
+        let parked = options.prefetch / options.parked_share.max(1);
+        queue::begin(&mut writing, options.prefetch, parked).map_err(failed)?;
         let reading = schema::open_reader(&owned.database())?;
         let counting = Arc::new(Mutex::new(Some(Counter::new(schema::open_reader(&owned.database())?))));
         let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options), None)?;
-        let Options { prefetch, parked_share, in_hand_bytes, patience, .. } = *options;
-        let bounds = Bounds { prefetch, parked: prefetch / parked_share.max(1), in_hand_bytes, patience };
+        let Options { prefetch, in_hand_bytes, patience, .. } = *options;
+        let bounds = Bounds { prefetch, parked, in_hand_bytes, patience };
         let inbox = Inbox::start(Reader::start(reading)?, writer.marker(), writer.news(), bounds);
         Ok(Embedded { writer, inbox, leases: Leases::default(), counting, owned: Mutex::new(Some(owned)) })
+    }
+
+    /// The routes whose parked events were handed out in this process.
+    pub fn known_routes(&self) -> Vec<Arc<str>> {
+        self.inbox.known_routes()
     }
 
     /// How many rows there are, of each kind.
@@ -162,6 +171,10 @@ impl Deliveries for Embedded {
 
     fn take_parked(&self, routes: &[Arc<str>]) {
         self.inbox.take_parked(routes);
+    }
+
+    async fn recalled(&self) {
+        self.inbox.recalled().await;
     }
 
     fn begin(&self, delivery: &Delivery<Handle>) {

@@ -126,9 +126,9 @@ pub(super) fn bring_forward(connection: &Connection, now: i64) -> rusqlite::Resu
 }
 
 /// A process begins to hand events out. Where the one before it died, whatever that may have had in hand is counted: the first
-/// `in_hand` of each order in which events are handed out, of each route's parked ones too. That counts innocent ones too, so it goes no further than to where
+/// `in_hand` of each order in which events are handed out, and the first `parked_in_hand` of each route's parked ones. That counts innocent ones too, so it goes no further than to where
 /// an event is handed out alone; from there on it is known which one it was.
-pub(super) fn begin(connection: &mut Connection, in_hand: usize) -> rusqlite::Result<()> {
+pub(super) fn begin(connection: &mut Connection, in_hand: usize, parked_in_hand: usize) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let died: Option<Option<i64>> =
         transaction.query_row("SELECT alone FROM running", [], |row| row.get(0)).optional()?;
@@ -146,6 +146,7 @@ pub(super) fn begin(connection: &mut Connection, in_hand: usize) -> rusqlite::Re
         for order in ["due_at = 0 AND ?2 > 0 ORDER BY seq", "due_at > 0 AND due_at <= ?2 ORDER BY due_at"] {
             transaction.execute(&counted(order), params![in_hand, now, ALONE_FROM])?;
         }
+        let in_hand = i64::try_from(parked_in_hand).unwrap_or(i64::MAX);
         let order = "parked = ?2 AND parked IS NOT NULL ORDER BY seq";
         for (route, _) in count_parked(&transaction)? {
             transaction.execute(&counted(order), params![in_hand, route, ALONE_FROM])?;

@@ -1,0 +1,155 @@
+//! Which rows are in hand: how many, whose, and for how long.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use streamgate_core::ports;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+/// A row in hand. Dropped without [`settled`](Handle::settled), the row is delivered again.
+#[derive(Debug)]
+pub struct Handle {
+    pub(super) seq: i64,
+    /// The route that it was parked for.
+    parked: Option<Arc<str>>,
+    settled: bool,
+    hands: Arc<Hands>,
+    _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+impl Handle {
+    pub(super) fn seq(&self) -> i64 {
+        self.seq
+    }
+
+    pub(super) fn new(
+        seq: i64,
+        parked: Option<Arc<str>>,
+        hands: &Arc<Hands>,
+        room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    ) -> Handle {
+        Handle { seq, parked, settled: false, hands: Arc::clone(hands), _room: room }
+    }
+
+    /// A handler has it.
+    pub(super) fn begins(&self) {
+        self.hands.lock().since.insert(self.seq, Instant::now());
+    }
+
+    /// The row is gone, or waits for its new time.
+    pub(super) fn settled(mut self) {
+        self.settled = true;
+    }
+}
+
+impl ports::Handle for Handle {}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut state = self.hands.lock();
+        state.held.remove(&self.seq);
+        state.since.remove(&self.seq);
+        state.end_alone(self.seq);
+        if let Some(route) = &self.parked {
+            // Its place is another's. Where it is not settled, it is still parked.
+            if let Some(held) = state.parked.get_mut(route) {
+                *held -= 1;
+            }
+        } else if !self.settled {
+            state.returned.push(self.seq);
+        } else {
+            return;
+        }
+        drop(state);
+        self.hands.news.notify_one();
+    }
+}
+
+/// Which rows are in hand, and which came back unsettled.
+#[derive(Debug)]
+pub(super) struct Hands {
+    state: Mutex<HandsState>,
+    news: Arc<Notify>,
+    /// What no handler has begun with is wanted back.
+    pub(super) recall: Notify,
+    /// Most parked rows in hand.
+    parked: usize,
+    /// How long a delivery may be with the worker.
+    pub(super) patience: Duration,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct HandsState {
+    pub(super) held: HashSet<i64>,
+    /// When handlers began with those that they have.
+    pub(super) since: HashMap<i64, Instant>,
+    pub(super) returned: Vec<i64>,
+    /// How many parked rows are in hand, of each route that takes them or did.
+    pub(super) parked: HashMap<Arc<str>, usize>,
+    /// The routes that take theirs.
+    pub(super) taking: Vec<Arc<str>>,
+    /// The one that is alone in hand, with the slots that keep the others out.
+    alone: Option<(i64, OwnedSemaphorePermit)>,
+}
+
+impl HandsState {
+    /// Lets others in again, where this one kept them out.
+    fn end_alone(&mut self, seq: i64) {
+        self.alone.take_if(|(alone, _)| *alone == seq);
+    }
+
+    /// How many deliveries have been with handlers for longer than one may take, and when the next one will have been.
+    pub(super) fn overdue(&self, patience: Duration, now: Instant) -> (u32, Option<Instant>) {
+        let (mut overdue, mut next) = (0, None);
+        for since in self.since.values() {
+            match *since + patience {
+                until if until <= now => overdue += 1,
+                until => next = Some(next.map_or(until, |next: Instant| next.min(until))),
+            }
+        }
+        (overdue, next)
+    }
+}
+
+impl Hands {
+    pub(super) fn new(news: Arc<Notify>, parked: usize, patience: Duration) -> Hands {
+        Hands { state: Mutex::default(), news, recall: Notify::new(), parked, patience }
+    }
+
+    /// From now on this row keeps the others out, with these slots, for as long as it may take and no longer: its handler may block
+    /// its thread, or its route may not let it begin.
+    pub(super) fn keep_alone(self: &Arc<Hands>, seq: i64, slots: OwnedSemaphorePermit) {
+        self.lock().alone = Some((seq, slots));
+        let (hands, patience) = (Arc::downgrade(self), self.patience);
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            if let Some(hands) = hands.upgrade() {
+                hands.lock().end_alone(seq);
+            }
+        });
+    }
+
+    pub(super) fn take_parked(&self, routes: &[Arc<str>]) {
+        self.lock().taking = routes.to_vec();
+        self.news.notify_one();
+    }
+
+    /// The routes that have taken parked rows in this process.
+    pub(super) fn known_routes(&self) -> Vec<Arc<str>> {
+        let state = self.lock();
+        state.taking.iter().chain(state.parked.keys()).cloned().collect()
+    }
+
+    /// How many parked rows each route takes now.
+    pub(super) fn parked_room(&self) -> Vec<(Arc<str>, usize)> {
+        let state = self.lock();
+        let each = (self.parked / state.taking.len().max(1)).max(1);
+        let left = |route: &Arc<str>| each.saturating_sub(state.parked.get(route).copied().unwrap_or_default());
+        let rooms = state.taking.iter().map(|route| (Arc::clone(route), left(route)));
+        rooms.filter(|(_, room)| *room > 0).collect()
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, HandsState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
