@@ -498,3 +498,33 @@ async fn what_is_parked_for_a_route_that_is_gone_is_said_and_can_be_put_back() {
         running.stop().await;
     }
 }
+
+/// Events of a backlog: STREAMGATE_TEST_BACKLOG sets more.
+fn backlog() -> usize {
+    std::env::var("STREAMGATE_TEST_BACKLOG").map_or(4_000, |text| text.parse().unwrap())
+}
+
+/// However much waits for a route that is full, or is parked for it, a worker holds what it may hold in hand and no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_kept_in_the_store_and_not_in_memory() {
+    for services in [false, true] {
+        let ((slow, gate), quick) = (Receiver::gated().await, Receiver::willing().await);
+        let routes = route("slow", "message.new", &slow, "") + &route("quick", "*", &quick, "");
+        let running = Running::start(services, FEW, &routes, "").await;
+        let mut held = running.push("message.new", backlog() / 4).await;
+        running.push("reaction.new", 50).await;
+        eventually("its places are taken, and the rest waits", || async { running.parked("slow").await.1 >= 100.0 })
+            .await;
+        let before = running.worker().resident_bytes();
+        held.extend(running.push("message.new", backlog() * 3 / 4).await);
+        let free = running.push("reaction.new", 50).await;
+        eventually("the others are handled", || async { quick.ids().is_superset(&free) }).await;
+        let grown = running.worker().resident_bytes().saturating_sub(before);
+        println!("services: {services}: {} more events wait, {} KiB more", backlog() * 3 / 4, grown >> 10);
+        // In memory they would be some 2 KiB each; what an allocator keeps is not theirs.
+        assert!(grown < 24 << 20, "{grown} bytes for {} events", backlog() * 3 / 4);
+        gate.open();
+        eventually("all are handled", || async { slow.ids().len() == held.len() }).await;
+        running.stop().await;
+    }
+}
