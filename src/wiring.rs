@@ -60,6 +60,7 @@ pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
             concurrency: Some(route.concurrency),
             rate: route.rate,
             breaker: route.breaker,
+            fan_out: route.fan_out,
             ..Route::new(route.name.as_str(), route.events.clone(), handler)
         });
     }

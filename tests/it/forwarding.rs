@@ -150,8 +150,10 @@ async fn a_service_that_is_away_or_silent_is_tried_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_route_that_matches_gets_the_event() {
     let (site, messages, rest) = (Site::new(), Receiver::willing().await, Receiver::willing().await);
-    let routes =
-        format!("[[worker.routes]]\nevents = [\"*\"]\napps = [\"chat\"]\nforward = {{ url = \"{0}\" }}\n", rest.url());
+    let routes = format!(
+        "[[worker.routes]]\nname = \"2\"\nevents = [\"*\"]\napps = [\"chat\"]\nforward = {{ url = \"{0}\" }}\n",
+        rest.url()
+    );
     let routes = format!(
         "[[worker.routes]]\nname = \"messages\"\nevents = [\"message.*\", \"my type\"]\nforward = {{ url = \"{}\" }}\n{routes}",
         messages.url()

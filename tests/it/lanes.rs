@@ -528,3 +528,42 @@ async fn a_backlog_is_kept_in_the_store_and_not_in_memory() {
         running.stop().await;
     }
 }
+
+/// Three routes take the event, one of them fails: three lives, each with its own attempts and its own dead letter.
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_that_fan_out_give_each_further_route_an_event_of_its_own() {
+    for services in [false, true] {
+        let is_well = Arc::new(AtomicBool::new(false));
+        let well = Arc::clone(&is_well);
+        let (first, third, never) = (Receiver::willing().await, Receiver::willing().await, Receiver::willing().await);
+        let second = Receiver::start(move |_| reply(if well.load(Ordering::SeqCst) { 200 } else { 422 }, &[])).await;
+        let routes = route("first", "*", &first, "fan_out = true")
+            + &route("second", "message.*", &second, "fan_out = true")
+            + &route("third", "*", &third, "")
+            + &route("never", "*", &never, "");
+        // The lease of a worker that was killed outlives its handler's time.
+        let few = FEW.replace("5m", "5s");
+        let mut running = Running::start(services, &few, &routes, "").await;
+        let sent = running.push("message.new", 20).await;
+        let others = running.push("reaction.new", 10).await;
+        let all: HashSet<_> = sent.union(&others).cloned().collect();
+        eventually("each has its own", || async { first.ids() == all && third.ids() == all && second.ids() == sent })
+            .await;
+        eventually("the second's are dead letters", || async { running.deliveries("second", "dead").await == 20.0 })
+            .await;
+        let dead = text(&running.site.run(&["dead", "list", "--json"]).await.stdout);
+        assert_eq!(dead.matches("\"route\":\"second\"").count(), 20, "{dead}");
+        is_well.store(true, Ordering::SeqCst);
+        assert!(running.site.run(&["dead", "replay", "--all", "--yes"]).await.status.success());
+        eventually("they go to their own route", || async { handled(&second) == sent }).await;
+        assert_eq!((first.received().len(), third.received().len(), never.received().len()), (30, 30, 0), "each once");
+        // Whatever dies between a copy and its original: each route gets all.
+        let more = running.push("message.new", 60).await;
+        running = running.restart(&few, &routes).await;
+        eventually("all come", || async {
+            [&first, &second, &third].iter().all(|receiver| receiver.ids().is_superset(&more))
+        })
+        .await;
+        running.stop().await;
+    }
+}

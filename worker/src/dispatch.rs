@@ -13,7 +13,7 @@ use streamgate_core::duration::rounded;
 use streamgate_core::ports::{Claims, Deliveries, Delivery, Handle};
 use streamgate_core::retry::Precaution;
 use tokio::runtime;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -112,6 +112,9 @@ impl<H: Handle> Drop for Turn<H> {
     }
 }
 
+/// Deliveries that come back to the dispatcher when each of their routes has its own.
+type Copied<D> = mpsc::UnboundedReceiver<Delivery<<D as Deliveries>::Handle>>;
+
 /// Takes deliveries from the store, and hands them to tasks.
 pub(crate) struct Dispatcher<D: Deliveries, C> {
     processor: Arc<Processor<D, C>>,
@@ -127,6 +130,8 @@ pub(crate) struct Dispatcher<D: Deliveries, C> {
     taking: Vec<Arc<str>>,
     /// All routes ran at the last look, and their parked events come.
     all_ran: bool,
+    /// What has its copies now.
+    copied: mpsc::UnboundedSender<Delivery<D::Handle>>,
 }
 
 impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
@@ -136,18 +141,37 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         threads: runtime::Handle,
         holder_seed: u64,
         cut: CancellationToken,
-    ) -> Dispatcher<D, C> {
+    ) -> (Dispatcher<D, C>, Copied<D>) {
+        // Bounded by what the store hands out.
+        let (copied, came) = mpsc::unbounded_channel();
         let policy = &processor.policy;
         let room = Room { deliveries: policy.prefetch, bytes: policy.memory_budget, longest_wait: policy.longest_wait };
         let shared = Arc::new(Shared { lanes: Mutex::new(Lanes::new(room)), freed: Notify::new() });
         let router = processor.router.load_full();
         let (tasks, taking, all_ran) = (TaskTracker::new(), Vec::new(), false);
-        Dispatcher { processor, threads, next_holder: holder_seed, cut, tasks, shared, router, taking, all_ran }
+        let dispatcher = Dispatcher {
+            processor,
+            threads,
+            next_holder: holder_seed,
+            cut,
+            tasks,
+            shared,
+            router,
+            taking,
+            all_ran,
+            copied,
+        };
+        (dispatcher, came)
     }
 
     /// Until the drain begins. Returns what is in hand then: tasks that settle it. Takes nothing before it is known which routes are
     /// `paused`.
-    pub(crate) async fn run(mut self, mut paused: watch::Receiver<Paused>, drain: &CancellationToken) -> TaskTracker {
+    pub(crate) async fn run(
+        mut self,
+        mut copied: Copied<D>,
+        mut paused: watch::Receiver<Paused>,
+        drain: &CancellationToken,
+    ) -> TaskTracker {
         tokio::select! {
             _ = paused.wait_for(Option::is_some) => {}
             () = drain.cancelled() => {
@@ -174,6 +198,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                 biased;
                 () = drain.cancelled() => break,
                 () = shared.freed.notified() => {}
+                Some(delivery) = copied.recv() => self.offer(delivery),
                 Ok(()) = paused.changed() => self.pause(&mut paused),
                 delivery = &mut next => {
                     next.set(self::next(&*processor.deliveries));
@@ -188,6 +213,9 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                     self.all_ran = false;
                 }
             }
+        }
+        while let Ok(delivery) = copied.try_recv() {
+            self.offer(delivery);
         }
         self.give_back_all().await;
         self.tasks.close();
@@ -238,6 +266,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                     self.give_back(waiting);
                 }
             }
+            Pick::Each(routes) => self.copy(delivery, routes),
             // Its queue is not taken any more: it stays there.
             Pick::Unknown(_) if delivery.parked.is_some() => {
                 self.tasks.spawn(async move { processor.deliveries.give_back(delivery).await });
@@ -256,6 +285,24 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                 self.tasks.spawn(work);
             }
         }
+    }
+
+    /// Makes an event of its own for each route. What is this delivery's comes back to be offered when all of them are durable.
+    fn copy(&self, mut delivery: Delivery<D::Handle>, routes: Vec<Arc<Route>>) {
+        let (processor, cut, copied) = (Arc::clone(&self.processor), self.cut.clone(), self.copied.clone());
+        let work = async move {
+            let names: Vec<_> = routes.iter().map(|route| Arc::clone(&route.name)).collect();
+            let copy = cut.run_until_cancelled(processor.deliveries.copy(&mut delivery, &names));
+            match copy.await {
+                Some(Ok(())) => drop(copied.send(delivery)),
+                Some(Err(error)) => {
+                    let key = &delivery.envelope.key;
+                    tracing::error!(%error, key, "cannot copy an event for its routes; it will be delivered again");
+                }
+                None => {}
+            }
+        };
+        self.tasks.spawn(work);
     }
 
     /// Starts whatever may start, then parks what is in the way of others. When a rate lets the next one start.

@@ -27,6 +27,8 @@ pub struct Route {
     pub rate: Option<Rate>,
     /// When its service is not asked any more. None: whatever happens, it is.
     pub breaker: Option<BreakerPolicy>,
+    /// Matching goes on behind it: the next route that matches gets a copy of its own.
+    pub fan_out: bool,
 }
 
 impl std::fmt::Debug for Route {
@@ -49,6 +51,7 @@ impl Route {
             concurrency: None,
             rate: None,
             breaker: Some(BreakerPolicy::default()),
+            fan_out: false,
         }
     }
 
@@ -83,6 +86,8 @@ pub struct Router(Vec<Arc<Route>>);
 #[derive(Clone, Debug)]
 pub(crate) enum Pick {
     Route(Arc<Route>),
+    /// Each of these gets an event of its own; at least two.
+    Each(Vec<Arc<Route>>),
     /// It goes by a route's name, and there is none of that name.
     Unknown(String),
     /// No route takes it.
@@ -113,14 +118,23 @@ impl Router {
     }
 
     /// `parked`: the route that it was parked for. That, or the route on which an attempt of it failed before, is its route, and
-    /// it goes to no other.
+    /// it goes to no other, and no copy is made of it.
     pub(crate) fn pick(&self, envelope: &Envelope, parked: Option<&str>) -> Pick {
         if let Some(name) = parked.or(envelope.route.as_deref()) {
             let named = self.0.iter().find(|route| *route.name == *name);
             return named.map_or_else(|| Pick::Unknown(name.to_owned()), |route| Pick::Route(Arc::clone(route)));
         }
         let event_type = LazyCell::new(|| raw_type(envelope).unwrap_or_default());
-        let route = self.0.iter().find(|route| route.takes(envelope, || &event_type));
-        route.map_or(Pick::Unmatched, |route| Pick::Route(Arc::clone(route)))
+        let mut taking = Vec::new();
+        for route in self.0.iter().filter(|route| route.takes(envelope, || &event_type)) {
+            taking.push(Arc::clone(route));
+            if !route.fan_out {
+                break;
+            }
+        }
+        match taking.len() {
+            0 | 1 => taking.pop().map_or(Pick::Unmatched, Pick::Route),
+            _ => Pick::Each(taking),
+        }
     }
 }

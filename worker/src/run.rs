@@ -62,9 +62,9 @@ impl<D: Deliveries, C: Claims, R: RouteRecords> Worker<D, C, R> {
         let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { attempts.summaries().await }));
         let (pauses, paused) = Pauses::new(Arc::clone(&self.records), Arc::clone(&self.processor.router));
         let _pauses = AbortOnDropHandle::new(tokio::spawn(pauses.run()));
-        let dispatcher =
+        let (dispatcher, copied) =
             Dispatcher::new(Arc::clone(&self.processor), self.threads.handle().clone(), self.holder_seed, cut.clone());
-        let tasks = dispatcher.run(paused, &shutdown.drain).await;
+        let tasks = dispatcher.run(copied, paused, &shutdown.drain).await;
         let in_hand = tasks.len();
         tokio::select! {
             () = tasks.wait() => return,

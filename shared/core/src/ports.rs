@@ -162,6 +162,13 @@ pub trait Deliveries: Send + Sync + 'static {
         delivery: Delivery<Self::Handle>,
         route: Arc<str>,
     ) -> impl Future<Output = Result<Parked<Self::Handle>, StoreError>> + Send;
+    /// Makes it an event of the first of these routes, and a copy for each other one; all of them durable when it returns. Later
+    /// deliveries of it may come without the route's name: then the copies are made once more, and claims absorb them.
+    fn copy(
+        &self,
+        delivery: &mut Delivery<Self::Handle>,
+        routes: &[Arc<str>],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Puts it back to where it came from, for any worker to take.
     fn give_back(&self, delivery: Delivery<Self::Handle>) -> impl Future<Output = ()> + Send;
     /// `route`: which one the delivery went to, if any. Makes the settlement durable, then awaits `record`, then lets the

@@ -41,6 +41,8 @@ pub struct RouteConfig {
     /// When its service is not asked any more until a probe succeeds; none: never. Default: after 10 failures in a row, for 5 s, then
     /// for twice as long each time, 2 min at most.
     pub breaker: Option<BreakerPolicy>,
+    /// Whether matching goes on behind it, and each further route that matches gets a copy of its own. Default false.
+    pub fan_out: bool,
 }
 
 /// What handles the events of a route.
@@ -96,7 +98,7 @@ impl RouteConfig {
         let handler_timeout = section.duration("handler_timeout", defaults.handler_timeout);
         let concurrency = section.count("concurrency", defaults.concurrency, MOST_HANDLERS);
         let rate = section.parsed("rate", rate);
-        let breaker = breaker(&mut section);
+        let (breaker, fan_out) = (breaker(&mut section), section.flag("fan_out", false));
         let handler = HandlerConfig::read(&mut section, environment)?;
         section.finish();
         Some(RouteConfig {
@@ -110,6 +112,7 @@ impl RouteConfig {
             concurrency,
             rate,
             breaker,
+            fan_out,
         })
     }
 }
@@ -199,7 +202,9 @@ pub(super) fn doubt_patterns(routes: &[RouteConfig], report: &Report) {
             others.is_empty() || (!own.is_empty() && own.iter().all(|one| others.contains(one)))
         };
         let takes_all = |other: &RouteConfig| {
-            covers_all(&other.apps, &route.apps) && covers_all(&other.channel_types, &route.channel_types)
+            !other.fan_out
+                && covers_all(&other.apps, &route.apps)
+                && covers_all(&other.channel_types, &route.channel_types)
         };
         for pattern in &route.events {
             let covers = |other: &&RouteConfig| {

@@ -322,6 +322,24 @@ impl Deliveries for Consumer {
         acknowledge(&handle.acker).await.map(|()| Parked::Kept)
     }
 
+    async fn copy(&self, delivery: &mut Delivery<Handle>, routes: &[Arc<str>]) -> Result<(), StoreError> {
+        let [first, further @ ..] = routes else { return Ok(()) };
+        let Delivery { envelope, handle, .. } = &*delivery;
+        for route in further {
+            let envelope = Envelope { route: Some(route.to_string()), ..envelope.clone() };
+            // Straight to the events: by the exchange it would go to whoever else is bound to it, too.
+            let copy = || Message {
+                exchange: self.settler.topology.back().into(),
+                routing_key: headers::routing_key(&envelope),
+                properties: headers::properties(&envelope, &Beside::default()),
+                body: envelope.body.clone(),
+            };
+            self.settler.publish(&handle.acker, copy).await?;
+        }
+        delivery.envelope.route = Some(first.to_string());
+        Ok(())
+    }
+
     async fn give_back(&self, delivery: Delivery<Handle>) {
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         // Where the connection is gone, the broker has it back.

@@ -38,6 +38,8 @@ pub(super) enum Write {
     End(Answer<()>),
     /// The first answer to a hook.
     Remember(Remembered, Answer<()>),
+    /// A row becomes an event of that route, and these are copies of it for others.
+    Copy(i64, Arc<str>, Vec<Envelope>, Answer<()>),
     /// Whether a route runs.
     Route(String, RouteRecord, Answer<()>),
     /// Looks after age and health.
@@ -231,6 +233,10 @@ impl Committer {
                     queue::end(&transaction)?;
                     Ok(Effect::Settled)
                 }
+                Write::Copy(row, route, copies, _) => {
+                    queue::copy(&transaction, *row, route, copies)?;
+                    Ok(Effect::Settled)
+                }
                 Write::Route(route, record, _) => {
                     routes::write(&transaction, route, record)?;
                     Ok(Effect::Settled)
@@ -296,7 +302,7 @@ impl Committer {
                     news |= matches!(change.settlement, Settlement::Retry { .. } | Settlement::Wait { .. });
                     drop(answer.send(Ok(())));
                 }
-                (Write::Park(_, _, answer), Ok(_)) => {
+                (Write::Park(_, _, answer) | Write::Copy(_, _, _, answer), Ok(_)) => {
                     news = true;
                     drop(answer.send(Ok(())));
                 }
@@ -325,6 +331,7 @@ impl Write {
             | Write::Settle(_, answer)
             | Write::Park(_, _, answer)
             | Write::Route(_, _, answer)
+            | Write::Copy(_, _, _, answer)
             | Write::Alone(_, answer)
             | Write::End(answer)
             | Write::Remember(_, answer) => drop(answer.send(Err(error.clone()))),

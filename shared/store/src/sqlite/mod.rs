@@ -188,6 +188,17 @@ impl Deliveries for Embedded {
         Ok(Parked::Kept)
     }
 
+    /// In one transaction, so that a copy is made once.
+    async fn copy(&self, delivery: &mut Delivery<Handle>, routes: &[Arc<str>]) -> Result<(), StoreError> {
+        let [first, further @ ..] = routes else { return Ok(()) };
+        let (seq, envelope) = (delivery.handle.seq(), &delivery.envelope);
+        let copies =
+            || further.iter().map(|route| Envelope { route: Some(route.to_string()), ..envelope.clone() }).collect();
+        until_written(&envelope.key, || self.writer.copy(seq, Arc::clone(first), copies())).await;
+        delivery.envelope.route = Some(first.to_string());
+        Ok(())
+    }
+
     /// Its handle does, when it is dropped.
     async fn give_back(&self, delivery: Delivery<Handle>) {
         drop(delivery);

@@ -99,6 +99,15 @@ pub(super) fn park(connection: &Connection, seq: i64, route: &str) -> rusqlite::
     connection.prepare_cached(sql)?.execute(params![seq, route]).map(drop)
 }
 
+/// Makes an event one of that route, with copies for others. A row that names a route already has its copies.
+pub(super) fn copy(connection: &Connection, seq: i64, route: &str, copies: &[Envelope]) -> rusqlite::Result<()> {
+    let sql = "UPDATE events SET route = ?2 WHERE seq = ?1 AND route IS NULL";
+    if connection.prepare_cached(sql)?.execute(params![seq, route])? == 0 {
+        return Ok(());
+    }
+    copies.iter().try_for_each(|copy| insert_event(connection, copy))
+}
+
 /// How many events are parked for each route.
 pub(super) fn count_parked(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
     let sql = "SELECT parked, count(*) FROM events WHERE parked IS NOT NULL GROUP BY parked";

@@ -153,6 +153,10 @@ impl Writer {
         self.write(|answer| Write::Park(row, route, answer)).await
     }
 
+    pub(super) async fn copy(&self, row: i64, route: Arc<str>, copies: Vec<Envelope>) -> Result<(), StoreError> {
+        self.write(|answer| Write::Copy(row, route, copies, answer)).await
+    }
+
     pub(super) async fn record_route(&self, route: String, record: RouteRecord) -> Result<(), StoreError> {
         self.write(|answer| Write::Route(route, record, answer)).await
     }
