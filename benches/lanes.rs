@@ -139,7 +139,7 @@ async fn measure(services: bool, case: Case) -> Figures {
     while sent.keys().any(|id| !handled.lock().unwrap().contains_key(id)) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let handled = handled.lock().unwrap();
+    let handled = handled.lock().unwrap().clone();
     let last = sent.keys().map(|id| handled[id]).max().unwrap();
     let millis = sent.iter().map(|(id, at)| handled[id].saturating_duration_since(*at).as_secs_f64() * 1000.0);
     let figures =
