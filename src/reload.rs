@@ -208,8 +208,8 @@ pub struct Routes {
     pub longest: Duration,
     /// How many handlers all routes may have together: the store hands out enough for so many.
     pub handlers: usize,
-    /// Whether a route that is new has a place to park events: elsewhere operators declare it.
-    pub can_add: bool,
+    /// The routes that have a place to park events, where operators declare it.
+    pub declared: Option<Vec<String>>,
 }
 
 impl Part for Routes {
@@ -241,8 +241,8 @@ impl Part for Routes {
              a restart",
             self.handlers
         );
-        let known = self.router.load();
-        if let Some(new) = router.names().into_iter().find(|name| !self.can_add && !known.names().contains(name)) {
+        let is_new = |name: &&str| self.declared.as_ref().is_some_and(|names| !names.iter().any(|known| known == name));
+        if let Some(new) = router.names().into_iter().find(is_new) {
             anyhow::bail!(
                 "the route {new:?} is new, and its queue of parked events is not declared here: that needs a restart"
             );
@@ -291,13 +291,15 @@ pub fn handlers(
 ) -> [Box<dyn Part>; 2] {
     let worker = &config.worker;
     let limits = wiring::limits(config, &router.load());
+    let operators_declare = config.store.kind == StoreKind::RabbitMq && !config.rabbitmq.declare;
+    let declared = operators_declare.then(|| router.load().names().into_iter().map(str::to_owned).collect());
     let routes = Routes {
         code: code.routes,
         held: worker.routes.clone(),
         steps: worker.retry_steps(),
         longest: worker.longest_handler_timeout(),
         handlers: wiring::in_hand(config, &limits) / 2,
-        can_add: config.store.kind == StoreKind::Embedded || config.rabbitmq.declare,
+        declared,
         router,
     };
     [Box::new(routes), Box::new(HookHandlers { hooks, code: code.hooks, held: config.hooks.clone() })]

@@ -11,6 +11,7 @@ use crate::reload::Reload;
 use crate::working::Working;
 use crate::{closing, dev, limits, output, wiring};
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::path::PUSH;
@@ -87,8 +88,9 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
 /// Serves until the drain is done. `ready` is called when everything is open.
 pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
     let Up { config, router, hooks, code, listener, ops_listener, source, reload, metrics } = up;
+    let router = Arc::new(ArcSwap::from_pointee(router));
     let (gateway, worker) = embedded::open(&config, &router, !hooks.is_empty(), &metrics)?;
-    metrics.begin(&AppConfig::names(&config.apps), &router.names());
+    metrics.begin(&AppConfig::names(&config.apps), &router.load().names());
     let commands = wiring::command_names(&config).into_iter().chain(hooks.commands.keys().cloned()).collect();
     let receiving = Receiving::new(&config, commands, &gateway, &metrics)?;
     let working = Working::new(&config, router, hooks, &worker, &metrics)?;

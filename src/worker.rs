@@ -10,6 +10,7 @@ use crate::reload::Reload;
 use crate::working::Working;
 use crate::{closing, limits, output, wiring};
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use streamgate_core::ports::Lifecycle;
@@ -72,6 +73,7 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     let servers = Servers::of(&loaded)?;
     let config = loaded.config;
     metrics.begin(&[], &router.names());
+    let router = Arc::new(ArcSwap::from_pointee(router));
     let parts = rabbitmq::worker(&config, servers, &router, !hooks.is_empty(), &metrics);
     let working = Working::new(&config, router, hooks, &parts, &metrics)?;
     let (backend, drain_timeout) = (parts.lifecycle, wiring::drain_timeout(&config));

@@ -24,12 +24,12 @@ pub(crate) struct Working<D, C, Q, R> {
 impl<D: Deliveries, C: Claims, Q: Calls, R: RouteRecords> Working<D, C, Q, R> {
     pub(crate) fn new<L>(
         config: &Config,
-        router: Router,
+        router: Arc<ArcSwap<Router>>,
         hooks: Hooks,
         parts: &WorkerParts<D, C, Q, R, L>,
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Working<D, C, Q, R>> {
-        let (router, hooks) = (Arc::new(ArcSwap::from_pointee(router)), Arc::new(ArcSwap::from_pointee(hooks)));
+        let hooks = Arc::new(ArcSwap::from_pointee(hooks));
         let stores = Stores {
             deliveries: Arc::clone(&parts.deliveries),
             claims: Arc::clone(&parts.claims),

@@ -2,6 +2,7 @@
 
 use super::{GatewayParts, WorkerParts};
 use crate::wiring;
+use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle};
@@ -23,8 +24,7 @@ pub type Worker = WorkerParts<Embedded, Embedded, InProcess, Embedded, Store>;
 #[derive(Debug)]
 pub struct Store {
     store: Arc<Embedded>,
-    /// Their names.
-    routes: Vec<Arc<str>>,
+    router: Arc<ArcSwap<Router>>,
     metrics: Arc<Metrics>,
 }
 
@@ -36,15 +36,15 @@ const PARKED_SHARE: usize = 4;
 /// Takes the data directory, and starts the store. `answers`: whether there are handlers of hooks.
 pub fn open(
     config: &Config,
-    router: &Router,
+    router: &Arc<ArcSwap<Router>>,
     answers: bool,
     metrics: &Arc<Metrics>,
 ) -> Result<(Gateway, Worker), OpenError> {
-    let in_hand = wiring::in_hand(config, &wiring::limits(config, router));
+    let in_hand = wiring::in_hand(config, &wiring::limits(config, &router.load()));
     let store = Arc::new(Embedded::open(&options(config, in_hand))?);
     let calls = Arc::new(InProcess::new(config.gateway.max_in_flight, answers));
-    let routes = router.routes().iter().map(|route| Arc::clone(&route.name)).collect();
-    let lifecycle = Arc::new(Store { store: Arc::clone(&store), routes, metrics: Arc::clone(metrics) });
+    let router = Arc::clone(router);
+    let lifecycle = Arc::new(Store { store: Arc::clone(&store), router, metrics: Arc::clone(metrics) });
     let gateway = GatewayParts {
         enqueue: Arc::clone(&store),
         seen: Arc::new(SeenWithinEnqueue),
@@ -92,18 +92,18 @@ impl Lifecycle for Store {
                     for (queue, events) in [("waiting", waiting), ("retrying", retrying), ("dead", dead)] {
                         self.metrics.queue_messages.with_label_values(&[queue]).set(events);
                     }
-                    let known = self.store.known_routes();
-                    let routes = || self.routes.iter().chain(&known);
+                    let router = self.router.load_full();
+                    let routes = || router.names().into_iter();
                     if orphans_logged.is_none_or(|at| at.elapsed() >= ORPHANS) {
                         orphans_logged = Some(Instant::now());
-                        let is_gone = |name: &str| !routes().any(|route| **route == *name);
+                        let is_gone = |name: &str| !routes().any(|route| route == name);
                         let orphans = parked.iter().filter(|(route, _)| is_gone(route));
                         orphans.for_each(|(route, events)| super::log_orphan(route, events.unsigned_abs()));
                     }
                     for route in routes() {
-                        let events = parked.iter().find(|(parked_for, _)| **parked_for == **route);
+                        let events = parked.iter().find(|(parked_for, _)| parked_for == route);
                         let events = events.map_or(0, |(_, events)| *events);
-                        self.metrics.worker_parked_events.with_label_values(&[&**route]).set(events);
+                        self.metrics.worker_parked_events.with_label_values(&[route]).set(events);
                     }
                 }
                 Err(error) => tracing::debug!(%error, "cannot count what waits"),

@@ -15,7 +15,7 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
     let orphans = parked.into_iter().filter(|(name, events)| *events > 0 && !configured.contains(&name.as_str()));
     let findings = orphans.map(|(name, events)| {
         let what = format!(
-            "{events} events are parked for the route {name:?}, which is not in the configuration: bring it back, or \
+            "{events} events are parked for the route {name:?}, which is not in the configuration (routes of code are not known here): bring it back, or \
              put them back by: streamgate dead replay --queue parked.{name} --all"
         );
         Finding::warning("worker.routes", what)

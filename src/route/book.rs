@@ -36,6 +36,11 @@ impl Book {
         })
     }
 
+    /// Whether nobody writes but commands like this one.
+    pub(super) fn is_alone(&self) -> bool {
+        matches!(self, Book::Embedded(_))
+    }
+
     pub(crate) async fn read(&self) -> Result<Records, StoreError> {
         match self {
             Book::Embedded(book) => book.read().await,
@@ -43,7 +48,7 @@ impl Book {
         }
     }
 
-    pub(super) async fn write(&self, route: &str, record: &RouteRecord) -> Result<(), StoreError> {
+    pub(super) async fn write(&self, route: &str, record: &RouteRecord) -> Result<bool, StoreError> {
         match self {
             Book::Embedded(book) => book.write(route, record).await,
             Book::Services { routes, .. } => until_there(|| routes.write(route, record)).await,

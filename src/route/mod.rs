@@ -6,11 +6,12 @@ use crate::exit::BadUsage;
 use crate::global::Global;
 use crate::output;
 use crate::wiring;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use book::Book;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::process::ExitCode;
+use std::time::Duration;
 use streamgate_core::envelope::rfc3339;
 use streamgate_core::route_record::{Pause, Records, RouteRecord};
 use streamgate_service::config::reader::nearest;
@@ -157,9 +158,7 @@ async fn set(
         let meant = nearest(name, known).map(|meant| format!(", did you mean {meant:?}?")).unwrap_or_default();
         return Err(BadUsage(format!("there is no route {name:?}{meant}; `streamgate route list` shows them")).into());
     }
-    let now_ms = jiff::Timestamp::now().as_millisecond();
-    let record = RouteRecord::next(records.get(name), pause, now_ms);
-    book.write(name, &record).await.context("cannot change the route's state")?;
+    let record = write(book, records.get(name).cloned(), name, pause).await?;
     let records = [(name.to_owned(), record)].into();
     let view = view(name.to_owned(), configured, &records, None);
     if json {
@@ -172,6 +171,29 @@ async fn set(
         _ => "runs: workers take what is parked, and fresh events in turns",
     };
     Ok(output::line(format!("{name} {what}"))?)
+}
+
+/// Writes until it stands, and looks once more after a while: a worker may know better than a Redis that lost what it had.
+async fn write(
+    book: &Book,
+    mut before: Option<RouteRecord>,
+    name: &str,
+    pause: Option<Pause>,
+) -> anyhow::Result<RouteRecord> {
+    const TRIES: usize = 5;
+    const WRITTEN_BACK: Duration = Duration::from_millis(500);
+    for _ in 0..TRIES {
+        let record = RouteRecord::next(before.as_ref(), pause.clone(), jiff::Timestamp::now().as_millisecond());
+        let stands = book.write(name, &record).await.context("cannot change the route's state")?;
+        if stands && !book.is_alone() {
+            tokio::time::sleep(WRITTEN_BACK).await;
+        }
+        before = book.read().await.context("cannot read the route's state after it was changed")?.remove(name);
+        if stands && before.as_ref() == Some(&record) {
+            return Ok(record);
+        }
+    }
+    bail!("somebody else changes the route's state at the same time; `streamgate route list` shows it")
 }
 
 /// Who gives the command.

@@ -209,7 +209,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                 () = paced => {}
                 _ = looks.tick() => {
                     self.look_at_routes();
-                    self.shared.lanes().look();
+                    self.shared.lanes().look(Instant::now());
                     self.all_ran = false;
                 }
             }

@@ -81,7 +81,7 @@ struct Lane<T> {
     running_bytes: usize,
     /// One has started since the last look.
     has_moved: bool,
-    /// All places are taken, and none started for a while.
+    /// There is no place, or no room for more bodies, or its rate keeps it; and none started for a while.
     is_stuck: bool,
     fresh: VecDeque<T>,
     parked: VecDeque<T>,
@@ -144,11 +144,11 @@ impl<T: Item> Lane<T> {
         self.running < self.limits.concurrency
     }
 
-    /// The place of the next one that may start: the next in turn, where there is a place and room for it; else a suspect.
-    fn next(&self, share: usize) -> Option<Next> {
+    /// The next one that may start: that in turn, where there is a place and room for it and its rate allows; else a suspect.
+    fn next(&self, share: usize, now: Instant) -> Option<Next> {
         let next = if self.takes_parked() { self.parked.front() } else { self.fresh.front() };
         let fits = |item: &T| self.running == 0 || self.running_bytes + item.bytes() <= share;
-        if self.has_place() && next.is_some_and(fits) {
+        if self.has_place() && self.paced_until(now).is_none() && next.is_some_and(fits) {
             return Some(Next::InTurn);
         }
         let suspect = |items: &VecDeque<T>| items.iter().position(Item::is_suspect);
@@ -246,10 +246,10 @@ impl<T: Item> Lanes<T> {
     pub(crate) fn next_start(&mut self, now: Instant) -> Option<Start<T>> {
         let share = self.share();
         let may_start = |lane: &Lane<T>| {
-            if lane.waiting() == 0 || lane.paced_until(now).is_some() || lane.is_shut(now) {
+            if lane.waiting() == 0 || lane.is_shut(now) {
                 return None;
             }
-            lane.next(share)
+            lane.next(share, now)
         };
         let (lane, next) = self.lanes.iter_mut().find_map(|lane| may_start(lane).map(|next| (lane, next)))?;
         let item = lane.take(next)?;
@@ -305,7 +305,10 @@ impl<T: Item> Lanes<T> {
 
     /// One that was parked before and came to a lane that lets none start, or none for a while: it stays where it is.
     pub(crate) fn next_give_back(&mut self, now: Instant) -> Option<T> {
-        let is_idle = |lane: &&mut Lane<T>| !lane.parked.is_empty() && (lane.is_shut(now) || lane.is_stuck);
+        // Of a stuck one the oldest stays, or its turn would never come.
+        let is_idle = |lane: &&mut Lane<T>| {
+            (lane.is_shut(now) && !lane.parked.is_empty()) || (lane.is_stuck && lane.parked.len() > 1)
+        };
         let item = self.lanes.iter_mut().find(is_idle)?.parked.pop_back()?;
         self.waiting_bytes -= item.bytes();
         Some(item)
@@ -363,9 +366,11 @@ impl<T: Item> Lanes<T> {
     }
 
     /// Finds out which lanes have not moved since the last look, and drops what the store has taken back.
-    pub(crate) fn look(&mut self) {
+    pub(crate) fn look(&mut self, now: Instant) {
+        let share = self.share();
         for lane in &mut self.lanes {
-            lane.is_stuck = !lane.has_place() && !std::mem::take(&mut lane.has_moved);
+            let has_room = lane.has_place() && lane.running_bytes < share && lane.paced_until(now).is_none();
+            lane.is_stuck = !std::mem::take(&mut lane.has_moved) && !has_room;
             lane.fresh.retain(Item::is_live);
             lane.parked.retain(Item::is_live);
         }
@@ -374,7 +379,8 @@ impl<T: Item> Lanes<T> {
     }
 
     pub(crate) fn states(&self) -> Vec<(Arc<str>, State)> {
-        self.lanes.iter().map(|lane| (Arc::clone(&lane.route), lane.state())).collect()
+        let present = self.lanes.iter().filter(|lane| !lane.is_retired);
+        present.map(|lane| (Arc::clone(&lane.route), lane.state())).collect()
     }
 
     /// Everything that waits: at the end.
@@ -501,7 +507,7 @@ mod tests {
             lanes.offer("app", fresh(number)).unwrap();
         }
         assert_eq!(starts(&mut lanes), [0, SUSPECT]);
-        lanes.look();
+        lanes.look(Instant::now());
         assert_eq!(lanes.waiting_bytes, 10);
         (lanes.ended("app", 10), lanes.ended("app", 10));
         assert_eq!(starts(&mut lanes), [1]);
@@ -512,14 +518,18 @@ mod tests {
         let (mut lanes, now) = (lanes(64, &[("app", 1)]), Instant::now());
         let parked = Event { number: 10, is_parked: true };
         lanes.offer("app", fresh(0)).unwrap();
-        lanes.offer("app", parked).unwrap();
+        let second = Event { number: 11, is_parked: true };
+        (lanes.offer("app", parked).unwrap(), lanes.offer("app", second).unwrap());
         assert_eq!(starts(&mut lanes), [0]);
-        lanes.look();
+        lanes.look(Instant::now());
         assert_eq!((lanes.next_give_back(now), lanes.taking_parked(now).len()), (None, 1), "it has moved");
-        lanes.look();
-        assert_eq!((lanes.next_give_back(now), lanes.taking_parked(now).len()), (Some(parked), 0));
+        lanes.look(Instant::now());
+        assert_eq!((lanes.next_give_back(now), lanes.taking_parked(now).len()), (Some(second), 0));
+        assert_eq!(lanes.next_give_back(now), None, "its own turn comes");
         lanes.ended("app", 10);
         assert_eq!((lanes.taking_parked(now).len(), lanes.all_run()), (1, true));
+        lanes.offer("app", fresh(1)).unwrap();
+        assert_eq!(starts(&mut lanes), [10], "however slow the handlers are and however many fresh ones wait");
     }
 
     #[test]

@@ -77,8 +77,10 @@ impl<R: RouteRecords> Pauses<R> {
         {
             tracing::info!(route, "the route is resumed");
         }
-        let names: BTreeSet<Arc<str>> = pauses.keys().map(|route| Arc::from(route.as_str())).collect();
         self.last = pauses;
+        // Of routes that are not here, too: a reload may bring them.
+        let paused = known.records().iter().filter(|(_, record)| record.pause.is_some());
+        let names: BTreeSet<Arc<str>> = paused.map(|(route, _)| Arc::from(route.as_str())).collect();
         self.paused.send_if_modified(|paused| {
             let is_new = paused.as_ref() != Some(&names);
             *paused = Some(names);

@@ -213,8 +213,8 @@ pub trait RouteRecords: Send + Sync + 'static {
     /// How long it may be empty without meaning anything: other workers write back what they know.
     const GRACE: Duration;
     fn read(&self) -> impl Future<Output = Result<Records, StoreError>> + Send;
-    /// Keeps the record, unless one of a later epoch, or of the same, stands there.
-    fn write(&self, route: &str, record: &RouteRecord) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Keeps the record, unless one of a later epoch, or of the same, stands there. Whether it did.
+    fn write(&self, route: &str, record: &RouteRecord) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
 
 /// What became of letters that were to be replayed or dropped.

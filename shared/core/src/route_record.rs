@@ -65,18 +65,18 @@ impl RouteRecord {
 #[derive(Debug)]
 pub struct Known {
     records: Records,
-    /// How long a store that is found empty is given, in which other workers write back what they know. After that nobody knows anything.
+    /// How long a store that lacks a route's record is given, in which other workers write back what they know. After that nobody knows anything.
     grace: Duration,
     started: Instant,
-    /// Since when the store has been found empty.
-    empty_since: Option<Instant>,
+    /// Since when the store has been found without the record of a route.
+    lacking_since: Option<Instant>,
     /// A read has told, or the patience is over.
     is_settled: bool,
 }
 
 impl Known {
     pub fn new(grace: Duration, now: Instant) -> Known {
-        Known { records: Records::new(), grace, started: now, empty_since: None, is_settled: false }
+        Known { records: Records::new(), grace, started: now, lacking_since: None, is_settled: false }
     }
 
     /// Whether the routes may run as the records say.
@@ -94,7 +94,7 @@ impl Known {
 
     /// The store does not answer. Whether this is the moment from which the routes run without it.
     pub fn failed(&mut self, now: Instant) -> bool {
-        self.empty_since = None;
+        self.lacking_since = None;
         let is_over = !self.is_settled && now.saturating_duration_since(self.started) >= PATIENCE;
         self.is_settled |= is_over;
         is_over
@@ -102,9 +102,9 @@ impl Known {
 
     /// These stand in the store. Returns what is to be written there: what is known better here, and the routes that have no record.
     pub fn found(&mut self, found: &Records, routes: &[&str], now: Instant) -> Records {
-        if found.is_empty() && self.records.is_empty() {
-            let since = *self.empty_since.get_or_insert(now);
-            if now.saturating_duration_since(since) < self.grace && !self.is_settled {
+        if !self.is_settled && routes.iter().any(|route| !found.contains_key(*route)) {
+            let since = *self.lacking_since.get_or_insert(now);
+            if now.saturating_duration_since(since) < self.grace {
                 return Records::new();
             }
         }
@@ -172,7 +172,9 @@ mod tests {
         let mut known = Known::new(GRACE, now);
         assert!(known.found(&Records::new(), &["app"], now).is_empty() && !known.is_settled());
         // Meanwhile another worker has written back what it knows.
-        let written = known.found(&of(&[("other", paused(5)), ("app", paused(4))]), &["app", "new"], now);
+        let found = of(&[("other", paused(5)), ("app", paused(4))]);
+        assert!(known.found(&found, &["app", "new"], now).is_empty() && !known.is_settled(), "not all of it yet");
+        let written = known.found(&found, &["app", "new"], now + GRACE);
         assert_eq!(written, of(&[("new", RouteRecord::RUNNING)]));
         assert!(known.is_settled() && known.pause_of("app").is_some() && known.pause_of("new").is_none());
         let mut alone = Known::new(GRACE, now);

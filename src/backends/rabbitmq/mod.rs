@@ -6,6 +6,7 @@ mod reloaded;
 use super::{GatewayParts, WorkerParts};
 use crate::reload::Part;
 use crate::wiring;
+use arc_swap::ArcSwap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -216,8 +217,7 @@ pub struct WorkerSide {
     topology: Topology,
     redis: Redis,
     records: Arc<RedisRoutes>,
-    /// Their names.
-    routes: Vec<String>,
+    router: Arc<ArcSwap<Router>>,
     consumer: Arc<Consumer>,
     calls: Option<Arc<CallQueue>>,
     metrics: Arc<Metrics>,
@@ -225,14 +225,20 @@ pub struct WorkerSide {
 
 /// Starts to connect to both servers. `answers`: whether there are handlers of hooks; without any, gateways know that nobody is there.
 /// Call within a tokio runtime.
-pub fn worker(config: &Config, servers: Servers, router: &Router, answers: bool, metrics: &Arc<Metrics>) -> Worker {
+pub fn worker(
+    config: &Config,
+    servers: Servers,
+    router: &Arc<ArcSwap<Router>>,
+    answers: bool,
+    metrics: &Arc<Metrics>,
+) -> Worker {
     let Servers { endpoint, topology, address } = servers;
     let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
     let claims = Arc::new(RedisClaims::new(redis.clone(), config.worker.claim_window));
     let records = Arc::new(RedisRoutes::new(redis.clone()));
     let topology = topology.with_steps(&config.worker.retry_steps());
-    let topology = topology.with_parked(&router.names(), config.rabbitmq.parked_max as u64);
-    let limits = wiring::limits(config, router);
+    let topology = topology.with_parked(&router.load().names(), config.rabbitmq.parked_max as u64);
+    let limits = wiring::limits(config, &router.load());
     let prefetch = prefetch::prefetch(wiring::in_hand(config, &limits), &limits);
     let counted = Arc::clone(metrics);
     let on_return: Arc<dyn Fn() + Send + Sync> = Arc::new(move || counted.worker_returned.inc());
@@ -244,7 +250,7 @@ pub fn worker(config: &Config, servers: Servers, router: &Router, answers: bool,
         topology,
         redis,
         records: Arc::clone(&records),
-        routes: router.names().into_iter().map(str::to_owned).collect(),
+        router: Arc::clone(router),
         consumer: Arc::clone(&consumer),
         calls: calls.clone(),
         metrics: Arc::clone(metrics),
@@ -292,7 +298,8 @@ impl WorkerSide {
 
     async fn orphans(&self) -> Result<Vec<(String, u64)>, String> {
         let records = self.records.read().await.map_err(|error| error.to_string())?;
-        let gone: Vec<_> = records.into_keys().filter(|name| !self.routes.contains(name)).collect();
+        let router = self.router.load_full();
+        let gone: Vec<_> = records.into_keys().filter(|name| !router.names().contains(&name.as_str())).collect();
         if gone.is_empty() {
             return Ok(Vec::new());
         }

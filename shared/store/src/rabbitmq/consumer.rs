@@ -55,8 +55,15 @@ struct Settler {
     publisher: Publisher,
     /// Publishes that failed.
     refused: Mutex<Repeated>,
-    /// Since when the queues of parked events have taken nothing.
-    full: Mutex<HashMap<Arc<str>, Instant>>,
+    /// Of the queues of parked events that take nothing.
+    full: Mutex<HashMap<Arc<str>, Refusals>>,
+}
+
+/// When a queue refused, without taking anything in between.
+#[derive(Clone, Copy, Debug)]
+struct Refusals {
+    first: Instant,
+    last: Instant,
 }
 
 /// What came of one publish.
@@ -197,15 +204,25 @@ impl Settler {
     ) -> Result<bool, StoreError> {
         loop {
             let attempt = self.publish_once(acker, message()).await?;
-            if matches!(attempt, Attempt::Stands) {
-                self.full.lock().unwrap_or_else(PoisonError::into_inner).remove(route);
-                return Ok(true);
-            }
-            if matches!(attempt, Attempt::Full) {
-                let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
-                // RabbitMQ refuses what comes while the queue elects a leader, too.
-                if full.entry(Arc::clone(route)).or_insert_with(Instant::now).elapsed() >= FULL_AFTER {
-                    return Ok(false);
+            {
+                let (mut full, now) = (self.full.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+                match attempt {
+                    Attempt::Stands => {
+                        full.remove(route);
+                        return Ok(true);
+                    }
+                    // RabbitMQ refuses what comes while the queue elects a leader, too.
+                    Attempt::Full => {
+                        let refusals = full.entry(Arc::clone(route)).or_insert(Refusals { first: now, last: now });
+                        if now.saturating_duration_since(refusals.last) > FULL_AFTER {
+                            refusals.first = now;
+                        }
+                        refusals.last = now;
+                        if now.saturating_duration_since(refusals.first) >= FULL_AFTER {
+                            return Ok(false);
+                        }
+                    }
+                    Attempt::Again => {}
                 }
             }
             tokio::time::sleep(SETTLE_BACKOFF).await;

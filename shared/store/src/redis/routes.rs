@@ -2,7 +2,8 @@
 
 use super::link::Redis;
 use redis::Script;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use streamgate_core::ports::{RouteRecords, StoreError};
 use streamgate_core::route_record::{Records, RouteRecord};
@@ -12,9 +13,10 @@ const WRITE: &str = "
 local found = redis.call('HGET', KEYS[1], ARGV[1])
 if found then
   local is_json, record = pcall(cjson.decode, found)
-  if is_json and type(record) == 'table' and tonumber(record.epoch) and tonumber(record.epoch) >= tonumber(ARGV[2]) then return end
+  if is_json and type(record) == 'table' and tonumber(record.epoch) and tonumber(record.epoch) >= tonumber(ARGV[2]) then return 0 end
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
 ";
 
 /// Records of all workers on one Redis.
@@ -23,12 +25,14 @@ pub struct RedisRoutes {
     redis: Redis,
     place: String,
     write: Script,
+    /// What was read and is no record, and has a line.
+    unreadable: Mutex<BTreeSet<String>>,
 }
 
 impl RedisRoutes {
     pub fn new(redis: Redis) -> RedisRoutes {
         let place = redis.name("routes");
-        RedisRoutes { redis, place, write: Script::new(WRITE) }
+        RedisRoutes { redis, place, write: Script::new(WRITE), unreadable: Mutex::default() }
     }
 }
 
@@ -38,17 +42,19 @@ impl RouteRecords for RedisRoutes {
 
     async fn read(&self) -> Result<Records, StoreError> {
         let found: BTreeMap<String, String> = self.redis.command(redis::cmd("HGETALL").arg(&self.place)).await?;
+        let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
         let read = |(route, json): (String, String)| {
             let record = RouteRecord::parse(&json);
-            if record.is_none() {
-                tracing::warn!(route, "Redis holds what no record of a route can be: taken for running");
+            // With each look: once is enough.
+            if record.is_none() && unreadable.insert(json) {
+                tracing::warn!(route, "Redis holds what this version cannot read as the record of a route: left out");
             }
-            (route, record.unwrap_or(RouteRecord::RUNNING))
+            record.map(|record| (route, record))
         };
-        Ok(found.into_iter().map(read).collect())
+        Ok(found.into_iter().filter_map(read).collect())
     }
 
-    async fn write(&self, route: &str, record: &RouteRecord) -> Result<(), StoreError> {
+    async fn write(&self, route: &str, record: &RouteRecord) -> Result<bool, StoreError> {
         let mut script = self.write.key(&self.place);
         script.arg(route).arg(record.epoch).arg(record.to_json());
         self.redis.script(&script).await

@@ -134,12 +134,6 @@ impl Hands {
         self.news.notify_one();
     }
 
-    /// The routes that have taken parked rows in this process.
-    pub(super) fn known_routes(&self) -> Vec<Arc<str>> {
-        let state = self.lock();
-        state.taking.iter().chain(state.parked.keys()).cloned().collect()
-    }
-
     /// How many parked rows each route takes now.
     pub(super) fn parked_room(&self) -> Vec<(Arc<str>, usize)> {
         let state = self.lock();

@@ -76,11 +76,6 @@ impl Inbox {
         self.hands.take_parked(routes);
     }
 
-    /// The routes whose parked rows were handed out in this process.
-    pub(super) fn known_routes(&self) -> Vec<Arc<str>> {
-        self.hands.known_routes()
-    }
-
     /// Until everything is wanted back that no handler has begun with.
     pub(super) async fn recalled(&self) {
         self.hands.recall.notified().await;

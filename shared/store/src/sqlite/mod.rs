@@ -111,11 +111,6 @@ impl Embedded {
         Ok(Embedded { writer, inbox, leases: Leases::default(), counting, owned: Mutex::new(Some(owned)) })
     }
 
-    /// The routes whose parked events were handed out in this process.
-    pub fn known_routes(&self) -> Vec<Arc<str>> {
-        self.inbox.known_routes()
-    }
-
     /// How many rows there are, of each kind.
     pub async fn depths(&self) -> Result<Depths, StoreError> {
         let counting = Arc::clone(&self.counting);

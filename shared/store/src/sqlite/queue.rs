@@ -96,7 +96,9 @@ pub(super) fn settle(
 /// Lets an event wait with the other parked ones of the route.
 pub(super) fn park(connection: &Connection, seq: i64, route: &str) -> rusqlite::Result<()> {
     let sql = "UPDATE events SET due_at = -1, wait_ms = NULL, parked = ?2, route = ?2 WHERE seq = ?1";
-    connection.prepare_cached(sql)?.execute(params![seq, route]).map(drop)
+    connection.prepare_cached(sql)?.execute(params![seq, route])?;
+    // No handler has it: whatever ends the process now is not to be put down to it.
+    connection.prepare_cached("UPDATE running SET alone = NULL WHERE alone = ?1")?.execute(params![seq]).map(drop)
 }
 
 /// Makes an event one of that route, with copies for others. A row that names a route already has its copies.

@@ -43,7 +43,7 @@ impl RouteRecords for RouteBook {
         self.run(|connection| read(connection)).await
     }
 
-    async fn write(&self, route: &str, record: &RouteRecord) -> Result<(), StoreError> {
+    async fn write(&self, route: &str, record: &RouteRecord) -> Result<bool, StoreError> {
         let (route, record) = (route.to_owned(), record.clone());
         self.run(move |connection| write(connection, &route, &record)).await
     }
@@ -56,8 +56,9 @@ impl RouteRecords for Embedded {
         self.inbox.query(read).await
     }
 
-    async fn write(&self, route: &str, record: &RouteRecord) -> Result<(), StoreError> {
-        self.writer.record_route(route.to_owned(), record.clone()).await
+    async fn write(&self, route: &str, record: &RouteRecord) -> Result<bool, StoreError> {
+        // Nobody else writes but the command line, which has the later word.
+        self.writer.record_route(route.to_owned(), record.clone()).await.map(|()| true)
     }
 }
 
@@ -70,10 +71,10 @@ fn read(connection: &Connection) -> rusqlite::Result<Records> {
     records.query_map([], record)?.collect()
 }
 
-/// The record of the later epoch stays.
-pub(super) fn write(connection: &Connection, route: &str, record: &RouteRecord) -> rusqlite::Result<()> {
+/// The record of the later epoch stays. Whether it is this one.
+pub(super) fn write(connection: &Connection, route: &str, record: &RouteRecord) -> rusqlite::Result<bool> {
     let sql = "INSERT INTO routes (name, epoch, record) VALUES (?1, ?2, ?3)
                ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, record = excluded.record WHERE excluded.epoch > epoch";
     let epoch = i64::try_from(record.epoch).unwrap_or(i64::MAX);
-    connection.prepare_cached(sql)?.execute(params![route, epoch, record.to_json()]).map(drop)
+    connection.prepare_cached(sql)?.execute(params![route, epoch, record.to_json()]).map(|rows| rows > 0)
 }
