@@ -291,10 +291,6 @@ impl Deliveries for Consumer {
             let Arrived { message, parked } = self.feed.next().await;
             let Raw { routing_key, properties, data, acker, .. } = message;
             let handle = Handle { acker };
-            if headers::is_probe(&properties) {
-                drop(acknowledge(&handle.acker).await);
-                continue;
-            }
             let Came { envelope, redelivered, beside } =
                 headers::read(&properties, routing_key.as_str(), Bytes::from(data));
             // A dead letter that somebody moved here, by hand or with a tool of RabbitMQ's: a replay.

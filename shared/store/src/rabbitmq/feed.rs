@@ -1,12 +1,13 @@
 //! Consumes a queue over one session after the other, with a bounded prefetch, until it is stopped.
 
+use super::headers;
 use super::incoming::{Incoming, give_back};
 use super::link::{Link, PATIENCE, Session};
 use super::topology::Topology;
 use futures_util::future::join_all;
 use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::mpsc::error::TrySendError;
@@ -198,13 +199,21 @@ impl Source {
         let _until_here = over.clone().drop_guard();
         let (deliver, parked) = (self.deliver.clone(), self.parked.clone());
         let mut incoming = Incoming::each(channel, consumer, move |message| {
-            // Full only after a reconnect, of what the old connection brought and nobody has thrown away yet.
-            let late = match deliver.try_send(Arrived { message, parked: parked.clone() }) {
-                Err(TrySendError::Full(arrived)) => Some((deliver.clone(), arrived, over.clone())),
-                Ok(()) | Err(TrySendError::Closed(_)) => None,
+            let is_probe = headers::is_probe(&message.properties);
+            let arrived = Arrived { message, parked: parked.clone() };
+            let left = match is_probe {
+                true => Some(arrived),
+                // Full only after a reconnect, of what the old connection brought and nobody has thrown away yet.
+                false => deliver.try_send(arrived).err().map(TrySendError::into_inner),
             };
-            async {
-                let Some((deliver, arrived, over)) = late else { return };
+            let left = left.map(|arrived| (deliver.clone(), arrived, over.clone()));
+            async move {
+                let Some((deliver, arrived, over)) = left else { return };
+                if is_probe {
+                    // It has shown that it gets here.
+                    drop(arrived.message.ack(BasicAckOptions::default()).await);
+                    return;
+                }
                 match over.run_until_cancelled(deliver.reserve()).await {
                     Some(Ok(place)) => place.send(arrived),
                     Some(Err(_)) | None => give_back(&arrived.message).await,
