@@ -509,7 +509,9 @@ mod tests {
         assert_eq!(starts(&mut lanes), [0, SUSPECT]);
         lanes.look(Instant::now());
         assert_eq!(lanes.waiting_bytes, 10);
-        (lanes.ended("app", 10), lanes.ended("app", 10));
+        for _ in 0..2 {
+            lanes.ended("app", 10);
+        }
         assert_eq!(starts(&mut lanes), [1]);
     }
 
@@ -519,7 +521,9 @@ mod tests {
         let parked = Event { number: 10, is_parked: true };
         lanes.offer("app", fresh(0)).unwrap();
         let second = Event { number: 11, is_parked: true };
-        (lanes.offer("app", parked).unwrap(), lanes.offer("app", second).unwrap());
+        for event in [parked, second] {
+            lanes.offer("app", event).unwrap();
+        }
         assert_eq!(starts(&mut lanes), [0]);
         lanes.look(Instant::now());
         assert_eq!((lanes.next_give_back(now), lanes.taking_parked(now).len()), (None, 1), "it has moved");

@@ -9,7 +9,7 @@ use streamgate_core::ports::RouteRecords;
 use streamgate_core::route_record::{Known, PATIENCE, Pause, Records};
 use tokio::sync::watch;
 
-/// Between two looks at the records; and before the first that told anything.
+/// Between two looks at the records; and until the first that is of use.
 const LOOK: Duration = Duration::from_millis(200);
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 

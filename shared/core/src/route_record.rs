@@ -70,7 +70,7 @@ pub struct Known {
     started: Instant,
     /// Since when the store has been found without the record of a route.
     lacking_since: Option<Instant>,
-    /// A read has told, or the patience is over.
+    /// The store has answered, or the patience is over.
     is_settled: bool,
 }
 
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_record_holds_whoever_has_it() {
+    fn the_later_record_holds_wherever_it_is_found() {
         let (mut known, now) = (Known::new(GRACE, Instant::now()), Instant::now());
         assert!(known.found(&of(&[("app", paused(5))]), &["app"], now).is_empty());
         assert!(known.is_settled() && known.pause_of("app").is_some());

@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// What comes from a queue, and from the queues of parked events that are taken beside it.
+/// What comes from a queue, and from the queues of parked events that are consumed as well.
 #[derive(Debug)]
 pub(super) struct Feed {
     link: Arc<Link>,
@@ -43,9 +43,9 @@ struct Tap {
 }
 
 impl Feed {
-    /// Starts to consume, so many at a time. `beside`: how many may come of other queues. Call within a tokio runtime.
-    pub(super) fn start(link: Arc<Link>, queue: String, prefetch: u16, beside: u16) -> Feed {
-        let (deliver, arrived) = mpsc::channel(usize::from(prefetch) + usize::from(beside));
+    /// Starts to consume, so many at a time. `others`: how many may come of other queues. Call within a tokio runtime.
+    pub(super) fn start(link: Arc<Link>, queue: String, prefetch: u16, others: u16) -> Feed {
+        let (deliver, arrived) = mpsc::channel(usize::from(prefetch) + usize::from(others));
         let (stop, sources, stopped) = Default::default();
         let feed = Feed { link, deliver, arrived: Mutex::new(arrived), stop, sources, stopped };
         feed.consume(queue, None, prefetch, None);
