@@ -2,16 +2,17 @@
 //! parks is neither lost nor counted as an attempt. Over both stores.
 
 use crate::commands::text;
-use crate::harness::eventually;
 use crate::harness::fleet::Fleet;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::{Receiver, reply};
 use crate::harness::servers::Backends;
 use crate::harness::wire::{Webhook, send};
+use crate::harness::{PATIENCE, eventually, within};
 use futures_util::{StreamExt, stream};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// One way to run it: as one process on the embedded store, or as a gateway and a worker on RabbitMQ and Redis.
 struct Running {
@@ -524,7 +525,8 @@ async fn a_backlog_is_kept_in_the_store_and_not_in_memory() {
         // In memory they would be some 2 KiB each; what an allocator keeps is not theirs.
         assert!(grown < 24 << 20, "{grown} bytes for {} events", backlog() * 3 / 4);
         gate.open();
-        eventually("all are handled", || async { slow.ids().len() == held.len() }).await;
+        let patience = PATIENCE + Duration::from_millis(10) * u32::try_from(backlog()).unwrap();
+        within(patience, "all are handled", || async { slow.ids().len() == held.len() }).await;
         running.stop().await;
     }
 }
