@@ -32,7 +32,7 @@ impl ServiceClients {
 /// The route of events where no other is: they are logged.
 const LOG: &str = "log";
 
-/// The names of the routes as far as the configuration tells: code may have more.
+/// The names of the routes as far as the configuration has them: code may have more.
 pub fn route_names(config: &Config) -> Vec<&str> {
     let names: Vec<_> = config.worker.routes.iter().map(|route| route.name.as_str()).collect();
     if names.is_empty() { vec![LOG] } else { names }

@@ -1,6 +1,6 @@
 //! The embedded store: gateway and worker in one process, on one file.
 
-use super::{GatewayParts, WorkerParts};
+use super::{GatewayParts, PARKED_SHARE, WorkerParts};
 use crate::wiring;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
@@ -30,9 +30,6 @@ pub struct Store {
 
 /// Between lines about events that are parked for routes that are gone.
 const ORPHANS: Duration = Duration::from_secs(60 * 60);
-/// One delivery in so many may be a parked one.
-const PARKED_SHARE: usize = 4;
-
 /// Takes the data directory, and starts the store. `answers`: whether there are handlers of hooks.
 pub fn open(
     config: &Config,

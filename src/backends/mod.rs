@@ -7,6 +7,9 @@ pub mod rabbitmq;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// One delivery in so many that a worker has in hand may be a parked one.
+const PARKED_SHARE: usize = 4;
+
 /// What a gateway works on.
 #[derive(Debug)]
 pub struct GatewayParts<E, S, A, W, L> {

@@ -46,20 +46,15 @@ pub(super) struct Select {
 }
 
 /// For which events become dead letters.
-const REASONS: [Reason; 8] = [
-    Reason::Rejected,
-    Reason::RetriesExhausted,
-    Reason::Unmatched,
-    Reason::RouteUnknown,
-    Reason::ParkedFull,
-    Reason::Poison,
-    Reason::DroppedByBroker,
-    Reason::Unrouted,
-];
+fn reasons() -> impl Iterator<Item = Reason> {
+    Reason::OF_WORKERS.into_iter().chain([Reason::DroppedByBroker, Reason::Unrouted])
+}
 
 fn reason(text: &str) -> Result<Reason, String> {
-    let known = REASONS.into_iter().find(|reason| reason.as_str() == text);
-    known.ok_or_else(|| format!("dead letters have the reasons {}", REASONS.map(Reason::as_str).join(", ")))
+    let known = reasons().find(|reason| reason.as_str() == text);
+    known.ok_or_else(|| {
+        format!("dead letters have the reasons {}", reasons().map(Reason::as_str).collect::<Vec<_>>().join(", "))
+    })
 }
 
 /// Milliseconds since the Unix epoch of a time, a day, or a duration before now.

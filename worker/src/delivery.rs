@@ -262,14 +262,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         };
         let error = format!("the queue of what is parked for the route {route} is full, at rabbitmq.parked_max");
         let settlement = Settlement::Dead { reason: Reason::ParkedFull, error: Some(error) };
-        let age_ms = 0;
-        let settled = self.deliveries.settle(full, Some(Arc::clone(route)), settlement.clone(), std::future::ready(()));
-        match settled.await {
-            Ok(()) => self.count(route, &settlement, age_ms),
-            Err(error) => {
-                tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
-            }
-        }
+        self.settle_unhandled(full, Some(Arc::clone(route)), settlement, [&**route, "dead"]).await;
     }
 }
 

@@ -79,10 +79,13 @@ struct Turn<H: Handle> {
 impl<H: Handle> Turn<H> {
     /// What the attempt says of the route's service.
     fn judged(&mut self, health: Health) {
-        let change = self.shared.lanes().judged(&self.route, self.probe.take(), health, Instant::now());
+        let probe = self.probe.take();
+        let change = self.shared.lanes().judged(&self.route, probe, health, Instant::now());
         let Some(change) = change else {
-            // After a probe that asked nobody the next one may start at once.
-            return self.shared.freed.notify_one();
+            // After a probe that asked nobody the next one may start at once. Of other attempts nothing has changed.
+            return if probe.is_some() {
+                self.shared.freed.notify_one()
+            };
         };
         let route = &*self.route;
         match change {
@@ -183,6 +186,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let processor = Arc::clone(&self.processor);
         let mut next = pin!(next(&*processor.deliveries));
+        let shared = Arc::clone(&self.shared);
         self.adopt();
         self.pause(&mut paused);
         loop {
@@ -193,7 +197,6 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                     None => std::future::pending().await,
                 }
             };
-            let shared = Arc::clone(&self.shared);
             tokio::select! {
                 biased;
                 () = drain.cancelled() => break,
@@ -210,7 +213,6 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                 _ = looks.tick() => {
                     self.look_at_routes();
                     self.shared.lanes().look(Instant::now());
-                    self.all_ran = false;
                 }
             }
         }
@@ -225,7 +227,6 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
     fn pause(&mut self, paused: &mut watch::Receiver<Paused>) {
         let paused = paused.borrow_and_update().clone().unwrap_or_default();
         self.shared.lanes().pause(paused);
-        self.all_ran = false;
     }
 
     fn look_at_routes(&mut self) {
@@ -262,15 +263,13 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
                 let name = Arc::clone(&route.name);
                 // Lanes are made for the routes of this router.
                 let offered = self.shared.lanes().offer(&name, Waiting { delivery, route });
-                if let Err(waiting) = offered {
-                    self.give_back(waiting);
+                if let Err(Waiting { delivery, .. }) = offered {
+                    self.give_back(delivery);
                 }
             }
             Pick::Each(routes) => self.copy(delivery, routes),
             // Its queue is not taken any more: it stays there.
-            Pick::Unknown(_) if delivery.parked.is_some() => {
-                self.tasks.spawn(async move { processor.deliveries.give_back(delivery).await });
-            }
+            Pick::Unknown(_) if delivery.parked.is_some() => self.give_back(delivery),
             Pick::Unknown(route) => {
                 let work = async move {
                     cut.run_until_cancelled(processor.unknown_route(delivery, &route)).await;
@@ -325,8 +324,8 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         }
         loop {
             let next = self.shared.lanes().next_give_back(now);
-            let Some(waiting) = next else { break };
-            self.give_back(waiting);
+            let Some(Waiting { delivery, .. }) = next else { break };
+            self.give_back(delivery);
         }
         self.shared.lanes().due(now)
     }
@@ -367,7 +366,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         self.tasks.spawn(work);
     }
 
-    fn give_back(&self, Waiting { delivery, .. }: Waiting<D::Handle>) {
+    fn give_back(&self, delivery: Delivery<D::Handle>) {
         let processor = Arc::clone(&self.processor);
         self.tasks.spawn(async move { processor.deliveries.give_back(delivery).await });
     }
@@ -377,11 +376,11 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         let waiting = self.shared.lanes().take_waiting();
         // The one that is wanted alone may be here already.
         let (suspects, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(Item::is_suspect);
-        others.into_iter().for_each(|waiting| self.give_back(waiting));
+        others.into_iter().for_each(|waiting| self.give_back(waiting.delivery));
         for waiting in suspects {
             let name = Arc::clone(&waiting.route.name);
             let offered = self.shared.lanes().offer(&name, waiting);
-            offered.err().into_iter().for_each(|waiting| self.give_back(waiting));
+            offered.err().into_iter().for_each(|waiting| self.give_back(waiting.delivery));
         }
     }
 

@@ -95,7 +95,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             Unmatched::Dead => Settlement::Dead { reason: Reason::Unmatched, error: None },
         };
         let is_kept = matches!(settlement, Settlement::Dead { .. });
-        if self.settle_unhandled(delivery, None, settlement, "unmatched").await {
+        if self.settle_unhandled(delivery, None, settlement, [NONE, "unmatched"]).await {
             self.unmatched_log.happened(&app, &event_type, router, is_kept);
         }
     }
@@ -116,16 +116,16 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             }
             false => (Settlement::Wait { delay: self.policy.ladder.shortest() }, "wait"),
         };
-        self.settle_unhandled(delivery, Some(route.into()), settlement, outcome).await;
+        self.settle_unhandled(delivery, Some(route.into()), settlement, [NONE, outcome]).await;
     }
 
-    /// Whether it is settled.
-    async fn settle_unhandled(
+    /// Settles what no handler had and nobody claimed. `labels`: route and outcome. Whether it is settled.
+    pub(crate) async fn settle_unhandled(
         &self,
         delivery: Delivery<D::Handle>,
         route: Option<Arc<str>>,
         settlement: Settlement,
-        outcome: &str,
+        labels: [&str; 2],
     ) -> bool {
         let key = delivery.envelope.key.clone();
         let settled = self.deliveries.settle(delivery, route, settlement.clone(), std::future::ready(()));
@@ -133,7 +133,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
             return false;
         }
-        self.metrics.worker_deliveries.with_label_values(&[NONE, outcome]).inc();
+        self.metrics.worker_deliveries.with_label_values(&labels).inc();
         if let Settlement::Dead { reason, .. } = &settlement {
             self.metrics.worker_dead_letters.with_label_values(&[reason.as_str()]).inc();
         }

@@ -1,10 +1,8 @@
 //! Whether a route's service is asked at all: after so many failures in a row it is not, until a probe succeeds.
 
+use crate::retry::MAX_RETRY_AFTER;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
-
-/// The longest that a service can ask for by Retry-After.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// When a breaker opens, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +79,6 @@ pub struct Breaker {
 impl Breaker {
     pub fn new(policy: BreakerPolicy) -> Breaker {
         Breaker { policy, state: State::Closed { failures: 0 }, probes: 0 }
-    }
-
-    pub fn policy(&self) -> BreakerPolicy {
-        self.policy
     }
 
     /// Whether an attempt may start: any while it is closed, and one probe when that is due.

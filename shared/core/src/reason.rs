@@ -98,6 +98,16 @@ reasons! {
 }
 
 impl Reason {
+    /// Those for which workers give up on an event.
+    pub const OF_WORKERS: [Reason; 6] = [
+        Reason::Rejected,
+        Reason::RetriesExhausted,
+        Reason::Unmatched,
+        Reason::RouteUnknown,
+        Reason::ParkedFull,
+        Reason::Poison,
+    ];
+
     /// The word in the answer. An unknown key and a wrong signature share one, so that a stranger cannot probe for keys.
     pub fn code(self) -> &'static str {
         if matches!(self, Reason::UnknownKey | Reason::WrongSignature) { "unauthorized" } else { self.as_str() }

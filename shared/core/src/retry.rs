@@ -6,8 +6,8 @@ use std::time::Duration;
 /// Longest error text kept with a dead letter, in bytes.
 pub const MAX_ERROR: usize = 512;
 
-/// The longest wait that a service can ask for by Retry-After where the ladder's own steps are shorter.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// The longest wait that a service can ask for by Retry-After where our own are shorter.
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// The waits between attempts: `["1s", "5s", …]`, then the dead letters.
 #[derive(Clone, Debug, PartialEq, Eq)]

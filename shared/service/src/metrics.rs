@@ -168,15 +168,7 @@ impl Metrics {
             self.worker_retries.with_label_values(&[*route]).reset();
             self.worker_parked.with_label_values(&[*route]).reset();
         }
-        let of_workers = [
-            Reason::Rejected,
-            Reason::RetriesExhausted,
-            Reason::Unmatched,
-            Reason::RouteUnknown,
-            Reason::ParkedFull,
-            Reason::Poison,
-        ];
-        for reason in of_workers {
+        for reason in Reason::OF_WORKERS {
             self.worker_dead_letters.with_label_values(&[reason.as_str()]).reset();
         }
     }

@@ -1,5 +1,7 @@
 //! How many deliveries a worker has RabbitMQ hand out before the first of them is settled.
 
+use crate::backends::PARKED_SHARE;
+use crate::wiring;
 use std::time::Duration;
 use streamgate_store::rabbitmq::Prefetch;
 use streamgate_worker::Limits;
@@ -8,19 +10,16 @@ use streamgate_worker::Limits;
 const MOST_UNACKED: usize = 2000;
 /// RabbitMQ takes back what is not settled in 30 minutes, its default consumer_timeout: half of it is for waiting.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
-/// One in so many is for parked events.
-const PARKED_SHARE: usize = 4;
 
 /// `most`: deliveries in hand. The last of the prefetched waits for all before it, so where handlers may be slow and few there
 /// are fewer of them. Beside other routes the worker sees to that itself, and parks.
 pub(super) fn prefetch(most: usize, routes: &[Limits]) -> Prefetch {
-    let handlers: usize = routes.iter().map(|limits| limits.concurrency).sum();
     let total = most.min(MOST_UNACKED);
     let in_time = routes.iter().map(|limits| limits.most_waiting(LONGEST_WAIT)).min().unwrap_or(usize::MAX);
     let each = (total / PARKED_SHARE / routes.len().max(1)).min(in_time / PARKED_SHARE).max(1);
     let parked = each * routes.len().max(1);
     let alone = if routes.len() > 1 { usize::MAX } else { in_time.saturating_sub(each) };
-    let fresh = total.saturating_sub(parked).min(alone).max(handlers).max(1);
+    let fresh = total.saturating_sub(parked).min(alone).max(wiring::handlers(routes)).max(1);
     let count = |deliveries: usize| u16::try_from(deliveries).unwrap_or(u16::MAX);
     Prefetch { fresh: count(fresh), parked: count(parked) }
 }

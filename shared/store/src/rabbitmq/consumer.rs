@@ -3,13 +3,14 @@
 
 use super::feed::{Arrived, Feed};
 use super::headers::{self, Beside, Came, Death};
+use super::incoming::give_back;
 use super::link::{self, Link, PATIENCE, Session, State};
 use super::publisher::{Message, Publisher};
 use super::topology::Topology;
 use bytes::Bytes;
 use lapin::Acker;
 use lapin::message::Delivery as Raw;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::options::BasicAckOptions;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -340,7 +341,7 @@ impl Deliveries for Consumer {
         let Delivery { envelope, handle, .. } = &*delivery;
         for route in further {
             let envelope = Envelope { route: Some(route.to_string()), ..envelope.clone() };
-            // Straight to the events: by the exchange it would go to whoever else is bound to it, too.
+            // Straight to the events: by the exchange it would go to all other queues that are bound to it, too.
             let copy = || Message {
                 exchange: self.settler.topology.back().into(),
                 routing_key: headers::routing_key(&envelope),
@@ -354,9 +355,7 @@ impl Deliveries for Consumer {
     }
 
     async fn give_back(&self, delivery: Delivery<Handle>) {
-        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        // Where the connection is gone, the broker has it back.
-        drop(delivery.handle.acker.nack(options).await);
+        give_back(&delivery.handle.acker).await;
     }
 
     async fn settle(

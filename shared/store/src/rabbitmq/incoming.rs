@@ -5,7 +5,7 @@ use super::link::PATIENCE;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::{Delivery, DeliveryResult};
 use lapin::options::{BasicCancelOptions, BasicNackOptions};
-use lapin::{Channel, Consumer};
+use lapin::{Acker, Channel, Consumer};
 use std::future::Future;
 use tokio::sync::mpsc;
 
@@ -89,6 +89,6 @@ fn deleted(queue: &str) -> String {
 }
 
 /// For others to take. Of a connection that is gone the broker has it back.
-pub(super) async fn give_back(delivery: &Delivery) {
-    drop(delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
+pub(super) async fn give_back(acker: &Acker) {
+    drop(acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
 }

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 /// A row in hand. Dropped without [`settled`](Handle::settled), the row is delivered again.
 #[derive(Debug)]
 pub struct Handle {
-    pub(super) seq: i64,
+    seq: i64,
     /// The route that it was parked for.
     parked: Option<Arc<str>>,
     settled: bool,
