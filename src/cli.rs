@@ -56,7 +56,7 @@ pub enum Command {
     /// Run a worker on RabbitMQ and Redis
     ///
     /// Takes events from RabbitMQ, lets one handler at a time have each, and settles it: done, retried later, or a dead
-    /// letter. Needs RabbitMQ and Redis, in the configuration or on this machine; without routes it logs events. The secrets of
+    /// dead letter. Needs RabbitMQ and Redis, in the configuration or on this machine; without routes it logs events. The secrets of
     /// apps need not be there. Any number of
     /// workers can run side by side. SIGTERM or SIGINT drains, a second one aborts.
     Worker,
@@ -112,7 +112,7 @@ Examples:
     /// Look at dead letters, replay or drop them
     ///
     /// Works beside a running `up`, which notices within a second, and without one. Where the configuration names RabbitMQ,
-    /// it works on the queues there, beside any number of workers: while it looks, letters are held and then given back in
+    /// it works on the queues there, beside any number of workers: while it looks, dead letters are held and then given back in
     /// order.
     #[command(after_help = "\
 Examples:

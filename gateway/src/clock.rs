@@ -10,7 +10,7 @@ pub(crate) enum Leaving {
     /// The drain began then. What the peer sent before it could know is still taken.
     Grace(Instant),
     /// The peer was notified then; the answers in hand are the last.
-    Told(Instant),
+    Notified(Instant),
     /// Its place was given away then: nothing but answers in hand is waited for.
     Evicted(Instant),
 }
@@ -20,8 +20,8 @@ pub(crate) enum Leaving {
 pub(crate) enum Stop {
     /// A head did not come whole in time; its first byte came then.
     HeadTimeout(Instant),
-    /// To tell the peer that it ends.
-    Tell,
+    /// The peer is notified that the connection ends.
+    Notify,
     /// To be dropped.
     Now,
 }
@@ -62,22 +62,22 @@ fn by_phase(phase: Phase, leaving: Leaving, is_verified: bool, times: &Times) ->
     let last = |at: Instant| at + times.write_timeout + times.goodbye;
     let next = match (phase, leaving) {
         (Phase::Busy | Phase::Reading(_) | Phase::Lingering(_) | Phase::Writing(_), Leaving::Grace(began)) => {
-            (began, Stop::Tell)
+            (began, Stop::Notify)
         }
         // Requests have deadlines of their own, and so has what is read on.
-        (Phase::Busy, Leaving::No | Leaving::Told(_) | Leaving::Evicted(_))
+        (Phase::Busy, Leaving::No | Leaving::Notified(_) | Leaving::Evicted(_))
         | (Phase::Reading(_), Leaving::No | Leaving::Evicted(_))
         | (Phase::Lingering(_), Leaving::No) => return None,
-        (Phase::Reading(_) | Phase::Lingering(_), Leaving::Told(at)) => (last(at), Stop::Now),
-        (Phase::Writing(since), Leaving::No | Leaving::Told(_)) => (since + times.write_timeout, Stop::Now),
+        (Phase::Reading(_) | Phase::Lingering(_), Leaving::Notified(at)) => (last(at), Stop::Now),
+        (Phase::Writing(since), Leaving::No | Leaving::Notified(_)) => (since + times.write_timeout, Stop::Now),
         (Phase::Lingering(_) | Phase::Writing(_) | Phase::Head(_), Leaving::Evicted(at)) => (at, Stop::Now),
-        (Phase::Head(since), Leaving::No | Leaving::Grace(_) | Leaving::Told(_)) => {
+        (Phase::Head(since), Leaving::No | Leaving::Grace(_) | Leaving::Notified(_)) => {
             (since + times.header_timeout, Stop::HeadTimeout(since))
         }
-        (Phase::Idle(since), Leaving::No) => (since + times.keep_alive, Stop::Tell),
-        (Phase::Idle(since), Leaving::Grace(began)) => (since.max(began) + times.grace, Stop::Tell),
+        (Phase::Idle(since), Leaving::No) => (since + times.keep_alive, Stop::Notify),
+        (Phase::Idle(since), Leaving::Grace(began)) => (since.max(began) + times.grace, Stop::Notify),
         (Phase::Idle(_), Leaving::Evicted(at)) if !is_verified => (at, Stop::Now),
-        (Phase::Idle(since), Leaving::Told(at) | Leaving::Evicted(at)) => {
+        (Phase::Idle(since), Leaving::Notified(at) | Leaving::Evicted(at)) => {
             ((since.max(at) + times.goodbye).min(last(at)), Stop::Now)
         }
     };
@@ -103,22 +103,22 @@ mod tests {
         let (idle, lingering, head) = (Phase::Idle(early), Phase::Lingering(early), Phase::Head(early));
         let (reading, writing, busy) = (Phase::Reading(early), Phase::Writing(early), Phase::Busy);
         let (no, grace, notified, evicted) =
-            (Leaving::No, Leaving::Grace(late), Leaving::Told(late), Leaving::Evicted(late));
+            (Leaving::No, Leaving::Grace(late), Leaving::Notified(late), Leaving::Evicted(late));
         let head_timeout = Some((early + 5 * second, Stop::HeadTimeout(early)));
         let unwritten = Some((early + 4 * second, Stop::Now));
-        let tell = Some((late, Stop::Tell));
+        let notify = Some((late, Stop::Notify));
         let cut = Some((late, Stop::Now));
         let goodbye = Some((late + second / 2, Stop::Now));
         let last = Some((late + 4 * second + second / 2, Stop::Now));
         let next =
             |phase, leaving, is_verified| super::next(&Doing { phase, unwritten: None, is_verified }, leaving, &times);
         let cases = [
-            (idle, no, Some((early + 75 * second, Stop::Tell))),
-            (idle, grace, Some((late + second / 4, Stop::Tell))),
+            (idle, no, Some((early + 75 * second, Stop::Notify))),
+            (idle, grace, Some((late + second / 4, Stop::Notify))),
             (idle, notified, goodbye),
             (idle, evicted, goodbye),
             (lingering, no, None),
-            (lingering, grace, tell),
+            (lingering, grace, notify),
             (lingering, notified, last),
             (lingering, evicted, cut),
             (head, no, head_timeout),
@@ -126,15 +126,15 @@ mod tests {
             (head, notified, head_timeout),
             (head, evicted, cut),
             (reading, no, None),
-            (reading, grace, tell),
+            (reading, grace, notify),
             (reading, notified, last),
             (reading, evicted, None),
             (writing, no, unwritten),
-            (writing, grace, tell),
+            (writing, grace, notify),
             (writing, notified, unwritten),
             (writing, evicted, cut),
             (busy, no, None),
-            (busy, grace, tell),
+            (busy, grace, notify),
             (busy, notified, None),
             (busy, evicted, None),
         ];

@@ -183,7 +183,7 @@ async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends
                 }
                 Poll::Pending => clock(timer.as_mut(), activity, leaving, &times, cx),
             }) => match stop {
-                Stop::Tell => leaving = Leaving::Told(now()),
+                Stop::Notify => leaving = Leaving::Notified(now()),
                 Stop::HeadTimeout(first_byte) => return End::HeadTimeout(first_byte),
                 Stop::Now => return failed.map_or(End::Over, End::Failed),
             },
@@ -207,7 +207,7 @@ fn clock(
 ) -> Poll<Stop> {
     let phase = activity.poll_phase(cx);
     if activity.is_struck_out() && matches!(leaving, Leaving::No | Leaving::Grace(_)) {
-        return Poll::Ready(Stop::Tell);
+        return Poll::Ready(Stop::Notify);
     }
     let doing = Doing { phase, unwritten: activity.unwritten_since(), is_verified: activity.is_verified() };
     let Some((at, stop)) = clock::next(&doing, leaving, times) else { return Poll::Pending };

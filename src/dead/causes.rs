@@ -4,8 +4,8 @@ use super::table::clipped;
 use crate::output;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use streamgate_core::dead_letter::DeadLetter;
 use streamgate_core::envelope::rfc3339;
-use streamgate_core::letter::Letter;
 
 /// The cause is reason, route and error: dead letters that share them failed the same way.
 #[derive(Debug, Default)]
@@ -30,9 +30,9 @@ struct Cause<'a> {
 }
 
 impl Causes {
-    pub(super) fn count(&mut self, letter: &Letter) {
-        let cause = (letter.reason.clone(), letter.envelope.route.clone(), letter.error.clone());
-        let died = letter.died_at_ms;
+    pub(super) fn count(&mut self, dead_letter: &DeadLetter) {
+        let cause = (dead_letter.reason.clone(), dead_letter.envelope.route.clone(), dead_letter.error.clone());
+        let died = dead_letter.died_at_ms;
         let toll = self.0.entry(cause).or_insert(Toll { count: 0, first_ms: died, last_ms: died });
         *toll = Toll { count: toll.count + 1, first_ms: toll.first_ms.min(died), last_ms: toll.last_ms.max(died) };
     }

@@ -6,8 +6,8 @@ use crate::{ask, output};
 use anyhow::{Context, bail};
 use clap::Args;
 use std::time::Duration;
-use streamgate_core::letter::LetterId;
-use streamgate_core::ports::{Letters, Moved};
+use streamgate_core::dead_letter::DeadLetterId;
+use streamgate_core::ports::{DeadLetters, Moved};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -41,18 +41,18 @@ pub(super) struct Change {
 
 /// Changes the dead letters that are selected, and prints how many were changed and how many are left.
 pub(super) async fn change<F>(
-    letters: &impl Letters,
+    dead_letters: &impl DeadLetters,
     word: &str,
     how: Change,
     interrupted: &CancellationToken,
-    each: impl FnMut(Vec<LetterId>) -> F,
+    each: impl FnMut(Vec<DeadLetterId>) -> F,
 ) -> anyhow::Result<()>
 where
     F: Future<Output = Moved>,
 {
     let Change { select, dry_run, rate, why, yes, json } = how;
     let must_ask = select.means_all() && !yes && !dry_run;
-    let chosen = choose(letters, &select.explicit()?, interrupted).await?;
+    let chosen = choose(dead_letters, &select.explicit()?, interrupted).await?;
     if dry_run {
         let count = chosen.len();
         match json {
@@ -63,36 +63,36 @@ where
     }
     if must_ask && !chosen.is_empty() {
         // Nobody else is kept from them while somebody thinks.
-        letters.release().await?;
+        dead_letters.release().await?;
         let question = format!("All {} dead letters will be {word}. Go on?", chosen.len());
         if !ask::agreed(&question, interrupted).await? {
             bail!("nothing was changed");
         }
     }
     let asked = chosen.len();
-    let moved = in_steps(letters, chosen, rate, json, interrupted, each).await;
+    let moved = in_steps(dead_letters, chosen, rate, json, interrupted, each).await;
     let left = asked - moved.count;
     tracing::info!(count = moved.count, left, why, "dead letters were {word} by hand");
-    told(word, moved, left, json, interrupted.is_cancelled())
+    report(word, moved, left, json, interrupted.is_cancelled())
 }
 
 /// Some at a time, so that there is progress to show, and at most `rate` a second.
 async fn in_steps<F>(
-    store: &impl Letters,
-    letters: Vec<LetterId>,
+    store: &impl DeadLetters,
+    dead_letters: Vec<DeadLetterId>,
     rate: Option<u32>,
     json: bool,
     interrupted: &CancellationToken,
-    mut each: impl FnMut(Vec<LetterId>) -> F,
+    mut each: impl FnMut(Vec<DeadLetterId>) -> F,
 ) -> Moved
 where
     F: Future<Output = Moved>,
 {
-    let bar = output::bar(letters.len() as u64, "dead letters", json);
+    let bar = output::bar(dead_letters.len() as u64, "dead letters", json);
     let (began, mut done, mut all) = (Instant::now(), 0u32, Moved::default());
     let mut held = began;
     let step = rate.map_or(STEP, |rate| STEP.min(rate.div_ceil(10) as usize));
-    for some in letters.chunks(step) {
+    for some in dead_letters.chunks(step) {
         if let Some(rate) = rate {
             let due = began + Duration::from_secs_f64(f64::from(done) / f64::from(rate));
             tokio::select! {
@@ -119,7 +119,7 @@ where
     all
 }
 
-fn told(word: &str, moved: Moved, left: usize, json: bool, was_interrupted: bool) -> anyhow::Result<()> {
+fn report(word: &str, moved: Moved, left: usize, json: bool, was_interrupted: bool) -> anyhow::Result<()> {
     let Moved { count, stopped } = moved;
     match (json, left) {
         (true, 0) => output::line(serde_json::json!({ word: count }))?,

@@ -19,12 +19,12 @@ use select::Select;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::str::FromStr;
-use streamgate_core::letter::{Filter, Letter, LetterId};
-use streamgate_core::ports::Letters;
+use streamgate_core::dead_letter::{DeadLetter, DeadLetterId, Filter};
+use streamgate_core::ports::DeadLetters;
 use streamgate_service::config::{Loaded, StoreKind};
 use streamgate_service::shutdown::Shutdown;
-use streamgate_store::rabbitmq::LetterQueue;
-use streamgate_store::sqlite::LetterBox;
+use streamgate_store::rabbitmq::DeadLetterQueue;
+use streamgate_store::sqlite::DeadLetterBox;
 use table::Table;
 use tokio_util::sync::CancellationToken;
 use view::View;
@@ -111,74 +111,76 @@ async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> an
         }
         (StoreKind::Embedded, queue) => {
             let data_dir = &loaded.config.store.data_dir;
-            let letters = match queue {
-                Queue::Parked(route) => LetterBox::open_parked(data_dir, &route, is_gone(&route))?,
-                Queue::Dead | Queue::Unrouted => LetterBox::open(data_dir)?,
+            let dead_letters = match queue {
+                Queue::Parked(route) => DeadLetterBox::open_parked(data_dir, &route, is_gone(&route))?,
+                Queue::Dead | Queue::Unrouted => DeadLetterBox::open(data_dir)?,
             };
             let drops = matches!(args.action, Action::Drop { .. });
-            let acted = act(&letters, args.action, interrupted).await;
+            let acted = act(&dead_letters, args.action, interrupted).await;
             // Whatever happened: what is dropped is gone.
-            let emptied = if drops { letters.empty_log().await } else { Ok(()) };
+            let emptied = if drops { dead_letters.empty_log().await } else { Ok(()) };
             acted?;
             Ok(emptied?)
         }
         (StoreKind::RabbitMq, queue) => {
             let Servers { endpoint, topology, .. } = Servers::of(loaded)?;
-            let letters = match queue {
-                Queue::Dead => LetterQueue::dead(endpoint, &topology),
-                Queue::Unrouted => LetterQueue::unrouted(endpoint, &topology),
-                Queue::Parked(route) => LetterQueue::parked(endpoint, &topology, &route, is_gone(&route)),
+            let dead_letters = match queue {
+                Queue::Dead => DeadLetterQueue::dead(endpoint, &topology),
+                Queue::Unrouted => DeadLetterQueue::unrouted(endpoint, &topology),
+                Queue::Parked(route) => DeadLetterQueue::parked(endpoint, &topology, &route, is_gone(&route)),
             };
-            let acted = act(&letters, args.action, interrupted).await;
+            let acted = act(&dead_letters, args.action, interrupted).await;
             // Whatever happened: what is held goes back in order.
-            let closed = letters.close().await;
+            let closed = dead_letters.close().await;
             acted?;
-            closed.context("cannot give the letters back in their order")
+            closed.context("cannot give the dead letters back in their order")
         }
     }
 }
 
-async fn act(letters: &impl Letters, action: Action, interrupted: &CancellationToken) -> anyhow::Result<()> {
+async fn act(dead_letters: &impl DeadLetters, action: Action, interrupted: &CancellationToken) -> anyhow::Result<()> {
     match action {
-        Action::List { select, group: true, json } => causes(letters, &select.filter(), json, interrupted).await,
-        Action::List { select, group: false, json } => list(letters, &select.filter(), json, interrupted).await,
-        Action::Show { id, body, json } => show(letters, id, body, json, interrupted).await,
-        Action::Replay(how) => change(letters, "replayed", how, interrupted, |some| letters.replay(some)).await,
-        Action::Drop(how) => change(letters, "dropped", how, interrupted, |some| letters.discard(some)).await,
+        Action::List { select, group: true, json } => causes(dead_letters, &select.filter(), json, interrupted).await,
+        Action::List { select, group: false, json } => list(dead_letters, &select.filter(), json, interrupted).await,
+        Action::Show { id, body, json } => show(dead_letters, id, body, json, interrupted).await,
+        Action::Replay(how) => {
+            change(dead_letters, "replayed", how, interrupted, |some| dead_letters.replay(some)).await
+        }
+        Action::Drop(how) => change(dead_letters, "dropped", how, interrupted, |some| dead_letters.discard(some)).await,
     }
 }
 
-/// Calls `with` for every letter that the filter means.
+/// Calls `with` for every dead letter that the filter means.
 async fn each(
-    letters: &impl Letters,
+    dead_letters: &impl DeadLetters,
     filter: &Filter,
     interrupted: &CancellationToken,
-    mut with: impl FnMut(&Letter) -> anyhow::Result<()>,
+    mut with: impl FnMut(&DeadLetter) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut after = 0;
     loop {
         if interrupted.is_cancelled() {
             bail!("interrupted; nothing was changed");
         }
-        let page = letters.page(after, PAGE).await?;
+        let page = dead_letters.page(after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = last.number;
-        for letter in page.iter().filter(|letter| filter.matches(letter)) {
-            with(letter)?;
+        for dead_letter in page.iter().filter(|dead_letter| filter.matches(dead_letter)) {
+            with(dead_letter)?;
         }
     }
 }
 
 async fn choose(
-    letters: &impl Letters,
+    dead_letters: &impl DeadLetters,
     filter: &Filter,
     interrupted: &CancellationToken,
-) -> anyhow::Result<Vec<LetterId>> {
+) -> anyhow::Result<Vec<DeadLetterId>> {
     let mut chosen = Vec::new();
     let mut unknown = filter.ids.clone();
-    each(letters, filter, interrupted, |letter| {
-        chosen.push(letter.id());
-        unknown.retain(|id| !Filter { ids: vec![id.clone()], ..Filter::default() }.matches(letter));
+    each(dead_letters, filter, interrupted, |dead_letter| {
+        chosen.push(dead_letter.id());
+        unknown.retain(|id| !Filter { ids: vec![id.clone()], ..Filter::default() }.matches(dead_letter));
         Ok(())
     })
     .await?;
@@ -189,28 +191,28 @@ async fn choose(
 }
 
 async fn list(
-    letters: &impl Letters,
+    dead_letters: &impl DeadLetters,
     filter: &Filter,
     json: bool,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut views = Vec::new();
     let mut table: Option<Table> = None;
-    each(letters, filter, interrupted, |letter| {
+    each(dead_letters, filter, interrupted, |dead_letter| {
         if json {
-            views.push(serde_json::to_value(View::of(letter, false))?);
+            views.push(serde_json::to_value(View::of(dead_letter, false))?);
             return Ok(());
         }
         let table = match &table {
             Some(table) => table,
             None => {
                 // Numbers grow, and have one length where they are made of the time.
-                let made = table.insert(Table::new(output::width(), letter.number.to_string().len()));
+                let made = table.insert(Table::new(output::width(), dead_letter.number.to_string().len()));
                 made.heading()?;
                 made
             }
         };
-        Ok(table.row(letter)?)
+        Ok(table.row(dead_letter)?)
     })
     .await?;
     if json {
@@ -222,14 +224,14 @@ async fn list(
 }
 
 async fn causes(
-    letters: &impl Letters,
+    dead_letters: &impl DeadLetters,
     filter: &Filter,
     json: bool,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut causes = Causes::default();
-    each(letters, filter, interrupted, |letter| {
-        causes.count(letter);
+    each(dead_letters, filter, interrupted, |dead_letter| {
+        causes.count(dead_letter);
         Ok(())
     })
     .await?;
@@ -237,7 +239,7 @@ async fn causes(
 }
 
 async fn show(
-    letters: &impl Letters,
+    dead_letters: &impl DeadLetters,
     id: String,
     body: bool,
     json: bool,
@@ -245,21 +247,25 @@ async fn show(
 ) -> anyhow::Result<()> {
     let filter = Filter { ids: vec![id], ..Filter::default() };
     let mut found = 0;
-    each(letters, &filter, interrupted, |letter| {
+    each(dead_letters, &filter, interrupted, |dead_letter| {
         found += 1;
         if body {
-            tracing::info!(number = letter.number, key = letter.envelope.key, "showed the body of a dead letter");
+            tracing::info!(
+                number = dead_letter.number,
+                key = dead_letter.envelope.key,
+                "showed the body of a dead letter"
+            );
         }
         if json {
-            return Ok(output::line(serde_json::to_string(&View::of(letter, body))?)?);
+            return Ok(output::line(serde_json::to_string(&View::of(dead_letter, body))?)?);
         }
-        view::whole(letter)?;
+        view::whole(dead_letter)?;
         if body {
             output::line("")?;
             if std::io::stdout().is_terminal() {
-                output::line(String::from_utf8_lossy(&letter.envelope.body))?;
+                output::line(String::from_utf8_lossy(&dead_letter.envelope.body))?;
             } else {
-                output::bytes(&letter.envelope.body)?;
+                output::bytes(&dead_letter.envelope.body)?;
                 output::line("")?;
             }
         }

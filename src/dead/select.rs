@@ -3,12 +3,12 @@
 use crate::exit::BadUsage;
 use clap::Args;
 use std::time::Duration;
-use streamgate_core::letter::Filter;
+use streamgate_core::dead_letter::Filter;
 use streamgate_core::pattern::Pattern;
 use streamgate_core::reason::Reason;
 use streamgate_service::config::reader;
 
-/// Which letters: everything given must hold.
+/// Which dead letters: everything given must hold.
 #[derive(Debug, Args)]
 pub(super) struct Select {
     /// Numbers, webhook ids (but for those of digits only) or idempotency keys
@@ -94,7 +94,7 @@ impl Select {
         self.all
     }
 
-    /// What changes letters must say which: an empty selection is a slip, not a wish.
+    /// What changes dead letters must say which: an empty selection is a slip, not a wish.
     pub(super) fn explicit(self) -> Result<Filter, BadUsage> {
         let (all, filter) = (self.all, self.filter());
         let Filter { ids, reason, event_type, route, app, attempts, died_since_ms, died_before_ms, user } = &filter;

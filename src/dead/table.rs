@@ -1,9 +1,9 @@
-//! The table of letters: a line each, as wide as the terminal.
+//! The table of dead letters: a line each, as wide as the terminal.
 
 use crate::output::{self, visible};
 use std::borrow::Cow;
 use std::io;
-use streamgate_core::letter::Letter;
+use streamgate_core::dead_letter::DeadLetter;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Between two columns.
@@ -65,18 +65,18 @@ impl Table {
         self.line(["NUMBER", "DIED", "REASON", "ATTEMPTS", "ROUTE", "TYPE", "ERROR", "ID"].map(str::to_owned))
     }
 
-    pub(super) fn row(&self, letter: &Letter) -> io::Result<()> {
-        let envelope = &letter.envelope;
-        let died = jiff::Timestamp::from_millisecond(letter.died_at_ms).unwrap_or_default();
+    pub(super) fn row(&self, dead_letter: &DeadLetter) -> io::Result<()> {
+        let envelope = &dead_letter.envelope;
+        let died = jiff::Timestamp::from_millisecond(dead_letter.died_at_ms).unwrap_or_default();
         let died = died.strftime(if self.died < 16 { "%m-%d %H:%M" } else { "%F %H:%M" });
         self.line([
-            letter.number.to_string(),
+            dead_letter.number.to_string(),
             died.to_string(),
-            letter.reason.clone(),
+            dead_letter.reason.clone(),
             envelope.attempt.to_string(),
             envelope.route.clone().unwrap_or_else(|| "-".to_owned()),
             envelope.event_type.clone(),
-            letter.error.as_deref().map_or_else(|| "-".to_owned(), short),
+            dead_letter.error.as_deref().map_or_else(|| "-".to_owned(), short),
             envelope.id.clone(),
         ])
     }

@@ -1,12 +1,12 @@
-//! What is shown of one letter.
+//! What is shown of one dead letter.
 
 use crate::output;
 use serde::{Serialize, Serializer};
 use streamgate_core::attempts::Attempt;
+use streamgate_core::dead_letter::DeadLetter;
 use streamgate_core::envelope::rfc3339;
-use streamgate_core::letter::Letter;
 
-/// A letter as scripts see it.
+/// A dead letter as scripts see it.
 #[derive(Debug, Serialize)]
 pub(super) struct View<'a> {
     /// A text: it may have 19 digits, and JavaScript and jq round those.
@@ -37,10 +37,10 @@ fn as_text<S: Serializer>(number: &i64, serializer: S) -> Result<S::Ok, S::Error
 }
 
 impl View<'_> {
-    pub(super) fn of(letter: &Letter, body: bool) -> View<'_> {
-        let envelope = &letter.envelope;
+    pub(super) fn of(dead_letter: &DeadLetter, body: bool) -> View<'_> {
+        let envelope = &dead_letter.envelope;
         View {
-            number: letter.number,
+            number: dead_letter.number,
             id: &envelope.id,
             key: &envelope.key,
             app: &envelope.app,
@@ -48,12 +48,12 @@ impl View<'_> {
             event_type: &envelope.event_type,
             cid: envelope.cid.as_deref(),
             route: envelope.route.as_deref(),
-            reason: &letter.reason,
-            error: letter.error.as_deref(),
+            reason: &dead_letter.reason,
+            error: dead_letter.error.as_deref(),
             attempts: envelope.attempt,
             history: envelope.attempts.iter().map(Tried::of).collect(),
             received_at: rfc3339(envelope.received_at_ms),
-            died_at: rfc3339(letter.died_at_ms),
+            died_at: rfc3339(dead_letter.died_at_ms),
             bytes: envelope.body.len(),
             body: body.then(|| String::from_utf8_lossy(&envelope.body).into_owned()),
         }
@@ -76,9 +76,9 @@ impl Tried<'_> {
     }
 }
 
-/// Everything of a letter but its body, a line each.
-pub(super) fn whole(letter: &Letter) -> anyhow::Result<()> {
-    let view = View::of(letter, false);
+/// Everything of a dead letter but its body, a line each.
+pub(super) fn whole(dead_letter: &DeadLetter) -> anyhow::Result<()> {
+    let view = View::of(dead_letter, false);
     let fields = serde_json::to_value(&view)?;
     let shown = |(_, value): &(&String, &serde_json::Value)| !value.is_null() && !value.is_array();
     for (name, value) in fields.as_object().into_iter().flatten().filter(shown) {

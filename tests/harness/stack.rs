@@ -10,11 +10,11 @@ use streamgate::{
     BoxFuture, Context, Event, Handler, HandlerError, Hooks, Metrics, Pattern, Route, Router, Shutdown, backends,
     gateway, up, wiring, worker,
 };
-use streamgate_core::letter::{Letter, LetterId};
-use streamgate_core::ports::Letters;
+use streamgate_core::dead_letter::{DeadLetter, DeadLetterId};
+use streamgate_core::ports::DeadLetters;
 use streamgate_service::config::{self, Environment, Source};
-use streamgate_store::rabbitmq::LetterQueue;
-use streamgate_store::sqlite::LetterBox;
+use streamgate_store::rabbitmq::DeadLetterQueue;
+use streamgate_store::sqlite::DeadLetterBox;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -36,8 +36,8 @@ pub trait Stack: Sized {
         self.shutdown().abort.cancel();
         self.drain()
     }
-    fn letters(site: &Site) -> impl Future<Output = Vec<Letter>>;
-    fn replay(site: &Site, letters: Vec<LetterId>) -> impl Future<Output = usize>;
+    fn letters(site: &Site) -> impl Future<Output = Vec<DeadLetter>>;
+    fn replay(site: &Site, letters: Vec<DeadLetterId>) -> impl Future<Output = usize>;
 }
 
 /// `streamgate up` on the embedded store.
@@ -93,12 +93,12 @@ impl Stack for Embedded {
         &self.shutdown
     }
 
-    async fn letters(site: &Site) -> Vec<Letter> {
-        LetterBox::open(&site.data_dir()).unwrap().page(0, 1000).await.unwrap()
+    async fn letters(site: &Site) -> Vec<DeadLetter> {
+        DeadLetterBox::open(&site.data_dir()).unwrap().page(0, 1000).await.unwrap()
     }
 
-    async fn replay(site: &Site, letters: Vec<LetterId>) -> usize {
-        LetterBox::open(&site.data_dir()).unwrap().replay(letters).await.count
+    async fn replay(site: &Site, letters: Vec<DeadLetterId>) -> usize {
+        DeadLetterBox::open(&site.data_dir()).unwrap().replay(letters).await.count
     }
 }
 
@@ -126,10 +126,10 @@ impl Services {
         (config::load(&source).unwrap().for_services().unwrap(), source)
     }
 
-    async fn letter_queue(site: &Site) -> LetterQueue {
+    async fn letter_queue(site: &Site) -> DeadLetterQueue {
         let (loaded, _) = Services::load(site, &Setup::default()).await;
         let found = backends::rabbitmq::Servers::of(&loaded).unwrap();
-        LetterQueue::dead(found.endpoint, &found.topology)
+        DeadLetterQueue::dead(found.endpoint, &found.topology)
     }
 }
 
@@ -200,14 +200,14 @@ impl Stack for Services {
         &self.shutdown
     }
 
-    async fn letters(site: &Site) -> Vec<Letter> {
+    async fn letters(site: &Site) -> Vec<DeadLetter> {
         let queue = Services::letter_queue(site).await;
         let letters = queue.page(0, 1000).await.unwrap();
         queue.close().await.unwrap();
         letters
     }
 
-    async fn replay(site: &Site, letters: Vec<LetterId>) -> usize {
+    async fn replay(site: &Site, letters: Vec<DeadLetterId>) -> usize {
         let queue = Services::letter_queue(site).await;
         let replayed = queue.replay(letters).await.count;
         queue.close().await.unwrap();

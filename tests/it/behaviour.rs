@@ -6,7 +6,7 @@ use crate::harness::wire::{Webhook, odd_bodies, send};
 use crate::harness::{eventually, unique};
 use std::collections::HashSet;
 use std::sync::Arc;
-use streamgate_core::letter::Letter;
+use streamgate_core::dead_letter::DeadLetter;
 use tokio::sync::Semaphore;
 
 /// Each behaviour as a test of its own, for each stack.
@@ -215,7 +215,7 @@ async fn a_replayed_letter_is_handled_again<S: Stack>() {
     accept(&stack, &webhook, "enqueued").await;
     let first = script.next().await;
     eventually("it is dead", || async { settled(&stack, "dead") == 1 }).await;
-    let letters: Vec<_> = S::letters(&site).await.iter().map(Letter::id).collect();
+    let letters: Vec<_> = S::letters(&site).await.iter().map(DeadLetter::id).collect();
     broken.store(false, std::sync::atomic::Ordering::SeqCst);
     assert_eq!(S::replay(&site, letters).await, 1);
     let again = script.next().await;

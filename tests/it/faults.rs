@@ -56,7 +56,7 @@ enum Fault {
     /// What waits expires: it is replayed from the dead letters.
     PolicyExpiresEvents,
     /// What waits expires: an operator moves the dead letters back by hand.
-    LettersMoved,
+    DeadLettersMoved,
     /// New connections may not publish any more.
     PermissionsTaken,
     /// A look at the queue, a dozen times, as with the management UI.
@@ -111,7 +111,7 @@ const ALL: [(Fault, &[Part]); 33] = [
     (SpoolReadOnly, &[Part::Process]),
     (BrokerAndRedisKilled, &[Part::Broker, Part::Redis]),
     (PolicyExpiresEvents, &[Part::Broker, Part::Process]),
-    (LettersMoved, &[Part::Broker, Part::Process]),
+    (DeadLettersMoved, &[Part::Broker, Part::Process]),
     (PermissionsTaken, &[Part::Broker]),
     (OperatorPeeks, &[Part::Broker]),
     (RedisReplica, &[Part::Redis]),

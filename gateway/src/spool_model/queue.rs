@@ -21,14 +21,14 @@ pub(super) enum Broker {
     Down,
 }
 
-type Told = oneshot::Sender<Result<(), StoreError>>;
+type Reply = oneshot::Sender<Result<(), StoreError>>;
 
 /// RabbitMQ, as far as the port shows it.
 #[derive(Debug)]
 pub(super) struct Queue {
     mode: Mutex<Broker>,
     pub(super) messages: Mutex<Vec<String>>,
-    held: Mutex<Vec<(String, Told)>>,
+    held: Mutex<Vec<(String, Reply)>>,
     /// Events that it never takes, and that cost the connection, with all that is under way on it.
     pub(super) poison: Mutex<HashSet<String>>,
     /// How often that was, and until when there is none.

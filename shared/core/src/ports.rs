@@ -3,8 +3,8 @@
 
 use crate::{
     claim::{ClaimKey, Conclusion, Verdict},
+    dead_letter::{DeadLetter, DeadLetterId},
     envelope::Envelope,
-    letter::{Letter, LetterId},
     reason::Reason,
     route_record::{Records, RouteRecord},
 };
@@ -217,7 +217,7 @@ pub trait RouteRecords: Send + Sync + 'static {
     fn write(&self, route: &str, record: &RouteRecord) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
 
-/// What became of letters that were to be replayed or dropped.
+/// What became of dead letters that were to be replayed or dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// That many are gone from where they were.
@@ -227,15 +227,15 @@ pub struct Moved {
 }
 
 /// The dead letters.
-pub trait Letters: Send + Sync + 'static {
-    /// Up to `limit` letters with a number over `after`, oldest first.
-    fn page(&self, after: i64, limit: usize) -> impl Future<Output = Result<Vec<Letter>, StoreError>> + Send;
-    /// Puts the letters back into the queue, see [`Letter::replayed`].
-    fn replay(&self, letters: Vec<LetterId>) -> impl Future<Output = Moved> + Send;
+pub trait DeadLetters: Send + Sync + 'static {
+    /// Up to `limit` dead letters with a number over `after`, oldest first.
+    fn page(&self, after: i64, limit: usize) -> impl Future<Output = Result<Vec<DeadLetter>, StoreError>> + Send;
+    /// Puts the dead letters back into the queue, see [`DeadLetter::replayed`].
+    fn replay(&self, dead_letters: Vec<DeadLetterId>) -> impl Future<Output = Moved> + Send;
     /// Gives back what is held between calls. The next call begins anew.
     fn release(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Removes the letters for good.
-    fn discard(&self, letters: Vec<LetterId>) -> impl Future<Output = Moved> + Send;
+    /// Removes the dead letters for good.
+    fn discard(&self, dead_letters: Vec<DeadLetterId>) -> impl Future<Output = Moved> + Send;
 }
 
 /// The life of what a service works on, from its start to its end. The parts themselves are the ports above.

@@ -9,14 +9,14 @@ use streamgate_core::{
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-type Told = oneshot::Sender<Result<Bytes, Reason>>;
+type Reply = oneshot::Sender<Result<Bytes, Reason>>;
 
 /// The road between the two.
 #[derive(Debug)]
 pub struct InProcess {
     /// None where nobody answers.
-    calls: Option<mpsc::Sender<Call<Told>>>,
-    arrived: Mutex<mpsc::Receiver<Call<Told>>>,
+    calls: Option<mpsc::Sender<Call<Reply>>>,
+    arrived: Mutex<mpsc::Receiver<Call<Reply>>>,
 }
 
 impl InProcess {
@@ -42,9 +42,9 @@ impl Ask for InProcess {
 }
 
 impl Calls for InProcess {
-    type Handle = Told;
+    type Handle = Reply;
 
-    async fn next(&self) -> Result<Call<Told>, StoreError> {
+    async fn next(&self) -> Result<Call<Reply>, StoreError> {
         let mut arrived = self.arrived.lock().await;
         loop {
             match arrived.recv().await {
@@ -56,7 +56,7 @@ impl Calls for InProcess {
         }
     }
 
-    async fn answer(&self, handle: Told, answer: Result<Bytes, Reason>) -> Result<(), StoreError> {
+    async fn answer(&self, handle: Reply, answer: Result<Bytes, Reason>) -> Result<(), StoreError> {
         handle.send(answer).map_err(|_| StoreError::Unavailable("its caller waits no more".to_owned()))
     }
 }

@@ -189,7 +189,7 @@ fn read_parts(section: &mut Section<'_>) -> Vec<Part> {
 }
 
 fn read_rule(mut section: Section<'_>) -> Option<Rule> {
-    let pattern = section.prose("pattern", |text| Regex::new(text).map_err(|error| told(&error)));
+    let pattern = section.prose("pattern", |text| Regex::new(text).map_err(|error| regex_problem(&error)));
     if pattern.is_none() && !section.was_given("pattern") {
         section.problem("pattern", "is missing: write a regular expression, like \"(?i)\\\\bword\\\\b\"");
     }
@@ -225,7 +225,7 @@ fn read_rule(mut section: Section<'_>) -> Option<Rule> {
 }
 
 /// In one line: the library draws the pattern over several.
-fn told(error: &regex::Error) -> String {
+fn regex_problem(error: &regex::Error) -> String {
     let text = error.to_string();
     let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
     format!("is no regular expression of the crate regex: {last}")

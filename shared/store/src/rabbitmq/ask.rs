@@ -40,14 +40,14 @@ enum Line {
     Open(Channel),
 }
 
-type Told = oneshot::Sender<Result<Bytes, Reason>>;
+type Reply = oneshot::Sender<Result<Bytes, Reason>>;
 
 /// Calls that wait for their answer, by number.
 #[derive(Debug, Default)]
-struct Waiting(Mutex<HashMap<u64, Told>>);
+struct Waiting(Mutex<HashMap<u64, Reply>>);
 
 impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Told>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Reply>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -76,19 +76,24 @@ impl Caller {
     pub fn start(endpoint: Endpoint, topology: Topology, on_late: OnLate) -> Caller {
         let queue = topology.calls();
         let link = Link::start(endpoint, topology.with_calls().without_probe(), "gateway, calls");
-        let (tell, line) = watch::channel(Line::Down);
+        let (line_sender, line) = watch::channel(Line::Down);
         let waiting = Arc::new(Waiting::default());
-        let exchanger =
-            Exchanger { queue: queue.clone(), link: Arc::clone(&link), tell, waiting: Arc::clone(&waiting), on_late };
+        let exchanger = Exchanger {
+            queue: queue.clone(),
+            link: Arc::clone(&link),
+            line_sender,
+            waiting: Arc::clone(&waiting),
+            on_late,
+        };
         let task = AbortOnDropHandle::new(tokio::spawn(exchanger.run()));
         Caller { queue, link, line, waiting, next: AtomicU64::new(1), _task: task }
     }
 
     /// Calls for each change of whether somebody is there to answer, from now on.
-    pub async fn watch_workers(&self, tell: impl Fn(bool) + Send) {
+    pub async fn watch_workers(&self, notify: impl Fn(bool) + Send) {
         let mut line = self.line.clone();
         loop {
-            tell(matches!(*line.borrow_and_update(), Line::Open(_)));
+            notify(matches!(*line.borrow_and_update(), Line::Open(_)));
             if line.changed().await.is_err() {
                 return;
             }
@@ -111,14 +116,14 @@ impl Ask for Caller {
         };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let properties = headers::call(&call, number, within);
-        let (tell, told) = oneshot::channel();
-        self.waiting.lock().insert(number, tell);
+        let (sender, reply) = oneshot::channel();
+        self.waiting.lock().insert(number, sender);
         let _place = Place { waiting: &self.waiting, number };
         // Whether it could be written shows in whether there is an answer.
         link::post(&channel, self.queue.as_str().into(), properties, &call.body)
             .map_err(|_| Reason::StoreUnavailable)?;
-        match tokio::time::timeout(within, told).await {
-            Ok(Ok(told)) => told,
+        match tokio::time::timeout(within, reply).await {
+            Ok(Ok(reply)) => reply,
             // Dropped when the session ended.
             Ok(Err(_)) => Err(Reason::StoreUnavailable),
             Err(_) => Err(Reason::HookTimeout),
@@ -142,7 +147,7 @@ impl Drop for Place<'_> {
 struct Exchanger {
     queue: String,
     link: Arc<Link>,
-    tell: watch::Sender<Line>,
+    line_sender: watch::Sender<Line>,
     waiting: Arc<Waiting>,
     on_late: OnLate,
 }
@@ -155,7 +160,7 @@ impl Exchanger {
                 why = self.serve(&session) => why,
                 () = session.ended() => "ended".to_owned(),
             };
-            self.tell.send_replace(Line::Down);
+            self.line_sender.send_replace(Line::Down);
             // Their answers went with the channel: telling them now is better than their deadline.
             self.waiting.lock().clear();
             session.fail(why);
@@ -197,13 +202,13 @@ impl Exchanger {
         loop {
             ticks.tick().await;
             let asked = looking.queue_declare(self.queue.as_str().into(), options, FieldTable::default());
-            let told = or_silence(asked, || drop(self.tell.send_replace(Line::Down))).await;
-            let line = match told {
+            let asked = or_silence(asked, || drop(self.line_sender.send_replace(Line::Down))).await;
+            let line = match asked {
                 Ok(queue) if queue.consumer_count() > 0 => Line::Open(asking.clone()),
                 Ok(_) => Line::Nobody,
                 Err(error) => return error.to_string(),
             };
-            self.tell.send_if_modified(|known| {
+            self.line_sender.send_if_modified(|known| {
                 let same = std::mem::discriminant(known) == std::mem::discriminant(&line);
                 if !same {
                     *known = line;
@@ -215,11 +220,11 @@ impl Exchanger {
 }
 
 /// Awaits an answer to its end, and calls back when it takes long: the library keeps the place of one that is given up.
-async fn or_silence<T>(asked: impl Future<Output = T>, tell: impl FnOnce()) -> T {
+async fn or_silence<T>(asked: impl Future<Output = T>, on_silence: impl FnOnce()) -> T {
     let mut asked = std::pin::pin!(asked);
     tokio::select! {
-        told = &mut asked => return told,
-        () = tokio::time::sleep(SILENCE) => tell(),
+        result = &mut asked => return result,
+        () = tokio::time::sleep(SILENCE) => on_silence(),
     }
     asked.await
 }

@@ -1,4 +1,4 @@
-//! One walk over a queue of letters, without harm: consumed, not acknowledged, and given back in order. `basic.get` with a close at
+//! One walk over a queue of dead letters, without harm: consumed, not acknowledged, and given back in order. `basic.get` with a close at
 //! the end would shuffle them.
 
 use super::endpoint::Endpoint;
@@ -19,7 +19,7 @@ const HELD: u16 = 500;
 const MOST_CHANNELS: usize = 2000;
 /// Half of the settlements that a channel of RabbitMQ 3.10 sends to a quorum queue before it waits.
 const PIECE: usize = 16;
-/// Between looks at whether letters are back in their queue.
+/// Between looks at whether dead letters are back in their queue.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// One walk over a queue.
@@ -28,7 +28,7 @@ pub(super) struct Browse {
     endpoint: Endpoint,
     connection: Connection,
     queue: String,
-    /// Asks how many letters are ready.
+    /// Asks how many dead letters are ready.
     asking: Channel,
     /// In the order in which they were opened; the last one consumes.
     holding: Vec<Holding>,
@@ -42,7 +42,7 @@ pub(super) struct Browse {
     pub(super) chosen: Vec<Chosen>,
 }
 
-/// A channel, and the letters that it holds.
+/// A channel, and the dead letters that it holds.
 #[derive(Debug)]
 struct Holding {
     channel: Channel,
@@ -53,7 +53,7 @@ struct Holding {
     cancelled: bool,
 }
 
-/// A letter that leaves its queue.
+/// A dead letter that leaves its queue.
 #[derive(Debug)]
 pub(super) struct Chosen {
     acker: Acker,
@@ -82,7 +82,7 @@ impl Browse {
         })
     }
 
-    /// The next letter, or none at the end.
+    /// The next dead letter, or none at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Raw>, StoreError> {
         while self.left > 0 {
             if self.consumer.is_none() && !self.consume().await? {
@@ -95,7 +95,7 @@ impl Browse {
                     tracing::warn!(
                         left = self.left,
                         queue = self.queue,
-                        "somebody else holds letters; they are left out"
+                        "somebody else holds dead letters; they are left out"
                     );
                     self.left = 0;
                     return Ok(None);
@@ -134,7 +134,11 @@ impl Browse {
             }
         }
         if self.holding.len() == MOST_CHANNELS {
-            tracing::warn!(left = self.left, queue = self.queue, "too many letters for one look; these are left out");
+            tracing::warn!(
+                left = self.left,
+                queue = self.queue,
+                "too many dead letters for one look; these are left out"
+            );
             return Ok(false);
         }
         let channel = self.connection.create_channel().await.map_err(unavailable)?;
@@ -146,7 +150,7 @@ impl Browse {
         Ok(true)
     }
 
-    /// The last letter leaves its queue, with the next `settle`.
+    /// The last dead letter leaves its queue, with the next `settle`.
     pub(super) fn choose(&mut self, acker: Acker, again: Option<Envelope>) {
         let place = self.holding.len().saturating_sub(1);
         self.chosen.push(Chosen { acker, place, again });
@@ -167,7 +171,7 @@ impl Browse {
     /// Publishes what is chosen, awaits the confirms, and lets go of what was confirmed: which of all that is, and why not all.
     pub(super) async fn settle(&mut self, back: &str) -> (Vec<bool>, Option<StoreError>) {
         let chosen = std::mem::take(&mut self.chosen);
-        // To acknowledge makes room on the channel: its consumer must take no more by then, for the letters that a cancel sends
+        // To acknowledge makes room on the channel: its consumer must take no more by then, for the dead letters that a cancel sends
         // back stand behind those of the next channel.
         let confirmed = match self.cancel().await {
             Ok(()) => self.publish(back, &chosen).await,
@@ -242,13 +246,13 @@ impl Browse {
         Ok((confirmed, error))
     }
 
-    /// Takes no more letters, and counts those that came and were not looked at: they go back too.
+    /// Takes no more dead letters, and counts those that came and were not looked at: they go back too.
     async fn read_on(&mut self) -> Result<(), StoreError> {
         self.cancel().await?;
         let Some(consumer) = &mut self.consumer else { return Ok(()) };
         let mut unread = 0;
-        while let Some(letter) = consumer.next().await {
-            letter.map_err(unavailable)?;
+        while let Some(dead_letter) = consumer.next().await {
+            dead_letter.map_err(unavailable)?;
             unread += 1;
         }
         if let Some(holding) = self.holding.last_mut() {
@@ -257,7 +261,7 @@ impl Browse {
         Ok(())
     }
 
-    /// One channel after the other, and nobody consuming meanwhile: so the letters stand in the queue as before. Whether more of them
+    /// One channel after the other, and nobody consuming meanwhile: so the dead letters stand in the queue as before. Whether more of them
     /// do than should.
     pub(super) async fn close(mut self) -> Result<bool, StoreError> {
         let cancelled = match tokio::time::timeout(PATIENCE, self.read_on()).await {
@@ -268,7 +272,7 @@ impl Browse {
         for Holding { channel, held, .. } in &self.holding {
             drop(tokio::time::timeout(PATIENCE, channel.close(200, "OK".into())).await);
             expected = expected.saturating_add(*held);
-            // A closed channel's letters go back a moment after its close, without a notification: the next channel's must not
+            // A closed channel's dead letters go back a moment after its close, without a notification: the next channel's must not
             // overtake them.
             let back = async {
                 while ready(&self.asking, &self.queue).await.is_ok_and(|ready| ready < expected) {

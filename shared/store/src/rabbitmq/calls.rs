@@ -51,7 +51,7 @@ impl CallQueue {
         self.feed.close().await;
     }
 
-    async fn tell(
+    async fn reply(
         &self,
         to: Option<(ShortString, ShortString)>,
         answer: Result<Bytes, Reason>,
@@ -94,7 +94,7 @@ impl Calls for CallQueue {
         let Handle { acker, to } = handle;
         // Settled after the answer: of a worker that dies before it, the call is handed out again while there is time. And
         // settled whatever became of it: what is not takes its place among the prefetched for as long as the session lives.
-        let settled = match self.tell(to, answer).await {
+        let settled = match self.reply(to, answer).await {
             Ok(()) => acker.ack(BasicAckOptions::default()).await,
             Err(error) => {
                 drop(acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);

@@ -109,11 +109,11 @@ impl Consumer {
     }
 
     /// Calls for each change of whether both connections are up, from now on.
-    pub async fn watch_up(&self, tell: impl Fn(bool) + Send) {
+    pub async fn watch_up(&self, notify: impl Fn(bool) + Send) {
         let (mut consuming, mut publishing) = (self.feed.link().watch(), self.settler.publisher.link().watch());
         loop {
             let up = |state: &State| matches!(state, State::Up(_));
-            tell(up(&consuming.borrow_and_update()) && up(&publishing.borrow_and_update()));
+            notify(up(&consuming.borrow_and_update()) && up(&publishing.borrow_and_update()));
             let changed = tokio::select! {
                 changed = consuming.changed() => changed,
                 changed = publishing.changed() => changed,
@@ -149,7 +149,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// When something died: distinct within the process, for it is the letter's number too.
+    /// When something died: distinct within the process, for it is the dead letter's number too.
     fn death_us(&self) -> i64 {
         let now = jiff::Timestamp::now().as_microsecond();
         let later = |last: i64| Some(now.max(last.saturating_add(1)));
@@ -183,13 +183,13 @@ impl Consumer {
                 let reason = reason.as_str().to_owned();
                 let death = Death { reason, error, at_us: self.death_us(), by_broker: false };
                 let beside = Beside { death: Some(death), ..Beside::default() };
-                let letter = || Message {
+                let dead_letter = || Message {
                     exchange: settler.topology.dead().into(),
                     routing_key: headers::routing_key(&envelope),
                     properties: headers::properties(&envelope, &beside),
                     body: envelope.body.clone(),
                 };
-                settler.publish(&handle.acker, letter).await
+                settler.publish(&handle.acker, dead_letter).await
             }
         }
     }

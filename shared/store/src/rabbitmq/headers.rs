@@ -7,10 +7,10 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use std::collections::HashMap;
 use std::time::Duration;
 use streamgate_core::{
+    dead_letter::DeadLetter,
     envelope::{Envelope, Properties, UNKNOWN_TYPE, VERSION, header, safe_type},
     hook::is_answer,
     id::{Kind, body_id, fingerprint},
-    letter::Letter,
     reason::Reason,
 };
 
@@ -56,7 +56,7 @@ pub(super) struct Beside {
 pub(super) struct Death {
     pub(super) reason: String,
     pub(super) error: Option<String>,
-    /// Microseconds since the Unix epoch: the most of the letter's number.
+    /// Microseconds since the Unix epoch: the most of the dead letter's number.
     pub(super) at_us: i64,
     /// It was RabbitMQ that took the event out of its queue.
     pub(super) by_broker: bool,
@@ -237,8 +237,8 @@ impl Dropped {
     }
 }
 
-/// A message of a queue of letters. `alive`: why what did not die is there.
-pub(super) fn letter(properties: &BasicProperties, routing_key: &str, body: Bytes, alive: Reason) -> Letter {
+/// A message of a queue of dead letters. `alive`: why what did not die is there.
+pub(super) fn dead_letter(properties: &BasicProperties, routing_key: &str, body: Bytes, alive: Reason) -> DeadLetter {
     let Came { envelope, beside, .. } = read(properties, routing_key, body);
     match beside.death {
         Some(death) => dead(envelope, death),
@@ -250,19 +250,19 @@ pub(super) fn letter(properties: &BasicProperties, routing_key: &str, body: Byte
 }
 
 /// The dead letter of an event.
-pub(super) fn dead(envelope: Envelope, death: Death) -> Letter {
+pub(super) fn dead(envelope: Envelope, death: Death) -> DeadLetter {
     let Death { reason, error, at_us, by_broker } = death;
     numbered(envelope, reason, error, (at_us, if by_broker { SECOND } else { MICROSECOND }))
 }
 
 /// Its number is the same at every look, in nanoseconds since the Unix epoch: the time of its death, or of its arrival where it did
 /// not die, and below what that is known to, digits of its key that tell apart what died or arrived at once.
-fn numbered(envelope: Envelope, reason: String, error: Option<String>, (at_us, known_to): (i64, i64)) -> Letter {
+fn numbered(envelope: Envelope, reason: String, error: Option<String>, (at_us, known_to): (i64, i64)) -> DeadLetter {
     let life = format!("{}|{}", envelope.key, envelope.replay.as_deref().unwrap_or_default());
     let [a, b, c, d, e, f, g, h, ..] = fingerprint(&life);
     let salt = i64::from_be_bytes([a & 0x7f, b, c, d, e, f, g, h]) % known_to;
     let number = at_us.saturating_mul(1000).saturating_add(salt).max(1);
-    Letter { number, envelope, reason, error, died_at_ms: at_us / 1000 }
+    DeadLetter { number, envelope, reason, error, died_at_ms: at_us / 1000 }
 }
 
 /// Strings and whole numbers as text; whatever else a stranger may have put there is none of ours.
@@ -342,9 +342,9 @@ mod tests {
         assert_eq!(written.delivery_mode(), &Some(2));
         let expected = Came { envelope: envelope(), redelivered: 0, beside };
         assert_eq!(read(&written, "x.events", envelope().body), expected);
-        let letter = letter(&written, "x.dead", envelope().body, Reason::Unrouted);
-        assert_eq!((letter.number / 1000, letter.died_at_ms), (1_775_658_215_879_123, 1_775_658_215_879));
-        assert_eq!((letter.reason.as_str(), letter.error.as_deref()), ("rejected", Some("no")));
+        let dead_letter = dead_letter(&written, "x.dead", envelope().body, Reason::Unrouted);
+        assert_eq!((dead_letter.number / 1000, dead_letter.died_at_ms), (1_775_658_215_879_123, 1_775_658_215_879));
+        assert_eq!((dead_letter.reason.as_str(), dead_letter.error.as_deref()), ("rejected", Some("no")));
     }
 
     /// As the first version wrote it, name by name: a later version must read this for ever.
@@ -414,8 +414,8 @@ mod tests {
     fn what_the_broker_drops_is_a_dead_letter_with_its_word_and_a_number_that_stays() {
         let deaths = vec![record("p.retry.1000", "expired", 9), record("p.events", "delivery_limit", 7)];
         let dropped = table(&[("x-death", AMQPValue::FieldArray(deaths.into()))]);
-        let look = || letter(&dropped, "p.dead", Bytes::from_static(b"{}"), Reason::Unrouted);
-        let Letter { number, envelope, reason, error, died_at_ms } = look();
+        let look = || dead_letter(&dropped, "p.dead", Bytes::from_static(b"{}"), Reason::Unrouted);
+        let DeadLetter { number, envelope, reason, error, died_at_ms } = look();
         assert_eq!((reason.as_str(), died_at_ms), ("dropped_by_broker", 7000));
         assert!(error.unwrap().contains("p.events: delivery_limit"));
         assert_eq!((envelope.app.as_str(), envelope.event_type.as_str()), ("shop", "user.banned"));
@@ -429,7 +429,7 @@ mod tests {
     fn what_the_broker_drops_after_a_death_of_ours_died_by_the_broker() {
         let deaths = AMQPValue::FieldArray(vec![record("p.events", "expired", 7)].into());
         let both = table(&[(REASON, long("rejected")), ("x-death", deaths)]);
-        assert_eq!(letter(&both, "p.dead", Bytes::new(), Reason::Unrouted).reason, "dropped_by_broker");
+        assert_eq!(dead_letter(&both, "p.dead", Bytes::new(), Reason::Unrouted).reason, "dropped_by_broker");
     }
 
     #[test]

@@ -124,10 +124,10 @@ pub(super) struct Link {
 impl Link {
     /// `name` shows in RabbitMQ's list of connections and in our logs.
     pub(super) fn start(endpoint: Endpoint, topology: Topology, name: &'static str) -> Arc<Link> {
-        let (tell, state) = watch::channel(State::Down("not connected yet".into()));
+        let (states, state) = watch::channel(State::Down("not connected yet".into()));
         let stop = CancellationToken::new();
         let lost = Arc::new(AtomicU64::new(0));
-        let supervisor = Supervisor { endpoint, topology, name, tell, lost: Arc::clone(&lost), stop: stop.clone() };
+        let supervisor = Supervisor { endpoint, topology, name, states, lost: Arc::clone(&lost), stop: stop.clone() };
         let task = AbortOnDropHandle::new(tokio::spawn(supervisor.run()));
         Arc::new(Link { state, lost, stop, task: Mutex::new(Some(task)) })
     }
@@ -184,7 +184,7 @@ struct Supervisor {
     endpoint: Endpoint,
     topology: Topology,
     name: &'static str,
-    tell: watch::Sender<State>,
+    states: watch::Sender<State>,
     lost: Arc<AtomicU64>,
     stop: CancellationToken,
 }
@@ -213,7 +213,7 @@ impl Supervisor {
                 }
                 Err(why) => why,
             };
-            self.tell.send_replace(State::Down(why.as_str().into()));
+            self.states.send_replace(State::Down(why.as_str().into()));
             if self.stop.is_cancelled() {
                 return;
             }
@@ -248,7 +248,7 @@ impl Supervisor {
         if !connection.status().connected() {
             return "the connection ended at once".to_owned();
         }
-        self.tell.send_replace(if connection.status().blocked() {
+        self.states.send_replace(if connection.status().blocked() {
             State::Blocked(session.clone(), "blocked".into())
         } else {
             State::Up(session.clone())
@@ -260,11 +260,11 @@ impl Supervisor {
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(why)) => {
                         tracing::warn!(connection = self.name, why, "RabbitMQ blocks publishing");
-                        self.tell.send_replace(State::Blocked(session.clone(), why.into()));
+                        self.states.send_replace(State::Blocked(session.clone(), why.into()));
                     }
                     Some(Event::ConnectionUnblocked) => {
                         tracing::info!(connection = self.name, "RabbitMQ takes messages again");
-                        self.tell.send_replace(State::Up(session.clone()));
+                        self.states.send_replace(State::Up(session.clone()));
                     }
                     // Errors of channels are reported here too; the channel's owner knows what they mean.
                     Some(Event::Error(error)) if !connection.status().connected() => return error.to_string(),

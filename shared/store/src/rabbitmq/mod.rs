@@ -5,11 +5,11 @@ mod ask;
 mod browse;
 mod calls;
 mod consumer;
+mod dead_letters;
 mod endpoint;
 mod feed;
 mod headers;
 mod incoming;
-mod letters;
 mod link;
 mod publisher;
 mod survey;
@@ -19,8 +19,8 @@ mod unrouted;
 pub use ask::{Caller, OnLate};
 pub use calls::CallQueue;
 pub use consumer::{Consumer, Handle, Prefetch};
+pub use dead_letters::DeadLetterQueue;
 pub use endpoint::{DialError, Endpoint, EndpointError};
-pub use letters::LetterQueue;
 pub use publisher::OnReturn;
 pub use topology::{Topology, TopologyError};
 
@@ -69,10 +69,10 @@ impl Exchange {
     }
 
     /// Calls for each change of whether the broker takes events, from now on.
-    pub async fn watch_up(&self, tell: impl Fn(bool) + Send) {
+    pub async fn watch_up(&self, notify: impl Fn(bool) + Send) {
         let mut state = self.publisher.link().watch();
         loop {
-            tell(matches!(*state.borrow_and_update(), State::Up(_)));
+            notify(matches!(*state.borrow_and_update(), State::Up(_)));
             if state.changed().await.is_err() {
                 return;
             }

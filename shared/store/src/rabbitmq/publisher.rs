@@ -70,18 +70,18 @@ pub(super) async fn publish_batch(
 /// Called for each message that came back because no queue took it.
 pub type OnReturn = Arc<dyn Fn() + Send + Sync>;
 
-type Told = oneshot::Sender<Result<(), StoreError>>;
+type Reply = oneshot::Sender<Result<(), StoreError>>;
 
 struct Job {
     message: Message,
-    done: Told,
+    done: Reply,
 }
 
 /// A published message whose confirm is awaited.
 struct Unconfirmed {
     confirm: PublisherConfirm,
     id: Option<ShortString>,
-    done: Told,
+    done: Reply,
     /// Its place in the window, given back with the confirm.
     place: OwnedSemaphorePermit,
 }
@@ -121,10 +121,10 @@ impl Publisher {
         let place = self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
         let ended = || StoreError::Unavailable("the connection to RabbitMQ ended before the confirm".to_owned());
         let confirmed = async {
-            let (done, told) = oneshot::channel();
+            let (done, reply) = oneshot::channel();
             let lane = self.lanes.get(place).ok_or_else(ended)?;
             lane.send(Job { message, done }).await.map_err(|_| ended())?;
-            told.await.map_err(|_| ended())?
+            reply.await.map_err(|_| ended())?
         };
         // Who waits less long gives up by itself, or listens on: a confirm that comes late is of use too.
         tokio::time::timeout(LOST, confirmed)
@@ -287,7 +287,7 @@ impl Settle {
             };
             let Some(chunk) = chunk else { return };
             let mut returned = HashSet::new();
-            let mut told = Vec::with_capacity(chunk.len());
+            let mut results = Vec::with_capacity(chunk.len());
             let (mut acks, mut nacks) = (0, 0);
             for (confirm, id, done, place) in chunk {
                 let result = match confirm {
@@ -314,7 +314,7 @@ impl Settle {
                         Err(StoreError::Unavailable(why))
                     }
                 };
-                told.push((result, id, done, place));
+                results.push((result, id, done, place));
             }
             for _ in &returned {
                 on_return();
@@ -325,7 +325,7 @@ impl Settle {
                 session.fail("a message came back: no queue took it, the alternate exchange neither");
             }
             // With a window of one its place is free only after its return, if any, was reported.
-            for (result, id, done, _place) in told {
+            for (result, id, done, _place) in results {
                 let came_back = id.is_some_and(|id| returned.contains(&id));
                 let result =
                     if came_back { Err(StoreError::Unavailable("no queue took the event".to_owned())) } else { result };

@@ -96,10 +96,10 @@ impl Redis {
     }
 
     /// Calls for each change of whether Redis answers, from now on.
-    pub async fn watch_up(&self, tell: impl Fn(bool) + Send) {
+    pub async fn watch_up(&self, notify: impl Fn(bool) + Send) {
         let mut state = self.0.state.subscribe();
         loop {
-            tell(matches!(*state.borrow_and_update(), State::Open { .. }));
+            notify(matches!(*state.borrow_and_update(), State::Open { .. }));
             if state.changed().await.is_err() {
                 return;
             }

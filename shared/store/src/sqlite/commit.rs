@@ -164,16 +164,16 @@ impl Committer {
             Ok(_) => Err(self.limits.full()),
             Err(failed) => Err(failed.error.clone()),
         };
-        let mut told = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&told.told, &health) {
+        let mut known = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&known.result, &health) {
             // The same again, in other words or numbers, is no news.
             (Err(before), Err(error)) if discriminant(before) == discriminant(error) => {}
             (_, Err(error)) => tracing::error!(%error, "events can no longer be stored"),
             (Err(_), Ok(())) => tracing::info!("events can be stored again"),
             (Ok(()), Ok(())) => {}
         }
-        let used = result.as_ref().map_or(told.used, |(_, used)| *used);
-        *told = Health { told: health, at: Instant::now(), used, has_failed: result.is_err() };
+        let used = result.as_ref().map_or(known.used, |(_, used)| *used);
+        *known = Health { result: health, at: Instant::now(), used, has_failed: result.is_err() };
         result.map(|(effects, _)| effects)
     }
 

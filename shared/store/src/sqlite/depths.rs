@@ -1,6 +1,6 @@
 //! How many rows of each kind the store holds, for gauges.
 
-use super::{letters, queue};
+use super::{dead_letters, queue};
 use rusqlite::Connection;
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ impl Counter {
 
     pub(super) fn depths(&mut self) -> rusqlite::Result<Depths> {
         let retrying = queue::count_retrying(&self.connection)?;
-        let dead = letters::count(&self.connection)?;
+        let dead = dead_letters::count(&self.connection)?;
         let parked = Counted::again(&mut self.last_parked, || queue::count_parked(&self.connection))?;
         let events = Counted::again(&mut self.last, || queue::count(&self.connection))?;
         let elsewhere = parked.iter().map(|(_, events)| events).sum::<i64>() + retrying;

@@ -1,23 +1,23 @@
 //! What is parked for a route, for the command line: read, put back and dropped beside a running owner or without one.
 
-use super::letters::MAX_MOVED;
+use super::dead_letters::MAX_MOVED;
 use super::{now_ms, row};
 use rusqlite::{Connection, TransactionBehavior, params};
-use streamgate_core::{letter::Letter, reason::Reason};
+use streamgate_core::{dead_letter::DeadLetter, reason::Reason};
 
-/// As letters with the rows' own numbers, oldest first.
-pub(super) fn page(connection: &Connection, route: &str, after: i64, limit: i64) -> rusqlite::Result<Vec<Letter>> {
+/// As dead letters with the rows' own numbers, oldest first.
+pub(super) fn page(connection: &Connection, route: &str, after: i64, limit: i64) -> rusqlite::Result<Vec<DeadLetter>> {
     let sql = format!(
         "SELECT seq, {} FROM events WHERE parked = ?1 AND parked IS NOT NULL AND seq > ?2 ORDER BY seq LIMIT ?3",
         row::COLUMNS
     );
-    let letter = |row: &rusqlite::Row<'_>| {
+    let dead_letter = |row: &rusqlite::Row<'_>| {
         let envelope = row::envelope(row, 1)?;
         let (reason, died_at_ms) = (Reason::Parked.as_str().to_owned(), envelope.received_at_ms);
-        Ok(Letter { number: row.get(0)?, reason, error: None, died_at_ms, envelope })
+        Ok(DeadLetter { number: row.get(0)?, reason, error: None, died_at_ms, envelope })
     };
     let mut parked = connection.prepare_cached(&sql)?;
-    parked.query_map(params![route, after, limit], letter)?.collect()
+    parked.query_map(params![route, after, limit], dead_letter)?.collect()
 }
 
 /// Makes them events that are due now: their numbers lie before what is read as fresh. Returns how many it did, and how many of the

@@ -54,7 +54,7 @@ impl Limits {
 /// How the last commit went, when it ended, and how much of the file was in use.
 #[derive(Clone, Debug)]
 pub(super) struct Health {
-    pub(super) told: Result<(), StoreError>,
+    pub(super) result: Result<(), StoreError>,
     pub(super) at: Instant,
     pub(super) used: u64,
     /// The commit itself failed; a store that is full commits all the same.
@@ -84,7 +84,7 @@ impl Writer {
         let data_version = schema::data_version(&connection).map_err(failed)?;
         let waiting = waiting.map(|count| Arc::new(AtomicI64::new(count)));
         let (writes, queue) = mpsc::channel(limits.max_waiting);
-        let health = Arc::new(Mutex::new(Health { told: Ok(()), at: Instant::now(), used: 0, has_failed: false }));
+        let health = Arc::new(Mutex::new(Health { result: Ok(()), at: Instant::now(), used: 0, has_failed: false }));
         let news = Arc::new(Notify::new());
         let (shown, counted, notified) = (Arc::clone(&health), waiting.clone(), Arc::clone(&news));
         let mut committer = Committer {
@@ -126,7 +126,7 @@ impl Writer {
         if silent > MAX_SILENCE {
             return Err(unavailable(format!("the disk has not answered for {} s", silent.as_secs())));
         }
-        health.told
+        health.result
     }
 
     /// Bytes of the file that are in use, as of the last commit: of a second ago at most.
@@ -176,7 +176,7 @@ impl Writer {
     }
 
     pub(super) async fn remember(&self, key: [u8; 16], answer: Bytes, until: i64) -> Result<(), StoreError> {
-        self.write(|told| Write::Remember(Remembered { key, answer, until }, told)).await
+        self.write(|reply| Write::Remember(Remembered { key, answer, until }, reply)).await
     }
 
     async fn write<T>(&self, make: impl FnOnce(Answer<T>) -> Write) -> Result<T, StoreError> {

@@ -90,7 +90,7 @@ impl World {
                 self.backends.broker.kill();
                 self.backends.redis.kill();
             }
-            PolicyExpiresEvents | LettersMoved => self.expire().await,
+            PolicyExpiresEvents | DeadLettersMoved => self.expire().await,
             PermissionsTaken => self.permit("^$").await,
             OperatorPeeks => {
                 let events = format!("{}.events", self.prefix);
@@ -228,7 +228,7 @@ impl World {
                 })
                 .await;
             }
-            LettersMoved => {
+            DeadLettersMoved => {
                 let dead = self.expire_no_more().await;
                 let events = format!("{}.events", self.prefix);
                 while self.backends.broker.ready(&dead).await > 0 {

@@ -11,23 +11,23 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use streamgate_core::{
+    dead_letter::{DeadLetter, DeadLetterId},
     envelope::Envelope,
-    letter::{Letter, LetterId},
-    ports::{Letters, Moved, StoreError},
+    ports::{DeadLetters, Moved, StoreError},
     reason::Reason,
 };
 use tokio::sync::Mutex;
 
-/// Bytes of bodies after which letters are settled, however few.
+/// Bytes of bodies after which dead letters are settled, however few.
 const MAX_BYTES: usize = 4 << 20;
 /// Letters settled together, of those that came back though they had been settled.
 const ACKNOWLEDGED: usize = 100;
-/// For letters that came back.
+/// For dead letters that came back.
 const MOST_LOOKS: usize = 5;
 
-/// A queue of letters: the dead, the unrouted, or what is parked for a route.
+/// A queue of dead letters: the dead, the unrouted, or what is parked for a route.
 #[derive(Debug)]
-pub struct LetterQueue {
+pub struct DeadLetterQueue {
     endpoint: Endpoint,
     queue: String,
     /// Why what did not die is in it.
@@ -38,38 +38,38 @@ pub struct LetterQueue {
     back: String,
     browse: Mutex<Option<Browse>>,
     /// Letters that were let go. RabbitMQ confirms no acknowledgement.
-    settled: Mutex<HashSet<LetterId>>,
-    /// A walk before the last one ended with more letters in the queue than should be.
+    settled: Mutex<HashSet<DeadLetterId>>,
+    /// A walk before the last one ended with more dead letters in the queue than should be.
     came_back: AtomicBool,
 }
 
-impl LetterQueue {
-    pub fn dead(endpoint: Endpoint, topology: &Topology) -> LetterQueue {
-        LetterQueue::of(endpoint, topology.dead(), Reason::Unrouted, topology)
+impl DeadLetterQueue {
+    pub fn dead(endpoint: Endpoint, topology: &Topology) -> DeadLetterQueue {
+        DeadLetterQueue::of(endpoint, topology.dead(), Reason::Unrouted, topology)
     }
 
-    pub fn unrouted(endpoint: Endpoint, topology: &Topology) -> LetterQueue {
-        LetterQueue::of(endpoint, topology.unrouted(), Reason::Unrouted, topology)
+    pub fn unrouted(endpoint: Endpoint, topology: &Topology) -> DeadLetterQueue {
+        DeadLetterQueue::of(endpoint, topology.unrouted(), Reason::Unrouted, topology)
     }
 
     /// What is parked for a route. `to_any_route`: there is no such route any more, so what is replayed goes to another.
-    pub fn parked(endpoint: Endpoint, topology: &Topology, route: &str, to_any_route: bool) -> LetterQueue {
-        let parked = LetterQueue::of(endpoint, topology.parked(route), Reason::Parked, topology);
-        LetterQueue { to_any_route, ..parked }
+    pub fn parked(endpoint: Endpoint, topology: &Topology, route: &str, to_any_route: bool) -> DeadLetterQueue {
+        let parked = DeadLetterQueue::of(endpoint, topology.parked(route), Reason::Parked, topology);
+        DeadLetterQueue { to_any_route, ..parked }
     }
 
-    fn of(endpoint: Endpoint, queue: String, alive: Reason, topology: &Topology) -> LetterQueue {
+    fn of(endpoint: Endpoint, queue: String, alive: Reason, topology: &Topology) -> DeadLetterQueue {
         let (browse, settled, came_back, to_any_route) = Default::default();
-        LetterQueue { endpoint, queue, alive, to_any_route, back: topology.back(), browse, settled, came_back }
+        DeadLetterQueue { endpoint, queue, alive, to_any_route, back: topology.back(), browse, settled, came_back }
     }
 
-    fn letter(&self, raw: Raw) -> (Letter, Acker) {
+    fn dead_letter(&self, raw: Raw) -> (DeadLetter, Acker) {
         let Raw { routing_key, properties, data, acker, .. } = raw;
-        (headers::letter(&properties, routing_key.as_str(), Bytes::from(data), self.alive), acker)
+        (headers::dead_letter(&properties, routing_key.as_str(), Bytes::from(data), self.alive), acker)
     }
 
-    fn replayed(&self, letter: &Letter) -> Envelope {
-        let envelope = letter.replayed();
+    fn replayed(&self, dead_letter: &DeadLetter) -> Envelope {
+        let envelope = dead_letter.replayed();
         if self.to_any_route { Envelope { route: None, ..envelope } } else { envelope }
     }
 
@@ -86,8 +86,8 @@ impl LetterQueue {
             let mut browse = Browse::open(&self.endpoint, &self.queue, true).await?;
             let mut found = false;
             while let Some(raw) = browse.next().await? {
-                let (letter, acker) = self.letter(raw);
-                if settled.contains(&letter.id()) {
+                let (dead_letter, acker) = self.dead_letter(raw);
+                if settled.contains(&dead_letter.id()) {
                     found = true;
                     browse.choose(acker, None);
                 }
@@ -98,12 +98,12 @@ impl LetterQueue {
             browse.settle(&self.back).await;
             more = browse.close().await? && found;
         }
-        Err(StoreError::Unavailable("letters come back though they were acknowledged".to_owned()))
+        Err(StoreError::Unavailable("dead letters come back though they were acknowledged".to_owned()))
     }
 
-    /// Does something about these letters, which must be in the order in which `page` returned them: one walk over the queue serves
+    /// Does something about these dead letters, which must be in the order in which `page` returned them: one walk over the queue serves
     /// all calls of a command. When it returns, what it counts is gone from the queue.
-    async fn act(&self, letters: Vec<LetterId>, action: Action) -> Moved {
+    async fn act(&self, dead_letters: Vec<DeadLetterId>, action: Action) -> Moved {
         let mut held = self.browse.lock().await;
         let browse = match held.take() {
             // One that is at its end has passed over what is wanted now, where something before that was missing.
@@ -116,8 +116,8 @@ impl LetterQueue {
             Err(error) => return Moved { stopped: Some(error), ..moved },
         };
         // One may be there more than once.
-        let mut wanted = HashMap::<LetterId, usize>::new();
-        letters.into_iter().for_each(|letter| *wanted.entry(letter).or_default() += 1);
+        let mut wanted = HashMap::<DeadLetterId, usize>::new();
+        dead_letters.into_iter().for_each(|dead_letter| *wanted.entry(dead_letter).or_default() += 1);
         let (mut found, mut bytes) = (Vec::new(), 0);
         while !wanted.is_empty() && moved.stopped.is_none() {
             let next = match browse.next().await {
@@ -128,15 +128,15 @@ impl LetterQueue {
                 }
             };
             let Some(raw) = next else { break };
-            let (letter, acker) = self.letter(raw);
-            if let Entry::Occupied(mut count) = wanted.entry(letter.id()) {
+            let (dead_letter, acker) = self.dead_letter(raw);
+            if let Entry::Occupied(mut count) = wanted.entry(dead_letter.id()) {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
                     count.remove();
                 }
-                bytes += letter.envelope.body.len();
-                found.push(letter.id());
-                browse.choose(acker, matches!(action, Action::Replay).then(|| self.replayed(&letter)));
+                bytes += dead_letter.envelope.body.len();
+                found.push(dead_letter.id());
+                browse.choose(acker, matches!(action, Action::Replay).then(|| self.replayed(&dead_letter)));
             }
             if bytes >= MAX_BYTES {
                 bytes = 0;
@@ -159,9 +159,10 @@ impl LetterQueue {
         Browse::open(&self.endpoint, &self.queue, true).await
     }
 
-    async fn let_go(&self, browse: &mut Browse, found: &mut Vec<LetterId>, moved: &mut Moved) {
+    async fn let_go(&self, browse: &mut Browse, found: &mut Vec<DeadLetterId>, moved: &mut Moved) {
         let (gone, error) = browse.settle(&self.back).await;
-        let gone: Vec<_> = found.drain(..).zip(gone).filter_map(|(letter, gone)| gone.then_some(letter)).collect();
+        let gone: Vec<_> =
+            found.drain(..).zip(gone).filter_map(|(dead_letter, gone)| gone.then_some(dead_letter)).collect();
         moved.count += gone.len();
         moved.stopped = moved.stopped.take().or(error);
         self.settled.lock().await.extend(gone);
@@ -174,9 +175,9 @@ enum Action {
     Discard,
 }
 
-impl Letters for LetterQueue {
+impl DeadLetters for DeadLetterQueue {
     /// 0 starts a new walk over the queue; any other number goes on with the last one.
-    async fn page(&self, after: i64, limit: usize) -> Result<Vec<Letter>, StoreError> {
+    async fn page(&self, after: i64, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
         let mut held = self.browse.lock().await;
         let mut browse = match held.take() {
             Some(browse) if after != 0 => browse,
@@ -187,28 +188,28 @@ impl Letters for LetterQueue {
                 Browse::open(&self.endpoint, &self.queue, false).await?
             }
         };
-        let mut letters = Vec::new();
+        let mut dead_letters = Vec::new();
         let read = async {
-            while letters.len() < limit {
+            while dead_letters.len() < limit {
                 let Some(raw) = browse.next().await? else { break };
-                letters.push(self.letter(raw).0);
+                dead_letters.push(self.dead_letter(raw).0);
             }
             Ok(())
         };
         let read = read.await;
         *held = Some(browse);
-        read.map(|()| letters)
+        read.map(|()| dead_letters)
     }
 
-    async fn replay(&self, letters: Vec<LetterId>) -> Moved {
-        self.act(letters, Action::Replay).await
+    async fn replay(&self, dead_letters: Vec<DeadLetterId>) -> Moved {
+        self.act(dead_letters, Action::Replay).await
     }
 
     async fn release(&self) -> Result<(), StoreError> {
         self.close().await
     }
 
-    async fn discard(&self, letters: Vec<LetterId>) -> Moved {
-        self.act(letters, Action::Discard).await
+    async fn discard(&self, dead_letters: Vec<DeadLetterId>) -> Moved {
+        self.act(dead_letters, Action::Discard).await
     }
 }

@@ -5,8 +5,8 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use streamgate_core::{
-    letter::{Letter, LetterId},
-    ports::{Letters, Moved, StoreError},
+    dead_letter::{DeadLetter, DeadLetterId},
+    ports::{DeadLetters, Moved, StoreError},
 };
 
 /// Letters moved in one transaction: the running owner waits no longer than that for its own.
@@ -16,7 +16,7 @@ const MAX_MOVED_BYTES: usize = 4 << 20;
 
 /// The dead letters of a data directory, or what is parked in it for a route.
 #[derive(Clone, Debug)]
-pub struct LetterBox {
+pub struct DeadLetterBox {
     connection: Arc<Mutex<Connection>>,
     which: Which,
 }
@@ -31,22 +31,22 @@ enum Which {
     },
 }
 
-impl LetterBox {
-    pub fn open(data_dir: &Path) -> Result<LetterBox, OpenError> {
-        LetterBox::of(data_dir, Which::Dead)
+impl DeadLetterBox {
+    pub fn open(data_dir: &Path) -> Result<DeadLetterBox, OpenError> {
+        DeadLetterBox::of(data_dir, Which::Dead)
     }
 
     /// What is parked for a route. `to_any_route`: there is no such route any more, so what is replayed goes to another.
-    pub fn open_parked(data_dir: &Path, route: &str, to_any_route: bool) -> Result<LetterBox, OpenError> {
-        LetterBox::of(data_dir, Which::Parked { route: route.into(), to_any_route })
+    pub fn open_parked(data_dir: &Path, route: &str, to_any_route: bool) -> Result<DeadLetterBox, OpenError> {
+        DeadLetterBox::of(data_dir, Which::Parked { route: route.into(), to_any_route })
     }
 
-    fn of(data_dir: &Path, which: Which) -> Result<LetterBox, OpenError> {
+    fn of(data_dir: &Path, which: Which) -> Result<DeadLetterBox, OpenError> {
         let database = directory::database(data_dir);
         if !database.exists() {
             return Err(OpenError::Absent { path: data_dir.to_owned() });
         }
-        Ok(LetterBox { connection: Arc::new(Mutex::new(schema::open_beside(&database)?)), which })
+        Ok(DeadLetterBox { connection: Arc::new(Mutex::new(schema::open_beside(&database)?)), which })
     }
 
     /// Empties the store's log, in which what was dropped stands as well: once, after the last drop.
@@ -69,23 +69,23 @@ impl LetterBox {
     }
 }
 
-impl Letters for LetterBox {
-    async fn page(&self, after: i64, limit: usize) -> Result<Vec<Letter>, StoreError> {
+impl DeadLetters for DeadLetterBox {
+    async fn page(&self, after: i64, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
         let (limit, which) = (i64::try_from(limit).unwrap_or(i64::MAX), self.which.clone());
         self.run(move |connection| match which {
             Which::Dead => {
                 let sql =
                     format!("SELECT {COLUMNS}, {} FROM dead WHERE number > ?1 ORDER BY number LIMIT ?2", row::COLUMNS);
-                let mut letters = connection.prepare_cached(&sql)?;
-                letters.query_map(params![after, limit], letter)?.collect()
+                let mut dead_letters = connection.prepare_cached(&sql)?;
+                dead_letters.query_map(params![after, limit], dead_letter)?.collect()
             }
             Which::Parked { route, .. } => parked::page(connection, &route, after, limit),
         })
         .await
     }
 
-    async fn replay(&self, letters: Vec<LetterId>) -> Moved {
-        let (mut moved, mut left) = (Moved::default(), numbers(&letters));
+    async fn replay(&self, dead_letters: Vec<DeadLetterId>) -> Moved {
+        let (mut moved, mut left) = (Moved::default(), numbers(&dead_letters));
         while !left.is_empty() {
             let which = self.which.clone();
             let replayed = self.run(move |connection| {
@@ -108,9 +108,9 @@ impl Letters for LetterBox {
         std::future::ready(Ok(()))
     }
 
-    async fn discard(&self, letters: Vec<LetterId>) -> Moved {
+    async fn discard(&self, dead_letters: Vec<DeadLetterId>) -> Moved {
         let mut moved = Moved::default();
-        for some in numbers(&letters).chunks(MAX_MOVED) {
+        for some in numbers(&dead_letters).chunks(MAX_MOVED) {
             let (some, which) = (some.to_vec(), self.which.clone());
             let discard = move |connection: &mut Connection| {
                 let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -132,16 +132,16 @@ impl Letters for LetterBox {
     }
 }
 
-/// In this store a number is a letter's own.
-fn numbers(letters: &[LetterId]) -> Vec<i64> {
-    letters.iter().map(|letter| letter.number).collect()
+/// In this store a number is a dead letter's own.
+fn numbers(dead_letters: &[DeadLetterId]) -> Vec<i64> {
+    dead_letters.iter().map(|dead_letter| dead_letter.number).collect()
 }
 
-/// Of a letter, before those of its event.
+/// Of a dead letter, before those of its event.
 const COLUMNS: &str = "number, reason, error, died_at";
 
-fn letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<Letter> {
-    Ok(Letter {
+fn dead_letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<DeadLetter> {
+    Ok(DeadLetter {
         number: row.get(0)?,
         reason: row.get(1)?,
         error: row.get(2)?,
@@ -150,7 +150,7 @@ fn letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<Letter> {
     })
 }
 
-/// In one transaction a letter becomes an event again: it is never in both places, nor in none. Returns how many did, and how
+/// In one transaction a dead letter becomes an event again: it is never in both places, nor in none. Returns how many did, and how
 /// many of the numbers were looked at.
 fn replay(connection: &mut Connection, numbers: &[i64]) -> rusqlite::Result<(usize, usize)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -161,13 +161,13 @@ fn replay(connection: &mut Connection, numbers: &[i64]) -> rusqlite::Result<(usi
         }
         taken += 1;
         let sql = format!("SELECT {COLUMNS}, {} FROM dead WHERE number = ?1", row::COLUMNS);
-        let found = transaction.prepare_cached(&sql)?.query_row(params![number], letter);
-        let letter = match found {
+        let found = transaction.prepare_cached(&sql)?.query_row(params![number], dead_letter);
+        let dead_letter = match found {
             Err(rusqlite::Error::QueryReturnedNoRows) => continue,
             found => found?,
         };
-        bytes += letter.envelope.body.len();
-        queue::insert_event(&transaction, &letter.replayed())?;
+        bytes += dead_letter.envelope.body.len();
+        queue::insert_event(&transaction, &dead_letter.replayed())?;
         count += delete(&transaction, *number)?;
     }
     transaction.commit().map(|()| (count, taken))

@@ -9,7 +9,7 @@ const NONCE: usize = 16;
 
 /// One dead letter.
 #[derive(Clone, Debug)]
-pub struct Letter {
+pub struct DeadLetter {
     /// Its number in the store: grows with time.
     pub number: i64,
     pub envelope: Envelope,
@@ -21,19 +21,19 @@ pub struct Letter {
     pub died_at_ms: i64,
 }
 
-/// Which letter is meant. Two may share a number, by chance.
+/// Which dead letter is meant. Two may share a number, by chance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LetterId {
+pub struct DeadLetterId {
     pub number: i64,
     /// A fingerprint of the event and its life.
     pub life: u128,
 }
 
-impl Letter {
-    pub fn id(&self) -> LetterId {
+impl DeadLetter {
+    pub fn id(&self) -> DeadLetterId {
         let Envelope { key, replay, .. } = &self.envelope;
         let life = fingerprint(&format!("{key}|{}", replay.as_deref().unwrap_or_default()));
-        LetterId { number: self.number, life: u128::from_be_bytes(life) }
+        DeadLetterId { number: self.number, life: u128::from_be_bytes(life) }
     }
 
     /// The event as it goes back to its queue: the first attempt of a new life. The life's nonce is made from the dead letter,
@@ -53,7 +53,7 @@ impl Letter {
     }
 }
 
-/// Which letters are meant. Everything given must hold.
+/// Which dead letters are meant. Everything given must hold.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// Numbers, webhook ids (but for those of digits only) or idempotency keys; empty means any.
@@ -73,21 +73,21 @@ pub struct Filter {
 }
 
 impl Filter {
-    pub fn matches(&self, letter: &Letter) -> bool {
-        let envelope = &letter.envelope;
-        // Digits are a number, and never a webhook id as well: one word must not name two letters.
+    pub fn matches(&self, dead_letter: &DeadLetter) -> bool {
+        let envelope = &dead_letter.envelope;
+        // Digits are a number, and never a webhook id as well: one word must not name two dead letters.
         let named = |id: &String| match id.parse::<i64>() {
-            Ok(number) => number == letter.number,
+            Ok(number) => number == dead_letter.number,
             Err(_) => *id == envelope.id || *id == envelope.key,
         };
         (self.ids.is_empty() || self.ids.iter().any(named))
-            && self.reason.is_none_or(|reason| reason.as_str() == letter.reason)
+            && self.reason.is_none_or(|reason| reason.as_str() == dead_letter.reason)
             && self.event_type.as_ref().is_none_or(|pattern| pattern.matches(&envelope.event_type))
             && self.route.as_ref().is_none_or(|route| Some(route) == envelope.route.as_ref())
             && self.app.as_ref().is_none_or(|app| *app == envelope.app)
             && self.attempts.is_none_or(|least| envelope.attempt >= least)
-            && self.died_since_ms.is_none_or(|limit| letter.died_at_ms >= limit)
-            && self.died_before_ms.is_none_or(|limit| letter.died_at_ms < limit)
+            && self.died_since_ms.is_none_or(|limit| dead_letter.died_at_ms >= limit)
+            && self.died_before_ms.is_none_or(|limit| dead_letter.died_at_ms < limit)
             && self.user.as_ref().is_none_or(|user| names_user(&envelope.body, user))
     }
 }
@@ -99,7 +99,7 @@ mod tests {
     use crate::id::Kind;
 
     /// Of the seventh attempt.
-    fn letter(body: &'static [u8]) -> Letter {
+    fn dead_letter(body: &'static [u8]) -> DeadLetter {
         let envelope = Envelope {
             app: "chat".into(),
             kind: Kind::Push,
@@ -119,19 +119,19 @@ mod tests {
             further: FurtherHeaders::default(),
             body: bytes::Bytes::from_static(body),
         };
-        Letter { number: 7, envelope, reason: "rejected".into(), error: None, died_at_ms: 1000 }
+        DeadLetter { number: 7, envelope, reason: "rejected".into(), error: None, died_at_ms: 1000 }
     }
 
     #[test]
     fn a_letter_begins_the_same_life_whoever_moves_it_and_each_death_another() {
-        let letter = letter(b"{}");
-        let life = letter.replayed();
+        let dead_letter = dead_letter(b"{}");
+        let life = dead_letter.replayed();
         assert_eq!((life.attempt, life.replay.as_ref().map(String::len)), (1, Some(16)));
         assert!(life.attempts.is_empty(), "a new life has none behind it");
-        assert_eq!(letter.replayed(), life);
-        let again = Letter { number: 8, envelope: life.clone(), ..letter.clone() };
+        assert_eq!(dead_letter.replayed(), life);
+        let again = DeadLetter { number: 8, envelope: life.clone(), ..dead_letter.clone() };
         assert_ne!(again.replayed().replay, life.replay);
-        let unrouted = Letter { reason: "unrouted".into(), ..letter };
+        let unrouted = DeadLetter { reason: "unrouted".into(), ..dead_letter };
         assert_eq!(unrouted.replayed(), unrouted.envelope, "it has not lived yet");
     }
 
@@ -139,7 +139,7 @@ mod tests {
     fn a_table_of_filters() {
         let body =
             br#"{"type":"message.new","user":{"id":"ann"},"message":{"user":{"id":"bob"}},"member":{"user_id":"cid"}}"#;
-        let letter = letter(body);
+        let dead_letter = dead_letter(body);
         let ids = |id: &str| Filter { ids: vec!["other".into(), id.into()], ..Filter::default() };
         let user = |id: &str| Filter { user: Some(id.into()), ..Filter::default() };
         let cases = [
@@ -170,7 +170,7 @@ mod tests {
             (user("eve"), false),
         ];
         for (filter, expected) in cases {
-            assert_eq!(filter.matches(&letter), expected, "{filter:?}");
+            assert_eq!(filter.matches(&dead_letter), expected, "{filter:?}");
         }
     }
 }
