@@ -25,7 +25,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use streamgate::{BoxFuture, HandlerError, Hook, HookHandler, Hooks, Metrics, Shutdown, config, wiring, worker};
+use streamgate::{
+    BoxFuture, HandlerError, Hook, HookHandler, Hooks, Metrics, Shutdown, backends, config, wiring, worker,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -299,7 +301,7 @@ async fn respond(url: &str) {
 /// `streamgate worker` with a handler of hooks that costs nothing: what is measured is the road there and back.
 async fn work(config: &str) {
     let source = config::Source { file: Some(config.into()), environment: config::Environment::default() };
-    let loaded = config::load(&source).unwrap().for_services().unwrap();
+    let loaded = backends::rabbitmq::limits::for_services(config::load(&source, backends::problems).unwrap()).unwrap();
     let router = wiring::router(&loaded.config, Vec::new()).unwrap();
     let hooks = Hooks { before_message_send: Some(Arc::new(Echo)), ..Hooks::default() };
     let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

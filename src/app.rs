@@ -1,5 +1,6 @@
 //! Streamgate as a library: handlers in Rust, in the place of services that events are forwarded to.
 
+use crate::backends;
 use crate::code::Code;
 use crate::exit;
 use crate::up;
@@ -79,7 +80,7 @@ impl Streamgate {
         let source = Source { file: None, environment: Environment::of_process() };
         // Which secrets must be there depends on what runs.
         let blind = Source { environment: source.environment.clone().without_secrets(), ..source.clone() };
-        config::load(&blind).map_err(|error| Error(error.into()))?;
+        config::load(&blind, backends::problems).map_err(|error| Error(error.into()))?;
         Ok(Streamgate::of(Origin::Source(source)))
     }
 
@@ -173,8 +174,8 @@ impl Streamgate {
         match self.from {
             Origin::Source(source) => {
                 let source = Source { environment: see(source.environment), ..source };
-                let loaded = config::load(&source).map_err(|error| Error(error.into()))?;
-                loaded.tell_doubts();
+                let loaded = config::load(&source, backends::problems).map_err(|error| Error(error.into()))?;
+                loaded.log_doubts();
                 Ok((loaded, Some(source), self.code))
             }
             Origin::Config(config) => Ok((Loaded { config: *config, path: None, doubts: Vec::new() }, None, self.code)),

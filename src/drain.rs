@@ -1,5 +1,6 @@
 //! `streamgate drain`: hands the events of a stranded spool over to RabbitMQ, and ends.
 
+use crate::backends::rabbitmq::limits::for_services;
 use crate::backends::rabbitmq::{self, Servers};
 use crate::global::Global;
 use crate::output;
@@ -36,7 +37,7 @@ struct Report {
 }
 
 pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> {
-    let loaded = global.load_without_secrets()?.for_services()?;
+    let loaded = for_services(global.load_without_secrets()?)?;
     let Servers { endpoint, topology, .. } = Servers::of(&loaded)?;
     let (config, metrics) = (loaded.config, Metrics::new());
     // Not created by a typing mistake. An older file is migrated and a damaged one set aside, as by any owner.

@@ -1,5 +1,6 @@
 //! `streamgate gateway`: verifies, deduplicates in Redis, publishes to RabbitMQ, answers.
 
+use crate::backends::rabbitmq::limits::for_services;
 use crate::backends::rabbitmq::{self, Servers};
 use crate::background::Background;
 use crate::exit::BadUsage;
@@ -42,7 +43,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     let source = global.source();
     // Its routes are the worker's, with their secrets.
     let source = Source { environment: source.environment.without_route_secrets(), ..source };
-    let loaded = global.load_from(&source)?.for_services()?;
+    let loaded = for_services(global.load_from(&source)?)?;
     let config = &loaded.config;
     if config.apps.is_empty() {
         let what = "no app is configured: add [[apps]], or set STREAM_API_KEY and STREAM_API_SECRET";
@@ -85,7 +86,7 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
     let readiness = receiving.readiness(&backend, &shutdown);
     let mut background = Background::start(ops_listener, metrics, readiness, &backend, &shutdown);
     let reloaded = receiving.reloaded(config.apps.clone()).into_iter().chain(backend.reloaded()).collect();
-    background.spawn(Reload::new(source, Loaded::for_services, reloaded).watch(config, reload));
+    background.spawn(Reload::new(source, for_services, reloaded).watch(config, reload));
     if let Some(renewing) = receiving.renewing() {
         background.spawn(renewing);
     }

@@ -1,5 +1,6 @@
 //! What every command shares of the command line: the configuration and the logs.
 
+use crate::backends;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use streamgate_service::config::{self, ConfigError, Environment, Loaded, Source};
@@ -54,13 +55,13 @@ impl Global {
 
     pub fn load_from(&self, source: &Source) -> Result<Loaded, ConfigError> {
         let loaded = self.load_quietly(source)?;
-        loaded.tell_doubts();
+        loaded.log_doubts();
         Ok(loaded)
     }
 
     /// For commands that show the doubts elsewhere than in the log.
     pub fn load_quietly(&self, source: &Source) -> Result<Loaded, ConfigError> {
-        let mut loaded = config::load(source)?;
+        let mut loaded = config::load(source, backends::problems)?;
         if let Some(data_dir) = &self.data_dir {
             loaded.config.store.data_dir.clone_from(data_dir);
         }

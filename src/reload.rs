@@ -3,6 +3,7 @@
 //! Files are compared by their metadata once a second. Watching them by events would miss what counts most here, secrets
 //! and certificates that are mounted through chains of symbolic links and swapped somewhere else.
 
+use crate::backends;
 use crate::code::Code;
 use crate::wiring;
 use arc_swap::ArcSwap;
@@ -87,7 +88,7 @@ impl Reload {
 
     /// Whether all went well. What is wrong stays as it was, and keeps no other part back.
     fn reload(&mut self, config: &mut Config, file: Option<&Path>, asked: bool) -> bool {
-        let loaded = match config::load(&self.source).and_then(self.judge) {
+        let loaded = match config::load(&self.source, backends::problems).and_then(self.judge) {
             Ok(loaded) if file.is_some() && loaded.path.is_none() => {
                 let file = file.map(|file| file.display().to_string());
                 tracing::error!(
@@ -105,7 +106,7 @@ impl Reload {
         // Lines move with every edit.
         let doubts: Vec<_> = loaded.doubts.iter().map(|doubt| (doubt.key.clone(), doubt.what.clone())).collect();
         if self.doubts.as_ref().is_some_and(|known| *known != doubts) {
-            loaded.tell_doubts();
+            loaded.log_doubts();
         }
         self.doubts = Some(doubts);
         let (mut changed, mut is_well) = (Vec::new(), true);

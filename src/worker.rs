@@ -1,5 +1,6 @@
 //! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs business logic.
 
+use crate::backends::rabbitmq::limits::for_services;
 use crate::backends::rabbitmq::{self, Servers};
 use crate::background::Background;
 use crate::code::Code;
@@ -44,7 +45,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
 
 /// Binds, greets, and works until a signal.
 pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow::Result<ExitCode> {
-    let loaded = loaded.for_services()?;
+    let loaded = for_services(loaded)?;
     let servers = Servers::of(&loaded)?;
     limits::raise_open_files(wiring::files_of_handlers(&loaded.config));
     let shutdown = Shutdown::new();
@@ -84,7 +85,7 @@ pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow
     let mut background = Background::start(ops_listener, metrics, readiness, &backend, &shutdown);
     if let Some((source, code)) = again {
         let reloaded = working.reloaded(code, &config).into_iter().chain(backend.reloaded()).collect();
-        background.spawn(Reload::new(source, Loaded::for_services, reloaded).watch(config, hangup));
+        background.spawn(Reload::new(source, for_services, reloaded).watch(config, hangup));
     }
     ready();
     let stop = async {

@@ -6,9 +6,24 @@ pub mod rabbitmq;
 
 use std::sync::Arc;
 use std::time::Duration;
+use streamgate_service::config::Config;
+#[cfg(feature = "services")]
+use streamgate_service::config::StoreKind;
+use streamgate_service::config::reader::Problem;
 
 /// One delivery in so many that a worker has in hand may be a parked one.
 const PARKED_SHARE: usize = 4;
+
+/// What the backend that a configuration names cannot do.
+pub fn problems(config: &Config) -> Vec<Problem> {
+    #[cfg(feature = "services")]
+    if config.store.kind == StoreKind::RabbitMq {
+        return rabbitmq::limits::problems(config);
+    }
+    // The embedded store has no limits of its own.
+    let _ = config;
+    Vec::new()
+}
 
 /// What a gateway works on.
 #[derive(Debug)]

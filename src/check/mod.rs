@@ -5,6 +5,7 @@ mod parked;
 mod policies;
 
 use crate::backends::rabbitmq::Servers;
+use crate::backends::rabbitmq::limits::for_services;
 use crate::connect::{self, Drift, STREAM_URL};
 use crate::global::Global;
 use crate::{exit, output, wiring};
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use streamgate_gateway::{doubt_tls, inspect_tls};
 use streamgate_service::config::reader::Problem;
-use streamgate_service::config::{Config, ConfigError, Loaded, Source, StoreKind, TlsConfig, tell_doubts};
+use streamgate_service::config::{Config, ConfigError, Loaded, Source, StoreKind, TlsConfig, log_doubts};
 use streamgate_store::rabbitmq::{self, Inspection};
 use streamgate_store::redis;
 use streamgate_store::sqlite::{self, OpenError};
@@ -116,7 +117,7 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
         }
         Err(error @ ConfigError::Wrong { .. }) => {
             if let ConfigError::Wrong { doubts, .. } = &error {
-                tell_doubts(doubts);
+                log_doubts(doubts);
             }
             return Err(error.into());
         }
@@ -150,7 +151,7 @@ fn load(global: &Global, role: Option<Role>) -> Result<Loaded, ConfigError> {
     };
     let loaded = global.load_quietly(&Source { environment, file: source.file })?;
     match role {
-        Some(Role::Gateway | Role::Worker) => loaded.for_services(),
+        Some(Role::Gateway | Role::Worker) => for_services(loaded),
         Some(Role::Up) => {
             let names_backends = loaded.config.store.kind == StoreKind::RabbitMq;
             let mut loaded = loaded.for_one_process()?;

@@ -53,7 +53,7 @@ impl Stack for Embedded {
     async fn with_hooks(site: &Site, setup: &Setup, router: Router, hooks: Hooks) -> Embedded {
         site.configure(setup);
         let source = Source { file: Some(site.config()), environment: Environment::default() };
-        let config = config::load(&source).unwrap().config;
+        let config = config::load(&source, backends::problems).unwrap().config;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let public = listener.local_addr().unwrap();
@@ -120,10 +120,10 @@ impl Services {
     }
 
     async fn load(site: &Site, setup: &Setup) -> (config::Loaded, Source) {
-        let backends = Backends::shared().await;
-        site.configure(&Setup { rest: format!("{}{}", setup.rest, backends.tables(&site.name())), ..setup.clone() });
+        let servers = Backends::shared().await;
+        site.configure(&Setup { rest: format!("{}{}", setup.rest, servers.tables(&site.name())), ..setup.clone() });
         let source = Source { file: Some(site.config()), environment: Environment::default() };
-        (config::load(&source).unwrap().for_services().unwrap(), source)
+        (backends::rabbitmq::limits::for_services(config::load(&source, backends::problems).unwrap()).unwrap(), source)
     }
 
     async fn letter_queue(site: &Site) -> DeadLetterQueue {

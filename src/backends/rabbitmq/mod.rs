@@ -1,5 +1,6 @@
 //! RabbitMQ and Redis, and a gateway's spool: services of their own, scaled horizontally.
 
+pub mod limits;
 mod prefetch;
 mod reloaded;
 

@@ -8,6 +8,8 @@ use streamgate_worker::Limits;
 
 /// RabbitMQ's limit for a consumer of a quorum queue.
 const MOST_UNACKED: usize = 2000;
+/// Most handlers at a time: the share of parked deliveries comes off.
+pub(super) const MOST_HANDLERS: usize = MOST_UNACKED - MOST_UNACKED / PARKED_SHARE;
 /// RabbitMQ takes back what is not settled in 30 minutes, its default consumer_timeout: half of it is for waiting.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 

@@ -43,17 +43,14 @@ pub struct Loaded {
 
 impl Loaded {
     /// Logs what works, and is probably not what was meant.
-    pub fn tell_doubts(&self) {
-        tell_doubts(&self.doubts);
+    pub fn log_doubts(&self) {
+        log_doubts(&self.doubts);
     }
 
     /// For `gateway` and `worker`, which have no other store.
     pub fn for_services(mut self) -> Result<Loaded, ConfigError> {
         let what = "\"embedded\" is the store of `up`; `gateway` and `worker` work on \"rabbitmq\"";
         self.wants(StoreKind::RabbitMq, what)?;
-        let report = Report::default();
-        super::worker::cross_check_broker(&self.config.worker, &report);
-        self.wrong(report.into_problems())?;
         self.config.store.kind = StoreKind::RabbitMq;
         Ok(self)
     }
@@ -89,7 +86,7 @@ impl Loaded {
 }
 
 /// Logs what works, and is probably not what was meant.
-pub fn tell_doubts(doubts: &[Problem]) {
+pub fn log_doubts(doubts: &[Problem]) {
     for Problem { key, what, line } in doubts {
         tracing::warn!(key, line, "{what}");
     }
@@ -122,18 +119,31 @@ fn list(problems: &[Problem]) -> String {
     problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
 }
 
+/// What the backend that a configuration names cannot do: its adapter knows.
+pub type BackendCheck = fn(&Config) -> Vec<Problem>;
+
 /// Reads and checks the configuration; reports all mistakes together.
-pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
+pub fn load(source: &Source, backend: BackendCheck) -> Result<Loaded, ConfigError> {
     let path = source.path();
     let text = path.as_ref().map(|path| {
         let unreadable = |error: io::Error| ConfigError::Unreadable { path: path.clone(), error: error.to_string() };
         std::fs::read_to_string(path).map_err(unreadable)
     });
-    from_text(path, text.transpose()?.as_deref(), &source.environment)
+    read(path, text.transpose()?.as_deref(), &source.environment, backend)
 }
 
-/// Reads and checks the text of a configuration; reports all mistakes together. `path`: where it stands, for errors.
+/// Reads and checks the text of a configuration, whatever its backend; reports all mistakes together. `path`: where it stands, for
+/// errors.
 pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Environment) -> Result<Loaded, ConfigError> {
+    read(path, text, environment, |_| Vec::new())
+}
+
+fn read(
+    path: Option<PathBuf>,
+    text: Option<&str>,
+    environment: &Environment,
+    backend: BackendCheck,
+) -> Result<Loaded, ConfigError> {
     let text = text.unwrap_or_default();
     let mut table = toml::from_str::<Table>(text).map_err(|error| ConfigError::Malformed {
         path: path.clone().unwrap_or_default(),
@@ -180,6 +190,7 @@ pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Enviro
     let mut doubts = report.take_doubts();
     let mut problems = report.into_problems();
     problems.extend(misplaced);
+    problems.extend(backend(&config));
     for problem in problems.iter_mut().chain(&mut doubts) {
         problem.line = lines::line(text, &problem.key).filter(|_| !is_from_environment(&problem.key));
     }
@@ -234,7 +245,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("test.toml");
         std::fs::write(&file, text).unwrap();
-        load(&Source { file: Some(file), environment: Environment::of(variables) })
+        load(&Source { file: Some(file), environment: Environment::of(variables) }, |_| Vec::new())
     }
 
     fn keys<const N: usize>(text: &str, variables: [(&str, &str); N]) -> Vec<String> {
@@ -271,25 +282,11 @@ mod tests {
     }
 
     #[test]
-    fn what_rabbitmq_does_not_do_is_an_error_for_the_services() {
-        let services = |text: &str| {
-            let loaded = load_text(text, []).unwrap().for_services();
-            loaded.map(drop).map_err(|error| error.to_string())
-        };
-        for wrong in ["handler_timeout = '15m'", "concurrency = 3000", "retry = ['60days']"] {
-            assert!(services(&format!("[worker]\n{wrong}")).is_err(), "{wrong}");
-        }
-        let route = |keys: &str| format!("[[worker.routes]]\nevents = ['*']\nexec = {{ command = ['x'] }}\n{keys}\n");
-        for wrong in ["handler_timeout = '15m'", "retry = ['60days']"] {
-            let (key, _) = wrong.split_once(' ').unwrap();
-            let error = services(&route(wrong)).unwrap_err();
-            assert!(error.contains(&format!("worker.routes[1].{key}")), "{wrong}: {error}");
-        }
-        let two = route("name = 'a'\nconcurrency = 1000") + &route("name = 'b'\nconcurrency = 600");
-        assert!(services(&two).is_err_and(|error| error.contains("all routes together")));
-        let steps = |text: &str| load_text(text, []).unwrap().config.worker.retry_steps();
-        let routes = format!("[worker]\nretry = ['1h']\n{}", route("retry = []"));
-        assert_eq!(steps(&routes), [1, 3600].map(Duration::from_secs), "somewhere to wait for another's lease");
+    fn a_route_without_retries_has_a_step_to_wait_for_anothers_lease() {
+        let text =
+            "[worker]\nretry = ['1h']\n[[worker.routes]]\nevents = ['*']\nexec = { command = ['x'] }\nretry = []\n";
+        let steps = load_text(text, []).unwrap().config.worker.retry_steps();
+        assert_eq!(steps, [1, 3600].map(Duration::from_secs));
     }
 
     #[test]
@@ -671,7 +668,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("test.toml");
         std::fs::write(&file, text).unwrap();
-        assert!(load(&Source { file: Some(file), environment: Environment::of([]).without_secrets() }).is_ok());
+        assert!(
+            load(&Source { file: Some(file), environment: Environment::of([]).without_secrets() }, |_| Vec::new())
+                .is_ok()
+        );
     }
 
     #[test]
@@ -707,6 +707,6 @@ mod tests {
         let error = load_text("[gateway]\nsecret = hunter2 hunter3\n", []).unwrap_err().to_string();
         assert!(error.contains("line 2") && !error.contains("hunter"), "{error}");
         let missing = Source { file: Some("/no/such/file".into()), environment: Environment::default() };
-        assert!(matches!(load(&missing), Err(ConfigError::Unreadable { .. })));
+        assert!(matches!(load(&missing, |_| Vec::new()), Err(ConfigError::Unreadable { .. })));
     }
 }

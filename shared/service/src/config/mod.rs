@@ -26,7 +26,7 @@ pub use hooks::{
     COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType, STREAM_LONGEST,
     STREAM_MODERATION,
 };
-pub use load::{ConfigError, Loaded, Source, from_text, load, tell_doubts};
+pub use load::{BackendCheck, ConfigError, Loaded, Source, from_text, load, log_doubts};
 pub use log::{Lines, LogConfig};
 pub use route::{HandlerConfig, RouteConfig};
 pub use tls::{AcmeConfig, CertificateFiles, TlsConfig};
@@ -220,9 +220,6 @@ impl Config {
         apps::cross_check(&self.apps, report);
         worker::cross_check(&self.worker, &self.apps, report);
         hooks::cross_check(&self.hooks, report);
-        if self.store.kind == StoreKind::RabbitMq {
-            worker::cross_check_broker(&self.worker, report);
-        }
     }
 
     /// An answer is due by `answer_deadline`, whatever a backend is still waited for.

@@ -11,13 +11,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use streamgate_core::retry::Ladder;
 
-/// RabbitMQ hands out 2,000 to a consumer of a quorum queue, of which a quarter may be parked ones.
-const MOST_HANDLERS_OF_ONE_CONSUMER: usize = 1500;
-/// RabbitMQ's default consumer_timeout.
-const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// The most milliseconds that x-message-ttl takes.
-const LONGEST_TTL: Duration = Duration::from_millis(u32::MAX as u64);
-
 /// `[worker]`
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
@@ -115,41 +108,6 @@ pub(super) fn cross_check(worker: &WorkerConfig, apps: &[AppConfig], report: &Re
         route::doubt_timeout(route, place + 1, report);
         for app in route.apps.iter().filter(|name| !apps.is_empty() && apps.iter().all(|app| app.name != **name)) {
             report.problem(path("apps"), format!("there is no app {app:?}"));
-        }
-    }
-}
-
-/// What RabbitMQ does not do.
-pub(super) fn cross_check_broker(worker: &WorkerConfig, report: &Report) {
-    let all: usize = worker.routes.iter().map(|route| route.concurrency).sum();
-    if all.max(worker.concurrency) > MOST_HANDLERS_OF_ONE_CONSUMER {
-        let what = format!(
-            "must be at most {MOST_HANDLERS_OF_ONE_CONSUMER} with RabbitMQ, all routes together: run more workers"
-        );
-        report.problem("worker.concurrency", what);
-    }
-    let time = |path: &str, handler_timeout: Duration| {
-        if handler_timeout >= CONSUMER_TIMEOUT / 2 {
-            let what = "must be under 15m with RabbitMQ: at 30m it takes a delivery back";
-            report.problem(format!("{path}.handler_timeout"), what);
-        }
-    };
-    let ladder = |path: &str, retry: &[Duration]| {
-        for step in retry.iter().filter(|step| **step > LONGEST_TTL) {
-            let step = humantime::format_duration(*step);
-            report.problem(format!("{path}.retry"), format!("{step} is over RabbitMQ's 49 days"));
-        }
-    };
-    time("worker", worker.handler_timeout);
-    ladder("worker", &worker.retry);
-    for (place, route) in worker.routes.iter().enumerate() {
-        let path = format!("worker.routes[{}]", place + 1);
-        // What a route has of the worker's is wrong there.
-        if route.handler_timeout != worker.handler_timeout {
-            time(&path, route.handler_timeout);
-        }
-        if route.retry != worker.retry {
-            ladder(&path, &route.retry);
         }
     }
 }
