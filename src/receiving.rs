@@ -4,7 +4,7 @@ use crate::backends::GatewayParts;
 use crate::reload::{Apps, Certificates, Part};
 use std::collections::HashSet;
 use std::sync::Arc;
-use streamgate_core::ports::{Answers, Ask, Enqueue, Lifecycle, Seen};
+use streamgate_core::ports::{Answers, Ask, Enqueue, Lifecycle};
 use streamgate_gateway::{AccessLog, AnswerHook, Gateway, Hooks, Intake, Tls};
 use streamgate_service::config::{AppConfig, Config};
 use streamgate_service::metrics::Metrics;
@@ -13,30 +13,30 @@ use streamgate_service::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
 #[derive(Debug)]
-pub(crate) struct Receiving<E, S, A, W> {
-    gateway: Gateway<E, S>,
-    intake: Arc<Intake<E, S>>,
+pub(crate) struct Receiving<E, A, W> {
+    gateway: Gateway<E>,
+    intake: Arc<Intake<E>>,
     hooks: Arc<Hooks<A, W>>,
     tls: Option<Tls>,
 }
 
-impl<E: Enqueue, S: Seen, A: Ask, W: Answers> Receiving<E, S, A, W> {
+impl<E: Enqueue, A: Ask, W: Answers> Receiving<E, A, W> {
     /// `commands`: names of commands that have an answer of their own. The backend has taken the data directory by now, which
     /// certificates live in too.
     pub(crate) fn new<L>(
         config: &Config,
         commands: HashSet<String>,
-        parts: &GatewayParts<E, S, A, W, L>,
+        parts: &GatewayParts<E, A, W, L>,
         metrics: &Arc<Metrics>,
-    ) -> anyhow::Result<Receiving<E, S, A, W>> {
+    ) -> anyhow::Result<Receiving<E, A, W>> {
         let tls = config.gateway.tls.as_ref().map(|tls| Tls::load(tls, &config.store.data_dir, metrics)).transpose()?;
         let (calls, answers) = (Arc::clone(&parts.calls), Arc::clone(&parts.answers));
         let hooks = Hooks::new(&config.hooks, commands, calls, answers, Arc::clone(metrics));
         let answering: Arc<dyn AnswerHook> = Arc::<Hooks<_, _>>::clone(&hooks);
         let apps = AppConfig::table(&config.apps);
-        let (enqueue, seen) = (Arc::clone(&parts.enqueue), Arc::clone(&parts.seen));
+        let enqueue = Arc::clone(&parts.enqueue);
         let log = AccessLog::new(config.log.requests, Arc::clone(metrics));
-        let intake = Arc::new(Intake::new(&config.gateway, &config.dedup, apps, enqueue, seen, answering, log));
+        let intake = Arc::new(Intake::new(&config.gateway, &config.dedup, apps, enqueue, answering, log));
         let gateway = Gateway::new(config.gateway.clone(), Arc::clone(&intake), tls.clone());
         Ok(Receiving { gateway, intake, hooks, tls })
     }
@@ -57,7 +57,7 @@ impl<E: Enqueue, S: Seen, A: Ask, W: Answers> Receiving<E, S, A, W> {
     }
 
     /// Renews the certificate, where it renews itself.
-    pub(crate) fn renewing(&self) -> Option<impl Future<Output = ()> + Send + use<E, S, A, W>> {
+    pub(crate) fn renewing(&self) -> Option<impl Future<Output = ()> + Send + use<E, A, W>> {
         self.tls.clone().map(Tls::run)
     }
 

@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use streamgate_core::ports::{Enqueue, Seen};
+use streamgate_core::ports::Enqueue;
 use streamgate_gateway::{Intake, Tls};
 use streamgate_service::config::{
     self, AppConfig, Config, ConfigError, HooksConfig, Loaded, RouteConfig, Source, StoreKind, TlsConfig,
@@ -150,19 +150,19 @@ impl Reload {
 
 /// The apps that webhooks are taken for, with their secrets.
 #[derive(Debug)]
-pub struct Apps<E, S> {
-    intake: Arc<Intake<E, S>>,
+pub struct Apps<E> {
+    intake: Arc<Intake<E>>,
     held: Vec<AppConfig>,
 }
 
-impl<E, S> Apps<E, S> {
+impl<E> Apps<E> {
     /// `held`: those of the configuration, which the development app is not part of.
-    pub fn new(intake: Arc<Intake<E, S>>, held: Vec<AppConfig>) -> Apps<E, S> {
+    pub fn new(intake: Arc<Intake<E>>, held: Vec<AppConfig>) -> Apps<E> {
         Apps { intake, held }
     }
 }
 
-impl<E: Enqueue, S: Seen> Part for Apps<E, S> {
+impl<E: Enqueue> Part for Apps<E> {
     fn name(&self) -> &'static str {
         "apps"
     }

@@ -10,7 +10,7 @@ use crate::tls::Tls;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use streamgate_core::ports::{Enqueue, Seen};
+use streamgate_core::ports::Enqueue;
 use streamgate_core::reason::Reason;
 use streamgate_service::{config::GatewayConfig, shutdown::Shutdown};
 use tokio::io::AsyncWriteExt;
@@ -37,9 +37,9 @@ const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// The public port.
 #[derive(Debug)]
-pub struct Gateway<E, S> {
+pub struct Gateway<E> {
     config: GatewayConfig,
-    intake: Arc<Intake<E, S>>,
+    intake: Arc<Intake<E>>,
     tls: Option<Tls>,
     connections: Arc<Connections>,
 }
@@ -68,9 +68,9 @@ enum Event {
     Abort,
 }
 
-impl<E: Enqueue, S: Seen> Gateway<E, S> {
+impl<E: Enqueue> Gateway<E> {
     /// `tls`: absent for plain HTTP.
-    pub fn new(config: GatewayConfig, intake: Arc<Intake<E, S>>, tls: Option<Tls>) -> Gateway<E, S> {
+    pub fn new(config: GatewayConfig, intake: Arc<Intake<E>>, tls: Option<Tls>) -> Gateway<E> {
         let connections = Connections::new(config.max_connections, Arc::clone(&intake.metrics));
         Gateway { config, intake, tls, connections }
     }
@@ -173,7 +173,7 @@ impl<E: Enqueue, S: Seen> Gateway<E, S> {
         place: Place,
         ends: &Shutdown,
         arrival: Arrival,
-    ) -> impl Future<Output = ()> + Send + use<E, S> {
+    ) -> impl Future<Output = ()> + Send + use<E> {
         let cut = ends.abort.clone();
         let ends = Ends::new(&self.config, ends.drain.clone(), arrival);
         let (intake, tls, activity) = (Arc::clone(&self.intake), self.tls.clone(), Arc::clone(&place.activity));
@@ -247,13 +247,7 @@ fn is_gone(error: &std::io::Error) -> bool {
 }
 
 /// The handshake is bounded like a head: a peer that never ends it holds a place, and is the first to lose it.
-async fn secure<E: Enqueue, S: Seen>(
-    stream: TcpStream,
-    tls: &Tls,
-    intake: Arc<Intake<E, S>>,
-    activity: Arc<Activity>,
-    ends: Ends,
-) {
+async fn secure<E: Enqueue>(stream: TcpStream, tls: &Tls, intake: Arc<Intake<E>>, activity: Arc<Activity>, ends: Ends) {
     let handshake = tokio::time::timeout(ends.header_timeout, tls.acceptor().accept(stream));
     let shaken = tokio::select! {
         shaken = handshake => shaken,

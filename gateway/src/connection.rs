@@ -20,7 +20,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use streamgate_core::ports::{Enqueue, Seen};
+use streamgate_core::ports::Enqueue;
 use streamgate_core::reason::Reason;
 use streamgate_service::config::GatewayConfig;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -81,8 +81,8 @@ trait Graceful: Future<Output = hyper::Result<()>> {
 }
 
 /// What hyper calls for each request, whatever the protocol.
-fn answering<E: Enqueue, S: Seen>(
-    intake: Arc<Intake<E, S>>,
+fn answering<E: Enqueue>(
+    intake: Arc<Intake<E>>,
     activity: Arc<Activity>,
     arrival: Arrival,
 ) -> impl Service<Request<Incoming>, Response = Response<AnswerBody>, Error = Infallible, Future: Send + 'static> {
@@ -94,11 +94,10 @@ fn answering<E: Enqueue, S: Seen>(
     })
 }
 
-pub(crate) async fn serve_http1<IO, E, S>(stream: IO, intake: Arc<Intake<E, S>>, activity: Arc<Activity>, ends: Ends)
+pub(crate) async fn serve_http1<IO, E>(stream: IO, intake: Arc<Intake<E>>, activity: Arc<Activity>, ends: Ends)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     E: Enqueue,
-    S: Seen,
 {
     let service = answering(Arc::clone(&intake), Arc::clone(&activity), ends.arrival);
     activity.expect_heads();
@@ -133,11 +132,10 @@ where
     }
 }
 
-pub(crate) async fn serve_http2<IO, E, S>(stream: IO, intake: Arc<Intake<E, S>>, activity: Arc<Activity>, ends: Ends)
+pub(crate) async fn serve_http2<IO, E>(stream: IO, intake: Arc<Intake<E>>, activity: Arc<Activity>, ends: Ends)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     E: Enqueue,
-    S: Seen,
 {
     let service = answering(Arc::clone(&intake), Arc::clone(&activity), ends.arrival);
     // Boxed: hyper keeps the place of this future until its answer is taken, and a peer may take none of 128.

@@ -1,6 +1,6 @@
 //! From the gateway's own disk to the queue: oldest first, in bounded batches, each row let go after its event is confirmed.
 
-use crate::progress::{Progress, RETRY};
+use crate::progress::{Mode, Offered, Progress, RETRY};
 use crate::spool::{SpoolState, Spooled};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -99,15 +99,16 @@ async fn pass<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, progress: &mu
         state.gate().open();
         return Step::Idle;
     }
-    let result = if state.is_open() {
-        (progress.probed, progress.offered) = (0, false);
-        let others_turn = std::mem::take(&mut progress.others_turn);
-        match progress.suspects.next(Instant::now()) {
-            Some(row) if !others_turn => ask_again(state, progress, row).await,
-            _ => through(state, progress).await,
+    let result = match (state.is_open(), progress.mode) {
+        (false, Mode::Probing { after, offered }) => probe(state, progress, after, offered).await,
+        (false, Mode::SuspectsFirst | Mode::OthersFirst) => probe(state, progress, 0, Offered::Nothing).await,
+        (true, mode) => {
+            progress.mode = Mode::SuspectsFirst;
+            match progress.suspects.next(Instant::now()) {
+                Some(row) if mode != Mode::OthersFirst => ask_again(state, progress, row).await,
+                _ => through(state, progress).await,
+            }
         }
-    } else {
-        probe(state, progress).await
     };
     result.unwrap_or_else(|error| {
         tracing::error!(%error, "cannot read the spool, trying again");
@@ -115,33 +116,36 @@ async fn pass<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, progress: &mu
     })
 }
 
-/// While the queue takes nothing: one event after the other finds out whether it does again, lest one that it never takes is the
-/// one that asks.
+/// While the queue takes nothing: one event after another finds out whether it does again, lest one that it never takes is the
+/// one that asks. `after`: the last that was looked at. `offered`: since the first of this round.
 async fn probe<Q: Enqueue, D: Spool>(
     state: &Arc<SpoolState<Q, D>>,
     progress: &mut Progress,
+    mut after: i64,
+    offered: Offered,
 ) -> Result<Step, StoreError> {
     progress.width = 1;
     loop {
-        let (mut rows, last) = read(state, progress, progress.probed, 1).await?;
-        match (rows.pop(), last) {
-            (Some((row, event)), _) => {
-                (progress.probed, progress.offered) = (row, true);
+        progress.mode = Mode::Probing { after, offered };
+        let (mut rows, last) = read(state, progress, after, 1).await?;
+        match (rows.pop(), last, offered) {
+            (Some((row, event)), ..) => {
+                progress.mode = Mode::Probing { after: row, offered: Offered::Some };
                 if offer(Arc::clone(state), vec![(row, event)], Ended::Failed).await {
                     return Ok(Step::Moved);
                 }
                 progress.suspects.doubt(row);
                 return Ok(Step::Refused);
             }
-            (None, Some(last)) => progress.probed = last,
-            (None, None) if !progress.offered => {
-                progress.probed = 0;
+            (None, Some(last), _) => after = last,
+            (None, None, Offered::Nothing) => {
+                progress.mode = Mode::PROBE;
                 // All are held, or their confirms awaited: the next event that comes is the probe.
                 state.gate().open();
                 return Ok(Step::Idle);
             }
-            (None, None) => {
-                (progress.probed, progress.offered) = (0, false);
+            (None, None, Offered::Some) => {
+                progress.mode = Mode::PROBE;
                 progress.suspects.forget_doubts();
                 return Ok(Step::Refused);
             }
@@ -170,7 +174,7 @@ async fn ask_again<Q: Enqueue, D: Spool>(
         progress.suspects.clear(row);
         return Ok(Step::Moved);
     }
-    (progress.width, progress.others_turn) = (1, true);
+    (progress.width, progress.mode) = (1, Mode::OthersFirst);
     if progress.suspects.hold(row, Instant::now()) {
         tracing::error!(
             key,
@@ -182,18 +186,26 @@ async fn ask_again<Q: Enqueue, D: Spool>(
     Ok(Step::Refused)
 }
 
-/// Once through the disk, oldest first, for as long as all goes well.
+/// Whether a walk over the disk reads on.
+enum Walk {
+    On,
+    AtEnd,
+    /// The queue refused something: however many moved, what was refused is not offered again at once.
+    Refused,
+    Unreadable(StoreError),
+}
+
+/// Once over the disk, oldest first, for as long as all goes well.
 async fn through<Q: Enqueue, D: Spool>(
     state: &Arc<SpoolState<Q, D>>,
     progress: &mut Progress,
 ) -> Result<Step, StoreError> {
     let mut offers = FuturesUnordered::new();
-    let (mut after, mut end, mut moved, mut refused) = (0, false, false, false);
-    let mut unread = None;
+    let (mut walk, mut after, mut moved) = (Walk::On, 0, false);
     loop {
-        let size = progress.width.min(BATCH);
-        if !end && !refused && offers.len() < (progress.width / BATCH).max(1) && state.is_open() {
-            match read(state, progress, after, size).await {
+        let has_room = offers.len() < (progress.width / BATCH).max(1);
+        if matches!(walk, Walk::On) && has_room && state.is_open() {
+            match read(state, progress, after, progress.width.min(BATCH)).await {
                 Ok((rows, Some(last))) => {
                     after = last;
                     if rows.is_empty() {
@@ -204,10 +216,8 @@ async fn through<Q: Enqueue, D: Spool>(
                     let offered = state.tasks.spawn(offer(Arc::clone(state), rows, Ended::Failed));
                     offers.push(async move { (offered.await, alone) });
                 }
-                Ok((_, None)) => end = true,
-                Err(error) => {
-                    (refused, unread) = (true, Some(error));
-                }
+                Ok((_, None)) => walk = Walk::AtEnd,
+                Err(error) => walk = Walk::Unreadable(error),
             }
             continue;
         }
@@ -216,9 +226,11 @@ async fn through<Q: Enqueue, D: Spool>(
                 moved = true;
                 progress.width = (progress.width * 2).min(BATCH * BATCHES);
             }
-            // Of a panic its rows are on the disk.
+            // The rows of one that panicked are on the disk.
             Some((result, alone)) => {
-                refused = true;
+                if !matches!(walk, Walk::Unreadable(_)) {
+                    walk = Walk::Refused;
+                }
                 progress.width = 1;
                 if let (Ok(_), Some(row)) = (result, alone) {
                     progress.suspects.doubt(row);
@@ -227,12 +239,11 @@ async fn through<Q: Enqueue, D: Spool>(
             None => break,
         }
     }
-    match (unread, moved, refused) {
-        (Some(error), ..) => Err(error),
-        // However many moved: those that were refused are not offered again at once.
-        (None, _, true) => Ok(Step::Refused),
-        (None, false, false) => Ok(Step::Idle),
-        (None, true, false) => Ok(Step::Moved),
+    match (walk, moved) {
+        (Walk::Unreadable(error), _) => Err(error),
+        (Walk::Refused, _) => Ok(Step::Refused),
+        (Walk::On | Walk::AtEnd, true) => Ok(Step::Moved),
+        (Walk::On | Walk::AtEnd, false) => Ok(Step::Idle),
     }
 }
 

@@ -1,4 +1,4 @@
-//! From a signed body to a durable event: seen before, or enqueue and mark.
+//! From a signed body to a durable event.
 
 use crate::head::Head;
 use crate::hooks::AnswerHook;
@@ -12,7 +12,7 @@ use streamgate_core::{
     hook::{self, SignedCommand},
     id::{By, DedupBy, Kind, PushFacts, body_id, idempotency_key},
     peek::{Peek, peek},
-    ports::{Accepted, Enqueue, Seen, StoreError},
+    ports::{Accepted, Enqueue, StoreError},
     reason::Reason,
 };
 use streamgate_service::config::DedupConfig;
@@ -123,23 +123,9 @@ pub(crate) fn envelope(
     })
 }
 
-/// Marks an event as seen only after it is durable: a memory that is lost or ahead costs duplicates, never events.
-pub(crate) async fn store<E: Enqueue, S: Seen>(
-    enqueue: &E,
-    seen: &S,
-    metrics: &Metrics,
-    envelope: Envelope,
-) -> Result<Accepted, Reason> {
-    match seen.contains(&envelope.key).await {
-        Ok(true) => return Ok(Accepted::Duplicate),
-        Ok(false) => {}
-        Err(error) => {
-            metrics.gateway_dedup_errors.inc();
-            tracing::debug!(%error, "cannot look up what was seen; going on without");
-        }
-    }
-    let key = envelope.key.clone();
-    let started = Instant::now();
+/// Makes an event durable, or finds out that it is a repeat.
+pub(crate) async fn store<E: Enqueue>(enqueue: &E, metrics: &Metrics, envelope: Envelope) -> Result<Accepted, Reason> {
+    let (key, started) = (envelope.key.clone(), Instant::now());
     let accepted = enqueue.enqueue(envelope).await.map_err(|error| {
         // The store logs once that it fails, and the metrics count how often: a line for each event would only bury that.
         tracing::debug!(%error, key, "not durable: answered 503");
@@ -148,10 +134,8 @@ pub(crate) async fn store<E: Enqueue, S: Seen>(
             StoreError::Unavailable(_) | StoreError::Gone(_) => Reason::StoreUnavailable,
         }
     })?;
-    metrics.gateway_publish.observe(started.elapsed().as_secs_f64());
-    if let Err(error) = seen.mark(&key).await {
-        metrics.gateway_dedup_errors.inc();
-        tracing::debug!(%error, "cannot mark an event as seen; a repeat of it would be enqueued again");
+    if accepted != Accepted::Duplicate {
+        metrics.gateway_publish.observe(started.elapsed().as_secs_f64());
     }
     Ok(accepted)
 }

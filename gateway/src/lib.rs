@@ -14,6 +14,8 @@ mod certificate_files;
 mod clock;
 mod connection;
 mod connections;
+mod deadline;
+mod deduplicated;
 mod hand_over;
 mod head;
 mod hooks;
@@ -37,6 +39,7 @@ mod watched;
 
 pub use accept::Gateway;
 pub use access_log::AccessLog;
+pub use deduplicated::Deduplicated;
 pub use hooks::{AnswerHook, Hooks};
 pub use receive::Intake;
 pub use spool::{SpoolPolicy, Spooled};

@@ -8,26 +8,38 @@ pub(crate) const RETRY: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(crate) struct Progress {
+    pub(crate) mode: Mode,
     /// Events that are offered together: one after a refusal, twice as many after each time that all were confirmed.
     pub(crate) width: usize,
-    /// While the gate is shut: the last that was looked at, and whether any was offered since the first.
-    pub(crate) probed: i64,
-    pub(crate) offered: bool,
-    /// A suspect was refused: the others have their turn.
-    pub(crate) others_turn: bool,
     pub(crate) suspects: Suspects,
     pub(crate) pause: Duration,
 }
 
+/// What the hand-over is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The queue takes events, and a suspect may be offered alone before the others.
+    SuspectsFirst,
+    /// The queue takes events, and a suspect was refused: the others have their turn.
+    OthersFirst,
+    /// The queue takes nothing: one event after another finds out whether it does again, from this number on.
+    Probing { after: i64, offered: Offered },
+}
+
+/// Whether a round of probes has offered the queue anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offered {
+    Nothing,
+    Some,
+}
+
+impl Mode {
+    /// A new round of probes, from the first event on.
+    pub(crate) const PROBE: Mode = Mode::Probing { after: 0, offered: Offered::Nothing };
+}
+
 impl Default for Progress {
     fn default() -> Progress {
-        Progress {
-            width: 1,
-            probed: 0,
-            offered: false,
-            others_turn: false,
-            suspects: Suspects::default(),
-            pause: RETRY,
-        }
+        Progress { mode: Mode::SuspectsFirst, width: 1, suspects: Suspects::default(), pause: RETRY }
     }
 }

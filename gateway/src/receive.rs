@@ -4,6 +4,7 @@
 use crate::access_log::{About, AccessLog, Of};
 use crate::activity::{InHand, Unwritten};
 use crate::budget::Share;
+use crate::deadline::Deadline;
 use crate::head::{self, Head, Manner};
 use crate::hooks::{AnswerHook, Asked};
 use crate::intake::{self, Identity};
@@ -23,13 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use streamgate_core::{
-    admission::Limits,
-    apps::Apps,
-    id::Kind,
-    peer::Peers,
-    ports::{Enqueue, Seen},
-    reason::Reason,
-    signature::Verifier,
+    admission::Limits, apps::Apps, id::Kind, peer::Peers, ports::Enqueue, reason::Reason, signature::Verifier,
 };
 use streamgate_service::config::{DedupConfig, GatewayConfig};
 use streamgate_service::metrics::Metrics;
@@ -45,10 +40,9 @@ pub(crate) enum Arrival {
 
 /// Everything that requests share.
 #[derive(Debug)]
-pub struct Intake<E, S> {
+pub struct Intake<E> {
     apps: ArcSwap<Apps>,
     enqueue: Arc<E>,
-    seen: Arc<S>,
     /// Boxed, other than the ports: a hook waits for a worker, and its road has types of its own that nothing here needs.
     hooks: Arc<dyn AnswerHook>,
     limits: Limits,
@@ -66,13 +60,12 @@ pub struct Intake<E, S> {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-impl<E: Enqueue, S: Seen> Intake<E, S> {
+impl<E: Enqueue> Intake<E> {
     pub fn new(
         config: &GatewayConfig,
         dedup: &DedupConfig,
         apps: Apps,
         enqueue: Arc<E>,
-        seen: Arc<S>,
         hooks: Arc<dyn AnswerHook>,
         log: AccessLog,
     ) -> Self {
@@ -83,7 +76,6 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         Intake {
             apps: ArcSwap::from_pointee(apps),
             enqueue,
-            seen,
             hooks,
             limits: Limits { max_body },
             body_timeout,
@@ -117,7 +109,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         first_byte: Instant,
         in_hand: InHand,
         arrival: Arrival,
-    ) -> impl Future<Output = Response<AnswerBody>> + Send + use<E, S> {
+    ) -> impl Future<Output = Response<AnswerBody>> + Send + use<E> {
         let head_read = tokio::time::Instant::now();
         let (parts, body) = request.into_parts();
         let manner = Manner::of(&parts);
@@ -138,12 +130,13 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
             let mut cost = None;
             let outcome = match admitted {
                 Ok((head, verifier)) if arrival == Arrival::InTime => {
-                    let deadline = head_read + self.answer_deadline.min(self.hooks.deadline(head.target.kind));
+                    let hook = self.hooks.deadline(head.target.kind);
+                    let deadline = Deadline::of(head_read, self.answer_deadline, hook);
                     let take = self.take(body, verifier, head, &in_hand, (&mut cost, &mut about), deadline);
                     tokio::select! {
                         biased;
                         taken = take => taken,
-                        () = tokio::time::sleep_until(deadline) => Err(Reason::DeadlineExceeded),
+                        () = tokio::time::sleep_until(deadline.answer_by) => Err(Reason::DeadlineExceeded),
                         () = self.given_up.cancelled() => Err(Reason::Draining),
                     }
                 }
@@ -178,7 +171,7 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         head: Head,
         in_hand: &InHand,
         (cost, about): (&mut Option<Share>, &mut About),
-        deadline: tokio::time::Instant,
+        deadline: Deadline,
     ) -> Outcome {
         let client = Some(head.client.address).filter(|_| head.client.is_told_apart);
         let read = match self.reader.begin(in_hand, client).await {
@@ -225,10 +218,10 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         drop(body);
         about.event_type = self.log.names_types().then(|| call.event_type.clone());
         match kind {
-            Kind::Push => intake::store(&*self.enqueue, &*self.seen, &self.metrics, call).await.map(Taken::Event),
+            Kind::Push => intake::store(&*self.enqueue, &self.metrics, call).await.map(Taken::Event),
             Kind::BeforeMessageSend | Kind::CustomCommand => {
                 let repeatable = has_id || self.hooks.is_by_body(kind);
-                let asked = Asked { call, repeatable, deadline, given_up: self.given_up.clone() };
+                let asked = Asked { call, repeatable, deadline: deadline.decide_by, given_up: self.given_up.clone() };
                 Ok(Taken::Hook(Arc::clone(&self.hooks).answer(asked).await))
             }
         }

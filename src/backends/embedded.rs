@@ -9,7 +9,7 @@ use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle};
 use streamgate_service::config::Config;
 use streamgate_service::metrics::Metrics;
 use streamgate_store::memory::InProcess;
-use streamgate_store::sqlite::{Depths, Embedded, OpenError, Options, SeenWithinEnqueue};
+use streamgate_store::sqlite::{Depths, Embedded, OpenError, Options};
 use streamgate_worker::Router;
 use tokio::time::MissedTickBehavior;
 
@@ -17,7 +17,7 @@ use tokio::time::MissedTickBehavior;
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What both services work on, and its lifecycle, which they share.
-pub type Gateway = GatewayParts<Embedded, SeenWithinEnqueue, InProcess, Embedded, Store>;
+pub type Gateway = GatewayParts<Embedded, InProcess, Embedded, Store>;
 pub type Worker = WorkerParts<Embedded, Embedded, InProcess, Embedded, Store>;
 
 /// The store in use.
@@ -44,7 +44,6 @@ pub fn open(
     let lifecycle = Arc::new(Store { store: Arc::clone(&store), router, metrics: Arc::clone(metrics) });
     let gateway = GatewayParts {
         enqueue: Arc::clone(&store),
-        seen: Arc::new(SeenWithinEnqueue),
         calls: Arc::clone(&calls),
         answers: Arc::clone(&store),
         lifecycle: Arc::clone(&lifecycle),

@@ -27,11 +27,9 @@ pub fn problems(config: &Config) -> Vec<Problem> {
 
 /// What a gateway works on.
 #[derive(Debug)]
-pub struct GatewayParts<E, S, A, W, L> {
-    /// Makes events durable.
+pub struct GatewayParts<E, A, W, L> {
+    /// Makes events durable, and recognises repeats.
     pub enqueue: Arc<E>,
-    /// Remembers which events are durable.
-    pub seen: Arc<S>,
     /// Asks workers for the answers to hooks.
     pub calls: Arc<A>,
     /// Remembers the answers to hooks.

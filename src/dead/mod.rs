@@ -20,7 +20,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::str::FromStr;
 use streamgate_core::dead_letter::{DeadLetter, DeadLetterId, Filter};
-use streamgate_core::ports::DeadLetters;
+use streamgate_core::ports::{DeadLetters, Page};
 use streamgate_service::config::{Loaded, StoreKind};
 use streamgate_service::shutdown::Shutdown;
 use streamgate_store::rabbitmq::DeadLetterQueue;
@@ -157,17 +157,19 @@ async fn each(
     interrupted: &CancellationToken,
     mut with: impl FnMut(&DeadLetter) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut after = 0;
+    let mut from = None;
     loop {
         if interrupted.is_cancelled() {
             bail!("interrupted; nothing was changed");
         }
-        let page = dead_letters.page(after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = last.number;
+        let Page { dead_letters: page, next } = dead_letters.page(from, PAGE).await?;
         for dead_letter in page.iter().filter(|dead_letter| filter.matches(dead_letter)) {
             with(dead_letter)?;
         }
+        if next.is_none() {
+            return Ok(());
+        }
+        from = next;
     }
 }
 

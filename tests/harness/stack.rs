@@ -94,7 +94,7 @@ impl Stack for Embedded {
     }
 
     async fn letters(site: &Site) -> Vec<DeadLetter> {
-        DeadLetterBox::open(&site.data_dir()).unwrap().page(0, 1000).await.unwrap()
+        DeadLetterBox::open(&site.data_dir()).unwrap().page(None, 1000).await.unwrap().dead_letters
     }
 
     async fn replay(site: &Site, letters: Vec<DeadLetterId>) -> usize {
@@ -202,7 +202,7 @@ impl Stack for Services {
 
     async fn letters(site: &Site) -> Vec<DeadLetter> {
         let queue = Services::letter_queue(site).await;
-        let letters = queue.page(0, 1000).await.unwrap();
+        let letters = queue.page(None, 1000).await.unwrap().dead_letters;
         queue.close().await.unwrap();
         letters
     }

@@ -208,20 +208,28 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         let age_ms = jiff::Timestamp::now().as_millisecond().saturating_sub(delivery.envelope.received_at_ms);
         let _settling = Running::start(&self.metrics.worker_settling);
         let conclusion = conclusion(&settlement);
-        let record = async {
-            if let Some(conclusion) = conclusion
-                && let Err(error) = self.claims.conclude(key, holder, conclusion).await
-            {
-                self.metrics.worker_claim_errors.inc();
-                tracing::debug!(%error, %key, "cannot record the end of a claim; a repeat may be handled again");
+        // In this order: a record of what is not durable yet would lose the event in a crash, and an acknowledgement before the record
+        // would let another copy run.
+        let settled = async {
+            let settled = self.deliveries.settle(delivery, Some(Arc::clone(route)), settlement.clone()).await?;
+            if let Some(conclusion) = conclusion {
+                self.record(key, holder, conclusion).await;
             }
+            self.deliveries.finish(settled).await
         };
-        match self.deliveries.settle(delivery, Some(Arc::clone(route)), settlement.clone(), record).await {
+        match settled.await {
             Ok(()) => self.count(route, &settlement, age_ms),
             Err(error) => {
                 tracing::error!(%error, %key, "cannot settle; the event stays in the queue and will be delivered again");
                 self.release(key, holder).await;
             }
+        }
+    }
+
+    async fn record(&self, key: &ClaimKey, holder: u64, conclusion: Conclusion) {
+        if let Err(error) = self.claims.conclude(key, holder, conclusion).await {
+            self.metrics.worker_claim_errors.inc();
+            tracing::debug!(%error, %key, "cannot record the end of a claim; a repeat may be handled again");
         }
     }
 

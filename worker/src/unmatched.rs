@@ -128,7 +128,10 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         labels: [&str; 2],
     ) -> bool {
         let key = delivery.envelope.key.clone();
-        let settled = self.deliveries.settle(delivery, route, settlement.clone(), std::future::ready(()));
+        let settled = async {
+            let settled = self.deliveries.settle(delivery, route, settlement.clone()).await?;
+            self.deliveries.finish(settled).await
+        };
         if let Err(error) = settled.await {
             tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
             return false;

@@ -27,8 +27,6 @@ use tokio_util::task::TaskTracker;
 const REMEMBERING: usize = 256;
 /// How long a stop waits for them.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Kept back from each deadline for writing the answer, but never more than a tenth of it.
-const WRITING: Duration = Duration::from_millis(20);
 
 /// One hook to be answered.
 #[derive(Debug)]
@@ -36,6 +34,7 @@ pub struct Asked {
     pub(crate) call: Envelope,
     /// Whether its key tells it from others: a repeat of it gets its answer.
     pub(crate) repeatable: bool,
+    /// When the policy answers.
     pub(crate) deadline: Instant,
     /// The drain's time is over.
     pub(crate) given_up: CancellationToken,
@@ -45,8 +44,8 @@ type Answering = Pin<Box<dyn Future<Output = Answered> + Send>>;
 
 /// Answers hooks.
 pub trait AnswerHook: Send + Sync + 'static {
-    /// From headers read to answer written, by kind; no limit of its own for pushes.
-    fn deadline(&self, kind: Kind) -> Duration;
+    /// From headers read to answer written; `None` for a push, which is not a hook.
+    fn deadline(&self, kind: Kind) -> Option<Duration>;
     /// Whether a hook of this kind gets the first answer to the same signed body, whatever id it comes under.
     fn is_by_body(&self, kind: Kind) -> bool;
     /// Whether somebody is configured to answer the command of this name.
@@ -144,10 +143,10 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
 }
 
 impl<C: Ask, A: Answers> AnswerHook for Hooks<C, A> {
-    fn deadline(&self, kind: Kind) -> Duration {
+    fn deadline(&self, kind: Kind) -> Option<Duration> {
         match kind {
-            Kind::Push => Duration::MAX,
-            Kind::BeforeMessageSend | Kind::CustomCommand => self.policy(kind).deadline,
+            Kind::Push => None,
+            Kind::BeforeMessageSend | Kind::CustomCommand => Some(self.policy(kind).deadline),
         }
     }
 
@@ -170,11 +169,9 @@ impl<C: Ask, A: Answers> AnswerHook for Hooks<C, A> {
         answers.then(|| self.by_policy(kind, b"", reason))
     }
 
-    fn answer(self: Arc<Self>, mut asked: Asked) -> Answering {
+    fn answer(self: Arc<Self>, asked: Asked) -> Answering {
         Box::pin(async move {
             let (kind, started) = (asked.call.kind, Instant::now());
-            let reserve = WRITING.min(self.policy(kind).deadline / 10);
-            asked.deadline = asked.deadline.checked_sub(reserve).unwrap_or(asked.deadline);
             let metrics = Arc::clone(&self.metrics);
             let answered = if asked.repeatable { self.once(asked).await } else { self.ask(asked).await };
             let labels = [kind.as_str(), answered.word()];

@@ -134,6 +134,11 @@ impl<H: Handle> Delivery<H> {
     }
 }
 
+/// A delivery whose settlement is durable, and which is still in hand.
+#[derive(Debug)]
+#[must_use = "the event is delivered again unless its delivery is finished"]
+pub struct Settled<H>(pub H);
+
 /// What became of a delivery that was to be parked.
 #[derive(Debug)]
 pub enum Parked<H> {
@@ -171,15 +176,18 @@ pub trait Deliveries: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Puts it back to where it came from, for any worker to take.
     fn give_back(&self, delivery: Delivery<Self::Handle>) -> impl Future<Output = ()> + Send;
-    /// `route`: which one the delivery went to, if any. Makes the settlement durable, then awaits `record`, then lets the
-    /// delivery go. A failure before that leaves the event in the queue: it will be delivered again.
+    /// Makes the settlement durable: a retry or a dead letter stands in its queue when this returns. The delivery stays in hand until
+    /// [`finish`](Deliveries::finish). `route`: the one that the delivery went to, if any. A failure leaves the event in the queue: it
+    /// will be delivered again.
     fn settle(
         &self,
         delivery: Delivery<Self::Handle>,
         route: Option<Arc<str>>,
         settlement: Settlement,
-        record: impl Future<Output = ()> + Send,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    ) -> impl Future<Output = Result<Settled<Self::Handle>, StoreError>> + Send;
+    /// Lets go of a delivery whose settlement is durable. What must be recorded of it is recorded before: a crash in between delivers
+    /// the event again, and the record then tells a repeat from a new event.
+    fn finish(&self, settled: Settled<Self::Handle>) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Whether events would come now; the error says why not.
     fn ready(&self) -> Result<(), StoreError>;
 }
@@ -226,10 +234,23 @@ pub struct Moved {
     pub stopped: Option<StoreError>,
 }
 
+/// Where a page of dead letters ends. Only the store that made it can go on from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageToken(pub i64);
+
+/// Some dead letters, in the order in which their store keeps them.
+#[derive(Clone, Debug)]
+pub struct Page {
+    pub dead_letters: Vec<DeadLetter>,
+    /// Where the next page begins; `None` after the last one.
+    pub next: Option<PageToken>,
+}
+
 /// The dead letters.
 pub trait DeadLetters: Send + Sync + 'static {
-    /// Up to `limit` dead letters with a number over `after`, oldest first.
-    fn page(&self, after: i64, limit: usize) -> impl Future<Output = Result<Vec<DeadLetter>, StoreError>> + Send;
+    /// Up to `limit` dead letters, oldest first: from the beginning, or from where the page with that token ended. A store that
+    /// holds what it has shown, as a queue does, goes on from its last page alone; an older token is an error.
+    fn page(&self, from: Option<PageToken>, limit: usize) -> impl Future<Output = Result<Page, StoreError>> + Send;
     /// Puts the dead letters back into the queue, see [`DeadLetter::replayed`].
     fn replay(&self, dead_letters: Vec<DeadLetterId>) -> impl Future<Output = Moved> + Send;
     /// Gives back what is held between calls. The next call begins anew.
@@ -254,7 +275,8 @@ pub trait Lifecycle: Send + Sync + 'static {
 /// Asks a worker for an answer that a caller waits for.
 pub trait Ask: Send + Sync + 'static {
     /// The answer, a JSON object; or why there is none: nobody there (known within a second), nobody with a handler, a
-    /// handler that failed, no connection, or no answer within `within`. One that comes later is dropped and counted.
+    /// handler that failed, or no connection. The caller owns the deadline: it drops the call, and an answer that comes later is
+    /// dropped and counted. `within`: how much time the worker has.
     fn ask(&self, call: Envelope, within: Duration) -> impl Future<Output = Result<Bytes, Reason>> + Send;
 }
 
@@ -262,7 +284,7 @@ pub trait Ask: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Call<H> {
     pub envelope: Envelope,
-    /// Nobody waits for the answer longer than this.
+    /// The caller waits for the answer no longer than this.
     pub within: Duration,
     /// What answers it.
     pub handle: H,

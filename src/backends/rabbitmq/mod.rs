@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle, RouteRecords, Spool};
-use streamgate_gateway::{SpoolPolicy, Spooled};
+use streamgate_gateway::{Deduplicated, SpoolPolicy, Spooled};
 use streamgate_service::config::reader::Problem;
 use streamgate_service::config::{Config, ConfigError, Loaded};
 use streamgate_service::metrics::{IntGaugeVec, Metrics};
@@ -26,7 +26,8 @@ use tokio_util::task::AbortOnDropHandle;
 /// How long a stop waits for Redis to take the last keys of events.
 const MARKS: Duration = Duration::from_secs(2);
 
-pub type Gateway = GatewayParts<Spooled<Exchange, SpoolFile>, SeenKeys, Caller, RedisAnswers, GatewaySide>;
+pub type Gateway =
+    GatewayParts<Deduplicated<Spooled<Exchange, SpoolFile>, SeenKeys>, Caller, RedisAnswers, GatewaySide>;
 pub type Worker = WorkerParts<Consumer, RedisClaims, CallQueue, RedisRoutes, WorkerSide>;
 
 /// RabbitMQ and Redis as the configuration names them, not yet connected.
@@ -142,7 +143,8 @@ pub fn gateway(config: &Config, servers: Servers, metrics: &Arc<Metrics>) -> Res
         stopping: CancellationToken::new(),
         handing_over: Mutex::default(),
     });
-    Ok(GatewayParts { enqueue: spooled, seen, calls, answers, lifecycle })
+    let enqueue = Arc::new(Deduplicated::new(spooled, seen, Arc::clone(metrics)));
+    Ok(GatewayParts { enqueue, calls, answers, lifecycle })
 }
 
 impl GatewaySide {

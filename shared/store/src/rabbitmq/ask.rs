@@ -2,9 +2,10 @@
 //! there to answer is looked up beside, so that a hook without workers costs its caller no wait.
 
 use super::endpoint::Endpoint;
+use super::endpoint::PATIENCE;
 use super::headers::{self, REPLY_TO};
 use super::incoming::Incoming;
-use super::link::{self, Link, PATIENCE, Session};
+use super::link::{self, Link, Session};
 use super::topology::Topology;
 use bytes::Bytes;
 use lapin::Channel;
@@ -122,12 +123,8 @@ impl Ask for Caller {
         // Whether it could be written shows in whether there is an answer.
         link::post(&channel, self.queue.as_str().into(), properties, &call.body)
             .map_err(|_| Reason::StoreUnavailable)?;
-        match tokio::time::timeout(within, reply).await {
-            Ok(Ok(reply)) => reply,
-            // Dropped when the session ended.
-            Ok(Err(_)) => Err(Reason::StoreUnavailable),
-            Err(_) => Err(Reason::HookTimeout),
-        }
+        // The end of the session drops it.
+        reply.await.map_err(|_| Reason::StoreUnavailable)?
     }
 }
 

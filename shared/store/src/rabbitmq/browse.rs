@@ -1,9 +1,11 @@
 //! One walk over a queue of dead letters, without harm: consumed, not acknowledged, and given back in order. `basic.get` with a close at
 //! the end would shuffle them.
 
+use super::depth::ready;
 use super::endpoint::Endpoint;
+use super::endpoint::PATIENCE;
 use super::headers::{self, Beside};
-use super::link::{PATIENCE, farewell, ready};
+use super::link::farewell;
 use super::publisher::{self, Message};
 use futures_util::StreamExt;
 use lapin::message::Delivery as Raw;

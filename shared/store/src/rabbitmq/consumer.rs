@@ -1,10 +1,11 @@
 //! The worker's side: deliveries with a bounded prefetch on a connection that never publishes, and their settlement:
 //! publish, confirm, then acknowledge.
 
+use super::depth;
 use super::feed::{Arrived, Feed};
 use super::headers::{self, Beside, Came, Death};
 use super::incoming::give_back;
-use super::link::{self, Link, PATIENCE, Session, State};
+use super::link::{Link, Session, State};
 use super::publisher::{Message, Publisher};
 use super::topology::Topology;
 use bytes::Bytes;
@@ -12,13 +13,12 @@ use lapin::Acker;
 use lapin::message::Delivery as Raw;
 use lapin::options::BasicAckOptions;
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use streamgate_core::{
     envelope::Envelope,
-    ports::{self, Deliveries, Delivery, Parked, Settlement, StoreError},
+    ports::{self, Deliveries, Delivery, Parked, Settled, Settlement, StoreError},
     repeated::Repeated,
 };
 use tokio::time::MissedTickBehavior;
@@ -141,9 +141,7 @@ impl Consumer {
         let channel = session.channel().await?;
         for route in self.settler.topology.routes() {
             let queue = self.settler.topology.parked(&route);
-            let depth = tokio::time::timeout(PATIENCE, link::ready(&channel, &queue)).await;
-            let depth = depth.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
-            show(&route, depth.map_err(|error| error.to_string())?);
+            show(&route, depth::ready(&channel, &queue).await.map_err(|error| error.to_string())?);
         }
         drop(channel.close(200, "OK".into()).await);
         Ok(())
@@ -363,11 +361,13 @@ impl Deliveries for Consumer {
         delivery: Delivery<Handle>,
         route: Option<Arc<str>>,
         settlement: Settlement,
-        record: impl Future<Output = ()> + Send,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Settled<Handle>, StoreError> {
         let Delivery { envelope, handle, .. } = delivery;
         self.settled(envelope, &handle, route, settlement).await?;
-        record.await;
+        Ok(Settled(handle))
+    }
+
+    async fn finish(&self, Settled(handle): Settled<Handle>) -> Result<(), StoreError> {
         acknowledge(&handle.acker).await
     }
 

@@ -9,11 +9,11 @@ use lapin::Acker;
 use lapin::message::Delivery as Raw;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use streamgate_core::{
     dead_letter::{DeadLetter, DeadLetterId},
     envelope::Envelope,
-    ports::{DeadLetters, Moved, StoreError},
+    ports::{DeadLetters, Moved, Page, PageToken, StoreError},
     reason::Reason,
 };
 use tokio::sync::Mutex;
@@ -39,6 +39,8 @@ pub struct DeadLetterQueue {
     browse: Mutex<Option<Browse>>,
     /// Letters that were let go. RabbitMQ confirms no acknowledgement.
     settled: Mutex<HashSet<DeadLetterId>>,
+    /// How many walks have begun that only look.
+    walks: AtomicI64,
     /// A walk before the last one ended with more dead letters in the queue than should be.
     came_back: AtomicBool,
 }
@@ -59,8 +61,22 @@ impl DeadLetterQueue {
     }
 
     fn of(endpoint: Endpoint, queue: String, alive: Reason, topology: &Topology) -> DeadLetterQueue {
-        let (browse, settled, came_back, to_any_route) = Default::default();
-        DeadLetterQueue { endpoint, queue, alive, to_any_route, back: topology.back(), browse, settled, came_back }
+        let (browse, settled, walks, came_back, to_any_route) = Default::default();
+        DeadLetterQueue {
+            endpoint,
+            queue,
+            alive,
+            to_any_route,
+            back: topology.back(),
+            browse,
+            settled,
+            walks,
+            came_back,
+        }
+    }
+
+    fn token(&self) -> PageToken {
+        PageToken(self.walks.load(Ordering::Relaxed))
     }
 
     fn dead_letter(&self, raw: Raw) -> (DeadLetter, Acker) {
@@ -176,29 +192,38 @@ enum Action {
 }
 
 impl DeadLetters for DeadLetterQueue {
-    /// 0 starts a new walk over the queue; any other number goes on with the last one.
-    async fn page(&self, after: i64, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+    /// A token names a walk over the queue: what the walk has shown it holds, so that it goes on from its last page alone.
+    async fn page(&self, from: Option<PageToken>, limit: usize) -> Result<Page, StoreError> {
         let mut held = self.browse.lock().await;
-        let mut browse = match held.take() {
-            Some(browse) if after != 0 => browse,
-            ended => {
+        let mut browse = match (from, held.take()) {
+            (Some(token), Some(browse)) if token == self.token() && !browse.acting => browse,
+            (Some(_), ended) => {
+                *held = ended;
+                return Err(StoreError::Unavailable("this look at the queue has ended; begin a new one".to_owned()));
+            }
+            (None, ended) => {
                 if let Some(ended) = ended {
                     ended.close().await?;
                 }
+                self.walks.fetch_add(1, Ordering::Relaxed);
                 Browse::open(&self.endpoint, &self.queue, false).await?
             }
         };
+        let mut is_last = false;
         let mut dead_letters = Vec::new();
         let read = async {
             while dead_letters.len() < limit {
-                let Some(raw) = browse.next().await? else { break };
+                let Some(raw) = browse.next().await? else {
+                    is_last = true;
+                    break;
+                };
                 dead_letters.push(self.dead_letter(raw).0);
             }
             Ok(())
         };
         let read = read.await;
         *held = Some(browse);
-        read.map(|()| dead_letters)
+        read.map(|()| Page { dead_letters, next: (!is_last).then(|| self.token()) })
     }
 
     async fn replay(&self, dead_letters: Vec<DeadLetterId>) -> Moved {

@@ -13,6 +13,8 @@ use std::time::Duration;
 const HEARTBEAT: u16 = 10;
 /// From the first packet to an open connection.
 const DIAL: Duration = Duration::from_secs(5);
+/// For one answer of the broker to a call that it answers at once.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
 

@@ -1,8 +1,9 @@
 //! Consumes a queue over one session after the other, with a bounded prefetch, until it is stopped.
 
+use super::endpoint::PATIENCE;
 use super::headers;
 use super::incoming::{Incoming, give_back};
-use super::link::{Link, PATIENCE, Session};
+use super::link::{Link, Session};
 use super::topology::Topology;
 use futures_util::future::join_all;
 use lapin::Channel;

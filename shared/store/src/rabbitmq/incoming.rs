@@ -1,7 +1,7 @@
 //! Deliveries as they come in, taken on the library's own thread. Its stream of them would cost a task that reads it, and wakes
 //! that task while it holds the lock that the task takes next.
 
-use super::link::PATIENCE;
+use super::endpoint::PATIENCE;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::{Delivery, DeliveryResult};
 use lapin::options::{BasicCancelOptions, BasicNackOptions};

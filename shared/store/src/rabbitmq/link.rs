@@ -1,13 +1,13 @@
 //! One supervised connection: dialled, its topology ensured, watched, and dialled again when it ends. The library's own
 //! recovery stays off: it gives up after a while and does not cover channel errors.
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, PATIENCE};
 use super::survey;
 use super::topology::Topology;
 use crate::backoff::Backoff;
 use futures_util::{FutureExt, StreamExt};
-use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Connection, Event};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +18,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// For one answer of the broker to a call that it answers at once.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Between looks at the topology: somebody may delete what was there.
 const VERIFY: Duration = Duration::from_secs(60);
 /// A session that lasted this long was a good one.
@@ -102,14 +100,6 @@ pub(super) fn post(
         Some(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
         Some(Ok(_)) | None => Ok(()),
     }
-}
-
-/// Messages of a queue that nobody holds.
-pub(super) async fn ready(channel: &Channel, queue: &str) -> Result<u32, StoreError> {
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
-    let declared = declared.map_err(|error| StoreError::Unavailable(format!("the queue {queue}: {error}")))?;
-    Ok(declared.message_count())
 }
 
 /// Keeps one connection open for as long as it lives.

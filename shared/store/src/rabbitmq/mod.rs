@@ -6,6 +6,7 @@ mod browse;
 mod calls;
 mod consumer;
 mod dead_letters;
+mod depth;
 mod endpoint;
 mod feed;
 mod headers;
@@ -141,8 +142,7 @@ pub async fn parked(endpoint: &Endpoint, topology: &Topology, routes: &[String])
     for route in routes {
         // An absent queue closes its channel.
         let channel = connection.create_channel().await.map_err(|error| error.to_string())?;
-        let depth = tokio::time::timeout(link::PATIENCE, link::ready(&channel, &topology.parked(route))).await;
-        if let Ok(Ok(depth)) = depth {
+        if let Ok(depth) = depth::ready(&channel, &topology.parked(route)).await {
             counts.push((route.clone(), u64::from(depth)));
             drop(channel.close(200, "OK".into()).await);
         }

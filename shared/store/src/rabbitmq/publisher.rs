@@ -1,7 +1,8 @@
 //! Publishing with confirms. The library crosses confirms over when tasks share a channel, so each channel has one task
 //! that publishes, a lane; the confirms are awaited apart, and never dropped unresolved while their channel lives.
 
-use super::link::{Link, PATIENCE, Session};
+use super::endpoint::PATIENCE;
+use super::link::{Link, Session};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::poll_fn;

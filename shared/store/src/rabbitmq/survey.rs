@@ -1,7 +1,7 @@
 //! A walk over the topology: declares it, verifies it, or tries what a role will do, and says everything that is wrong.
 
+use super::endpoint::PATIENCE;
 use super::headers;
-use super::link::PATIENCE;
 use super::topology::{Item, Topology, TopologyError, text};
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,

@@ -1,7 +1,9 @@
 //! Events that no queue was bound for. RabbitMQ keeps them in a queue of their own; here they are noticed, and handed back.
 
+use super::depth::ready;
+use super::endpoint::PATIENCE;
 use super::headers;
-use super::link::{Link, PATIENCE, Session, ready};
+use super::link::{Link, Session};
 use super::publisher::{self, Message};
 use super::topology::Topology;
 use bytes::Bytes;
@@ -108,9 +110,7 @@ impl Watch {
         ];
         let mut waiting = 0;
         for (label, queue) in queues {
-            let depth = timeout(PATIENCE, ready(&channel, &queue)).await;
-            let depth = depth.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
-            waiting = depth.map_err(|error| error.to_string())?;
+            waiting = ready(&channel, &queue).await.map_err(|error| error.to_string())?;
             if label != "unrouted" || waiting > MANY {
                 show(label, waiting);
             }

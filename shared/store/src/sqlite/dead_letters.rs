@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use streamgate_core::{
     dead_letter::{DeadLetter, DeadLetterId},
-    ports::{DeadLetters, Moved, StoreError},
+    ports::{DeadLetters, Moved, Page, PageToken, StoreError},
 };
 
 /// Letters moved in one transaction: the running owner waits no longer than that for its own.
@@ -70,18 +70,22 @@ impl DeadLetterBox {
 }
 
 impl DeadLetters for DeadLetterBox {
-    async fn page(&self, after: i64, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
-        let (limit, which) = (i64::try_from(limit).unwrap_or(i64::MAX), self.which.clone());
-        self.run(move |connection| match which {
+    /// A token is the number of the last row: any page can be read again.
+    async fn page(&self, from: Option<PageToken>, limit: usize) -> Result<Page, StoreError> {
+        let (after, which) = (from.map_or(0, |PageToken(number)| number), self.which.clone());
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let read = self.run(move |connection| match which {
             Which::Dead => {
                 let sql =
                     format!("SELECT {COLUMNS}, {} FROM dead WHERE number > ?1 ORDER BY number LIMIT ?2", row::COLUMNS);
                 let mut dead_letters = connection.prepare_cached(&sql)?;
-                dead_letters.query_map(params![after, limit], dead_letter)?.collect()
+                dead_letters.query_map(params![after, most], dead_letter)?.collect()
             }
-            Which::Parked { route, .. } => parked::page(connection, &route, after, limit),
-        })
-        .await
+            Which::Parked { route, .. } => parked::page(connection, &route, after, most),
+        });
+        let dead_letters: Vec<_> = read.await?;
+        let last = dead_letters.last().filter(|_| dead_letters.len() == limit);
+        Ok(Page { next: last.map(|last| PageToken(last.number)), dead_letters })
     }
 
     async fn replay(&self, dead_letters: Vec<DeadLetterId>) -> Moved {

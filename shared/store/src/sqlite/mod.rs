@@ -35,7 +35,6 @@ pub use depths::Depths;
 pub use directory::{OpenError, SECRET, create_private};
 pub use routes::RouteBook;
 pub use schema::inspect;
-pub use seen::SeenWithinEnqueue;
 pub use spool::{SpoolFile, SpoolOptions};
 
 use depths::Counter;
@@ -52,7 +51,7 @@ use std::time::Duration;
 use streamgate_core::{
     claim::{ClaimKey, Conclusion, Verdict},
     envelope::Envelope,
-    ports::{Accepted, Claims, Deliveries, Delivery, Enqueue, Parked, Settlement, StoreError},
+    ports::{Accepted, Claims, Deliveries, Delivery, Enqueue, Parked, Settled, Settlement, StoreError},
 };
 use writer::Writer;
 
@@ -204,14 +203,16 @@ impl Deliveries for Embedded {
         delivery: Delivery<Handle>,
         route: Option<Arc<str>>,
         settlement: Settlement,
-        record: impl Future<Output = ()> + Send,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Settled<Handle>, StoreError> {
         let goes_on = matches!(settlement, Settlement::Retry { .. } | Settlement::Dead { .. });
         let attempts = goes_on.then(|| delivery.envelope.attempts.to_json());
         let change = Change { seq: delivery.handle.seq(), route, settlement, attempts };
         until_written(&delivery.envelope.key, || self.writer.settle(change.clone())).await;
-        record.await;
-        delivery.handle.settled();
+        Ok(Settled(delivery.handle))
+    }
+
+    async fn finish(&self, Settled(handle): Settled<Handle>) -> Result<(), StoreError> {
+        handle.settled();
         Ok(())
     }
 
@@ -328,7 +329,8 @@ mod tests {
     }
 
     async fn settle(store: &Embedded, delivery: Delivery<Handle>, settlement: Settlement) {
-        store.settle(delivery, None, settlement, std::future::ready(())).await.unwrap();
+        let settled = store.settle(delivery, None, settlement).await.unwrap();
+        store.finish(settled).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,29 +1,10 @@
 //! Seen keys: what was accepted, by fingerprint and time.
 
 use rusqlite::{Connection, params};
-use std::future::Future;
-use streamgate_core::{
-    id::fingerprint,
-    ports::{Seen, StoreError},
-};
+use streamgate_core::id::fingerprint;
 
 /// Keys removed at a time: about a millisecond of work.
 const PURGE_STEP: i64 = 2000;
-
-/// This store sees repeats in the transaction that would insert them, so there is nothing to ask before and nothing to mark
-/// after.
-#[derive(Clone, Copy, Debug)]
-pub struct SeenWithinEnqueue;
-
-impl Seen for SeenWithinEnqueue {
-    fn contains(&self, _key: &str) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        std::future::ready(Ok(false))
-    }
-
-    fn mark(&self, _key: &str) -> impl Future<Output = Result<(), StoreError>> + Send {
-        std::future::ready(Ok(()))
-    }
-}
 
 /// Whether the key was seen after `since`, in milliseconds since the Unix epoch.
 pub(super) fn contains(connection: &Connection, key: &str, since: i64) -> rusqlite::Result<bool> {
