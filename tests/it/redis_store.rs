@@ -329,10 +329,10 @@ async fn redis_over_tls_with_a_private_authority() {
         site.configure(&Setup { rest: tables, ..Setup::default() });
         String::from_utf8(site.run(&["check"]).await.stdout).unwrap()
     };
-    let told = check("").await;
-    assert!(told.contains("FAIL  redis") && told.contains("UnknownIssuer"), "{told}");
-    let told = check(&format!("ca = \"{ca}\"")).await;
-    assert!(told.contains("ok    redis") && told.contains("version"), "{told}");
+    let output = check("").await;
+    assert!(output.contains("FAIL  redis") && output.contains("UnknownIssuer"), "{output}");
+    let output = check(&format!("ca = \"{ca}\"")).await;
+    assert!(output.contains("ok    redis") && output.contains("version"), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
