@@ -1,6 +1,6 @@
-//! How a route is affected by another one whose service hangs, answers 500 to everything, or is down: its throughput and the time from
-//! a push to its handling, compared with the same load while the other service is well. `up` on the embedded store, and a gateway and a worker
-//! on one RabbitMQ and one Redis, started here.
+//! How a route is affected by another one whose service hangs, answers 500 to everything, or is down: its throughput and the time
+//! from a push to its handling, compared with the same load while the other service is well. `up` on the embedded store, and a
+//! gateway and a worker on one RabbitMQ and one Redis, started here.
 //!
 //! Run with `cargo bench --bench lanes`. What counts is the ratio within one run: the cases take turns. Options, by environment:
 //! BENCH_SECONDS (5, of each case), BENCH_ROUNDS (3), BENCH_RATE (300 events a second, half of them for each route).

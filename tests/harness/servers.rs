@@ -70,8 +70,8 @@ impl Drop for Guard {
     }
 }
 
-/// Signals the server of these files. Waits until SIGSTOP has taken effect: threads run on until one of them has received the signal,
-/// and on a busy machine a server still answers for a while.
+/// Signals the server of these files. Waits until SIGSTOP has taken effect: threads run on until one of them has received the
+/// signal, and on a busy machine a server still answers for a while.
 pub(super) fn send_signal(files: &Path, signal: Signal) {
     let pid = std::fs::read_to_string(files.join("pid")).unwrap();
     let pid = pid.trim();

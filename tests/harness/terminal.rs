@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Runs the shell's line in 80 columns, and types `answer` once `question` is shown. Returns the exit code and what the terminal showed.
+/// Runs the shell's line in 80 columns, and types `answer` once `question` is shown. Returns the exit code and the text shown.
 pub async fn on_a_terminal(line: &str, question: &str, answer: &str) -> (Option<i32>, String) {
     let mut terminal = tokio::process::Command::new("script");
     terminal.args(["-qec", &format!("stty cols 80; {line}"), "/dev/null"]).env_clear().env("TERM", "xterm");

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 const MIB: usize = 1 << 20;
-/// Memory that the process may hold in addition to `memory_budget`: code, stacks, connections, SQLite's caches, and the allocator's slack.
+/// Memory that the process may hold in addition to `memory_budget`: code, stacks, connections, SQLite's caches, allocator slack.
 const CONSTANT: u64 = 128 << 20;
 /// Further memory that an idle connection may cost.
 const CONNECTION: u64 = 32 << 10;

@@ -270,17 +270,17 @@ async fn long_heads_stay_within_the_promised_memory() {
     }
     let held = scene.server.metric("streamgate_gateway_memory_bytes").await;
     let (peak, allowed) = (scene.server.peak_resident_bytes(), (256 << 20) + CONSTANT + 32 * CONNECTION);
-    // This attack does not use up the budget, so only the memory beyond the budget's is compared.
-    let beside = peak.saturating_sub(held as u64);
+    // This attack does not use up the budget, so only the memory beyond what the budget counts is compared.
+    let beyond = peak.saturating_sub(held as u64);
     println!(
-        "| long heads over 32 HTTP/2 connections: beside the budget | | {} of {} MiB | |",
-        beside >> 20,
+        "| long heads over 32 HTTP/2 connections: beyond the budget | | {} of {} MiB | |",
+        beyond >> 20,
         (allowed >> 20) - 256
     );
     drop(open);
     if other_binary().is_none() {
         assert!(held > 1e6, "the budget pays for the parts of heads that are kept: {held}");
-        assert!(beside < CONSTANT + 32 * CONNECTION, "{} MiB", beside >> 20);
+        assert!(beyond < CONSTANT + 32 * CONNECTION, "{} MiB", beyond >> 20);
         assert!(scene.server.terminate().await.success());
     }
 }
