@@ -1,8 +1,8 @@
-//! What a synchronous hook costs: gateway and worker, with a handler that says back what it was asked, beside a bare request
-//! and reply over the same RabbitMQ; and the same beside a backlog of events.
+//! What a synchronous hook costs: gateway and worker, with a handler that echoes the hook, compared with a bare request and reply
+//! over the same RabbitMQ; and the same with a backlog of events.
 //!
 //! Run with `cargo bench --bench hooks`. What counts is the ratio within one run. Options, by environment: BENCH_SECONDS (1),
-//! BENCH_ROUNDS (40: each has its luck with which thread runs on which core), BENCH_BACKLOG (100000).
+//! BENCH_ROUNDS (40: a round depends on which thread runs on which core), BENCH_BACKLOG (100000).
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that cannot go on should say where")]
 #![expect(clippy::print_stdout, reason = "it prints a table")]
@@ -69,11 +69,11 @@ async fn main() {
     };
     let _children = [child(["--respond", &url]), child(["--work", site.config().to_str().unwrap()])];
     let bare = Arc::new(Bare::connect(&url).await);
-    harness::eventually("somebody answers", || async {
+    harness::eventually("the gateway sees a worker", || async {
         gateway.metric("streamgate_gateway_hook_workers_up").await == 1.0
     })
     .await;
-    println!("{RATE} calls/s, messages of {TEXT} bytes, {RATE} pushes/s beside, {length:?} a round");
+    println!("{RATE} calls/s, messages of {TEXT} bytes, {RATE} pushes/s alongside, {length:?} a round");
     println!("{:<44} {:>8} {:>8} {:>8}", "", "p50 ms", "p99 ms", "max ms");
     let (mut alone, mut through) = (Vec::new(), Vec::new());
     let rounds = setting("BENCH_ROUNDS", 40);
@@ -92,10 +92,10 @@ async fn main() {
     backlog(&backends, &site, &gateway, rounds, length).await;
 }
 
-/// Hooks on an idle system, beside the same with a backlog and pushes.
+/// Hooks on an idle system, and then with a backlog and pushes.
 async fn backlog(backends: &Backends, site: &Site, gateway: &Server, rounds: u64, length: Duration) {
     let events = format!("{}.events", site.name());
-    harness::eventually("nothing waits", || async { backends.broker.ready(&events).await == 0 }).await;
+    harness::eventually("the queue is empty", || async { backends.broker.ready(&events).await == 0 }).await;
     let (mut idle, mut busy) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         idle.extend(hooked(gateway.public, length).await);
@@ -110,7 +110,7 @@ async fn backlog(backends: &Backends, site: &Site, gateway: &Server, rounds: u64
     }
     let after = backends.broker.ready(&events).await;
     let (idle, busy) = (Figure::of(idle), Figure::of(busy));
-    let waiting = format!("{before} to {after} events waiting, pushes beside");
+    let waiting = format!("{before} to {after} events waiting, and pushes");
     println!("{:<44} {idle}\n{waiting:<44} {busy}", "idle");
     println!("with the backlog / idle: p50 {:.2}, p99 {:.2}", busy.p50 / idle.p50, busy.p99 / idle.p99);
 }
@@ -137,7 +137,7 @@ impl std::fmt::Display for Figure {
     }
 }
 
-/// Between two of a sender's calls.
+/// Time between two of a sender's calls.
 const BEAT: Duration = Duration::from_millis(1000 * SENDERS as u64 / RATE as u64);
 
 /// When each of a sender's calls is due.
@@ -147,19 +147,19 @@ fn schedule(sender: u32, length: Duration) -> impl Iterator<Item = Instant> {
     (0..).map(move |number| first + BEAT * number).take_while(move |due| *due < started + length)
 }
 
-/// Pushes keep the rate of the calls and not their beat: on the beat each would meet a call at the same point of its way, and a
-/// bare call, which skips the beginning of that way, at another.
+/// Pushes keep the rate of the calls and not their beat: on the beat each would meet a call at the same point of its path, and a
+/// bare call, which skips the beginning of that path, at another.
 fn within_a_beat() -> Duration {
     BEAT.mul_f64(getrandom::u32().unwrap() as f64 / u32::MAX as f64)
 }
 
-/// What all senders do at a time, each in a task of its own.
+/// Runs all senders concurrently, each in a task of its own.
 async fn by_all<F: Future<Output: Send> + Send + 'static>(send: impl Fn(u32) -> F) -> Vec<F::Output> {
     let sent = join_all((0..SENDERS).map(|sender| tokio::spawn(send(sender)))).await;
     sent.into_iter().map(Result::unwrap).collect()
 }
 
-/// Hooks by the gateway; from the request's first byte to the answer's last.
+/// Hooks through the gateway; their latencies, from the request's first byte to the answer's last.
 async fn hooked(to: SocketAddr, length: Duration) -> Vec<Duration> {
     let send = |sender| async move {
         let mut stream = connected(to).await;
@@ -233,11 +233,11 @@ impl Bare {
         let mut replies =
             channel.basic_consume(reply_to.into(), "".into(), options, FieldTable::default()).await.unwrap();
         let waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<Vec<u8>>>>> = Arc::default();
-        let told = Arc::clone(&waiting);
+        let callers = Arc::clone(&waiting);
         tokio::spawn(async move {
             while let Some(Ok(reply)) = replies.next().await {
                 let number = reply.properties.correlation_id().as_ref().unwrap().as_str().parse().unwrap();
-                if let Some(waits) = told.lock().unwrap().remove(&number) {
+                if let Some(waits) = callers.lock().unwrap().remove(&number) {
                     drop(waits.send(reply.data));
                 }
             }
@@ -247,8 +247,8 @@ impl Bare {
 
     async fn call(&self, body: &[u8]) -> Vec<u8> {
         let number = harness::unique();
-        let (tell, told) = oneshot::channel();
-        self.waiting.lock().unwrap().insert(number, tell);
+        let (sender, answer) = oneshot::channel();
+        self.waiting.lock().unwrap().insert(number, sender);
         let properties = BasicProperties::default()
             .with_delivery_mode(1)
             .with_expiration("5000".into())
@@ -256,7 +256,7 @@ impl Bare {
             .with_reply_to("amq.rabbitmq.reply-to".into());
         let options = BasicPublishOptions::default();
         self.channel.basic_publish("".into(), BARE.into(), options, body, properties).await.unwrap();
-        told.await.unwrap()
+        answer.await.unwrap()
     }
 }
 
@@ -279,7 +279,7 @@ async fn asked(bare: &Arc<Bare>, length: Duration) -> Vec<Duration> {
     by_all(send).await.into_iter().flatten().collect()
 }
 
-/// The other side of it, in a process of its own: says back what it was told.
+/// The other side of it, in a process of its own: it echoes each call.
 async fn respond(url: &str) {
     let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -298,7 +298,7 @@ async fn respond(url: &str) {
     }
 }
 
-/// `streamgate worker` with a handler of hooks that costs nothing: what is measured is the road there and back.
+/// `streamgate worker` with a handler of hooks that costs nothing, so that only the round trip is measured.
 async fn work(config: &str) {
     let source = config::Source { file: Some(config.into()), environment: config::Environment::default() };
     let loaded = backends::rabbitmq::limits::for_services(config::load(&source, backends::problems).unwrap()).unwrap();

@@ -1,6 +1,6 @@
-//! What a route feels of another one whose service hangs, answers 500 to everything, or is not there: its throughput and the time from
-//! a push to its handling, beside the same load while the other service is well. `up` on the embedded store, and a gateway and a worker
-//! on one RabbitMQ and one Redis, started here.
+//! How a route is affected by another one whose service hangs, answers 500 to everything, or is down: its throughput and the time
+//! from a push to its handling, compared with the same load while the other service is well. `up` on the embedded store, and a
+//! gateway and a worker on one RabbitMQ and one Redis, started here.
 //!
 //! Run with `cargo bench --bench lanes`. What counts is the ratio within one run: the cases take turns. Options, by environment:
 //! BENCH_SECONDS (5, of each case), BENCH_ROUNDS (3), BENCH_RATE (300 events a second, half of them for each route).
@@ -32,7 +32,7 @@ enum Case {
 
 const CASES: [Case; 4] = [Case::Well, Case::Hangs, Case::Answers500, Case::IsDown];
 
-/// Of the route whose service is well.
+/// The figures of the route whose service is well.
 #[derive(Clone, Debug, Default)]
 struct Figures {
     events: usize,
@@ -77,7 +77,7 @@ async fn main() {
     }
 }
 
-/// Events of two routes at a steady rate.
+/// Sends events of two routes at a steady rate.
 async fn measure(services: bool, case: Case) -> Figures {
     let handled: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
     let times = Arc::clone(&handled);
@@ -113,7 +113,7 @@ async fn measure(services: bool, case: Case) -> Figures {
     }
     let to = servers[0].public;
     let (rate, seconds) = (setting("BENCH_RATE", 300), setting("BENCH_SECONDS", 5));
-    // A while before, in which the other route's service fails and is found out.
+    // A warm-up, in which the other route's service fails and the failure is noticed.
     let warm = rate;
     let (mut sending, mut sent) = (JoinSet::new(), HashMap::new());
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / u32::try_from(rate).unwrap());

@@ -1,5 +1,5 @@
-//! `streamgate gateway` beside a bare publisher with confirms, and `streamgate worker` with a handler that does nothing beside
-//! a bare consumer: on one RabbitMQ and one Redis, started here, with the same bodies and headers.
+//! `streamgate gateway` compared with a bare publisher with confirms, and `streamgate worker` with a handler that does nothing
+//! compared with a bare consumer: on one RabbitMQ and one Redis, started here, with the same bodies and headers.
 //!
 //! Run with `cargo bench --bench services`. Every program measured is a process of its own; what counts is the ratio within
 //! one run. Options, by environment: BENCH_SECONDS (3), BENCH_ROUNDS (3), BENCH_EVENTS (20000, of the consumers), BENCH_OTHER (paths of
@@ -158,7 +158,7 @@ struct Figure {
     rate: f64,
     /// Microseconds an event.
     cpu: f64,
-    /// Milliseconds; of a worker and a consumer there are none.
+    /// Milliseconds; 0 for a worker and a consumer.
     p50: f64,
     p99: f64,
 }
@@ -271,7 +271,7 @@ async fn publish(url: &str, prefix: &str, mut go_on: impl FnMut(usize) -> bool) 
         number += 1;
         let permit = Arc::clone(&room).acquire_owned().await.unwrap();
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        // Never an id that an earlier round handled: that would be superseded.
+        // A new id each time: an event that an earlier round handled would be superseded.
         let id = format!("bench-{}-{}", std::process::id(), harness::unique());
         let mut headers = template.headers().clone().unwrap();
         headers.insert("x-streamgate-key".into(), AMQPValue::LongString(format!("chat:push:{id}:0").into()));

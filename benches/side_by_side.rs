@@ -1,4 +1,4 @@
-//! `streamgate up` beside a bare hyper server that reads the same body and answers 200, and the store's commits alone.
+//! `streamgate up` compared with a bare hyper server that reads the same body and answers 200, and the store's commits alone.
 //!
 //! Run with `cargo bench --bench side_by_side`. Both servers are processes of their own, loaded in turn from this one, so
 //! that their CPU time can be read from the kernel; what counts is the ratio within one run. Options, by environment:
@@ -84,7 +84,7 @@ async fn main() {
     }
 }
 
-/// Reads a body, answers 200, knows nothing.
+/// A server that reads a body, answers 200, and does nothing else.
 async fn bare() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("  webhooks  http://{}/ send ", listener.local_addr().unwrap());
@@ -130,7 +130,7 @@ impl Server {
         Duration::from_millis(ticks * 10)
     }
 
-    /// `sent`: the body as it goes over the wire.
+    /// `sent` is the body as it goes over the wire.
     async fn load(&mut self, body: &Bytes, sent: &Bytes, connections: u64, length: Duration) -> Figure {
         let (cpu, started) = (self.cpu(), Instant::now());
         let clients: Vec<_> = (0..connections)
@@ -209,7 +209,7 @@ fn unique() -> String {
     hex::encode(bytes)
 }
 
-/// An event of this length, with text that compresses about as text does.
+/// An event of this length, with text that compresses about as real text does.
 fn body(length: usize) -> Bytes {
     let event = |text: &str| {
         serde_json::json!({"type": "message.new", "cid": "messaging:bench", "message": {"text": text}}).to_string()

@@ -1,5 +1,5 @@
-//! What an outage of RabbitMQ costs callers, and how fast a spool is handed over, beside a bare publisher with confirms on the
-//! same RabbitMQ, in one run.
+//! What an outage of RabbitMQ costs callers, and how fast a spool is handed over, compared with a bare publisher with confirms on
+//! the same RabbitMQ, in one run.
 //!
 //! Run with `cargo bench --bench spool`. Options, by environment: BENCH_SECONDS (60, of the outage), BENCH_EVENTS (1000000,
 //! in the spool), BENCH_BARE (200000, of the bare publisher).
@@ -29,7 +29,7 @@ const BODY: usize = 2100;
 const RATE: u32 = 500;
 const SENDERS: u32 = 50;
 const BEFORE: Duration = Duration::from_secs(20);
-/// Unconfirmed at a time by the bare publisher: as many as the spool hands over.
+/// Unconfirmed publishes of the bare publisher at a time: as many as the hand-over of the spool has.
 const IN_FLIGHT: usize = 512;
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -122,7 +122,7 @@ async fn hand_over(backends: &Backends) {
     let (site, events) = (Site::new(), setting("BENCH_EVENTS", 1_000_000));
     let tables = backends.tables_with(&site.name(), "events_max = \"64GiB\"");
     site.configure(&Setup { store: "spool_max = \"64GiB\"".into(), rest: tables, ..Setup::default() });
-    // Declares.
+    // Declares the topology.
     assert!(site.start_as("gateway").await.ready().await.terminate().await.success());
     fill(&site, events).await;
     let queue = format!("{}.events", site.name());

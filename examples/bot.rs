@@ -19,7 +19,7 @@ use streamgate::{Answer, BeforeMessageSend, Button, Command, Context, Event, Han
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Ends as the command does: with 64 where the configuration is wrong.
+    // Exits as the command does: with 64 if the configuration is wrong.
     run().await.map_or_else(|error| error.report(), |()| ExitCode::SUCCESS)
 }
 
@@ -50,7 +50,7 @@ async fn moderate(hook: BeforeMessageSend) -> Result<Answer, HandlerError> {
     Ok(hook.pass())
 }
 
-/// First with buttons, for its sender only; a click calls it again, with the button in the form.
+/// Answers with buttons first, for the sender only; a click calls it again, with the button in the form.
 async fn ticket(command: Command) -> Result<Answer, HandlerError> {
     Ok(match command.form("action")?.as_deref() {
         None if command.args()?.is_empty() => command.error("What is it about? Write /ticket and a few words."),

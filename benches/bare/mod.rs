@@ -1,4 +1,4 @@
-//! A bare publisher: what the others are measured beside, and what fills their queues.
+//! A bare publisher: others are compared with it, and it fills their queues.
 
 use crate::harness::broker::Broker;
 use futures_util::StreamExt;
@@ -6,7 +6,7 @@ use futures_util::stream::FuturesUnordered;
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 
-/// Events past every gateway, with confirms and nothing around them: so many, so many unconfirmed at a time.
+/// Publishes events without a gateway, with confirms and nothing around them, `in_flight` of them unconfirmed at a time.
 pub async fn publish(broker: &Broker, prefix: &str, body: &[u8], events: u64, in_flight: usize) {
     let (_connection, channel) = broker.channel().await;
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();

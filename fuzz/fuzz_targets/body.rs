@@ -1,4 +1,4 @@
-//! A body from the wire, in pieces: what passes was signed, and nothing grows beyond its bounds.
+//! A body from the wire, in pieces: a body that passes was signed, and nothing grows beyond its bounds.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -30,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
                     Err(_) => return,
                 }
             };
-            // What inflates to itself is signed as well.
+            // A body that inflates to itself is signed as well.
             match passed {
                 Checked::Short(bytes) => assert_eq!(bytes, wire),
                 Checked::Long { length, .. } => assert_eq!(length, wire.len()),

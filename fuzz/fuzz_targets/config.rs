@@ -1,11 +1,11 @@
-//! A configuration file: mistakes are told, and nothing panics.
+//! A configuration file: mistakes are reported, and nothing panics.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use streamgate_service::config::{Environment, from_text};
 
 fuzz_target!(|text: &str| {
-    // A reference reads a file or the environment: neither is the fuzzer's.
+    // A `file:` reference would read a file of this machine.
     if !text.contains("file:") {
         let environment =
             Environment::of([("STREAM_API_KEY", "key"), ("STREAM_API_SECRET", "a secret of some length")]);

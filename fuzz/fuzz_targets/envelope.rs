@@ -1,4 +1,4 @@
-//! Headers beside an event, as a broker may hold them: read whatever they say, and read back as they were written.
+//! The headers of an event, as RabbitMQ may hold them: any values can be read, and are read back as they were written.
 #![no_main]
 
 use bytes::Bytes;

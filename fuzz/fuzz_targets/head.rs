@@ -1,4 +1,4 @@
-//! What is judged of a head before its body: the headers' forms, the key, the peer.
+//! The checks of a head before its body: the headers' forms, the key, the peer.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -32,6 +32,10 @@ fuzz_target!(|data: &[u8]| {
     let peers = Peers { trusted_proxies: trusted, ..Peers::default() };
     let forwarded = [next(), next()];
     let stranger = IpAddr::from([192, 0, 2, 1]);
-    assert_eq!(peers.client(stranger, forwarded.into_iter()).address, stranger, "nobody's word counts but a proxy's");
+    assert_eq!(
+        peers.client(stranger, forwarded.into_iter()).address,
+        stranger,
+        "only a trusted proxy can name another client"
+    );
     peers.client(IpAddr::from([10, 0, 0, 1]), forwarded.into_iter());
 });

@@ -1,4 +1,4 @@
-//! Bodies of hooks, and what services answer: whatever Stream is answered is JSON.
+//! Bodies of hooks, and the answers of services: the answer that Stream gets is always JSON.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,6 +1,6 @@
 //! RabbitMQ for the tests: a node, which can be killed, stopped and started again, and a cluster of three.
 
-use super::servers::{Guard, directory, free_port, speaks, tell};
+use super::servers::{Guard, directory, free_port, send_signal, speaks};
 use rustix::process::Signal;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub struct Broker {
     pub(super) files: PathBuf,
     epmd: u16,
     distribution: u16,
-    /// Whether its epmd is somebody else's.
+    /// Whether another guard runs its epmd.
     clustered: bool,
     guard: Option<Guard>,
 }
@@ -49,13 +49,13 @@ impl Broker {
         format!("test{}@localhost", self.port)
     }
 
-    /// The package's own scripts: the wrapper in PATH becomes a user who may not read these files.
+    /// One of the package's own scripts: the wrapper in PATH switches to a user who may not read these files.
     fn script(&self, name: &str) -> Command {
         let packages = Path::new("/usr/lib/rabbitmq/lib");
         let found = std::fs::read_dir(packages).unwrap().map(|entry| entry.unwrap().path().join("sbin").join(name));
         let script = found.into_iter().find(|path| path.exists()).expect("rabbitmq-server is installed");
         let mut command = Command::new("sh");
-        // An epmd of our own in the foreground: the one that Erlang would start outlives everything.
+        // An epmd of our own in the same group: one that Erlang started would outlive the tests.
         let epmd = if self.clustered { "" } else { r#"epmd -address 127.0.0.1 -port "$ERL_EPMD_PORT" & "# };
         command.args(["-c", &format!(r#"{epmd}exec "$0""#)]).arg(script);
         self.environment(&mut command);
@@ -83,24 +83,24 @@ impl Broker {
 
     /// Starts the node on the files that it has, after a kill.
     pub async fn restart(&mut self) {
-        assert!(self.guard.is_none(), "it runs");
+        assert!(self.guard.is_none(), "RabbitMQ already runs");
         std::fs::write(self.files.join("keep"), "").unwrap();
         self.guard = Some(Guard::start(&self.script("rabbitmq-server"), &self.files));
         let (port, output) = (self.port, self.files.join("output"));
         let what = format!("RabbitMQ starts; its output is in {}", output.display());
-        // Of several at a time on two cores each takes the time of all.
+        // Several nodes that start at a time on two cores each take the time of all.
         super::within(3 * super::PATIENCE, &what, || async { speaks(port, b"AMQP\x00\x00\x09\x01", b"\x01").await })
             .await;
     }
 
-    /// SIGKILL to all of it; its files stay.
+    /// Kills the node's processes with SIGKILL; its files stay.
     pub fn kill(&mut self) {
         self.guard = None;
     }
 
     /// SIGSTOP or SIGCONT to the node.
     pub fn signal(&self, signal: Signal) {
-        tell(&self.files, signal);
+        send_signal(&self.files, signal);
     }
 
     pub fn url(&self) -> String {
@@ -131,16 +131,16 @@ impl Broker {
         let script = found.get_args().last().unwrap().to_owned();
         let mut command = Command::new(script);
         self.environment(&mut command);
-        let told = tokio::process::Command::from(command).args(args).output().await.unwrap();
-        assert!(told.status.success(), "{told:?}");
+        let output = tokio::process::Command::from(command).args(args).output().await.unwrap();
+        assert!(output.status.success(), "{output:?}");
     }
 
-    /// The management API, as guest.
+    /// The URL of the management API, with guest's login.
     pub fn management_url(&self) -> String {
         format!("http://guest:guest@127.0.0.1:{}", self.management)
     }
 
-    /// Calls the management API as guest; the answer's body.
+    /// Calls the management API as guest and returns the answer's body.
     pub async fn manage(&self, method: &str, path: &str, body: &str) -> String {
         let request = format!(
             "{method} /api/{path} HTTP/1.1\r\nhost: x\r\nauthorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\nconnection: close\r\n\
@@ -149,16 +149,16 @@ impl Broker {
         );
         let address = SocketAddr::from(([127, 0, 0, 1], self.management));
         super::eventually("the management API answers", || async { TcpStream::connect(address).is_ok() }).await;
-        let told = super::wire::read_to_end(super::wire::raw(address, request.as_bytes()).await).await;
-        let (head, body) = told.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 2"), "{method} {path}: {told}");
+        let answer = super::wire::read_to_end(super::wire::raw(address, request.as_bytes()).await).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 2"), "{method} {path}: {answer}");
         body.to_owned()
     }
 }
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        // The guard removes the files, or, where it is gone, nobody else would.
+        // The guard removes the files; a killed node has no guard, so they are removed here.
         drop(std::fs::remove_file(self.files.join("keep")));
         self.guard = None;
         drop(std::fs::remove_dir_all(&self.files));
@@ -175,7 +175,7 @@ pub struct Cluster {
 impl Cluster {
     pub async fn start() -> Cluster {
         let (port, files) = (free_port(), directory());
-        // Not one node's, or it would be killed with that.
+        // An epmd of the cluster's own: one node's epmd would be killed with that node.
         let mut epmd = Command::new("epmd");
         epmd.args(["-address", "127.0.0.1", "-port", &port.to_string()]);
         let guard = Guard::start(&epmd, &files);

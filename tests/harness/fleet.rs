@@ -4,7 +4,7 @@ use super::process::{Server, Setup, Site};
 use super::receiver::Receiver;
 use super::servers::Backends;
 
-/// Sites of processes that share backends, by one prefix.
+/// The configuration of processes that share backends and a prefix.
 #[derive(Debug)]
 pub struct Fleet {
     pub prefix: String,
@@ -31,7 +31,7 @@ impl Fleet {
         site
     }
 
-    /// `before`: whose ports it takes.
+    /// The server takes over the ports of `before`.
     fn configure(&self, site: &Site, before: Option<&Server>) {
         let mut setup = Setup::default();
         if let Some(server) = before {

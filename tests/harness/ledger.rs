@@ -14,18 +14,19 @@ use tokio::time::Instant;
 
 /// Tries of one event after network errors and 5xx, as Stream makes them.
 const ATTEMPTS: u32 = 3;
-/// A delivery that comes within this after all were handled is a repeat that `prove` sees.
+/// How long `prove` waits for repeats after the last delivery.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// What was promised.
+/// The events that were promised to be handled, and counts of the rest.
 #[derive(Debug, Default)]
 pub struct Ledger {
     accepted: Mutex<HashMap<String, Bytes>>,
     pub sent: AtomicU64,
-    /// Given up after all attempts.
+    /// Events given up after all attempts.
     pub refused: AtomicU64,
-    /// Requests, each attempt its own, and those of them that were not answered 2xx.
+    /// Requests: each attempt is one.
     pub requests: AtomicU64,
+    /// Requests that were not answered 2xx.
     pub failed: AtomicU64,
     pub repeated: AtomicU64,
 }
@@ -49,11 +50,11 @@ impl Ledger {
         self.accepted.lock().unwrap().keys().filter(|id| !handled.contains(*id)).count()
     }
 
-    /// Waits until every accepted event is handled, then holds each body against what was sent. Returns how many deliveries
+    /// Waits until every accepted event is handled, then compares each body with the one sent. Returns how many deliveries
     /// were repeats.
     pub async fn prove(&self, receiver: &Receiver) -> usize {
         super::eventually("every accepted event is handled", || async { self.missing(receiver) == 0 }).await;
-        // A repeat comes later than what it repeats.
+        // A repeat comes after the delivery that it repeats.
         let last = Mutex::new((receiver.received().len(), Instant::now()));
         super::eventually("nothing more comes", || async {
             let (mut last, now) = (last.lock().unwrap(), receiver.received().len());
@@ -85,17 +86,17 @@ pub struct Load {
 }
 
 impl Load {
-    /// To one server.
+    /// Sends to one server.
     pub fn start(to: SocketAddr, senders: usize) -> Load {
         Load::over(vec![to], senders, None)
     }
 
-    /// To several, each attempt to the next. With `repeats`, every such event is sent again after it was accepted.
+    /// Sends to several servers, each attempt to the next. With `repeats`, every nth event is sent again after it was accepted.
     pub fn over(targets: Vec<SocketAddr>, senders: usize, repeats: Option<u64>) -> Load {
         Load::paced(targets, senders, repeats, Duration::ZERO)
     }
 
-    /// Each sender begins its next event this long after the one before, or when that has its answer.
+    /// Each sender begins its next event `pace` after the one before, or later, when that has its answer.
     pub fn paced(targets: Vec<SocketAddr>, senders: usize, repeats: Option<u64>, pace: Duration) -> Load {
         let (stop, ledger) = (Arc::new(AtomicBool::new(false)), Arc::new(Ledger::default()));
         let (paused, on_pause) = watch::channel(false);
@@ -109,7 +110,7 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     tokio::time::sleep_until(due).await;
                     due = (due + pace).max(Instant::now());
-                    // Dropped with its load, which ends this task too.
+                    // An error means that the load is dropped, which ends this task, too.
                     drop(paused.wait_for(|paused| !paused).await);
                     number += 1;
                     let text = "x".repeat(usize::try_from(number % 3000).unwrap());
@@ -138,7 +139,7 @@ impl Load {
     }
 }
 
-/// Whether it was accepted.
+/// Sends an event, with Stream's retries. Returns whether it was accepted.
 async fn deliver(targets: &[SocketAddr], first: usize, webhook: &Webhook, ledger: &Ledger) -> bool {
     ledger.sent.fetch_add(1, Ordering::Relaxed);
     for attempt in 1..=ATTEMPTS {
@@ -154,7 +155,7 @@ async fn deliver(targets: &[SocketAddr], first: usize, webhook: &Webhook, ledger
             Ok(Err(_)) | Err(_) => {}
         }
         ledger.failed.fetch_add(1, Ordering::Relaxed);
-        // Nobody listens while the process restarts: wait as Stream would, rather than spin.
+        // No server listens while the process restarts: wait as Stream would, rather than spin.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     ledger.refused.fetch_add(1, Ordering::Relaxed);

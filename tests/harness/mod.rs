@@ -1,4 +1,4 @@
-//! Real processes, real sockets, real files for the tests, and the ledger that proves that nothing was lost.
+//! Real processes, sockets and files for the tests, and the ledger that proves that no event was lost.
 
 pub mod broker;
 pub mod fleet;
@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 /// Longer than any condition takes on a slow machine: reaching it is a failure, not a measurement.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits for a condition, and fails with what was waited for.
+/// Waits for a condition, and fails with its description.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
     within(PATIENCE, what, condition).await;
 }
 
-/// With another patience, for what the product itself looks at only now and then.
+/// With another patience, for conditions that the product itself checks only at intervals.
 pub async fn within<F: Future<Output = bool>>(patience: Duration, what: &str, mut condition: impl FnMut() -> F) {
     let started = Instant::now();
     while !condition().await {

@@ -20,9 +20,9 @@ use tokio::net::TcpStream;
 pub struct Manners {
     /// How long its certificates are valid.
     pub validity_seconds: u64,
-    /// Of 100 good nonces, how many it refuses.
+    /// How many of 100 good nonces it refuses.
     pub refused_nonces: u32,
-    /// The most that it waits before it checks a challenge.
+    /// The longest that it waits before it checks a challenge.
     pub sleep_seconds: u32,
 }
 
@@ -32,10 +32,10 @@ impl Default for Manners {
     }
 }
 
-/// It forgets accounts and orders, and makes itself a new root, whenever it starts.
+/// A Pebble server. At each start it forgets accounts and orders and makes a new root.
 #[derive(Debug)]
 pub struct Pebble {
-    /// It checks challenges at this port, in the place of 443.
+    /// The port at which it checks challenges, instead of 443.
     pub challenge_port: u16,
     port: u16,
     management: u16,
@@ -61,7 +61,7 @@ impl Pebble {
     }
 
     pub async fn restart(&mut self, manners: Manners) {
-        assert!(self.guards.is_empty(), "it runs");
+        assert!(self.guards.is_empty(), "Pebble already runs");
         let names = free_port();
         let mut dns = Command::new("pebble-challtestsrv");
         dns.args(["-dns01", &format!("127.0.0.1:{}", self.dns), "-management", &format!("127.0.0.1:{names}")]);
@@ -98,12 +98,12 @@ impl Pebble {
         self.guards.clear();
     }
 
-    /// What it and its DNS server have logged.
+    /// The log of Pebble and its DNS server.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.files.join("output")).unwrap()
     }
 
-    /// A gateway's tables and address, so that it is reached where this one checks its challenges.
+    /// A gateway's table for this authority; the gateway must listen at [`address`](Pebble::address), where challenges are checked.
     pub fn tls(&self, domains: &str) -> String {
         format!(
             "[gateway.tls.acme]\ndomains = {domains}\ncontact = \"ops@example.com\"\n\
@@ -140,7 +140,7 @@ impl Pebble {
     }
 }
 
-/// What the ACME library asks with.
+/// The HTTP client of the ACME library.
 struct Web(http_client::HttpClient);
 
 impl instant_acme::HttpClient for Web {

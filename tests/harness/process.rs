@@ -1,4 +1,4 @@
-//! The real binary as a child process, to be asked, stopped and killed.
+//! The real binary as a child process, which tests query, stop and kill.
 
 use super::wire::{API_KEY, SECRET, Webhook, raw};
 use rusqlite::Connection;
@@ -23,7 +23,7 @@ impl Site {
         Site { directory: Arc::new(tempfile::tempdir().unwrap()) }
     }
 
-    /// In memory, for tests that compare times: there no commit waits for a disk that other tests keep busy.
+    /// In memory, for tests that compare times: no commit waits for a disk that other tests keep busy.
     pub fn in_memory() -> Site {
         Site { directory: Arc::new(tempfile::tempdir_in("/dev/shm").unwrap()) }
     }
@@ -36,14 +36,14 @@ impl Site {
         self.path("data")
     }
 
-    /// A connection of the test's own to the store, or spool, that is there.
+    /// A connection of the test's own to the site's store or spool.
     pub fn store(&self) -> Connection {
         let connection = Connection::open(self.data_dir().join("streamgate.db")).unwrap();
         connection.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
         connection
     }
 
-    /// A store whose disk does not answer: SQLite's write lock is held until this is dropped, so that no commit can go through.
+    /// Makes the store hang as on a dead disk: SQLite's write lock is held until this is dropped, so no commit goes through.
     pub fn hang_store(&self) -> Connection {
         let connection = self.store();
         connection.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -65,14 +65,14 @@ impl Site {
         self.write("streamgate.toml", setup.toml(&self.data_dir()));
     }
 
-    /// A command of the binary on this site's configuration, in an environment without surprises.
+    /// A command of the binary on this site's configuration, with nothing else in its environment.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = bare_command(args);
         command.current_dir(self.directory.path()).env("STREAMGATE_CONFIG", self.config());
         command
     }
 
-    /// A command whose wall clock goes by a file of the site, as `+1d`: see [`set_clock`](Site::set_clock).
+    /// A command whose wall clock follows the site's clock file: see [`set_clock`](Site::set_clock).
     pub fn command_by_clock(&self, args: &[&str]) -> Command {
         let mut command = self.command(args);
         let library = ["x86_64", "aarch64"].map(|cpu| format!("/usr/lib/{cpu}-linux-gnu/faketime/libfaketimeMT.so.1"));
@@ -82,9 +82,9 @@ impl Site {
         command
     }
 
-    /// How far the clock is off: `+1d`, `+0`.
+    /// Sets how far the clock is off: `+1d`, `+0`.
     pub fn set_clock(&self, offset: &str) {
-        // Whole at any time: it is read with every look at the clock.
+        // Replaced atomically: it is read whenever the process looks at the clock.
         let new = self.write("clock.new", offset);
         std::fs::rename(new, self.path("clock")).unwrap();
     }
@@ -103,13 +103,13 @@ impl Site {
         Server::of(self.command(&[service]), self).await
     }
 
-    /// A name that no other site has, for what lives outside its directory.
+    /// A name that no other site has, for queues and keys outside its directory.
     pub fn name(&self) -> String {
         let name = self.directory.path().file_name().unwrap().to_string_lossy();
         format!("t{}", name.trim_start_matches('.'))
     }
 
-    /// Waits until the log has this: lines are written a moment after what they are about.
+    /// Waits until the log contains this: a line is written a moment after its event.
     pub async fn logged(&self, text: &str) {
         super::eventually(&format!("the log says {text:?}"), || async { self.log().contains(text) }).await;
     }
@@ -119,7 +119,7 @@ impl Site {
     }
 }
 
-/// Another build that is measured beside this one.
+/// Another build that is tested or measured in place of this one.
 pub fn other_binary() -> Option<String> {
     std::env::var("STREAMGATE_TEST_BINARY").ok()
 }
@@ -129,18 +129,18 @@ pub fn binary() -> String {
     other_binary().unwrap_or_else(|| env!("CARGO_BIN_EXE_streamgate").to_owned())
 }
 
-/// The binary with these arguments and an environment that is only ours.
+/// The binary with these arguments and an empty environment.
 pub fn bare_command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(args).env_clear().kill_on_drop(true).stdin(Stdio::null());
     command
 }
 
-/// What of the configuration a test sets; each part is the inside of its table.
+/// The parts of the configuration that a test sets; each is the inside of its table.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub listen: SocketAddr,
-    /// Of a gateway, or of `up`.
+    /// The ops address of a gateway, or of `up`.
     pub ops: SocketAddr,
     pub gateway: String,
     pub store: String,
@@ -217,7 +217,7 @@ impl Server {
         Server { child, stdout, public, ops, greeting }
     }
 
-    /// Waits until /readyz says so, and until a gateway has its broker: it takes events without one too.
+    /// Waits until /readyz is 200 and, for a gateway, until it has its broker: it is ready without one, too.
     pub async fn ready(self) -> Server {
         let started = std::time::Instant::now();
         while self.ops("/readyz").await.0 != 200 {
@@ -272,7 +272,7 @@ impl Server {
         self.wait().await
     }
 
-    /// Body and status of an ops endpoint.
+    /// Status and body of an ops endpoint.
     pub async fn ops(&self, path: &str) -> (u16, String) {
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         let response = super::wire::read_to_end(super::wire::raw(self.ops, request.as_bytes()).await).await;
@@ -285,43 +285,43 @@ impl Server {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// The value of a metric, with its labels as Prometheus writes them; 0 where it does not stand yet.
+    /// The value of a metric, with its labels as Prometheus writes them; 0 where it does not exist yet.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.ops("/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Pushes that were answered so.
+    /// The number of pushes with this outcome.
     pub async fn pushes(&self, outcome: &str) -> f64 {
         let labels = format!("app=\"chat\",kind=\"push\",outcome=\"{outcome}\"");
         self.metric(&format!("streamgate_gateway_requests_total{{{labels}}}")).await
     }
 
-    /// Of a gateway: whether it has its broker, and nothing in its spool.
+    /// Whether a gateway has its broker and an empty spool.
     pub async fn publishes(&self) -> bool {
         self.metric("streamgate_gateway_broker_up").await == 1.0 && self.metric("streamgate_spool_events").await == 0.0
     }
 
-    /// Bytes in memory, by the kernel.
+    /// Bytes in memory, as the kernel counts them.
     pub fn resident_bytes(&self) -> u64 {
         memory(self.pid(), "VmRSS").unwrap()
     }
 
-    /// The most that there were.
+    /// The peak of [`resident_bytes`](Server::resident_bytes).
     pub fn peak_resident_bytes(&self) -> u64 {
         memory(self.pid(), "VmHWM").unwrap()
     }
 }
 
-/// Bytes of a process by the kernel's name for them; None where there is no such process any more.
+/// A field of `/proc/PID/status` in bytes. `None` when the process has ended.
 pub fn memory(pid: u32, which: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with(which))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
-/// Lets this process open so many files.
+/// Raises this process's limit of open files.
 pub fn raise_open_files(needed: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

@@ -1,4 +1,4 @@
-//! A TCP proxy that makes faults of the network: it holds up, throws away and cuts what goes through it.
+//! A TCP proxy that simulates network faults: it delays, discards and cuts the traffic that passes through it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use tokio_util::task::AbortOnDropHandle;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weather {
     Fair,
-    /// Nothing passes in either direction; what was sent passes later.
+    /// Nothing passes in either direction; bytes sent meanwhile pass later.
     Stalled,
-    /// What the server says is thrown away: requests arrive, confirms do not. Connections must be cut after it.
+    /// The server's bytes are discarded: requests arrive, confirms do not. Connections must be cut after it.
     Deaf,
     /// Far away: each piece takes 25 ms, in either direction.
     Far,
@@ -78,7 +78,7 @@ impl Proxy {
         self.weather.send_replace(weather);
     }
 
-    /// Waits until somebody has connected.
+    /// Waits until a client has connected.
     pub async fn connected(&self) {
         tokio::time::timeout(super::PATIENCE, self.taken.clone().wait_for(|count| *count > 0)).await.unwrap().unwrap();
     }
@@ -98,7 +98,7 @@ async fn connect(ports: &[u16]) -> Option<TcpStream> {
     None
 }
 
-/// Returns when the connection is to end.
+/// Copies one direction; returns when the connection is to end.
 async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -127,7 +127,7 @@ async fn pass(
     }
 }
 
-/// Numbers that a seed gives again: xorshift64.
+/// Random numbers that a seed reproduces: xorshift64.
 #[derive(Debug)]
 pub struct Random(pub u64);
 

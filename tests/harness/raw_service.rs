@@ -27,7 +27,7 @@ impl Asked {
     }
 }
 
-/// What is sent back, and whether the connection ends with it.
+/// The bytes of a reply, and whether the connection ends with it.
 #[derive(Clone, Debug)]
 pub struct Raw {
     pub bytes: Vec<u8>,
@@ -64,7 +64,7 @@ impl RawService {
         RawService::over(None, reply).await
     }
 
-    /// By TLS, with a certificate and its key, PEM files both.
+    /// Over TLS, with the PEM files of a certificate and its key.
     pub async fn over_tls(
         (cert, key): (&str, &str),
         reply: impl Fn(&Asked) -> Raw + Send + Sync + 'static,
@@ -89,7 +89,7 @@ impl RawService {
                 tokio::spawn(async move {
                     match tls {
                         None => serve(stream, reply, log).await,
-                        // A client that does not like the certificate goes away.
+                        // A client that rejects the certificate disconnects.
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(stream).await {
                                 serve(stream, reply, log).await;
@@ -124,7 +124,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, reply: Arc<Repl
     }
 }
 
-/// Reads one request with its body; its head.
+/// Reads one request with its body and returns its head.
 async fn request<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Option<String> {
     loop {
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {

@@ -1,4 +1,4 @@
-//! A service that events are forwarded to: records what comes, answers as it is told.
+//! A service that events are forwarded to: it records requests and answers them as the test says.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -23,7 +23,7 @@ pub struct Received {
     pub from: SocketAddr,
     pub began: Instant,
     pub ended: Instant,
-    /// What it was answered; 0 until then.
+    /// The status of the answer; 0 before it.
     pub status: u16,
 }
 
@@ -65,7 +65,7 @@ impl Receiver {
         Receiver::start(|_| Response::default()).await
     }
 
-    /// Answers 200 to everything, but nobody until the gate is open.
+    /// Answers 200 to everything, once the gate is open.
     pub async fn gated() -> (Receiver, Gate) {
         let gate = Gate::default();
         let closed = gate.clone();
@@ -89,7 +89,7 @@ impl Receiver {
         self.received.lock().unwrap().clone()
     }
 
-    /// Deliveries beyond the first of each id, of one moment.
+    /// Deliveries beyond the first of each id, counted in one snapshot.
     pub fn repeats(&self) -> usize {
         let received = self.received();
         received.len() - received.iter().map(|one| one.header("x-webhook-id")).collect::<HashSet<_>>().len()
@@ -112,15 +112,15 @@ async fn answer(
     let began = Instant::now();
     let mut received =
         Received { method: parts.method, path, headers: parts.headers, body, from, began, ended: began, status: 0 };
-    // On a thread of its own: a reply may wait for the test to say so.
-    let told = received.clone();
-    let response = tokio::task::spawn_blocking(move || reply(&told)).await.unwrap();
+    // On a thread of its own: a reply may wait for the test's gate.
+    let request = received.clone();
+    let response = tokio::task::spawn_blocking(move || reply(&request)).await.unwrap();
     (received.ended, received.status) = (Instant::now(), response.status().as_u16());
     log.lock().unwrap().push(received);
     Ok(response)
 }
 
-/// What replies wait at until it is opened.
+/// Replies wait at it until it is opened.
 #[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
@@ -136,7 +136,7 @@ impl Gate {
     }
 }
 
-/// An answer of this status and these headers.
+/// An answer with this status and these headers.
 pub fn reply(status: u16, headers: &[(&'static str, &str)]) -> Response<Full<Bytes>> {
     let mut response = Response::builder().status(status);
     for (name, value) in headers {

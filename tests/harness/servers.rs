@@ -1,6 +1,6 @@
-//! Real backends for the tests: RabbitMQ (`broker`) and Redis on private ports of the loopback, one pair for a run, more for
-//! faults.
-//! A guard kills a server, and removes its files, when its owner drops it or when the test process ends in any way.
+//! Real backends for the tests: RabbitMQ (`broker`) and Redis on private ports of the loopback. Most tests share one pair;
+//! faults get servers of their own. A guard kills a server and removes its files when its owner drops it, or when the test
+//! process ends in any way.
 
 use super::broker::Broker;
 use rustix::process::{Pid, Signal};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
 
-/// Below the ports that the kernel gives to clients, and so is each of them with the 10,000 more of a Redis cluster's own port.
+/// Below the ephemeral ports of the kernel, even with the 10,000 that a Redis cluster adds for its bus port.
 const PORTS: std::ops::Range<u16> = 20_000..22_700;
 
 /// A port that nobody listens on.
@@ -28,14 +28,14 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// A program in a process group of its own, which dies with this.
+/// A program in a process group of its own, which is killed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Guard {
     shell: Child,
 }
 
 impl Guard {
-    /// The shell waits for its stdin to end, which nobody ever writes to, then kills the program's group.
+    /// The shell waits for the end of its stdin, which carries no bytes, then kills the program's group.
     pub(super) fn start(command: &Command, files: &Path) -> Guard {
         let program: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
         let watch = r#"files=$1; shift; setsid "$@" </dev/null & cat; kill -s KILL -- -$!; wait; [ -e "$files/keep" ] || rm -rf "$files""#;
@@ -48,7 +48,7 @@ impl Guard {
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(files.join("output")).unwrap();
         shell.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
-        // What ends all of the tests' group, as Ctrl-C does, must leave it to do its work.
+        // A signal to the tests' process group, such as Ctrl-C, must not end the guard before its work is done.
         shell.process_group(0);
         Guard { shell: shell.spawn().unwrap() }
     }
@@ -70,24 +70,24 @@ impl Drop for Guard {
     }
 }
 
-/// Signals the server that keeps these files. A stop is awaited: threads go on until one of them has had the signal, and on a busy
-/// machine a server still answers for a while.
-pub(super) fn tell(files: &Path, signal: Signal) {
+/// Signals the server of these files. Waits until SIGSTOP has taken effect: threads run on until one of them has received the
+/// signal, and on a busy machine a server still answers for a while.
+pub(super) fn send_signal(files: &Path, signal: Signal) {
     let pid = std::fs::read_to_string(files.join("pid")).unwrap();
     let pid = pid.trim();
     rustix::process::kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), signal).unwrap();
     let started = Instant::now();
     while signal == Signal::STOP && !is_stopped(pid) {
-        assert!(started.elapsed() < super::PATIENCE, "{pid} goes on");
+        assert!(started.elapsed() < super::PATIENCE, "{pid} runs on after SIGSTOP");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Whether all threads of a process are stopped, by the kernel.
+/// Whether the kernel has stopped all threads of a process.
 fn is_stopped(pid: &str) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     threads.flatten().all(|thread| {
-        // A thread that has ended in between is gone.
+        // A thread that has ended meanwhile has no file.
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
         stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('T'))
     })
@@ -130,13 +130,13 @@ impl RedisServer {
         RedisServer::with(&[&["--tls-auth-clients", "no", "--tls-port"], &files[..]].concat()).await
     }
 
-    /// Where it would save what it holds.
+    /// Where it would save its data.
     pub fn dump(&self) -> PathBuf {
         self.files.join("dump.rdb")
     }
 
     pub async fn restart(&mut self) {
-        assert!(self.guard.is_none(), "it runs");
+        assert!(self.guard.is_none(), "Redis already runs");
         std::fs::write(self.files.join("keep"), "").unwrap();
         let mut command = Command::new("redis-server");
         let port = self.port.to_string();
@@ -166,21 +166,21 @@ impl RedisServer {
     }
 
     pub fn signal(&self, signal: Signal) {
-        tell(&self.files, signal);
+        send_signal(&self.files, signal);
     }
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Asks by a connection of its own; the answer as text.
+    /// Sends a command over a new connection and returns the answer as text.
     pub async fn ask(&self, words: &[&str]) -> String {
         let client = redis::Client::open(self.url()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
-        let told: redis::Value = command.query_async(&mut connection).await.unwrap();
-        redis::from_redis_value::<Option<String>>(told).unwrap().unwrap_or_default()
+        let answer: redis::Value = command.query_async(&mut connection).await.unwrap();
+        redis::from_redis_value::<Option<String>>(answer).unwrap().unwrap_or_default()
     }
 }
 
@@ -192,7 +192,7 @@ impl Drop for RedisServer {
     }
 }
 
-/// Whether a server answers these bytes with bytes that begin so.
+/// Whether a server answers `say`, with `expect` as the first byte if that is not empty.
 pub(super) async fn speaks(port: u16, say: &[u8], expect: &[u8]) -> bool {
     let talk = async {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
@@ -201,10 +201,10 @@ pub(super) async fn speaks(port: u16, say: &[u8], expect: &[u8]) -> bool {
         stream.read_exact(&mut answer).await.ok()?;
         answer.starts_with(expect).then_some(())
     };
-    tokio::time::timeout(Duration::from_secs(2), talk).await.is_ok_and(|told| told.is_some())
+    tokio::time::timeout(Duration::from_secs(2), talk).await.is_ok_and(|answered| answered.is_some())
 }
 
-/// The pair that most tests share, apart by the prefixes of their names.
+/// The pair that most tests share; a prefix keeps their names apart.
 #[derive(Debug)]
 pub struct Backends {
     pub broker: Broker,
@@ -220,14 +220,14 @@ impl Backends {
     pub async fn shared() -> &'static Backends {
         static SHARED: OnceCell<Backends> = OnceCell::const_new();
         let backends = SHARED.get_or_init(Backends::start).await;
-        // Nobody drops a static: the guards remove its files too.
+        // A static is never dropped, so the guards must remove its files, too.
         for files in [&backends.broker.files, &backends.redis.files] {
             drop(std::fs::remove_file(files.join("keep")));
         }
         backends
     }
 
-    /// The tables that name them in a configuration, with a patience that no slow machine uses up.
+    /// The tables that name them in a configuration, with a timeout that a slow machine does not reach.
     pub fn tables(&self, prefix: &str) -> String {
         self.impatient_tables(prefix) + "timeout = \"2s\"\n"
     }
@@ -237,7 +237,7 @@ impl Backends {
         self.tables(prefix).replace("[rabbitmq]\n", &format!("[rabbitmq]\n{rabbitmq}\n"))
     }
 
-    /// With Redis's default patience, for tests in which it hangs.
+    /// With the default timeout of Redis, for tests in which it hangs.
     pub fn impatient_tables(&self, prefix: &str) -> String {
         format!(
             "[rabbitmq]\nurl = \"{}\"\nprefix = \"{prefix}\"\n[redis]\nurl = \"{}\"\nprefix = \"{prefix}\"\n",
@@ -247,7 +247,7 @@ impl Backends {
     }
 }
 
-/// Files of an authority, and of a certificate that it made for loopback, for either side, with its key.
+/// Files of an authority, of a certificate of it for loopback that serves server and client, and of its key.
 pub fn certificates(site: &super::process::Site) -> (String, String, String) {
     certificates_for(site, &["localhost", "127.0.0.1"], 2099)
 }

@@ -19,12 +19,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-/// What the behaviour suite needs of a store's stack. What outlives a stack is in its [`Site`].
+/// What the behaviour suite needs of a store's stack. State that outlives a stack is in its [`Site`].
 pub trait Stack: Sized {
     fn start(site: &Site, setup: &Setup, router: Router) -> impl Future<Output = Self> {
         Self::with_hooks(site, setup, router, Hooks::default())
     }
-    /// With handlers of hooks beside those of the setup.
+    /// With handlers of hooks in addition to those of the setup.
     fn with_hooks(site: &Site, setup: &Setup, router: Router, hooks: Hooks) -> impl Future<Output = Self>;
     fn public(&self) -> SocketAddr;
     fn metrics(&self) -> &Metrics;
@@ -36,8 +36,8 @@ pub trait Stack: Sized {
         self.shutdown().abort.cancel();
         self.drain()
     }
-    fn letters(site: &Site) -> impl Future<Output = Vec<DeadLetter>>;
-    fn replay(site: &Site, letters: Vec<DeadLetterId>) -> impl Future<Output = usize>;
+    fn dead_letters(site: &Site) -> impl Future<Output = Vec<DeadLetter>>;
+    fn replay(site: &Site, dead_letters: Vec<DeadLetterId>) -> impl Future<Output = usize>;
 }
 
 /// `streamgate up` on the embedded store.
@@ -67,10 +67,10 @@ impl Stack for Embedded {
             up::Up { config, router, hooks, code: None, listener, ops_listener, source, reload, metrics: counted };
         let stop = shutdown.clone();
         let task = tokio::spawn(async move {
-            let told = || {
+            let on_ready = || {
                 ready.send(()).unwrap();
             };
-            up::run(parts, as_loaded, stop, told).await.unwrap();
+            up::run(parts, as_loaded, stop, on_ready).await.unwrap();
         });
         is_ready.await.expect("the stack starts");
         Embedded { public, metrics, shutdown, task }
@@ -93,12 +93,12 @@ impl Stack for Embedded {
         &self.shutdown
     }
 
-    async fn letters(site: &Site) -> Vec<DeadLetter> {
+    async fn dead_letters(site: &Site) -> Vec<DeadLetter> {
         DeadLetterBox::open(&site.data_dir()).unwrap().page(None, 1000).await.unwrap().dead_letters
     }
 
-    async fn replay(site: &Site, letters: Vec<DeadLetterId>) -> usize {
-        DeadLetterBox::open(&site.data_dir()).unwrap().replay(letters).await.count
+    async fn replay(site: &Site, dead_letters: Vec<DeadLetterId>) -> usize {
+        DeadLetterBox::open(&site.data_dir()).unwrap().replay(dead_letters).await.count
     }
 }
 
@@ -112,7 +112,7 @@ pub struct Services {
 }
 
 impl Services {
-    /// Lets go of the worker as a program may that goes on without it: nothing of it is told to stop.
+    /// Drops the worker's task, as a program may that goes on without it: no part of the worker is asked to stop.
     pub async fn abandon_worker(&mut self) {
         let worker = self.tasks.pop().unwrap();
         worker.abort();
@@ -126,7 +126,7 @@ impl Services {
         (backends::rabbitmq::limits::for_services(config::load(&source, backends::problems).unwrap()).unwrap(), source)
     }
 
-    async fn letter_queue(site: &Site) -> DeadLetterQueue {
+    async fn dead_letter_queue(site: &Site) -> DeadLetterQueue {
         let (loaded, _) = Services::load(site, &Setup::default()).await;
         let found = backends::rabbitmq::Servers::of(&loaded).unwrap();
         DeadLetterQueue::dead(found.endpoint, &found.topology)
@@ -172,12 +172,13 @@ impl Stack for Services {
             &metrics.worker_broker_up,
             &metrics.worker_redis_up,
         ];
-        eventually("the backends are there", || async {
+        eventually("the backends are up", || async {
             up.iter().all(|gauge| gauge.with_label_values(&[] as &[&str]).get() == 1)
         })
         .await;
         let workers = metrics.gateway_hook_workers.with_label_values(&[] as &[&str]);
-        eventually("the gateway sees who answers", || async { workers.get() == i64::from(answers) }).await;
+        eventually("the gateway sees the workers that answer hooks", || async { workers.get() == i64::from(answers) })
+            .await;
         Services { public, metrics, shutdown, tasks }
     }
 
@@ -200,16 +201,16 @@ impl Stack for Services {
         &self.shutdown
     }
 
-    async fn letters(site: &Site) -> Vec<DeadLetter> {
-        let queue = Services::letter_queue(site).await;
-        let letters = queue.page(None, 1000).await.unwrap().dead_letters;
+    async fn dead_letters(site: &Site) -> Vec<DeadLetter> {
+        let queue = Services::dead_letter_queue(site).await;
+        let dead_letters = queue.page(None, 1000).await.unwrap().dead_letters;
         queue.close().await.unwrap();
-        letters
+        dead_letters
     }
 
-    async fn replay(site: &Site, letters: Vec<DeadLetterId>) -> usize {
-        let queue = Services::letter_queue(site).await;
-        let replayed = queue.replay(letters).await.count;
+    async fn replay(site: &Site, dead_letters: Vec<DeadLetterId>) -> usize {
+        let queue = Services::dead_letter_queue(site).await;
+        let replayed = queue.replay(dead_letters).await.count;
         queue.close().await.unwrap();
         replayed
     }
@@ -236,7 +237,7 @@ pub struct Call {
     pub body: bytes::Bytes,
 }
 
-/// A handler that does as its script says, and tells of each call.
+/// A handler that does as its script says and reports each call.
 pub struct Scripted {
     script: Box<dyn Fn(&Call) -> Act + Send + Sync>,
     calls: mpsc::UnboundedSender<Call>,
@@ -253,12 +254,12 @@ pub struct Script {
 
 impl Script {
     pub fn new(script: impl Fn(&Call) -> Act + Send + Sync + 'static) -> Script {
-        let (calls, heard) = mpsc::unbounded_channel();
+        let (calls, received) = mpsc::unbounded_channel();
         let running = Arc::new(AtomicUsize::new(0));
         let handler = Scripted { script: Box::new(script), calls, running: Arc::clone(&running) };
         let events = vec![Pattern::parse("*").unwrap()];
         let route = Route::new("app", events, Arc::new(handler));
-        Script { calls: heard, router: Router::new(vec![route]), running }
+        Script { calls: received, router: Router::new(vec![route]), running }
     }
 
     pub fn willing() -> Script {
@@ -270,7 +271,7 @@ impl Script {
         waited.expect("a delivery arrives").expect("the handler lives")
     }
 
-    /// All calls so far that nobody asked for.
+    /// All calls so far that `next` has not returned.
     pub fn rest(&mut self) -> Vec<Call> {
         std::iter::from_fn(|| self.calls.try_recv().ok()).collect()
     }
@@ -295,8 +296,8 @@ impl Handler for Scripted {
                 Act::Retry => Err(HandlerError::retry("scripted to be tried again")),
                 Act::Reject => Err(HandlerError::reject("scripted to be rejected")),
                 Act::Panic => panic!("scripted to panic"),
-                Act::Await(told) => {
-                    told.acquire().await.unwrap().forget();
+                Act::Await(permits) => {
+                    permits.acquire().await.unwrap().forget();
                     Ok(())
                 }
             };

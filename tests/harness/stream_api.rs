@@ -14,48 +14,49 @@ use streamgate_core::fields::Fields;
 const TIMES: [&str; 2] = ["created_at", "updated_at"];
 const V1_FIELDS: [&str; 4] = ["webhook_url", "webhook_events", "sqs_url", "sns_topic_arn"];
 
-/// An app's settings, and what goes wrong next.
+/// An app's settings, and the faults to come.
 #[derive(Clone, Debug, Default)]
 pub struct App {
     pub is_v2: bool,
-    /// Each as it was written; times as text.
+    /// Each hook as it was written; times as text.
     pub hooks: Vec<String>,
     /// The plain settings.
     pub plain: BTreeMap<String, Value>,
-    /// Reads after an update that still show the settings before it.
+    /// How many reads after an update still show the settings before it.
     pub lag: usize,
-    /// The next requests that are answered 429, and those that an edge answers 502.
+    /// How many of the next requests are answered 429.
     pub too_many: usize,
-    /// The next updates that are answered 429.
+    /// How many of the next updates are answered 429.
     pub busy_updates: usize,
+    /// How many of the next requests an edge answers 502.
     pub edge_errors: usize,
-    /// What the settings become after each of the next reads: somebody else changes them.
+    /// The hooks after each of the next reads, as if somebody else had changed them.
     pub changes: Vec<Vec<String>>,
     /// Whether hooks are read in another order than they were written.
     pub reorders: bool,
-    /// Whether `/hook/events` is there.
+    /// Whether `/hook/events` exists.
     pub lists_events: bool,
-    /// What becomes of the next updates. Those after them are taken.
+    /// The results of the next updates. Those after them are taken.
     pub faults: VecDeque<Fault>,
     /// The plain settings that somebody else changes right after the next update.
     pub meanwhile: Option<BTreeMap<String, Value>>,
     /// Whether a timeout of 0 is refused, as Stream's documentation says.
     pub refuses_zero: bool,
-    /// Reads that an edge answers 502 after the next update.
+    /// How many requests an edge answers 502 after the next update.
     pub unreadable: usize,
-    /// A field of hooks that is dropped without a word.
+    /// A field of hooks that is dropped silently.
     pub drops: Option<&'static str>,
-    /// What reads still show, and how many.
+    /// How many reads still show these older hooks and plain settings.
     pub stale: Option<(usize, Vec<String>, BTreeMap<String, Value>)>,
 }
 
-/// What becomes of an update.
+/// The result of an update.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     Taken,
     /// 400, with this message.
     Refused(&'static str),
-    /// It is done, and an edge on the way back answers 502 with this text.
+    /// The update is made, and an edge on the way back answers 502 with this text.
     LostAnswer(&'static str),
 }
 
@@ -179,7 +180,7 @@ impl App {
         respond(200, format!("{{\"app\": {}, \"duration\": \"1.2ms\"}}", app.to_json()))
     }
 
-    /// Replaces what stands in the body, and nothing else.
+    /// Replaces the settings that the body names, and no others.
     fn update(&mut self, body: &[u8]) -> Result<(), String> {
         let changes: BTreeMap<String, Box<RawValue>> =
             serde_json::from_slice(body).map_err(|error| error.to_string())?;
@@ -245,7 +246,7 @@ impl App {
 }
 
 impl App {
-    /// A new hook gets what its sender left out; what is empty is not kept.
+    /// A new hook gets defaults for the fields that its sender left out.
     fn completed(&self, hook: &str) -> String {
         let mut fields = Fields::parse(hook.as_bytes()).unwrap();
         if self.hooks.iter().any(|known| Fields::parse(known.as_bytes()).unwrap().text("id") == fields.text("id")) {
@@ -275,7 +276,7 @@ fn nanoseconds(time: &str) -> String {
     time.parse::<jiff::Timestamp>().unwrap().as_nanosecond().to_string()
 }
 
-/// Whether it is a token of the app's secret for a server: those of Stream's libraries say so, or say nothing.
+/// Whether the app's secret signed this token, for a server: tokens of Stream's libraries claim `server`, or nothing.
 fn is_signed(token: &str) -> bool {
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as base64url};
     let Some((signed, signature)) = token.rsplit_once('.') else { return false };
@@ -288,7 +289,7 @@ fn is_signed(token: &str) -> bool {
         && base64url.encode(key.sign(signed.as_bytes()).bytes()) == signature
 }
 
-/// Stream's token of a server. The vector of its SDKs stands in the unit test beside the one that makes it.
+/// Stream's token of a server. The unit test of the code that makes tokens has the test vector of Stream's SDKs.
 pub fn token(secret: &str) -> String {
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as base64url};
     let signed = [r#"{"alg":"HS256","typ":"JWT"}"#, r#"{"server":true}"#].map(|part| base64url.encode(part)).join(".");

@@ -1,4 +1,4 @@
-//! A small disk of the test's own, which can be filled and made read-only: a tmpfs, which takes the right to mount.
+//! A small disk of the test's own, which can be filled and made read-only: a tmpfs, for which the test must be allowed to mount.
 
 use super::servers::{Guard, directory};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub struct Volume {
     _guard: Guard,
 }
 
-/// Runs a command as root, where this user may.
+/// A command that runs as root, if this user may.
 fn as_root(args: &[&str]) -> Command {
     let sudo: &[&str] = if rustix::process::getuid().is_root() { &[] } else { &["sudo", "-n"] };
     let words: Vec<_> = sudo.iter().chain(args).collect();
@@ -21,14 +21,14 @@ fn as_root(args: &[&str]) -> Command {
 }
 
 impl Volume {
-    /// None where this user may not mount: in a container without CAP_SYS_ADMIN, or without sudo.
+    /// `None` where this user may not mount: in a container without CAP_SYS_ADMIN, or without sudo.
     pub fn mount(mebibytes: u32) -> Option<Volume> {
         let root = directory();
         let owner = format!("uid={},mode=700", rustix::process::getuid().as_raw());
         let options = format!("size={mebibytes}m,{owner}");
         let place = root.display().to_string();
         let mounted = as_root(&["mount", "-t", "tmpfs", "-o", &options, "streamgate-test", &place]).output();
-        if !mounted.is_ok_and(|told| told.status.success()) {
+        if !mounted.is_ok_and(|output| output.status.success()) {
             std::fs::remove_dir(&root).unwrap();
             return None;
         }
@@ -52,16 +52,16 @@ impl Volume {
         std::fs::remove_file(self.root.join("filler")).unwrap();
     }
 
-    /// Its place in the tree is empty from now on; files that are open stay usable.
+    /// Unmounts it lazily: its directory is empty from now on, and open files stay usable.
     pub fn detach(&self) {
-        let told = as_root(&["umount", "--lazy", &self.root.display().to_string()]).output().unwrap();
-        assert!(told.status.success(), "{told:?}");
+        let output = as_root(&["umount", "--lazy", &self.root.display().to_string()]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
     }
 
-    /// Only while no file on it is open for writing.
+    /// Works only while no file on it is open for writing.
     pub fn read_only(&self, on: bool) {
         let how = if on { "remount,ro" } else { "remount,rw" };
-        let told = as_root(&["mount", "-o", how, &self.root.display().to_string()]).output().unwrap();
-        assert!(told.status.success(), "{told:?}");
+        let output = as_root(&["mount", "-o", how, &self.root.display().to_string()]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
     }
 }

@@ -105,10 +105,10 @@ pub async fn until_refused(to: SocketAddr, webhook: impl Fn(u32) -> Webhook) -> 
             return (taken, answer);
         }
     }
-    panic!("the limit holds");
+    panic!("no webhook was refused");
 }
 
-/// A request that can be bent out of shape.
+/// A webhook that can be changed in any part before it is sent.
 #[derive(Clone, Debug)]
 pub struct Webhook {
     pub method: &'static str,
@@ -132,7 +132,7 @@ impl Webhook {
         Webhook { method: "POST", path: PUSH.into(), headers, body }
     }
 
-    /// A push like no other: its id and its body are new.
+    /// A unique push: its id and its body are new.
     pub fn fresh() -> Webhook {
         let number = super::unique();
         Webhook::push(&format!("fresh-{number}"), format!(r#"{{"type":"message.new","number":{number}}}"#))
@@ -187,7 +187,7 @@ impl Webhook {
         self.on_the_wire(body).set("content-encoding", "gzip")
     }
 
-    /// As a tunnel compresses it anew: `deflate` or `br`.
+    /// Compressed anew, as a tunnel does it: `deflate` or `br`.
     pub fn encoded(self, encoding: &str) -> Webhook {
         let body = match encoding {
             "br" => brotli(&self.body),
@@ -201,7 +201,7 @@ impl Webhook {
         self.headers.iter().find(|(name, _)| name == "x-webhook-id").map_or("", |(_, value)| value)
     }
 
-    /// The head of an HTTP/1.1 request, without what frames the body.
+    /// The head of an HTTP/1.1 request, without the headers that frame the body.
     pub fn head(&self) -> String {
         let mut head = format!("{} {} HTTP/1.1\r\nhost: test\r\n", self.method, self.path);
         for (name, value) in &self.headers {
@@ -232,8 +232,8 @@ impl Answer {
 
     /// The `code` of a refusal.
     pub fn code(&self) -> String {
-        let told: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
-        told["code"].as_str().unwrap_or_default().to_owned()
+        let refusal: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        refusal["code"].as_str().unwrap_or_default().to_owned()
     }
 }
 
@@ -317,12 +317,12 @@ async fn answer(response: hyper::Response<hyper::body::Incoming>) -> Result<Answ
     Ok(Answer { status: parts.status, headers: parts.headers, body: body.collect().await?.to_bytes() })
 }
 
-/// Everything that the server says on this connection until it closes it.
+/// Everything that the server sends on this connection until it closes it.
 pub async fn read_to_end(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
-    let mut told = Vec::new();
-    // A reset after the answer is how a server closes on somebody who still sends.
-    drop(stream.read_to_end(&mut told).await);
-    String::from_utf8_lossy(&told).into_owned()
+    let mut received = Vec::new();
+    // A reset after the answer is how a server closes on a client that still sends.
+    drop(stream.read_to_end(&mut received).await);
+    String::from_utf8_lossy(&received).into_owned()
 }
 
 /// Sends raw bytes on a new connection, and leaves it open.
@@ -334,13 +334,13 @@ pub async fn raw(to: SocketAddr, bytes: &[u8]) -> TcpStream {
 
 /// The status of the next answer on a raw connection, once its head has arrived.
 pub async fn status(stream: &mut TcpStream) -> u16 {
-    let mut told = Vec::new();
-    while !told.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
         let mut piece = [0; 1024];
         let length = stream.read(&mut piece).await.unwrap();
-        assert!(length > 0, "closed before an answer: {:?}", String::from_utf8_lossy(&told));
-        told.extend_from_slice(&piece[..length]);
+        assert!(length > 0, "closed before an answer: {:?}", String::from_utf8_lossy(&head));
+        head.extend_from_slice(&piece[..length]);
     }
-    let text = String::from_utf8_lossy(&told);
+    let text = String::from_utf8_lossy(&head);
     text.split(' ').nth(1).unwrap().parse().unwrap()
 }

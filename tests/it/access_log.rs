@@ -1,4 +1,4 @@
-//! Nothing is refused, fails or goes unmatched in silence.
+//! No refusal, failure or unmatched event is silent: each has a line in the log or a count.
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
@@ -32,7 +32,7 @@ async fn count(server: &Server, outcome: &str) -> f64 {
 async fn every_refusal_has_its_line_its_count_and_its_alert() {
     let site = Site::new();
     let gateway = "max_body = \"1KiB\"\nbody_timeout = \"300ms\"\nheader_timeout = \"300ms\"".to_owned();
-    // Of one key alone a request need not name it.
+    // A request must name its key only where there is more than one.
     let second =
         "[[apps]]\nname = \"other\"\nkeys = [{ api_key = \"second\", secrets = [\"another secret of 26 byte\"] }]";
     let rest = format!("{second}\n[dedup]\nmax_age = \"1h\"\n[hooks.custom_commands.commands.x]\nreply = \"y\"");
@@ -61,7 +61,7 @@ async fn every_refusal_has_its_line_its_count_and_its_alert() {
     ];
     let alerts = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/alerts.yml")).unwrap();
     for (reason, request) in &table {
-        // More than ten a second have no line.
+        // Refusals beyond ten a second have no line.
         eventually(&format!("{reason} has its line"), || async {
             status(&mut raw(server.public, request).await).await;
             refusal(&site, "refused a webhook", reason).is_some()
@@ -87,7 +87,7 @@ async fn every_refusal_has_its_line_its_count_and_its_alert() {
     assert_eq!(
         left_out,
         ["header_timeout", "body_timeout", "body_incomplete", "displaced"],
-        "Stream repeats these only"
+        "Stream repeats only these"
     );
     let log = site.log();
     assert!(!log.contains(API_KEY) && !log.contains("an-unknown-key-of-somebody") && !log.contains("\"number\""));
@@ -108,16 +108,19 @@ async fn every_refusal_has_its_line_its_count_and_its_alert() {
         })
         .await;
         assert!(count(&server, reason).await >= 1.0 && alerts.contains(reason), "{reason}");
-        // Told once a minute.
+        // One line a minute.
         let before = count(&server, reason).await;
         drop(read_to_end(raw(server.public, bytes).await).await);
-        eventually("it is counted", || async { count(&server, reason).await > before }).await;
-        let told =
+        eventually("the refusal is counted", || async { count(&server, reason).await > before }).await;
+        let logged =
             lines(&site, "refused what is not a webhook").iter().filter(|line| line["reason"] == *reason).count();
-        assert_eq!(told, 1, "{reason}");
+        assert_eq!(logged, 1, "{reason}");
     }
     assert!(server.terminate().await.success());
-    assert!(!lines(&site, "refused more of what is not a webhook").is_empty(), "what was not told is, at the end");
+    assert!(
+        !lines(&site, "refused more of what is not a webhook").is_empty(),
+        "the refusals without a line are reported at the end"
+    );
 
     let here = Site::new();
     here.configure(&Setup { gateway: "allow_from = [\"192.0.2.1\"]".into(), ..Setup::default() });
@@ -151,7 +154,7 @@ async fn more_refusals_than_ten_a_second_are_a_count() {
     let summary = self::lines(&site, "refused more webhooks than there are lines");
     let left_out: usize =
         summary[0]["left_out"].as_str().unwrap().strip_prefix("wrong_signature ").unwrap().parse().unwrap();
-    assert_eq!(lines + left_out, refused, "none is in neither");
+    assert_eq!(lines + left_out, refused, "every refusal has a line or a count");
     assert!(left_out > 0);
 }
 
@@ -211,8 +214,8 @@ async fn hooks_that_nobody_answers_are_said_by_kind() {
         site.logged(&format!("hooks are answered by their policy: {kind}, no_worker")).await;
     }
     assert!(server.terminate().await.success());
-    let told = lines(&site, "hooks are answered by their policy: before-message-send, no_worker");
-    let times: Vec<_> = told.iter().map(|line| line["times"].as_u64().unwrap()).collect();
+    let reported = lines(&site, "hooks are answered by their policy: before-message-send, no_worker");
+    let times: Vec<_> = reported.iter().map(|line| line["times"].as_u64().unwrap()).collect();
     assert_eq!(times, [1, 2], "the first at once, the others at the end");
 }
 
@@ -251,7 +254,7 @@ async fn a_route_that_fails_hides_neither_another_nor_its_dead_letters() {
     let summary = lines(&site, "more attempts failed than there are lines");
     let left_out: usize =
         summary[0]["left_out"].as_str().unwrap().strip_prefix("flood: retry ").unwrap().parse().unwrap();
-    assert_eq!(flood + left_out, 200, "none is in neither");
+    assert_eq!(flood + left_out, 200, "every failure has a line or a count");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -270,27 +273,27 @@ async fn check_looks_as_the_host_of_each_service_does() {
     };
     let secret = [("OF_THE_SERVICE", "of-the-service")];
     site.configure(&Setup { rest: route(&service.url()), ..Setup::default() });
-    let (code, told) = check(&["check", "up"], &secret).await;
-    assert!(code == Some(0) && told.contains("ok    worker.routes[1].forward: "), "{told}");
+    let (code, report) = check(&["check", "up"], &secret).await;
+    assert!(code == Some(0) && report.contains("ok    worker.routes[1].forward: "), "{report}");
     assert_eq!(check(&["check", "up"], &[]).await.0, Some(64), "the service's secret is missing");
 
     site.configure(&Setup { rest: route(&format!("http://127.0.0.1:{gone}/")), ..Setup::default() });
-    let (code, told) = check(&["check"], &secret).await;
-    assert!(code == Some(1) && told.contains("FAIL  worker.routes[1].forward: refused: "), "{told}");
+    let (code, report) = check(&["check"], &secret).await;
+    assert!(code == Some(1) && report.contains("FAIL  worker.routes[1].forward: refused: "), "{report}");
     assert_eq!(check(&["check", "--offline"], &secret).await.0, Some(0));
 
     let backends = crate::harness::servers::Backends::shared().await;
     let rest = format!("{}\n{}", route(&service.url()), backends.tables(&site.name()));
     site.configure(&Setup { rest, ..Setup::default() });
-    let (code, told) = check(&["check", "gateway"], &[]).await;
-    assert!(code == Some(0) && !told.contains("worker.routes") && told.contains("ok    store: "), "{told}");
-    let (code, told) = check(&["check", "worker"], &secret).await;
+    let (code, report) = check(&["check", "gateway"], &[]).await;
+    assert!(code == Some(0) && !report.contains("worker.routes") && report.contains("ok    store: "), "{report}");
+    let (code, report) = check(&["check", "worker"], &secret).await;
     assert!(
-        code == Some(0) && told.contains("ok    worker.routes[1].forward: ") && !told.contains("store: "),
-        "{told}"
+        code == Some(0) && report.contains("ok    worker.routes[1].forward: ") && !report.contains("store: "),
+        "{report}"
     );
-    let (code, told) = check(&["check", "up"], &secret).await;
-    assert!(code == Some(0) && told.contains("connects to neither"), "{told}");
+    let (code, report) = check(&["check", "up"], &secret).await;
+    assert!(code == Some(0) && report.contains("connects to neither"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,9 +310,12 @@ async fn unmatched_events_are_said_once_with_the_nearest_pattern() {
     eventually("all are acknowledged", || async { server.metric(unmatched).await == 3.0 }).await;
     site.logged("no route takes events of this type").await;
     let log = site.log();
-    let told: Vec<_> = log.lines().filter(|line| line.contains("no route takes events of this type")).collect();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("\"nearest\":\"mesage.new\"") && told[0].contains("\"type\":\"message.new\""), "{told:?}");
+    let reported: Vec<_> = log.lines().filter(|line| line.contains("no route takes events of this type")).collect();
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    assert!(
+        reported[0].contains("\"nearest\":\"mesage.new\"") && reported[0].contains("\"type\":\"message.new\""),
+        "{reported:?}"
+    );
     assert!(server.terminate().await.success());
 }
 
@@ -320,9 +326,12 @@ async fn what_http2_refuses_has_its_line_too() {
     let Transport::Tls { root, .. } = &transports[1] else { panic!("both are TLS") };
     let long = Webhook::fresh().set("x-long", &"y".repeat(20_000));
     assert_eq!(transports[1].send(server.public, &long).await.unwrap().status, 431);
-    eventually("it has its line", || async { refusal(&site, "refused a webhook", "head_too_large").is_some() }).await;
+    eventually("the long head has its line", || async {
+        refusal(&site, "refused a webhook", "head_too_large").is_some()
+    })
+    .await;
     assert!(count(&server, "head_too_large").await >= 1.0);
-    // A DATA frame of a stream that was never opened, and bytes that are no preface.
+    // A DATA frame of a stream that was never opened, and bytes that are not a preface.
     for odd in [
         &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\0\0\0\0\0\x01x"[..],
         b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
@@ -331,18 +340,21 @@ async fn what_http2_refuses_has_its_line_too() {
         let stream = tokio::net::TcpStream::connect(server.public).await.unwrap();
         let mut stream = tls(stream, root, b"h2").await.unwrap();
         stream.write_all(odd).await.unwrap();
-        // Until the server has ended it.
+        // Until the server has closed it.
         drop(tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut Vec::new()).await);
-        eventually("it is counted", || async { count(&server, "malformed_http").await > before }).await;
+        eventually("the refusal is counted", || async { count(&server, "malformed_http").await > before }).await;
     }
-    eventually("it has its line", || async {
+    eventually("the malformed bytes have their line", || async {
         refusal(&site, "refused what is not a webhook", "malformed_http").is_some()
     })
     .await;
-    // Who goes away has sent nothing wrong: no more than what was told beside the first line is told at the end.
+    // A client that disconnects has sent nothing wrong: the report at the end counts only the second malformed connection.
     assert_eq!(transports[1].send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
     drop(tls(tokio::net::TcpStream::connect(server.public).await.unwrap(), root, b"h2").await.unwrap());
-    eventually("it has seen them go", || async { server.metric("streamgate_gateway_connections").await == 0.0 }).await;
+    eventually("the gateway has noticed the disconnects", || async {
+        server.metric("streamgate_gateway_connections").await == 0.0
+    })
+    .await;
     assert!(server.terminate().await.success());
     let more: Vec<_> = lines(&site, "refused more of what is not a webhook");
     assert_eq!(more.iter().map(|line| line["times"].as_u64().unwrap()).sum::<u64>(), 1, "{more:?}");

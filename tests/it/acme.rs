@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// A site whose gateway gets its certificate from there.
+/// A site whose gateway gets its certificate from this Pebble.
 fn site(pebble: &Pebble, domains: &str, rest: &str) -> Site {
     let site = Site::new();
     configure(&site, pebble, domains, rest);
@@ -24,7 +24,7 @@ fn configure(site: &Site, pebble: &Pebble, domains: &str, rest: &str) {
     site.configure(&Setup { listen: pebble.address(), rest, ..Setup::default() });
 }
 
-/// Whether a signed webhook is taken over TLS, by either protocol, by a client that trusts this root.
+/// Whether the gateway takes signed webhooks, over HTTP/1.1 and HTTP/2, from a client that trusts this root.
 async fn is_taken(server: &Server, root: &CertificateDer<'static>) -> bool {
     for http2 in [false, true] {
         let transport = Transport::Tls { root: root.clone(), http2 };
@@ -44,7 +44,7 @@ async fn served(server: &Server, root: &CertificateDer<'static>) -> Option<Certi
 }
 
 async fn has_certificate(server: &Server) {
-    eventually("there is a certificate", || async { server.ops("/readyz").await.0 == 200 }).await;
+    eventually("the gateway has a certificate", || async { server.ops("/readyz").await.0 == 200 }).await;
 }
 
 /// Everything under a directory.
@@ -62,7 +62,7 @@ fn kept(site: &Site, name: &str) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_gets_its_certificate_and_renews_it_while_it_serves() {
-    // A third of the nonces is refused: an order has about ten, and the next attempt begins at once.
+    // Almost a third of the nonces is refused: an order takes about ten, and the next attempt begins at once.
     let manners = Manners { validity_seconds: 36, refused_nonces: 30, ..Manners::default() };
     let pebble = Pebble::start(manners).await;
     let backends = Backends::shared().await;
@@ -95,33 +95,33 @@ async fn a_certificate_is_served_on_while_no_other_can_be_had() {
     let root = pebble.root().await;
     let account = kept(&site, "account.pem").unwrap();
     pebble.kill();
-    // One more name: the certificate that is there is not enough.
+    // One more name, which the present certificate does not cover.
     configure(&site, &pebble, "[\"localhost\", \"hooks.example.com\"]", "");
     server.signal(Signal::HUP);
     eventually("the failure is logged", || async { site.log().contains("cannot get a certificate") }).await;
     let (status, text) = server.ops("/readyz").await;
     assert!(status == 200 && text.contains("is not renewed: cannot ask localhost"), "{text}");
     assert!(is_taken(&server, &root).await, "{}", site.log());
-    // Nothing else is wanted any more, so that nothing is missing.
+    // Back to the old name, which the present certificate covers.
     configure(&site, &pebble, "[\"localhost\"]", "");
     server.signal(Signal::HUP);
     let ready = || async { server.ops("/readyz").await.1 == "ready\n" };
-    eventually("nothing is missing", ready).await;
-    // The authority is there again, and knows the account no more.
+    eventually("/readyz names nothing missing", ready).await;
+    // The authority is back, and has forgotten the account.
     pebble.restart(Manners::default()).await;
     configure(&site, &pebble, "[\"localhost\", \"hooks.example.com\"]", "");
     server.signal(Signal::HUP);
     let root = pebble.root().await;
     eventually("the new certificate is served", || is_taken(&server, &root)).await;
     assert_eq!(kept(&site, "account.pem").unwrap(), account);
-    eventually("nothing is missing", ready).await;
+    eventually("/readyz names nothing missing", ready).await;
     // An account that was closed is replaced.
     pebble.deactivate(&account).await;
     configure(&site, &pebble, "[\"localhost\", \"other.example.com\"]", "");
     server.signal(Signal::HUP);
     eventually("another account is made", || async { kept(&site, "account.pem").unwrap() != account }).await;
     let certificates = || async { site.log().matches("got a certificate").count() };
-    eventually("it has a certificate", || async { certificates().await == 3 }).await;
+    eventually("a third certificate is issued", || async { certificates().await == 3 }).await;
     assert!(is_taken(&server, &root).await, "{}", site.log());
     assert!(server.terminate().await.success());
 }
@@ -141,7 +141,7 @@ async fn a_gateway_killed_during_its_order_gets_its_certificate_after_the_restar
     assert!(is_taken(&server, &root).await, "{}", site.log());
     assert_eq!(kept(&site, "account.pem").unwrap(), account, "one account is enough");
     assert!(pebble.log().contains("There are now 1 accounts") && !pebble.log().contains("There are now 2 accounts"));
-    // What is kept serves at once, without the authority.
+    // A kept certificate is served at once, without the authority.
     let certificate = served(&server, &root).await;
     server.kill().await;
     pebble.kill();
@@ -149,7 +149,7 @@ async fn a_gateway_killed_during_its_order_gets_its_certificate_after_the_restar
     assert_eq!(server.ops("/readyz").await.0, 200);
     assert_eq!(served(&server, &root).await, certificate);
     assert!(server.terminate().await.success());
-    // A file that is no certificate is replaced.
+    // A file that is not a certificate is replaced.
     let file = entries(&site.data_dir().join("acme")).into_iter().find(|path| path.ends_with("certificate.pem"));
     std::fs::write(file.unwrap(), [0xff; 100]).unwrap();
     pebble.restart(Manners::default()).await;
@@ -164,7 +164,7 @@ async fn a_gateway_killed_during_its_order_gets_its_certificate_after_the_restar
 async fn a_name_that_the_authority_cannot_reach_is_reported_with_what_to_do() {
     let mut pebble = Pebble::start(Manners::default()).await;
     let site = Site::new();
-    // Somewhere else than where the challenge is checked.
+    // The gateway does not listen at the port where challenges are checked.
     site.configure(&Setup { rest: pebble.tls("[\"localhost\"]"), ..Setup::default() });
     let checked = site.run(&["check"]).await;
     let text = String::from_utf8_lossy(&checked.stdout).into_owned();
@@ -176,7 +176,7 @@ async fn a_name_that_the_authority_cannot_reach_is_reported_with_what_to_do() {
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
-    assert!(!site.data_dir().exists(), "check makes nothing");
+    assert!(!site.data_dir().exists(), "`check` creates nothing");
     let server = site.start().await;
     eventually("the refusal is logged", || async { site.log().contains("cannot get a certificate") }).await;
     let (status, text) = server.ops("/readyz").await;
@@ -184,18 +184,18 @@ async fn a_name_that_the_authority_cannot_reach_is_reported_with_what_to_do() {
     assert!(text.contains("localhost: Failed to connect to 127.0.0.1"), "{text}");
     assert!(!is_taken(&server, &pebble.root().await).await, "there is no certificate to serve");
     assert!(server.terminate().await.success());
-    // A restart does not ask again at once: authorities count refusals.
+    // A restarted gateway does not ask again at once: authorities count refusals.
     let server = site.start().await;
     let waits = || async { site.log().contains("the last attempt to get a certificate failed") };
-    eventually("it waits", waits).await;
+    eventually("the gateway waits", waits).await;
     assert!(server.ops("/readyz").await.1.contains("must reach this gateway at port 443"));
     assert_eq!(site.log().matches("cannot get a certificate").count(), 1, "{}", site.log());
-    // An operator does.
+    // SIGHUP makes it ask at once.
     server.signal(Signal::HUP);
     let asked = || async { site.log().matches("cannot get a certificate").count() == 2 };
     eventually("the authority is asked again", asked).await;
     assert!(server.terminate().await.success());
-    // Of an authority that is not there.
+    // `check` with an authority that is down.
     pebble.kill();
     let checked = site.run(&["check"]).await;
     let text = String::from_utf8_lossy(&checked.stdout).into_owned();
@@ -206,7 +206,7 @@ async fn a_name_that_the_authority_cannot_reach_is_reported_with_what_to_do() {
 async fn without_a_place_to_keep_an_account_none_is_made() {
     let pebble = Pebble::start(Manners::default()).await;
     let site = site(&pebble, "[\"localhost\"]", "");
-    // In the way of the directory.
+    // A file in place of the directory.
     std::fs::create_dir(site.data_dir()).unwrap();
     std::fs::write(site.data_dir().join("acme"), "").unwrap();
     let server = site.start().await;

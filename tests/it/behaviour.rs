@@ -1,4 +1,4 @@
-//! What gateway and worker do together, over any store. Each behaviour is written once; each stack runs all of them.
+//! Behaviours of gateway and worker together, over any store. Each behaviour is written once; each stack runs all of them.
 
 use crate::harness::process::{Setup, Site};
 use crate::harness::stack::{Act, Script, Stack};
@@ -60,7 +60,7 @@ async fn accept(stack: &impl Stack, webhook: &Webhook, outcome: &str) {
     assert!(answer.body.is_empty());
 }
 
-/// How many deliveries were settled this way.
+/// How many deliveries were settled with this outcome.
 fn settled(stack: &impl Stack, outcome: &str) -> u64 {
     stack.metrics().worker_deliveries.with_label_values(&["app", outcome]).get()
 }
@@ -101,7 +101,7 @@ async fn concurrent_repeats_are_handled_once<S: Stack>() {
         assert!(answers.iter().all(|answer| answer.as_ref().unwrap().status.is_success()));
         assert_eq!(script.next().await.id, webhook.id());
     }
-    // Each copy that was enqueued is settled, before a drain could give one back that nobody has looked at.
+    // Every enqueued copy must be settled before the drain, which could return a copy that the worker has not begun.
     eventually("every copy is settled", || async {
         let enqueued = stack.metrics().gateway_requests.with_label_values(&["chat", "push", "enqueued"]).get();
         settled(&stack, "done") + settled(&stack, "superseded") == enqueued
@@ -162,11 +162,11 @@ async fn a_failed_attempt_climbs_the_ladder<S: Stack>() {
         let call = script.next().await;
         assert_eq!((call.id.as_str(), call.attempt, &call.body), (webhook.id(), attempt, &webhook.body));
     }
-    eventually("it is done", || async { settled(&stack, "done") == 1 }).await;
+    eventually("the event is done", || async { settled(&stack, "done") == 1 }).await;
     assert_eq!(settled(&stack, "retry"), 3);
     stack.drain().await;
     assert!(script.rest().is_empty());
-    assert!(S::letters(&site).await.is_empty());
+    assert!(S::dead_letters(&site).await.is_empty());
 }
 
 async fn the_end_of_the_ladder_is_a_dead_letter<S: Stack>() {
@@ -174,20 +174,20 @@ async fn the_end_of_the_ladder_is_a_dead_letter<S: Stack>() {
     let stack = S::start(&site, &short_ladder(), script.router.clone()).await;
     let webhook = Webhook::fresh();
     accept(&stack, &webhook, "enqueued").await;
-    eventually("it is dead", || async { settled(&stack, "dead") == 1 }).await;
+    eventually("the event is dead", || async { settled(&stack, "dead") == 1 }).await;
     assert_eq!(
         std::iter::from_fn(|| script.calls.try_recv().ok()).map(|call| call.attempt).collect::<Vec<_>>(),
         [1, 2, 3, 4]
     );
-    let letters = S::letters(&site).await;
-    let [letter] = &*letters else { panic!("{letters:?}") };
-    assert_eq!((letter.reason.as_str(), letter.envelope.id.as_str()), ("retries_exhausted", webhook.id()));
-    assert_eq!(letter.error.as_deref(), Some("scripted to be tried again"));
-    assert_eq!((letter.envelope.route.as_deref(), letter.envelope.attempt), (Some("app"), 4));
-    assert_eq!(letter.envelope.body, webhook.body);
-    let history: Vec<_> = letter.envelope.attempts.iter().map(|one| (one.number, one.error.as_str())).collect();
+    let dead_letters = S::dead_letters(&site).await;
+    let [dead_letter] = &*dead_letters else { panic!("{dead_letters:?}") };
+    assert_eq!((dead_letter.reason.as_str(), dead_letter.envelope.id.as_str()), ("retries_exhausted", webhook.id()));
+    assert_eq!(dead_letter.error.as_deref(), Some("scripted to be tried again"));
+    assert_eq!((dead_letter.envelope.route.as_deref(), dead_letter.envelope.attempt), (Some("app"), 4));
+    assert_eq!(dead_letter.envelope.body, webhook.body);
+    let history: Vec<_> = dead_letter.envelope.attempts.iter().map(|one| (one.number, one.error.as_str())).collect();
     assert_eq!(history, [1, 2, 3, 4].map(|number| (number, "scripted to be tried again")));
-    let ended: Vec<_> = letter.envelope.attempts.iter().map(|one| one.at_ms).collect();
+    let ended: Vec<_> = dead_letter.envelope.attempts.iter().map(|one| one.at_ms).collect();
     assert!(ended.is_sorted() && ended[0] > 1_700_000_000_000, "{ended:?}");
     accept(&stack, &webhook, "duplicate").await;
     stack.drain().await;
@@ -197,9 +197,9 @@ async fn a_rejected_event_is_a_dead_letter_at_once<S: Stack>() {
     let (site, mut script) = (Site::new(), Script::new(|_| Act::Reject));
     let stack = S::start(&site, &short_ladder(), script.router.clone()).await;
     accept(&stack, &Webhook::fresh(), "enqueued").await;
-    eventually("it is dead", || async { settled(&stack, "dead") == 1 }).await;
+    eventually("the event is dead", || async { settled(&stack, "dead") == 1 }).await;
     assert_eq!(script.rest().len(), 1);
-    assert_eq!(S::letters(&site).await[0].reason, "rejected");
+    assert_eq!(S::dead_letters(&site).await[0].reason, "rejected");
     assert_eq!(stack.metrics().worker_dead_letters.with_label_values(&["rejected"]).get(), 1);
     stack.drain().await;
 }
@@ -214,14 +214,14 @@ async fn a_replayed_letter_is_handled_again<S: Stack>() {
     let webhook = Webhook::fresh();
     accept(&stack, &webhook, "enqueued").await;
     let first = script.next().await;
-    eventually("it is dead", || async { settled(&stack, "dead") == 1 }).await;
-    let letters: Vec<_> = S::letters(&site).await.iter().map(DeadLetter::id).collect();
+    eventually("the event is dead", || async { settled(&stack, "dead") == 1 }).await;
+    let dead_letters: Vec<_> = S::dead_letters(&site).await.iter().map(DeadLetter::id).collect();
     broken.store(false, std::sync::atomic::Ordering::SeqCst);
-    assert_eq!(S::replay(&site, letters).await, 1);
+    assert_eq!(S::replay(&site, dead_letters).await, 1);
     let again = script.next().await;
     assert_eq!((&again.key, again.attempt, &again.body), (&first.key, 1, &webhook.body));
-    eventually("it is done", || async { settled(&stack, "done") == 1 }).await;
-    assert!(S::letters(&site).await.is_empty());
+    eventually("the event is done", || async { settled(&stack, "done") == 1 }).await;
+    assert!(S::dead_letters(&site).await.is_empty());
     stack.drain().await;
 }
 
@@ -232,7 +232,7 @@ async fn a_panic_is_a_failed_attempt<S: Stack>() {
     accept(&stack, &Webhook::fresh(), "enqueued").await;
     assert_eq!(script.next().await.attempt, 1);
     assert_eq!(script.next().await.attempt, 2);
-    eventually("it is done", || async { settled(&stack, "done") == 1 }).await;
+    eventually("the event is done", || async { settled(&stack, "done") == 1 }).await;
     accept(&stack, &Webhook::fresh(), "enqueued").await;
     script.next().await;
     stack.drain().await;
@@ -252,8 +252,8 @@ async fn a_handler_over_its_time_is_a_failed_attempt<S: Stack>() {
 }
 
 async fn a_repeat_beside_a_long_handler_waits_for_nothing<S: Stack>() {
-    let (site, told) = (Site::new(), Arc::new(Semaphore::new(0)));
-    let waits = Arc::clone(&told);
+    let (site, permits) = (Site::new(), Arc::new(Semaphore::new(0)));
+    let waits = Arc::clone(&permits);
     let mut script =
         Script::new(move |call| if call.id == "long" { Act::Await(Arc::clone(&waits)) } else { Act::Succeed });
     let stack = S::start(&site, &short_ladder(), script.router.clone()).await;
@@ -263,29 +263,29 @@ async fn a_repeat_beside_a_long_handler_waits_for_nothing<S: Stack>() {
     accept(&stack, &long, "duplicate").await;
     let other = Webhook::fresh();
     accept(&stack, &other, "enqueued").await;
-    assert_eq!(script.next().await.id, other.id(), "others are handled meanwhile");
-    told.add_permits(1);
+    assert_eq!(script.next().await.id, other.id(), "other events are handled meanwhile");
+    permits.add_permits(1);
     eventually("both are done", || async { settled(&stack, "done") == 2 }).await;
     stack.drain().await;
-    assert!(script.rest().is_empty(), "the long one ran once");
+    assert!(script.rest().is_empty(), "the long handler ran once");
 }
 
 async fn a_drain_settles_what_is_in_hand<S: Stack>() {
-    let (site, told) = (Site::new(), Arc::new(Semaphore::new(0)));
-    let waits = Arc::clone(&told);
+    let (site, permits) = (Site::new(), Arc::new(Semaphore::new(0)));
+    let waits = Arc::clone(&permits);
     let mut script = Script::new(move |_| Act::Await(Arc::clone(&waits)));
     let stack = S::start(&site, &Setup::default(), script.router.clone()).await;
     accept(&stack, &Webhook::fresh(), "enqueued").await;
     script.next().await;
     let running = Arc::clone(&script.running);
-    // Polled in this order: the drain has begun when the handler is let go.
-    tokio::join!(biased; stack.drain(), async { told.add_permits(1) });
-    assert_eq!(running.load(std::sync::atomic::Ordering::SeqCst), 0, "the handler was let finish");
+    // Polled in this order: the drain begins before the handler may finish.
+    tokio::join!(biased; stack.drain(), async { permits.add_permits(1) });
+    assert_eq!(running.load(std::sync::atomic::Ordering::SeqCst), 0, "the drain let the handler finish");
     let mut after = Script::willing();
     let stack = S::start(&site, &Setup::default(), after.router.clone()).await;
     let probe = Webhook::fresh();
     accept(&stack, &probe, "enqueued").await;
-    assert_eq!(after.next().await.id, probe.id(), "the first one was settled before the end");
+    assert_eq!(after.next().await.id, probe.id(), "the first event was settled before the stop");
     stack.drain().await;
 }
 
@@ -320,7 +320,7 @@ async fn a_retry_survives_a_restart_with_its_attempt<S: Stack>() {
     let stack = S::start(&site, &setup, script.router.clone()).await;
     accept(&stack, &Webhook::fresh(), "enqueued").await;
     script.next().await;
-    eventually("it waits", || async { settled(&stack, "retry") == 1 }).await;
+    eventually("the event waits for its retry", || async { settled(&stack, "retry") == 1 }).await;
     stack.drain().await;
     let mut after = Script::willing();
     let stack = S::start(&site, &setup, after.router.clone()).await;
@@ -330,7 +330,7 @@ async fn a_retry_survives_a_restart_with_its_attempt<S: Stack>() {
 
 async fn any_authentic_body_is_delivered<S: Stack>() {
     let (site, mut script) = (Site::new(), Script::willing());
-    // The same body comes twice, and is two events by its ids.
+    // Each body is sent twice under two ids: two events by id.
     let setup = Setup { rest: "[dedup]\nby = \"id\"\n".into(), ..Setup::default() };
     let stack = S::start(&site, &setup, script.router.clone()).await;
     for body in odd_bodies() {
@@ -347,8 +347,8 @@ async fn any_authentic_body_is_delivered<S: Stack>() {
 }
 
 async fn concurrency_is_bounded<S: Stack>() {
-    let (site, told) = (Site::new(), Arc::new(Semaphore::new(0)));
-    let waits = Arc::clone(&told);
+    let (site, permits) = (Site::new(), Arc::new(Semaphore::new(0)));
+    let waits = Arc::clone(&permits);
     let mut script = Script::new(move |_| Act::Await(Arc::clone(&waits)));
     let setup = Setup { worker: "concurrency = 3".into(), ..Setup::default() };
     let stack = S::start(&site, &setup, script.router.clone()).await;
@@ -358,24 +358,24 @@ async fn concurrency_is_bounded<S: Stack>() {
     for _ in 0..10 {
         script.next().await;
         assert!(script.running.load(std::sync::atomic::Ordering::SeqCst) <= 3);
-        told.add_permits(1);
+        permits.add_permits(1);
     }
     eventually("all are done", || async { settled(&stack, "done") == 10 }).await;
     stack.drain().await;
 }
 
 async fn unmatched_events_are_acknowledged_or_dead<S: Stack>() {
-    for (unmatched, letters) in [("ack", 0), ("dead", 1)] {
+    for (unmatched, dead_letters) in [("ack", 0), ("dead", 1)] {
         let site = Site::new();
         let setup = Setup { worker: format!("unmatched = \"{unmatched}\""), ..Setup::default() };
         let stack = S::start(&site, &setup, streamgate::Router::default()).await;
         accept(&stack, &Webhook::fresh(), "enqueued").await;
         let settled =
             || async { stack.metrics().worker_deliveries.with_label_values(&["none", "unmatched"]).get() == 1 };
-        eventually("it is settled", settled).await;
+        eventually("the event is settled", settled).await;
         stack.drain().await;
-        let found = S::letters(&site).await;
-        assert_eq!(found.len(), letters, "{found:?}");
-        assert!(found.iter().all(|letter| letter.reason == "unmatched"));
+        let found = S::dead_letters(&site).await;
+        assert_eq!(found.len(), dead_letters, "{found:?}");
+        assert!(found.iter().all(|dead_letter| dead_letter.reason == "unmatched"));
     }
 }

@@ -1,5 +1,5 @@
-//! Who is to blame: only attempts that were begun and never concluded make an event poison; and a dead letter
-//! that is moved is replayed.
+//! Poison events: only attempts that were begun and never concluded count against an event; and a dead letter that is moved by
+//! hand is replayed.
 
 use crate::harness::broker::Broker;
 use crate::harness::eventually;
@@ -18,8 +18,8 @@ use std::time::Duration;
 use streamgate::Hooks;
 use streamgate_store::redis::{Address, Redis, RedisClaims};
 
-/// Hands the events of a queue out so often, and never settles them.
-pub async fn wear(broker: &Broker, queue: &str, times: usize) {
+/// Takes deliveries of a queue `times` times and drops the connection each time, without a settlement.
+pub async fn deliver_and_drop(broker: &Broker, queue: &str, times: usize) {
     use futures_util::StreamExt;
     for _ in 0..times {
         let (connection, channel) = broker.channel().await;
@@ -44,7 +44,7 @@ async fn key_of(broker: &Broker, queue: &str) -> String {
     headers.inner().get("x-streamgate-key").unwrap().as_long_string().unwrap().to_string()
 }
 
-/// Records a state of an event's claim, as workers before left it.
+/// Records a state of an event's claim, as an earlier worker left it.
 pub async fn record(backends: &Backends, prefix: &str, key: &str, state: &str) {
     let redis = Redis::start(Address::parse(&backends.redis.url(), None).unwrap(), prefix, Duration::from_secs(5));
     let place = RedisClaims::new(redis, Duration::from_secs(60)).place(key);
@@ -62,14 +62,15 @@ async fn looks_at_a_queue_dropped_connections_and_restarts_blame_no_event() {
         let webhook = Webhook::push(&format!("id-{number}"), format!(r#"{{"type":"a.b","n":{number}}}"#));
         assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
     }
-    wear(&backends.broker, &events, 12).await;
-    // Graceful ends in the middle of handlers, each of which had all events in its prefetch.
+    deliver_and_drop(&backends.broker, &events, 12).await;
+    // Workers that stop in the middle of their handlers, each with all events in its prefetch.
     for round in 1..=3 {
         let worker = site.start_as("worker").await.ready().await;
         eventually("handlers run", || async { worker.metric("streamgate_worker_in_flight").await >= 1.0 }).await;
         // The second signal cuts the drain short.
         worker.signal(rustix::process::Signal::TERM);
-        eventually("it drains", || async { site.log().matches("draining; a second signal").count() == round }).await;
+        eventually("the worker drains", || async { site.log().matches("draining; a second signal").count() == round })
+            .await;
         worker.terminate().await;
     }
     gate.open();
@@ -88,15 +89,15 @@ async fn an_event_that_kills_its_workers_is_handled_alone_and_then_given_up() {
     assert_eq!(send(gateway.public, &Webhook::push("poison", "{}")).await.unwrap().outcome(), "enqueued");
     record(backends, &prefix, &key_of(&backends.broker, &events).await, "L 1 9 77 1").await;
     let worker = site.start_as("worker").await.ready().await;
-    eventually("it is given up", || async {
+    eventually("the event is given up", || async {
         worker.metric("streamgate_worker_dead_letters_total{reason=\"poison\"}").await == 1.0
     })
     .await;
-    assert!(service.received().is_empty(), "it was not handled again");
+    assert!(service.received().is_empty(), "the event was not handled again");
     let listed = site.run(&["dead", "list", "--reason", "poison", "--json"]).await;
-    let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-    assert_eq!((letters[0]["id"].as_str(), letters[0]["route"].as_str()), (Some("poison"), Some("app")));
-    let error = letters[0]["error"].as_str().unwrap();
+    let dead_letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((dead_letters[0]["id"].as_str(), dead_letters[0]["route"].as_str()), (Some("poison"), Some("app")));
+    let error = dead_letters[0]["error"].as_str().unwrap();
     assert!(error.starts_with("begun 10 times and never concluded"), "{error}");
     assert!(worker.terminate().await.success());
 
@@ -107,11 +108,11 @@ async fn an_event_that_kills_its_workers_is_handled_alone_and_then_given_up() {
     }
     let worker = site.start_as("worker").await.ready().await;
     eventually("all are handled", || async { service.received().len() == 9 }).await;
-    eventually("and settled", || async { done(&worker).await == 9.0 }).await;
+    eventually("all are settled", || async { done(&worker).await == 9.0 }).await;
     ran_alone(&service, "suspect");
 }
 
-/// One whose calls take long enough for another to begin, were it let.
+/// A service whose calls take long enough for another one to begin, if the worker let it.
 async fn slow_service() -> Receiver {
     Receiver::start(|_| {
         std::thread::sleep(Duration::from_millis(100));
@@ -126,11 +127,11 @@ fn ran_alone(service: &Receiver, id: &str) {
     assert_eq!(alone.len(), 1);
     for other in others {
         let apart = other.ended <= alone[0].began || other.began >= alone[0].ended;
-        assert!(apart, "{} was handled beside {id}", other.header("x-webhook-id"));
+        assert!(apart, "{} was handled concurrently with {id}", other.header("x-webhook-id"));
     }
 }
 
-/// Takes the first event of a queue and gives it back, so often: each time counts as a delivery.
+/// Takes the first event of a queue and gives it back, `times` times: each counts as a delivery.
 async fn peek(broker: &Broker, queue: &str, times: usize) {
     let (_connection, channel) = broker.channel().await;
     for _ in 0..times {
@@ -175,10 +176,11 @@ async fn a_worker_that_is_killed_counts_one_abandoned_attempt() {
     eventually("its handler runs", || async { state().await.starts_with("L 1 0 ") }).await;
     worker.kill().await;
     let worker = site.start_as("worker").await.ready().await;
-    eventually("the lease lapses, and it is begun again", || async { state().await.starts_with("L 1 1 ") }).await;
+    eventually("the lease lapses, and the event is begun again", || async { state().await.starts_with("L 1 1 ") })
+        .await;
     gate.open();
-    eventually("it is handled", || async { state().await == "D" }).await;
-    eventually("and settled", || async { done(&worker).await >= 1.0 }).await;
+    eventually("the event is handled", || async { state().await == "D" }).await;
+    eventually("the event is settled", || async { done(&worker).await >= 1.0 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,7 +193,7 @@ async fn a_live_lease_is_waited_for_and_counts_no_attempt() {
     // The lease of a process that died a moment ago.
     record(backends, &prefix, &key_of(&backends.broker, &events).await, "L 1 0 77 99999999999999").await;
     let worker = site.start_as("worker").await.ready().await;
-    eventually("it waits", || async {
+    eventually("the event waits", || async {
         worker.metric("streamgate_worker_deliveries_total{outcome=\"wait\",route=\"app\"}").await == 1.0
     })
     .await;
@@ -203,7 +205,7 @@ async fn a_live_lease_is_waited_for_and_counts_no_attempt() {
 }
 
 /// Moves the first message of a queue to another one, as RabbitMQ's own tools do: published with all its headers to the default
-/// exchange, so many times.
+/// exchange, `copies` times.
 pub async fn move_by_hand(broker: &Broker, from: &str, to: &str, copies: usize) {
     let (_connection, channel) = broker.channel().await;
     let BasicGetMessage { delivery, .. } =
@@ -229,12 +231,12 @@ async fn a_dead_letter_that_is_moved_by_hand_is_replayed_once_however_often_it_i
     let worker = site.start_as("worker").await.ready().await;
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
     for life in 1..=2 {
-        eventually("it is a dead letter", || async { backends.broker.ready(&dead).await == 1 }).await;
+        eventually("the event is a dead letter", || async { backends.broker.ready(&dead).await == 1 }).await;
         assert_eq!(service.received().len(), life);
         move_by_hand(&backends.broker, &dead, &events, 3).await;
     }
     eventually("the third life succeeds", || async { done(&worker).await == 1.0 }).await;
-    eventually("and its copies end with it", || async {
+    eventually("its copies end with it", || async {
         worker.metric("streamgate_worker_deliveries_total{outcome=\"superseded\",route=\"app\"}").await == 4.0
     })
     .await;

@@ -50,7 +50,7 @@ async fn an_abort_waits_for_no_handler<S: Stack>() {
     let site = Site::new();
     let (stack, gate, blocked) = blocking::<S>(&site, "drain_timeout = \"1h\"".into(), Hooks::default()).await;
     assert_eq!(send(stack.public(), &Webhook::fresh()).await.unwrap().status, 200);
-    eventually("it is in hand", || async { blocked.load(Ordering::SeqCst) == 1 }).await;
-    tokio::time::timeout(PATIENCE, stack.abort()).await.expect("it ends while the handler blocks");
+    eventually("the event is in hand", || async { blocked.load(Ordering::SeqCst) == 1 }).await;
+    tokio::time::timeout(PATIENCE, stack.abort()).await.expect("the abort ends while the handler blocks");
     gate.open();
 }

@@ -11,14 +11,14 @@ use crate::harness::servers::RedisServer;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Events that are accepted in each state of the cluster.
+/// How many events are accepted in each state of the cluster.
 const WHILE: usize = 150;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_loses_its_leader_then_a_minority_then_the_majority_costs_nothing() {
     let (mut cluster, redis) = tokio::join!(Cluster::start(), RedisServer::start());
     let service = Receiver::willing().await;
-    // As a load balancer in front of the nodes would do.
+    // Like a load balancer in front of the nodes.
     let proxy = Proxy::over(cluster.nodes.iter().map(|node| node.port).collect(), 1).await;
     let prefix = Site::new().name();
     let tables = format!(
@@ -51,11 +51,11 @@ async fn a_cluster_that_loses_its_leader_then_a_minority_then_the_majority_costs
         .await;
         println!("{when}: all is handed over after {:.1} s", started.elapsed().as_secs_f64());
     };
-    let queue = format!("queues/%2f/{prefix}.events?columns=leader,members");
-    let told = cluster.nodes[0].manage("GET", &queue, "").await;
-    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-    assert_eq!(told["members"].as_array().unwrap().len(), 3, "{told}");
-    let leader = cluster.nodes.iter().position(|node| told["leader"] == node.node()).unwrap();
+    let path = format!("queues/%2f/{prefix}.events?columns=leader,members");
+    let queue = cluster.nodes[0].manage("GET", &path, "").await;
+    let queue: serde_json::Value = serde_json::from_str(&queue).unwrap();
+    assert_eq!(queue["members"].as_array().unwrap().len(), 3, "{queue}");
+    let leader = cluster.nodes.iter().position(|node| queue["leader"] == node.node()).unwrap();
     flows("with three nodes").await;
     cluster.nodes[leader].kill();
     flows("without the leader").await;

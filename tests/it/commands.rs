@@ -38,14 +38,14 @@ async fn a_first_event_goes_through_without_any_config() {
     let server = bare(&site, &[]).await;
     let sent = shell(&pasted(&server)).await;
     assert!(sent.status.success() && text(&sent.stdout).starts_with("200 enqueued in "), "{sent:?}");
-    eventually("it is logged", || async { site.log().contains("\"type\":\"message.new\"") }).await;
+    eventually("the event is logged", || async { site.log().contains("\"type\":\"message.new\"") }).await;
     let secret_file = site.path("streamgate-data/dev-secret");
     let secret = std::fs::read_to_string(&secret_file).unwrap();
     assert_eq!(secret_file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(site.path("streamgate-data").metadata().unwrap().permissions().mode() & 0o777, 0o700);
     assert!(!server.greeting.contains(secret.trim()) && !site.log().contains(secret.trim()));
     assert!(server.terminate().await.success());
-    // The secret is kept, and `up` is what the bare command does.
+    // The secret is kept, and the bare command is `up`.
     let server = bare(&site, &["up"]).await;
     assert!(shell(&pasted(&server)).await.status.success());
     assert_eq!(std::fs::read_to_string(&secret_file).unwrap(), secret);
@@ -61,9 +61,9 @@ async fn check_tells_all_mistakes_in_one_go() {
     );
     let checked = site.run(&["check"]).await;
     assert_eq!(checked.status.code(), Some(64));
-    let told = text(&checked.stderr);
+    let errors = text(&checked.stderr);
     for key in ["gateway.listen", "gateway.body_timeout", "worker.retries", "apps[1].name", "apps[1].keys"] {
-        assert!(told.contains(&format!(": {key}: ")), "{key} in {told}");
+        assert!(errors.contains(&format!(": {key}: ")), "{key} in {errors}");
     }
     let checked = site.run(&["check", "--json"]).await;
     assert_eq!((checked.status.code(), json(&checked)["ok"].as_bool()), (Some(64), Some(false)));
@@ -74,7 +74,7 @@ async fn check_tells_all_mistakes_in_one_go() {
     let verdicts: Vec<_> = found.as_array().unwrap().iter().map(|check| (&check["ok"], &check["warning"])).collect();
     assert!(
         verdicts.len() >= 2 && verdicts[1..].iter().all(|(ok, warning)| **ok == true && **warning == true),
-        "doubts beside the mistake: {found}"
+        "warnings in addition to the mistake: {found}"
     );
     assert!(text(&site.run(&["check"]).await.stderr).contains("over gateway.answer_deadline"));
     site.write("streamgate.toml", "[gateway]\nlisten = '127.0.0.1:0'\n");
@@ -161,7 +161,8 @@ async fn no_secret_and_no_message_shows_anywhere() {
     let webhook = Webhook::push("private", body);
     assert_eq!(send(server.public, &webhook).await.unwrap().status, 200);
     assert_eq!(send(server.public, &webhook.clone().set("x-signature", &"0".repeat(64))).await.unwrap().status, 401);
-    eventually("it is dead", || async { text(&site.run(&["dead", "list"]).await.stdout).contains("rejected") }).await;
+    eventually("the event is dead", || async { text(&site.run(&["dead", "list"]).await.stdout).contains("rejected") })
+        .await;
     let metrics = server.ops("/metrics").await.1;
     assert!(!metrics.contains("messaging:x") && !metrics.contains("\"private\""), "no ids in metrics");
     let greeting = server.greeting.clone();

@@ -1,4 +1,4 @@
-//! Connections that dawdle, break off, lie or crowd.
+//! Connections that are slow, break off, lie about their framing, or are too many.
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site, raise_open_files};
@@ -22,10 +22,10 @@ async fn slow_heads_and_bodies_get_408() {
     let webhook = Webhook::fresh();
     let raw = webhook.raw();
     for (part, code) in [(10, "header_timeout"), (raw.len() - 5, "body_timeout")] {
-        let told = read_to_end(wire::raw(server.public, &raw[..part]).await).await;
-        assert!(told.starts_with("HTTP/1.1 408 ") && told.contains(code), "{told:?}");
+        let answer = read_to_end(wire::raw(server.public, &raw[..part]).await).await;
+        assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains(code), "{answer:?}");
     }
-    // A head that trickles in is judged by its start, not by its last byte.
+    // A head that trickles in is timed from its start, not from its last byte.
     let mut stream = wire::raw(server.public, &raw[..10]).await;
     let (mut reader, mut writer) = stream.split();
     let trickle = async {
@@ -36,12 +36,12 @@ async fn slow_heads_and_bodies_get_408() {
             }
         }
     };
-    let mut told = String::new();
+    let mut answer = String::new();
     tokio::select! {
         () = trickle => panic!("a head of {} slow bytes was taken", raw.len()),
-        read = reader.read_to_string(&mut told) => drop(read),
+        read = reader.read_to_string(&mut answer) => drop(read),
     }
-    assert!(told.starts_with("HTTP/1.1 408 "), "{told:?}");
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer:?}");
     let timeouts =
         server.metric("streamgate_gateway_requests_total{app=\"none\",kind=\"none\",outcome=\"header_timeout\"}");
     assert_eq!(timeouts.await, 2.0);
@@ -55,12 +55,16 @@ async fn idle_connections_are_kept_alive_and_then_closed() {
     let server = site.start().await;
     let mut stream = wire::raw(server.public, &Webhook::fresh().raw()).await;
     assert_eq!(wire::status(&mut stream).await, 200);
-    // Longer than a head may take: between requests another clock runs.
+    // Longer than `header_timeout`: between requests `keep_alive` applies.
     tokio::time::sleep(Duration::from_millis(300)).await;
     stream.write_all(&Webhook::fresh().raw()).await.unwrap();
     assert_eq!(wire::status(&mut stream).await, 200);
-    assert_eq!(read_to_end(stream).await, "", "closed without a word");
-    assert_eq!(read_to_end(TcpStream::connect(server.public).await.unwrap()).await, "", "nothing was ever sent");
+    assert_eq!(read_to_end(stream).await, "", "closed without an answer");
+    assert_eq!(
+        read_to_end(TcpStream::connect(server.public).await.unwrap()).await,
+        "",
+        "closed though nothing was ever sent"
+    );
     assert!(server.terminate().await.success());
 }
 
@@ -90,8 +94,8 @@ async fn a_header_of_one_mebibyte_is_refused() {
     let head = Webhook::fresh().add("x-long", &"a".repeat(1 << 20)).raw();
     // The refusal may come before all of it is sent.
     drop(stream.write_all(&head).await);
-    let told = read_to_end(stream).await;
-    assert!(told.is_empty() || told.starts_with("HTTP/1.1 431 "), "{:?}", told.get(..100));
+    let answer = read_to_end(stream).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{:?}", answer.get(..100));
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
     assert!(server.terminate().await.success());
 }
@@ -101,7 +105,7 @@ async fn a_chunked_body_over_the_limit_is_413_and_told() {
     let site = Site::new();
     site.configure(&Setup::default());
     let server = site.start().await;
-    // More than the sockets between hold: it can be sent whole only if somebody reads it.
+    // More than the sockets' buffers hold: it can be sent whole only if the gateway reads it.
     let webhook = Webhook::push("chunked", vec![b'x'; 14 << 20]);
     let mut raw = format!("{}transfer-encoding: chunked\r\n\r\n", webhook.head()).into_bytes();
     for chunk in webhook.body.chunks(10_000) {
@@ -130,16 +134,16 @@ async fn a_length_beside_chunks_smuggles_nothing() {
         "{}content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n{smuggled}",
         webhook.head()
     );
-    let told = read_to_end(wire::raw(server.public, raw.as_bytes()).await).await;
-    assert_eq!(told.matches("HTTP/1.1 ").count(), 1, "one answer, then the connection is closed: {told:?}");
+    let answer = read_to_end(wire::raw(server.public, raw.as_bytes()).await).await;
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "one answer, then the connection is closed: {answer:?}");
     assert_eq!(
         server.metric("streamgate_gateway_requests_total{app=\"chat\",kind=\"push\",outcome=\"enqueued\"}").await,
         1.0
     );
     for framing in ["content-length: 2\r\ncontent-length: 3", "transfer-encoding: gzip", "content-length: -1"] {
         let raw = format!("{}{framing}\r\n\r\n{{}}", webhook.head());
-        let told = read_to_end(wire::raw(server.public, raw.as_bytes()).await).await;
-        assert!(told.starts_with("HTTP/1.1 400 "), "{framing}: {told:?}");
+        let answer = read_to_end(wire::raw(server.public, raw.as_bytes()).await).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{framing}: {answer:?}");
     }
     assert!(server.terminate().await.success());
 }
@@ -152,8 +156,8 @@ async fn a_broken_off_body_is_not_taken() {
     let raw = Webhook::fresh().raw();
     let mut stream = wire::raw(server.public, &raw[..raw.len() - 3]).await;
     stream.shutdown().await.unwrap();
-    let told = read_to_end(stream).await;
-    assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("body_incomplete"), "{told:?}");
+    let answer = read_to_end(stream).await;
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("body_incomplete"), "{answer:?}");
     assert!(server.terminate().await.success());
 }
 
@@ -174,7 +178,7 @@ async fn ten_thousand_idle_connections_leave_room() {
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
     assert!(server.metric("streamgate_gateway_connections_evicted_total").await >= 1.0);
     assert!(with_crowd < 512 << 20, "{with_crowd} bytes for {CROWD} idle connections");
-    // The longest idle one is the first that came, and it alone had to go.
+    // The first connection was idle for longest, and it alone was closed.
     let mut first = crowd.swap_remove(0);
     assert_eq!(first.read(&mut [0; 1]).await.unwrap(), 0);
     crowd.truncate(10);
@@ -193,15 +197,17 @@ async fn a_new_connection_gets_the_place_of_whoever_has_waited_longest_for_a_byt
     let server = site.start().await;
     let raw = Webhook::fresh().raw();
     let mut longest = wire::raw(server.public, &raw[..raw.len() - 1]).await;
-    eventually("it is read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
+    eventually("the first body is being read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 })
+        .await;
     let other = Webhook::fresh().raw();
     let mut other_stream = wire::raw(server.public, &other[..other.len() - 1]).await;
-    eventually("both are read", || async { server.metric("streamgate_gateway_in_flight").await == 2.0 }).await;
+    eventually("both bodies are being read", || async { server.metric("streamgate_gateway_in_flight").await == 2.0 })
+        .await;
     let mut third = wire::raw(server.public, &Webhook::fresh().raw()).await;
     assert_eq!(wire::status(&mut third).await, 200);
-    let mut told = String::new();
-    longest.read_to_string(&mut told).await.unwrap();
-    assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("displaced"), "{told:?}");
+    let mut answer = String::new();
+    longest.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("displaced"), "{answer:?}");
     other_stream.write_all(&other[other.len() - 1..]).await.unwrap();
     assert_eq!(wire::status(&mut other_stream).await, 200);
     assert!(server.terminate().await.success());
@@ -219,8 +225,10 @@ async fn a_new_connection_waits_while_only_signed_requests_are_in_hand() {
     }
     eventually("both are busy", || async { server.metric("streamgate_gateway_in_flight").await == 2.0 }).await;
     let mut third = wire::raw(server.public, &Webhook::fresh().raw()).await;
-    eventually("nobody can go for the third", || async { server.ops("/readyz").await.1.contains("max_connections") })
-        .await;
+    eventually("no connection can be closed for the third", || async {
+        server.ops("/readyz").await.1.contains("max_connections")
+    })
+    .await;
     assert_eq!(server.metric("streamgate_gateway_in_flight").await, 2.0);
     drop(lock);
     for stream in busy.iter_mut().chain([&mut third]) {
@@ -242,13 +250,14 @@ async fn a_drain_answers_what_was_read_and_ends_idle_connections() {
     assert_eq!(wire::status(&mut used).await, 200);
     let unused = TcpStream::connect(server.public).await.unwrap();
     eventually("all are open", || async { server.metric("streamgate_gateway_connections").await == 3.0 }).await;
-    eventually("the half is read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
+    eventually("the half body is being read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 })
+        .await;
     server.signal(Signal::TERM);
-    eventually("it is not ready any more", || async { server.ops("/readyz").await.0 == 503 }).await;
+    eventually("/readyz is 503", || async { server.ops("/readyz").await.0 == 503 }).await;
     assert_eq!(read_to_end(used).await, "");
     assert_eq!(read_to_end(unused).await, "");
-    // A balancer that has not looked yet is still served; after that, whoever comes is told to come back.
-    eventually("a late one is told to come back", || async {
+    // A balancer that has not looked yet is still served; later requests are refused with Retry-After.
+    eventually("a late request is refused", || async {
         let late = send(server.public, &Webhook::fresh()).await.unwrap();
         if late.status == 503 {
             assert_eq!((late.code().as_str(), &late.headers["retry-after"]), ("draining", &"1".parse().unwrap()));
@@ -257,8 +266,8 @@ async fn a_drain_answers_what_was_read_and_ends_idle_connections() {
     })
     .await;
     half.write_all(&raw[raw.len() - 3..]).await.unwrap();
-    let told = read_to_end(half).await;
-    assert!(told.starts_with("HTTP/1.1 200 ") && told.to_lowercase().contains("connection: close"), "{told:?}");
+    let answer = read_to_end(half).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.to_lowercase().contains("connection: close"), "{answer:?}");
     assert!(server.wait().await.success());
 }
 
@@ -269,8 +278,8 @@ async fn a_quiet_gateway_serves_whoever_comes_for_drain_least() {
     site.configure(&Setup { gateway, ..Setup::default() });
     let server = site.start().await;
     server.signal(Signal::TERM);
-    eventually("it is not ready any more", || async { server.ops("/readyz").await.0 == 503 }).await;
-    // A balancer that has not looked yet.
+    eventually("/readyz is 503", || async { server.ops("/readyz").await.0 == 503 }).await;
+    // From a balancer that has not looked yet.
     for _ in 0..20 {
         assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
     }
@@ -285,9 +294,10 @@ async fn a_second_signal_aborts() {
     let server = site.start().await;
     let raw = Webhook::fresh().raw();
     let half = wire::raw(server.public, &raw[..raw.len() - 3]).await;
-    eventually("the half is read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
+    eventually("the half body is being read", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 })
+        .await;
     server.signal(Signal::TERM);
-    eventually("it drains", || async { server.ops("/readyz").await.0 == 503 }).await;
+    eventually("/readyz is 503", || async { server.ops("/readyz").await.0 == 503 }).await;
     server.signal(Signal::TERM);
     assert_eq!(server.wait().await.code(), Some(1));
     drop(half);
@@ -316,8 +326,8 @@ async fn pipelined_requests_are_all_answered() {
     let server = site.start().await;
     let close = Webhook::fresh().add("connection", "close");
     let raw = [Webhook::fresh().raw(), Webhook::fresh().raw(), close.raw()].concat();
-    let told = read_to_end(wire::raw(server.public, &raw).await).await;
-    assert_eq!(told.matches("HTTP/1.1 200 OK").count(), 3, "{told:?}");
+    let answers = read_to_end(wire::raw(server.public, &raw).await).await;
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 3, "{answers:?}");
     assert!(server.terminate().await.success());
 }
 
@@ -344,7 +354,7 @@ async fn many_streams_of_one_http2_connection() {
     });
     let statuses = futures_util::future::join_all(answers).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    // The drain says GOAWAY: the driver ends without an error.
+    // The drain sends GOAWAY: the driver ends without an error.
     server.signal(Signal::TERM);
     driver.await.unwrap().unwrap();
     assert!(server.wait().await.success());

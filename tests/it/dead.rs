@@ -1,4 +1,4 @@
-//! `streamgate dead`: what is shown of dead letters, and how they are changed.
+//! `streamgate dead`: how dead letters are shown, replayed and dropped.
 
 use crate::commands::{json, text};
 use crate::harness::eventually;
@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// Typed on a terminal, with the answer to the question before all dead letters are changed.
+/// Runs a command on a terminal, and answers its question before all dead letters are changed.
 async fn typed(site: &Site, args: &str, answer: &str) -> (Option<i32>, String) {
     let line = format!("exec {} {args} --config {}", binary(), site.config().display());
     on_a_terminal(&line, "[y/N]", answer).await
 }
 
-/// An `up` whose service is down, and what it could not deliver: so many letters of two types.
-async fn with_letters(site: &Site, count: usize) -> crate::harness::process::Server {
+/// An `up` whose service fails, with `count` dead letters of two types.
+async fn with_dead_letters(site: &Site, count: usize) -> crate::harness::process::Server {
     let service = Receiver::start(|_| reply(503, &[])).await;
     let worker = "retry = [\"10ms\", \"20ms\"]".to_owned();
     let rest = service.route().replace("forward", "breaker = false\nforward");
@@ -30,14 +30,14 @@ async fn with_letters(site: &Site, count: usize) -> crate::harness::process::Ser
         assert_eq!(send(server.public, &webhook).await.unwrap().status, 200);
     }
     let dead = || async { json(&site.run(&["dead", "list", "--json"]).await).as_array().unwrap().len() == count };
-    eventually("all are dead", dead).await;
+    eventually("all events are dead", dead).await;
     server
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_attempt_is_shown() {
     let site = Site::new();
-    let server = with_letters(&site, 1).await;
+    let server = with_dead_letters(&site, 1).await;
     let shown = json(&site.run(&["dead", "show", "id-0", "--json"]).await);
     let history = shown["history"].as_array().unwrap();
     assert_eq!((&shown["attempts"], history.len()), (&3.into(), 3), "{shown}");
@@ -46,8 +46,12 @@ async fn every_attempt_is_shown() {
         assert!(attempt["at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{attempt}");
         assert!(attempt["ms"].is_u64() && attempt["error"].as_str().unwrap().contains("503"), "{attempt}");
     }
-    let told = text(&site.run(&["dead", "show", "id-0"]).await.stdout);
-    assert_eq!(told.lines().filter(|line| line.starts_with("attempt ") && line.contains("503")).count(), 3, "{told}");
+    let printed = text(&site.run(&["dead", "show", "id-0"]).await.stdout);
+    assert_eq!(
+        printed.lines().filter(|line| line.starts_with("attempt ") && line.contains("503")).count(),
+        3,
+        "{printed}"
+    );
     let causes = json(&site.run(&["dead", "list", "--group", "--json"]).await);
     assert_eq!((&causes[0]["count"], &causes[0]["reason"]), (&1.into(), &"retries_exhausted".into()));
     assert!(
@@ -60,7 +64,7 @@ async fn every_attempt_is_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_shown_fits_80_columns() {
     let site = Site::new();
-    let server = with_letters(&site, 4).await;
+    let server = with_dead_letters(&site, 4).await;
     let columns = |shown: &str| shown.lines().map(|line| line.trim_end().chars().count()).max().unwrap();
     let listed = text(&site.run(&["dead", "list"]).await.stdout);
     assert!(columns(&listed) <= 80 && listed.lines().count() == 5, "{listed}");
@@ -72,7 +76,7 @@ async fn what_is_shown_fits_80_columns() {
     let mut wide = site.command(&["dead", "list"]);
     let wide = text(&wide.env("COLUMNS", "300").output().await.unwrap().stdout);
     assert!(wide.contains("eighty.c") && wide.contains("id-3") && wide.contains("retries_exhausted"), "{wide}");
-    // The bar is drawn over itself: each drawing is a line of its own.
+    // The progress bar is redrawn in place: each drawing counts as a line.
     let replayed = typed(&site, "dead replay --all --rate 20 --yes", "").await;
     let drawn =
         replayed.1.split(['\r', '\n']).map(without_escapes).find(|drawing| drawing.contains("dead letters,")).unwrap();
@@ -93,9 +97,9 @@ fn without_escapes(drawing: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_letters_are_changed_only_after_a_yes_and_at_the_rate() {
     let site = Site::new();
-    let server = with_letters(&site, 6).await;
+    let server = with_dead_letters(&site, 6).await;
     let counted = || async { json(&site.run(&["dead", "list", "--json"]).await).as_array().unwrap().len() };
-    // No, nothing, the end of the input, and an interrupt.
+    // The answers: no, an empty line, the end of the input, and an interrupt.
     for answer in ["n\n", "\n", "\u{4}", "\u{3}"] {
         let refused = typed(&site, "dead drop --all", answer).await;
         assert!(refused.0 == Some(1) && refused.1.contains("nothing was changed"), "{answer:?}: {refused:?}");
@@ -126,9 +130,9 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up(
                 .as_array()
                 .unwrap()
                 .iter()
-                .any(|letter| letter["id"] == id)
+                .any(|dead_letter| dead_letter["id"] == id)
         };
-        eventually("it is dead", count).await;
+        eventually("the event is dead", count).await;
     }
     let listed = text(&site.run(&["dead", "list"]).await.stdout);
     assert!(listed.starts_with("NUMBER") && listed.lines().count() == 4, "{listed}");
@@ -174,9 +178,9 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up(
         json(&site.run(&["dead", "replay", "--user", "ann", "--why", "it takes them now", "--json"]).await)["replayed"],
         2
     );
-    eventually("they are handled", || async { service.received().len() == 5 }).await;
+    eventually("the replayed events are handled", || async { service.received().len() == 5 }).await;
     assert_eq!(text(&site.run(&["dead", "drop", "--all"]).await.stdout), "1 dropped\n");
     assert_eq!(text(&site.run(&["dead", "list"]).await.stdout), "no dead letters\n");
     assert!(server.terminate().await.success());
-    assert!(site.run(&["dead", "list"]).await.status.success(), "without a running one too");
+    assert!(site.run(&["dead", "list"]).await.status.success(), "`dead list` works without a running server, too");
 }

@@ -1,4 +1,4 @@
-//! What operators are given holds: their tools accept it, and it speaks of metrics, services and files that exist.
+//! The files in deploy/ hold: operators' tools accept them, and they name metrics, services and files that exist.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -9,10 +9,10 @@ fn directory() -> PathBuf {
 
 fn run(program: &str, args: &[&str]) -> Output {
     let path = format!("/usr/sbin:{}", std::env::var("PATH").unwrap());
-    let told = Command::new(program).args(args).current_dir(directory()).env("PATH", path).output();
-    let told = told.unwrap_or_else(|error| panic!("{program}: {error}; tests/run installs it"));
-    assert!(told.status.success(), "{program} {args:?}: {told:?}");
-    told
+    let output = Command::new(program).args(args).current_dir(directory()).env("PATH", path).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}; tests/run installs it"));
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    output
 }
 
 fn read(name: &str) -> String {
@@ -37,7 +37,7 @@ fn every_metric_of_the_alerts_is_declared() {
         let name = metric.trim_start_matches("streamgate_").trim_end_matches("_bucket");
         assert!(declared.contains(&format!("\"{name}\"")), "{metric}");
     }
-    // And every reason that an alert looks for is one that the gateway gives.
+    // Every reason that an alert looks for is one that the gateway gives.
     for reason in [
         "store_unavailable",
         "store_full",
@@ -63,8 +63,8 @@ fn haproxy_accepts_its_configuration() {
 async fn the_composition_names_services_volumes_and_files_that_exist() {
     let script = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open('compose.yml'))))";
     let python = crate::interop::installed("python/bin/python");
-    let told = run(python.to_str().unwrap(), &["-c", script]);
-    let compose: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let printed = run(python.to_str().unwrap(), &["-c", script]);
+    let compose: serde_json::Value = serde_json::from_slice(&printed.stdout).unwrap();
     let services = compose["services"].as_object().unwrap();
     for (name, service) in services {
         for mount in service["volumes"].as_array().into_iter().flatten() {
@@ -86,7 +86,7 @@ async fn the_composition_names_services_volumes_and_files_that_exist() {
     assert!(services.contains_key("worker") && read("prometheus.yml").contains("names: [worker]"));
     let volume = |name: &str| services[name]["volumes"][1].clone();
     assert_ne!(volume("gateway-a"), volume("gateway-b"), "no two gateways share a directory");
-    // What the services are started as, and their environment, is valid.
+    // The services' commands and environment are valid.
     for (service, command) in [("gateway-a", "gateway"), ("worker", "worker")] {
         assert_eq!(services[service]["command"], serde_json::json!([command]));
         let mut check = crate::harness::process::bare_command(&["check", "--json"]);
@@ -94,10 +94,10 @@ async fn the_composition_names_services_volumes_and_files_that_exist() {
             let file = directory().join("streamgate.toml").display().to_string();
             check.env(name, if name == "STREAMGATE_CONFIG" { file } else { value.as_str().unwrap().to_owned() });
         }
-        let told = check.output().await.unwrap();
-        // The hosts are not there, but nothing is wrong with the configuration.
-        let report: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
-        assert_eq!((told.status.code(), &report["checks"][0]["ok"]), (Some(1), &true.into()), "{report}");
+        let checked = check.output().await.unwrap();
+        // The hosts do not exist here, but the configuration is valid.
+        let report: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+        assert_eq!((checked.status.code(), &report["checks"][0]["ok"]), (Some(1), &true.into()), "{report}");
     }
 }
 

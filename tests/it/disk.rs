@@ -1,4 +1,4 @@
-//! A store whose disk does not answer, goes away, or fills unseen; and one whose clock is set back.
+//! A store whose disk does not answer, disappears, or fills unseen; and a clock that is set back.
 
 use crate::harness::broker::Broker;
 use crate::harness::eventually;
@@ -20,16 +20,20 @@ async fn a_store_that_hangs_is_503_within_the_deadline() {
     let answer = send(server.public, &webhook).await.unwrap();
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "deadline_exceeded"));
     assert_eq!(answer.headers["retry-after"], "1");
-    eventually("it is not ready", || async {
-        let (status, told) = server.ops("/readyz").await;
-        status == 503 && told.contains("has not answered")
+    eventually("/readyz is 503", || async {
+        let (status, text) = server.ops("/readyz").await;
+        status == 503 && text.contains("has not answered")
     })
     .await;
     assert_eq!(server.ops("/healthz").await.0, 200);
     drop(lock);
-    eventually("it is ready again", || async { server.ops("/readyz").await.0 == 200 }).await;
+    eventually("/readyz is 200 again", || async { server.ops("/readyz").await.0 == 200 }).await;
     let answer = send(server.public, &webhook).await.unwrap();
-    assert_eq!((answer.status.as_u16(), answer.outcome()), (200, "enqueued"), "what was given up left nothing behind");
+    assert_eq!(
+        (answer.status.as_u16(), answer.outcome()),
+        (200, "enqueued"),
+        "the abandoned write left nothing behind"
+    );
     assert!(server.terminate().await.success());
 }
 
@@ -46,7 +50,7 @@ async fn a_settlement_is_tried_until_it_stands() {
     eventually("the settlement fails", || async { site.log().contains("cannot record a settlement") }).await;
     drop(lock);
     let done = || server.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}");
-    eventually("it stands", || async { done().await == 1.0 }).await;
+    eventually("the settlement is recorded", || async { done().await == 1.0 }).await;
     assert_eq!(service.received().len(), 1, "the handler ran once");
     assert!(server.terminate().await.success());
 }
@@ -77,7 +81,7 @@ async fn nothing_is_promised_from_a_data_directory_that_was_moved_or_deleted() {
             std::fs::rename(&away, &data).unwrap();
             let is_back = || async { send(server.public, &Webhook::fresh()).await.unwrap().status == 200 };
             eventually("events are taken again", is_back).await;
-            eventually("it is ready again", || async { server.ops("/readyz").await.0 == 200 }).await;
+            eventually("/readyz is 200 again", || async { server.ops("/readyz").await.0 == 200 }).await;
         }
         assert_eq!(site.log().matches("events can no longer be stored").count(), 1, "{}", site.log());
         assert!(server.terminate().await.success());
@@ -101,13 +105,15 @@ async fn a_gateway_goes_on_without_its_spool_while_rabbitmq_takes_events() {
     let (broker, redis) = tokio::join!(Broker::start(), RedisServer::start());
     let mut backends = Backends { broker, redis };
     let site = Site::new();
-    // Only what RabbitMQ does not take goes to the spool.
+    // Long timeouts, so that only events that RabbitMQ does not take go to the spool.
     let tables = backends.tables_with(&site.name(), "spool_after = \"4s\"\nconfirm_timeout = \"4s\"");
     site.configure(&Setup { rest: tables, ..Setup::default() });
     let server = site.start_as("gateway").await.ready().await;
     std::fs::rename(site.data_dir(), site.path("away")).unwrap();
-    eventually("it is noticed", || async { server.ops("/readyz").await.1.contains("the data directory is gone") })
-        .await;
+    eventually("the missing directory is noticed", || async {
+        server.ops("/readyz").await.1.contains("the data directory is gone")
+    })
+    .await;
     assert_eq!(server.ops("/readyz").await.0, 503);
     for _ in 0..20 {
         assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
@@ -124,14 +130,14 @@ async fn a_log_that_grows_behind_a_reader_counts_as_used() {
     site.configure(&Setup { store: "spool_max = \"1MiB\"".into(), ..Setup::default() });
     let server = site.start().await;
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
-    // A reader whose snapshot is kept: no checkpoint gets past it.
+    // A reader that keeps its snapshot: no checkpoint gets past it.
     let reader = site.store();
     reader.execute_batch("BEGIN; SELECT count(*) FROM events").unwrap();
     let log = || site.data_dir().join("streamgate.db-wal").metadata().unwrap().len();
     let wide = |number: u32| Webhook::push(&format!("wide-{number}"), format!("{number}{}", "x".repeat(400_000)));
     let (mut number, mut answer) = (0, send(server.public, &wide(0)).await.unwrap());
     while answer.status == 200 {
-        assert!(log() < 32 << 20, "the log has {} bytes", log());
+        assert!(log() < 32 << 20, "the WAL has {} bytes", log());
         number += 1;
         answer = send(server.public, &wide(number)).await.unwrap();
     }
@@ -139,7 +145,7 @@ async fn a_log_that_grows_behind_a_reader_counts_as_used() {
     drop(reader);
     let is_taken = || async { send(server.public, &Webhook::fresh()).await.unwrap().status == 200 };
     eventually("there is room again", is_taken).await;
-    eventually("the log is cut back", || async { log() <= 16 << 20 }).await;
+    eventually("the WAL is truncated", || async { log() <= 16 << 20 }).await;
     assert!(server.terminate().await.success());
 }
 
@@ -154,11 +160,11 @@ async fn a_clock_that_is_set_back_stalls_no_retry() {
     let server = Server::of(site.command_by_clock(&["up"]), &site).await;
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
     let retries = || async { server.metric("streamgate_worker_retries_total{route=\"app\"}").await };
-    eventually("it waits for its retry", || async { retries().await == 1.0 }).await;
+    eventually("the event waits for its retry", || async { retries().await == 1.0 }).await;
     fails.store(false, Ordering::Relaxed);
     site.set_clock("+0");
-    assert_eq!(service.received().len(), 1, "it waits still");
-    eventually("it is tried again", || async { service.received().len() == 2 }).await;
+    assert_eq!(service.received().len(), 1, "the event still waits");
+    eventually("the event is tried again", || async { service.received().len() == 2 }).await;
     assert!(server.terminate().await.success());
 }
 
@@ -177,7 +183,7 @@ async fn a_spool_that_was_away_is_handed_over_whole() {
         assert_eq!(send(server.public, webhook).await.unwrap().status, 503);
     }
     std::fs::rename(site.path("away"), site.data_dir()).unwrap();
-    eventually("it is ready again", || async { server.ops("/readyz").await.0 == 200 }).await;
+    eventually("/readyz is 200 again", || async { server.ops("/readyz").await.0 == 200 }).await;
     for webhook in &webhooks[1..] {
         assert_eq!(send(server.public, webhook).await.unwrap().status, 200);
     }

@@ -1,4 +1,4 @@
-//! What the documents say holds: promises name tests that exist, metrics and commands are as they are called.
+//! The documents are correct: promises name tests that exist, and metrics and options are those of the program.
 
 use crate::harness::process::{Setup, Site, bare_command};
 use crate::harness::servers::Backends;
@@ -74,7 +74,7 @@ async fn every_metric_of_the_readme_is_served_and_every_one_that_is_served_is_in
     for (public, handles) in [(up.public, &up), (gateway.public, &worker)] {
         assert_eq!(send(public, &Webhook::fresh()).await.unwrap().status, 200);
         assert_eq!(send(public, &Webhook::moderation(r#"{"text":"x"}"#)).await.unwrap().status, 200);
-        crate::harness::eventually("it is handled", || async {
+        crate::harness::eventually("the event is handled", || async {
             handles.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"log\"}").await == 1.0
         })
         .await;
@@ -147,7 +147,7 @@ async fn every_option_of_the_readme_exists() {
     }
 }
 
-/// What a program with handlers of its own on the embedded store has to compile.
+/// The dependencies of a program with handlers of its own on the embedded store.
 #[test]
 fn a_bot_compiles_neither_rabbitmq_nor_redis_nor_the_command_line() {
     let tree = |features: &[&str]| {

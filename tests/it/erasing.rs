@@ -1,4 +1,4 @@
-//! What is erased is gone, and what is kept is its owner's alone.
+//! Erased events are gone from the disk, and the data directory is its owner's alone.
 
 use crate::harness::process::{Setup, Site};
 use crate::harness::receiver::{Receiver, reply};
@@ -7,7 +7,7 @@ use crate::harness::{PATIENCE, eventually};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use tokio::net::TcpStream;
 
-/// How often this text stands in the files of a data directory.
+/// How often this text occurs in the files of a data directory.
 fn occurrences(site: &Site, text: &str) -> usize {
     let files = std::fs::read_dir(site.data_dir()).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
     files.map(|bytes| bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count()).sum()
@@ -24,7 +24,7 @@ async fn what_is_handled_or_dropped_stands_in_no_file() {
     let service = Receiver::start(|_| reply(422, &[])).await;
     site.configure(&Setup { rest: service.route(), ..Setup::default() });
     let server = site.start().await;
-    // In each place where Stream puts a user, and events of somebody else.
+    // Events with ann in each place where Stream puts a user, and events of another user.
     let places = [
         r#""user":{"id":"ann"}"#,
         r#""members":[{"user":{"id":"bob"}},{"user_id":"ann"}]"#,
@@ -44,7 +44,7 @@ async fn what_is_handled_or_dropped_stands_in_no_file() {
     let dropped = site.run(&["dead", "drop", "--user", "ann", "--json"]).await;
     assert_eq!(String::from_utf8_lossy(&dropped.stdout), "{\"dropped\":5}\n");
     assert_eq!(count().await, 5);
-    assert_eq!(occurrences(&site, "of-ann"), 0, "beside the running server");
+    assert_eq!(occurrences(&site, "of-ann"), 0, "erased while the server runs");
     assert!(server.terminate().await.success());
     assert_eq!(occurrences(&site, "of-ann"), 0);
     assert!(occurrences(&site, "of-bob") > 0, "this test can fail");
@@ -77,10 +77,10 @@ async fn a_link_in_the_data_directory_is_not_followed() {
         std::fs::set_permissions(site.data_dir(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let elsewhere = site.write("elsewhere", "somebody's secret");
         symlink(&elsewhere, site.data_dir().join(name)).unwrap();
-        // One that follows the link serves, and never ends.
+        // A server that followed the link would serve and never end.
         let ended = tokio::time::timeout(PATIENCE, site.run(&["up"])).await.expect("an error at the start");
-        let told = String::from_utf8_lossy(&ended.stderr).into_owned();
-        assert!(!ended.status.success() && told.contains("data"), "{name}: {told}");
+        let errors = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(!ended.status.success() && errors.contains("data"), "{name}: {errors}");
         assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "somebody's secret", "{name}");
     }
 }
@@ -88,7 +88,7 @@ async fn a_link_in_the_data_directory_is_not_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn root_looks_after_a_data_directory_of_another_user_and_says_so() {
     if !rustix::process::geteuid().is_root() {
-        // Nobody else can give a directory away; who is refused is a table in the store's own tests.
+        // Only root can give a directory away; a unit test of the store covers who is refused.
         return;
     }
     let site = Site::new();
@@ -108,12 +108,12 @@ async fn silent_connections_to_the_ops_port_hold_up_no_probe() {
     for _ in 0..200 {
         silent.push(TcpStream::connect(server.ops).await.unwrap());
     }
-    // Half a head is as silent.
+    // Half a head counts as silent, too.
     for _ in 0..100 {
         silent.push(raw(server.ops, b"GET /healthz HTTP/1.1\r\n").await);
     }
     let asked = tokio::time::timeout(std::time::Duration::from_secs(20), server.ops("/healthz")).await;
-    assert_eq!(asked.expect("an answer, and not after the silent ones' time").0, 200);
+    assert_eq!(asked.expect("an answer before the silent connections time out").0, 200);
     drop(silent);
     assert!(server.terminate().await.success());
 }

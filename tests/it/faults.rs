@@ -1,13 +1,13 @@
-//! The fault suite: a steady load of signed events, and one fault after the other, or two together. Whatever was answered 2xx is
-//! handled with an identical body, and nothing is refused that could have been taken.
+//! The fault suite: a steady load of signed events, and one fault after the other, or two together. Every event that was answered
+//! 2xx is handled with an identical body, and no event is refused that could have been taken.
 //!
-//! The table's columns: attempts of the sender, and those of them that were answered 2xx; answers that named the spool; messages
-//! that a gateway published though the same event had been published before (copies that RabbitMQ nacked, and repeats of the
-//! sender's while Redis is away, among them); deliveries to the service beyond each event's first; how long after the end of the
-//! fault all was handled and the spools empty; the most memory of a gateway.
+//! The table's columns: requests of the senders; the share of them that was answered 2xx; answers that named the spool; messages
+//! that a gateway published though the same event had been published before (among them copies that RabbitMQ nacked, and the
+//! sender's repeats while Redis is down); deliveries to the service beyond each event's first; the time from the end of the fault
+//! until all events were handled and the spools were empty; the peak memory of a gateway.
 //!
 //! `tests/run` makes each fault once, briefly. `tests/run --soak` goes on for STREAMGATE_TEST_FAULT_SECONDS, in random order and
-//! with two at a time; the seed that it prints makes the same order again, as STREAMGATE_TEST_SEED.
+//! with two faults at a time; STREAMGATE_TEST_SEED, set to the seed that a run prints, repeats its order.
 
 mod world;
 
@@ -16,20 +16,20 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use world::World;
 
-/// Events that are accepted while a fault lasts; in a soak, of those while packets are lost: for half a minute.
+/// How many events are accepted while a fault lasts; in a soak, while packets are lost, as many as take half a minute.
 const WHILE: usize = 150;
 const WHILE_PACKETS_ARE_LOST: usize = 3000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     BrokerKilled,
-    /// As an operator does it.
+    /// With `rabbitmqctl`, as an operator does it.
     BrokerRestarted,
     /// For longer than the heartbeats.
     BrokerHangs,
     MemoryAlarm,
     DiskAlarm,
-    /// It refuses what is over its limit.
+    /// The queue refuses events over its limit.
     EventsQueueFull,
     EventsQueueDeleted,
     AlternateExchangeDeleted,
@@ -45,39 +45,39 @@ enum Fault {
     GatewayKilled,
     WorkerKilled,
     GatewayAndWorkerKilled,
-    /// No commit ends.
+    /// No commit finishes.
     SpoolHangs,
     /// Each commit waits for a fifth of a second.
     SpoolSlow,
     SpoolFull,
-    /// A gateway does not start on it, and says so.
+    /// A gateway does not start on it, and its error says so.
     SpoolReadOnly,
     BrokerAndRedisKilled,
-    /// What waits expires: it is replayed from the dead letters.
+    /// Queued events expire, and are replayed from the dead letters.
     PolicyExpiresEvents,
-    /// What waits expires: an operator moves the dead letters back by hand.
+    /// Queued events expire, and an operator moves the dead letters back by hand.
     DeadLettersMoved,
     /// New connections may not publish any more.
     PermissionsTaken,
-    /// A look at the queue, a dozen times, as with the management UI.
+    /// An operator looks at the queue a dozen times, as with the management UI.
     OperatorPeeks,
-    /// It takes no writes: it became a replica.
+    /// Redis became a replica, and takes no writes.
     RedisReplica,
-    /// It takes no writes: it cannot save.
+    /// Redis cannot save, and takes no writes.
     RedisCannotSave,
-    /// A gateway's, with its database open.
+    /// The data directory of a gateway, with its database open.
     DataDirectoryMoved,
-    /// A gateway writes every line there is into a pipe that nobody reads.
+    /// A gateway logs at trace level into a pipe that nobody reads.
     LogStalled,
     /// A gateway's stderr is a file on a full disk.
     LogFull,
-    /// A worker's, by a day.
+    /// A worker's clock, by a day.
     ClockSetBack,
 }
 
 use Fault::*;
 
-/// What a fault breaks: two that break one thing are not made together.
+/// The part that a fault breaks: two faults of one part are not made together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Broker,
@@ -122,7 +122,7 @@ const ALL: [(Fault, &[Part]); 33] = [
     (ClockSetBack, &[Part::Process, Part::Broker]),
 ];
 
-/// A disk is needed only while RabbitMQ takes nothing.
+/// The pairs that are tried: a disk is needed only while RabbitMQ takes no events.
 const TOGETHER: [[Fault; 2]; 3] = [[BrokerKilled, SpoolHangs], [MemoryAlarm, SpoolSlow], [EventsQueueFull, SpoolFull]];
 
 fn seed() -> u64 {
@@ -148,7 +148,7 @@ async fn whatever_breaks_nothing_acknowledged_is_lost() {
         if faults.iter().all(|fault| world.can(*fault)) {
             println!("{}", world.suffer(&faults, events(&faults)).await);
         } else {
-            println!("{faults:?}: left out, for want of the right to mount a tmpfs: run as root, or with sudo -n");
+            println!("{faults:?}: left out, since this user may not mount a tmpfs: run as root, or with sudo -n");
         }
     }
     let mut random = Random(seed);
@@ -160,7 +160,7 @@ async fn whatever_breaks_nothing_acknowledged_is_lost() {
     }
     world.promises_were_kept();
     let World { load, service, workers, gateways: _gateways, .. } = world;
-    // A sender that was refused for good has panicked.
+    // A sender whose event was refused with a 4xx has panicked.
     let ledger = load.stop().await;
     let repeats = ledger.prove(&service).await;
     println!(

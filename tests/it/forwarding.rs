@@ -1,4 +1,4 @@
-//! Forwarding to an HTTP service, by the real binary.
+//! Forwarding to an HTTP service, with the real binary.
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
@@ -33,7 +33,7 @@ async fn the_service_gets_what_stream_sent() {
     let webhook = Webhook::push("the-id", body).set("x-webhook-attempt", "3").add("traceparent", trace);
     let webhook = webhook.add("target-agent", "public/1").add("x-stream-new", "n").add("x-forwarded-user", "root");
     accept(&server, &webhook.clone().zipped()).await;
-    eventually("it arrives", || async { !service.received().is_empty() }).await;
+    eventually("the event arrives", || async { !service.received().is_empty() }).await;
     let received = &service.received()[0];
     assert_eq!((received.path.as_str(), &received.body), ("/hook?x=1", &webhook.body));
     let signature = sign(body.as_bytes());
@@ -95,11 +95,11 @@ async fn each_status_is_done_dead_or_tried_again() {
     let connections: HashSet<_> = service.received().iter().map(|received| received.from).collect();
     assert_eq!(connections.len(), 1, "one connection served them all");
     let listed = site.run(&["dead", "list", "--json"]).await;
-    let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-    let letters = letters.as_array().unwrap();
-    assert_eq!(letters.len(), 6);
-    assert!(letters.iter().all(|letter| letter["reason"] == "rejected"));
-    assert_eq!(letters[0]["error"], "the service answered 400");
+    let dead_letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let dead_letters = dead_letters.as_array().unwrap();
+    assert_eq!(dead_letters.len(), 6);
+    assert!(dead_letters.iter().all(|dead_letter| dead_letter["reason"] == "rejected"));
+    assert_eq!(dead_letters[0]["error"], "the service answered 400");
     assert!(!String::from_utf8_lossy(&listed.stdout).contains("text of the service"));
     assert!(!site.log().contains("text of the service"));
     assert!(server.terminate().await.success());
@@ -121,9 +121,9 @@ async fn retry_after_is_heeded() {
     .await;
     let server = start(&site, "retry = [\"10ms\"]", service.route()).await;
     accept(&server, &Webhook::fresh()).await;
-    eventually("it comes again", || async { service.received().len() == 2 }).await;
+    eventually("the event is tried again", || async { service.received().len() == 2 }).await;
     let calls = calls.lock().unwrap().clone();
-    assert!(calls[1] - calls[0] >= Duration::from_secs(1), "not before the service asked for it");
+    assert!(calls[1] - calls[0] >= Duration::from_secs(1), "the retry waits as long as the service asked");
     assert_eq!(service.received()[1].header("x-streamgate-attempt"), "2");
     assert!(server.terminate().await.success());
 }
@@ -141,7 +141,7 @@ async fn a_service_that_is_away_or_silent_is_tried_again() {
     let retries = || server.metric("streamgate_worker_retries_total{route=\"app\"}");
     eventually("silence counts as a failure", || async { retries().await >= 1.0 }).await;
     drop(silent);
-    eventually("so does absence", || async { retries().await == 4.0 }).await;
+    eventually("a refused connection counts as a failure", || async { retries().await == 4.0 }).await;
     site.logged("did not answer within 100ms").await;
     site.logged("refused: cannot connect to the service").await;
     assert!(server.terminate().await.success());
@@ -166,6 +166,6 @@ async fn the_first_route_that_matches_gets_the_event() {
     eventually("all arrive", || async { messages.ids().len() + rest.ids().len() == 4 }).await;
     assert_eq!(messages.ids(), HashSet::from(["one".to_owned(), "two".to_owned()]));
     let done = "streamgate_worker_deliveries_total{outcome=\"done\",route=\"2\"}";
-    eventually("and are settled", || async { server.metric(done).await == 2.0 }).await;
+    eventually("all are settled", || async { server.metric(done).await == 2.0 }).await;
     assert!(server.terminate().await.success());
 }

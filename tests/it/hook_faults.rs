@@ -1,5 +1,5 @@
-//! Hooks by the real binary: what callers are told when a part is killed, hangs or loses an answer. Whatever happens, that is
-//! 200 and JSON.
+//! Hooks with the real binary: the answers that callers get when a part is killed, hangs or loses an answer. Each is 200 with
+//! JSON.
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
@@ -16,10 +16,10 @@ use lapin::types::FieldTable;
 use rustix::process::Signal;
 use std::time::Duration;
 
-/// Longer than any deadline here, and far shorter than for ever.
+/// Longer than any deadline here: an answer that takes so long has hung.
 const HUNG: Duration = Duration::from_secs(20);
 
-/// The answer to a hook, which must come whatever happens.
+/// Sends a hook, which must be answered whatever happens.
 pub async fn ask(gateway: &Server, webhook: &Webhook) -> Answer {
     let answer = tokio::time::timeout(HUNG, send(gateway.public, webhook)).await.expect("an answer in time").unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -60,9 +60,9 @@ impl Fleet {
     }
 }
 
-async fn there(gateway: &Server, there: f64) {
-    let what = format!("the gateway sees {there} whether somebody answers");
-    eventually(&what, || async { gateway.metric("streamgate_gateway_hook_workers_up").await == there }).await;
+async fn sees_workers(gateway: &Server, up: f64) {
+    let what = format!("streamgate_gateway_hook_workers_up is {up}");
+    eventually(&what, || async { gateway.metric("streamgate_gateway_hook_workers_up").await == up }).await;
 }
 
 fn message() -> Webhook {
@@ -83,12 +83,12 @@ async fn a_worker_killed_in_mid_call_leaves_it_to_another_or_to_the_policy() {
     let fleet = Fleet::start(service).await;
     let (_site, gateway) = fleet.server("gateway", "5s").await;
     let (_site, first) = fleet.server("worker", "5s").await;
-    there(&gateway, 1.0).await;
+    sees_workers(&gateway, 1.0).await;
     let answered = || {
         let (public, webhook) = (gateway.public, message());
         tokio::spawn(async move { send(public, &webhook).await.unwrap() })
     };
-    // The only one: nobody is left to answer.
+    // The only worker is killed: none is left to answer.
     let asked = answered();
     let in_hand = async |worker: &Server| {
         let name = "streamgate_worker_calls_in_flight";
@@ -96,16 +96,16 @@ async fn a_worker_killed_in_mid_call_leaves_it_to_another_or_to_the_policy() {
     };
     in_hand(&first).await;
     first.kill().await;
-    there(&gateway, 0.0).await;
+    sees_workers(&gateway, 0.0).await;
     let at_once = ask(&gateway, &message()).await;
     assert_eq!((&at_once.body[..], at_once.outcome()), (&br#"{"message":{"text":"x"}}"#[..], "no_worker"));
     assert_eq!(asked.await.unwrap().outcome(), "hook_timeout");
-    // One of two: the broker hands the call to the other.
+    // One of two workers is killed: RabbitMQ hands the call to the other.
     let ((_s2, second), (_s3, third)) = tokio::join!(fleet.server("worker", "5s"), fleet.server("worker", "5s"));
-    there(&gateway, 1.0).await;
+    sees_workers(&gateway, 1.0).await;
     let asked = answered();
     let in_flight = async |worker: &Server| worker.metric("streamgate_worker_calls_in_flight").await;
-    eventually("one has the call", || async { in_flight(&second).await + in_flight(&third).await == 1.0 }).await;
+    eventually("one worker has the call", || async { in_flight(&second).await + in_flight(&third).await == 1.0 }).await;
     let (holder, other) = if in_flight(&second).await == 1.0 { (second, third) } else { (third, second) };
     holder.kill().await;
     in_hand(&other).await;
@@ -120,7 +120,7 @@ async fn without_rabbitmq_or_redis_hooks_are_answered() {
     let mut fleet = Fleet::start(service).await;
     let (_site, gateway) = fleet.server("gateway", "1s").await;
     let (_site, _worker) = fleet.server("worker", "1s").await;
-    there(&gateway, 1.0).await;
+    sees_workers(&gateway, 1.0).await;
     assert_eq!(ask(&gateway, &message()).await.outcome(), "answered");
     fleet.backends.redis.signal(Signal::STOP);
     for _ in 0..10 {
@@ -128,8 +128,8 @@ async fn without_rabbitmq_or_redis_hooks_are_answered() {
     }
     fleet.backends.redis.kill();
     let webhook = message();
-    assert_eq!(ask(&gateway, &webhook).await.outcome(), "answered", "Redis is away");
-    // Until the gateway has given up remembering it, it knows the answer by itself.
+    assert_eq!(ask(&gateway, &webhook).await.outcome(), "answered", "Redis is down");
+    // The gateway knows the answer by itself until its attempt to store it has failed.
     eventually("a repeat is asked again", || async { ask(&gateway, &webhook).await.outcome() == "answered" }).await;
     assert!(gateway.metric("streamgate_hook_memory_errors_total").await >= 2.0);
     fleet.backends.redis.restart().await;
@@ -138,28 +138,36 @@ async fn without_rabbitmq_or_redis_hooks_are_answered() {
     assert_eq!(ask(&gateway, &webhook).await.outcome(), "answered");
     eventually("answers are remembered again", || async { ask(&gateway, &webhook).await.outcome() == "repeated" })
         .await;
-    // It hangs: the first callers wait for their deadline, the later ones for nothing.
+    // RabbitMQ hangs: the first callers wait for their deadline, later ones are answered at once.
     fleet.backends.broker.signal(Signal::STOP);
     assert_eq!(ask(&gateway, &message()).await.outcome(), "hook_timeout");
-    eventually("it is noticed", || async { ask(&gateway, &message()).await.outcome() == "store_unavailable" }).await;
+    eventually("the hang is noticed", || async { ask(&gateway, &message()).await.outcome() == "store_unavailable" })
+        .await;
     fleet.backends.broker.signal(Signal::CONT);
-    eventually("it goes on", || async { ask(&gateway, &message()).await.outcome() == "answered" }).await;
+    eventually("hooks are answered after the hang", || async {
+        ask(&gateway, &message()).await.outcome() == "answered"
+    })
+    .await;
     fleet.backends.broker.kill();
-    eventually("it is away", || async { ask(&gateway, &message()).await.outcome() == "store_unavailable" }).await;
+    eventually("the outage is noticed", || async { ask(&gateway, &message()).await.outcome() == "store_unavailable" })
+        .await;
     fleet.backends.broker.restart().await;
-    eventually("it is back", || async { ask(&gateway, &message()).await.outcome() == "answered" }).await;
+    eventually("hooks are answered after the outage", || async {
+        ask(&gateway, &message()).await.outcome() == "answered"
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_lost_or_late_is_the_policys() {
     let fleet = Fleet::start(Receiver::willing().await).await;
     let (_site, gateway) = fleet.server("gateway", "500ms").await;
-    // A worker of somebody else's, who reads a call by the contract and takes its time.
+    // A foreign worker, which follows the contract and takes its time.
     let (_connection, channel) = fleet.backends.broker.channel().await;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let queue = format!("{}.calls", fleet.prefix);
     let mut calls = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
-    there(&gateway, 1.0).await;
+    sees_workers(&gateway, 1.0).await;
     let mut asked = async |answers: bool| {
         let (public, webhook) = (gateway.public, message());
         let waits = tokio::spawn(async move { send(public, &webhook).await.unwrap() });
@@ -205,12 +213,12 @@ async fn a_repeat_at_another_gateway_gets_the_first_answer() {
     let fleet = Fleet::start(service).await;
     let ((_s1, one), (_s2, two)) = tokio::join!(fleet.server("gateway", "5s"), fleet.server("gateway", "5s"));
     let (_s3, _worker) = fleet.server("worker", "5s").await;
-    tokio::join!(there(&one, 1.0), there(&two, 1.0));
+    tokio::join!(sees_workers(&one, 1.0), sees_workers(&two, 1.0));
     let webhook = message();
     assert_eq!(ask(&one, &webhook).await.outcome(), "answered");
     let again = ask(&two, &webhook).await;
     assert_eq!((&again.body[..], again.outcome()), (SPACED.as_bytes(), "repeated"));
-    // While the first is in work, too.
+    // The same while the first is still being answered.
     let webhook = message().set("x-webhook-id", "waits");
     let (public, first) = (one.public, webhook.clone());
     let first = tokio::spawn(async move { send(public, &first).await.unwrap() });
@@ -222,7 +230,7 @@ async fn a_repeat_at_another_gateway_gets_the_first_answer() {
     assert_eq!(first.await.unwrap().outcome(), "answered");
     let second = second.await.unwrap();
     assert_eq!((&second.body[..], second.outcome()), (SPACED.as_bytes(), "repeated"));
-    assert_eq!(fleet.service.received().len(), 2, "asked once each");
+    assert_eq!(fleet.service.received().len(), 2, "the service was asked once for each hook");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,16 +259,16 @@ async fn no_secret_and_no_message_shows_in_the_services() {
         sites.push((site, server));
     }
     let gateway = &sites[0].1;
-    there(gateway, 1.0).await;
+    sees_workers(gateway, 1.0).await;
     let hook = Webhook::moderation(&format!("{{\"text\":\"{MESSAGE}\"}}"));
     assert_eq!(ask(gateway, &hook).await.outcome(), "hook_failed");
     let push = format!("{{\"type\":\"message.new\",\"text\":\"{MESSAGE}\"}}");
     assert_eq!(send(gateway.public, &Webhook::push("private", push.clone())).await.unwrap().status, 200);
-    eventually("it is dead", || async {
+    eventually("the event is dead", || async {
         sites[1].1.metric("streamgate_worker_dead_letters_total{reason=\"rejected\"}").await == 1.0
     })
     .await;
-    // Where nothing takes an event the broker sends it back, whole.
+    // RabbitMQ returns an event that no queue takes, with its body.
     for queue in ["events", "unrouted"] {
         broker.manage("DELETE", &format!("queues/%2F/{}.{queue}", fleet.prefix), "").await;
     }
@@ -304,7 +312,7 @@ async fn calls_that_an_alarm_caught_take_no_place_after_it() {
     let mut command = site.command(&["worker"]);
     command.env("STREAMGATE__HOOKS__CONCURRENCY", "3");
     let worker = Server::of(command, &site).await.ready().await;
-    there(&gateway, 1.0).await;
+    sees_workers(&gateway, 1.0).await;
     let asked = || {
         let (public, webhook) = (gateway.public, message());
         tokio::spawn(async move { send(public, &webhook).await.unwrap() })
@@ -321,8 +329,8 @@ async fn calls_that_an_alarm_caught_take_no_place_after_it() {
         assert_eq!(one.await.unwrap().status, 200);
     }
     fleet.backends.broker.control(&["set_vm_memory_high_watermark", "0.4"]).await;
-    // One after the other: as soon as no place is left, nothing is answered any more.
-    eventually("it answers again", || async { ask(&gateway, &message()).await.outcome() == "answered" }).await;
+    // One after the other: if the caught calls kept their places, no hook would be answered.
+    eventually("the worker answers again", || async { ask(&gateway, &message()).await.outcome() == "answered" }).await;
     for _ in 0..9 {
         assert_eq!(ask(&gateway, &message()).await.outcome(), "answered");
     }

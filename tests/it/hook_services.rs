@@ -1,4 +1,4 @@
-//! Hooks by the real binary that need no code: answered by services, rules and replies.
+//! Hooks that need no code, with the real binary: services, rules and reply templates answer them.
 
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::{Gate, Received, Receiver, reply};
@@ -10,7 +10,7 @@ async fn up(site: &Site, hooks: String) -> Server {
     site.start().await
 }
 
-/// A command whose URL names another.
+/// A command whose URL names another command.
 fn queried(query: &str, name: &str) -> Webhook {
     Webhook { path: format!("{COMMANDS}?type={query}"), ..Webhook::command(name, "x", None) }
 }
@@ -38,7 +38,7 @@ async fn a_services_answer_goes_back_as_it_is() {
         (moderated.clone().set("x-webhook-id", "zipped").zipped(), "/moderate?x=1", "before-message-send"),
         (Webhook::command("ticket", "x", None), "/tickets", "ticket"),
         (Webhook::command("giphy", "x", None), "/commands/giphy", "giphy"),
-        // Nobody has signed the query.
+        // The query is not signed, so the name in it is ignored.
         (queried("another", "giphy"), "/commands/giphy", "giphy"),
     ] {
         let answer = ask(&server, &webhook).await;
@@ -106,7 +106,7 @@ async fn a_service_without_a_proper_answer_is_a_failure() {
     }
     assert!(server.terminate().await.success());
     for said in ["<html>", "words of the service", "Internal server error"] {
-        assert!(!site.log().contains(said), "nothing of what services say is logged");
+        assert!(!site.log().contains(said), "no text of a service is logged");
     }
 }
 
@@ -149,7 +149,7 @@ async fn rules_and_replies_need_no_code() {
     assert!(server.terminate().await.success());
 }
 
-/// Hooks with what chat users write to get around a rule; each must be judged as it reads.
+/// Messages by which chat users try to get around a rule; each must be judged as it reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_judge_what_others_will_read() {
     let site = Site::new();
@@ -194,10 +194,10 @@ async fn rules_judge_what_others_will_read() {
     for body in [crowded.as_bytes(), b"no JSON"] {
         assert_eq!(judged(body).await, "unreadable");
     }
-    assert_eq!(service.received().len(), 3, "what a rule rejects is not asked about");
+    assert_eq!(service.received().len(), 3, "the service is not asked about what a rule rejects");
     assert!(server.terminate().await.success());
 
-    // Where it is to be allowed, the service is asked all the same, with the bytes that Stream signed.
+    // With `on_unreadable = "allow"` the service is asked about it all the same, with the bytes that Stream signed.
     let server = up(&site, hooks.replace("max_links = 0", "on_unreadable = \"allow\"\nfields = [\"text\"]")).await;
     let crowded = Webhook::moderation_of(crowded);
     assert_eq!(ask(&server, &crowded).await.body, SPACED.as_bytes());
@@ -213,17 +213,18 @@ async fn send_prints_what_was_answered() {
     let hooks = "[hooks.before_message_send]\nmax_length = 5\n[hooks.custom_commands.commands.ticket]\nreply = \"Ticket: {args}\"\n";
     let server = up(&site, hooks.into()).await;
     let url = format!("http://{}", server.public);
-    let told = async |args: &[&str]| {
+    let printed = async |args: &[&str]| {
         let output = site.run(&[&["send", "--url", &url], args].concat()).await;
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    let moderated = told(&["--kind", "before-message-send"]).await;
+    let moderated = printed(&["--kind", "before-message-send"]).await;
     assert!(moderated.contains("200 answered") && moderated.contains("\"type\": \"error\""), "{moderated}");
     assert!(moderated.contains("rejected"), "{moderated}");
-    let ticket = told(&["--kind", "custom-command", "--type", "ticket"]).await;
+    let ticket = printed(&["--kind", "custom-command", "--type", "ticket"]).await;
     assert!(ticket.contains("ephemeral") && ticket.contains("Ticket: "), "{ticket}");
-    let ticket: serde_json::Value = serde_json::from_str(&told(&["--kind", "custom-command", "--json"]).await).unwrap();
+    let ticket: serde_json::Value =
+        serde_json::from_str(&printed(&["--kind", "custom-command", "--json"]).await).unwrap();
     assert_eq!(
         (&ticket["outcomes"]["answered"], &ticket["answer"]["message"]["type"]),
         (&1.into(), &"ephemeral".into())
@@ -252,9 +253,9 @@ async fn mistakes_in_hooks_are_told_with_their_keys() {
         reply = "{who}"
     "#;
     site.configure(&Setup { rest: hooks.into(), ..Setup::default() });
-    let told = site.run(&["check", "--json"]).await;
-    assert_eq!(told.status.code(), Some(64));
-    let report: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let checked = site.run(&["check", "--json"]).await;
+    assert_eq!(checked.status.code(), Some(64));
+    let report: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
     let mut keys: Vec<_> = report["checks"].as_array().unwrap().iter().map(|it| it["what"].as_str().unwrap()).collect();
     keys.sort_unstable();
     let expected = [
@@ -275,6 +276,6 @@ async fn mistakes_in_hooks_are_told_with_their_keys() {
     assert_eq!(keys, expected, "{report:#}");
     let mask = "[hooks.before_message_send]\nforward = { url = \"http://h/\" }\nrules = [{ pattern = \"x\", action = \"mask\" }]";
     site.configure(&Setup { rest: mask.into(), ..Setup::default() });
-    let told = String::from_utf8(site.run(&["check"]).await.stderr).unwrap();
-    assert!(told.contains("hooks.before_message_send.rules") && told.contains("do not go together"), "{told}");
+    let errors = String::from_utf8(site.run(&["check"]).await.stderr).unwrap();
+    assert!(errors.contains("hooks.before_message_send.rules") && errors.contains("do not go together"), "{errors}");
 }

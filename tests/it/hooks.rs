@@ -25,7 +25,7 @@ behaviours! {
     unsigned_hooks_are_refused
 }
 
-/// The answer to a hook that must have one.
+/// Sends a hook, which must be answered 200 with JSON.
 pub async fn ask(stack: &impl Stack, webhook: &Webhook) -> Answer {
     let answer = send(stack.public(), webhook).await.unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -56,7 +56,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// A moderation that answers how often it was asked.
+/// A moderation handler that answers with the number of calls so far, and that number.
 pub fn counting() -> (Hooks, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&asked);
@@ -86,12 +86,12 @@ async fn a_message_passes_is_rewritten_or_rejected<S: Stack>() {
         })
     });
     let stack: S = start(&site, "", hooks).await;
-    // As the docs show it, and with what no library of ours knows.
+    // The example of Stream's documentation, with a field that no type of ours knows.
     let message = r#"{"id":"","text":"hello \u003cb\u003e","html":"","type":"regular","attachments":[],"latest_reactions":[],"reaction_counts":null,"reply_count":0,"mentioned_users":[],"silent":false,"later":{"n":1.10,"big":12345678901234567890123}}"#;
     let passed = ask(&stack, &Webhook::moderation(message)).await;
     assert_eq!((text(&passed.body), passed.outcome()), (&*format!("{{\"message\":{message}}}"), "answered"));
     let zipped = ask(&stack, &Webhook::moderation(message).zipped()).await;
-    assert_eq!(text(&zipped.body), format!("{{\"message\":{message}}}"), "inflated before it is asked");
+    assert_eq!(text(&zipped.body), format!("{{\"message\":{message}}}"), "the handler gets the body inflated");
     let rewritten = ask(&stack, &Webhook::moderation(r#"{"text":"card 1234","x":1.10,"type":"regular"}"#)).await;
     let expected = r#"{"message":{"text":"card ****","x":1.10,"type":"system","silent":true,"show_in_channel":false,"i18n":{"language":"en"},"attachments":[],"flagged":{"by":"us"}}}"#;
     assert_eq!(text(&rewritten.body), expected);
@@ -120,12 +120,12 @@ async fn a_command_goes_from_its_buttons_to_its_end<S: Stack>() {
     });
     let hooks = Hooks { commands: [("ticket".to_owned(), ticket)].into(), ..Hooks::default() };
     let stack: S = start(&site, "", hooks).await;
-    let told = async |args: &str, form: Option<&str>| {
+    let message_for = async |args: &str, form: Option<&str>| {
         let answer = ask(&stack, &Webhook::command("ticket", args, form)).await;
         assert_eq!(answer.outcome(), "answered");
         serde_json::from_slice::<Value>(&answer.body).unwrap()["message"].clone()
     };
-    let first = told("screen is dark", None).await;
+    let first = message_for("screen is dark", None).await;
     assert_eq!((&first["type"], &first["text"]), (&json!("ephemeral"), &json!("Open it?")));
     assert_eq!(first["custom"], json!({"n": 1.10}), "custom fields survive");
     let actions = json!([
@@ -133,13 +133,13 @@ async fn a_command_goes_from_its_buttons_to_its_end<S: Stack>() {
         {"type": "button", "name": "action", "value": "cancel", "text": "Cancel", "style": "default"},
     ]);
     assert_eq!(first["attachments"][0]["actions"], actions);
-    let last = told("screen is dark", Some(r#"{"action":"confirm"}"#)).await;
+    let last = message_for("screen is dark", Some(r#"{"action":"confirm"}"#)).await;
     assert_eq!((&last["type"], &last["text"]), (&json!("regular"), &json!("Ticket: screen is dark")));
-    assert!(last["attachments"].is_null() && last.get("attachments").is_some(), "its buttons are taken off: {last}");
-    assert_eq!(told("x", Some(r#"{"reported_by":"Ann"}"#)).await["mml"], json!("<mml>done</mml>"));
+    assert!(last["attachments"].is_null() && last.get("attachments").is_some(), "the buttons are removed: {last}");
+    assert_eq!(message_for("x", Some(r#"{"reported_by":"Ann"}"#)).await["mml"], json!("<mml>done</mml>"));
     let cancelled = ask(&stack, &Webhook::command("ticket", "x", Some(r#"{"action":"cancel"}"#))).await;
     assert_eq!(text(&cancelled.body), r#"{"message":null}"#);
-    assert_eq!(told("", None).await, json!({"type": "error", "text": "What is it about?"}));
+    assert_eq!(message_for("", None).await, json!({"type": "error", "text": "What is it about?"}));
     stack.drain().await;
 }
 
@@ -168,8 +168,8 @@ async fn whatever_a_handler_does_the_caller_has_an_answer<S: Stack>() {
         );
         let stack: S = start(&site, &rest, hooks).await;
         for (message, outcome) in [("fail", "hook_failed"), ("panic", "hook_failed"), ("slow", "hook_timeout")] {
-            let told = ask(&stack, &Webhook::moderation(&format!(r#"{{"text":"{message}","x":1.10}}"#))).await;
-            assert_eq!((text(&told.body), told.outcome()), (&*answer.replace("TEXT", message), outcome));
+            let reply = ask(&stack, &Webhook::moderation(&format!(r#"{{"text":"{message}","x":1.10}}"#))).await;
+            assert_eq!((text(&reply.body), reply.outcome()), (&*answer.replace("TEXT", message), outcome));
         }
         // Each kind has a policy of its own.
         let command = ask(&stack, &Webhook::command("none", "x", None)).await;
@@ -177,22 +177,22 @@ async fn whatever_a_handler_does_the_caller_has_an_answer<S: Stack>() {
         let requests = &stack.metrics().gateway_requests;
         assert_eq!(requests.with_label_values(&["chat", "before-message-send", "hook_failed"]).get(), 2);
         let good = ask(&stack, &Webhook::moderation(r#"{"text":"good"}"#)).await;
-        assert_eq!(good.outcome(), "answered", "and it goes on");
+        assert_eq!(good.outcome(), "answered", "the worker goes on after failures");
         stack.drain().await;
     }
 }
 
 async fn without_a_handler_the_policy_answers_at_once<S: Stack>() {
     let site = Site::new();
-    // So long that whoever waited for it would wait in vain.
+    // A long deadline: the policy must answer without waiting for it.
     let rest = "[hooks.before_message_send]\ndeadline = \"5s\"\n";
     let stack: S = start(&site, rest, Hooks::default()).await;
-    let told = ask(&stack, &Webhook::moderation(r#"{"text":"x"}"#)).await;
-    assert_eq!((text(&told.body), told.outcome()), (r#"{"message":{"text":"x"}}"#, "no_worker"));
+    let reply = ask(&stack, &Webhook::moderation(r#"{"text":"x"}"#)).await;
+    assert_eq!((text(&reply.body), reply.outcome()), (r#"{"message":{"text":"x"}}"#, "no_worker"));
     let odd = Webhook { path: MODERATION.into(), ..Webhook::push("odd", "no JSON at all") };
     assert_eq!(text(&ask(&stack, &odd).await.body), r#"{"message":{}}"#);
     stack.drain().await;
-    // Somebody is there, but for other hooks.
+    // A worker is there, but it handles other hooks only.
     let other = command(|command| async move { Ok(command.pass()) });
     let hooks = Hooks { commands: [("other".to_owned(), other)].into(), ..Hooks::default() };
     let stack: S = start(&Site::new(), rest, hooks).await;
@@ -212,7 +212,7 @@ async fn a_repeat_gets_the_first_answer_again<S: Stack>() {
         let again = ask(&stack, &repeat).await;
         assert_eq!((&again.body, again.outcome()), (&first.body, "repeated"));
     }
-    // The id is not signed: under another body it is another hook.
+    // The id is not signed: another body under the same id is another hook.
     let other = Webhook { path: MODERATION.into(), ..Webhook::push(webhook.id(), r#"{"message":{"text":"y"}}"#) };
     assert_eq!(text(&ask(&stack, &other).await.body), r#"{"message":{"text":"answer 2"}}"#);
     assert_eq!(asked.load(Ordering::SeqCst), 2);
@@ -220,8 +220,8 @@ async fn a_repeat_gets_the_first_answer_again<S: Stack>() {
 }
 
 async fn a_repeat_waits_for_the_answer_that_is_in_work<S: Stack>() {
-    let (site, told) = (Site::new(), Arc::new(Semaphore::new(0)));
-    let (waits, asked) = (Arc::clone(&told), Arc::new(AtomicUsize::new(0)));
+    let (site, permits) = (Site::new(), Arc::new(Semaphore::new(0)));
+    let (waits, asked) = (Arc::clone(&permits), Arc::new(AtomicUsize::new(0)));
     let counted = Arc::clone(&asked);
     let hooks = moderation(move |hook| {
         let (waits, number) = (Arc::clone(&waits), counted.fetch_add(1, Ordering::SeqCst) + 1);
@@ -241,8 +241,8 @@ async fn a_repeat_waits_for_the_answer_that_is_in_work<S: Stack>() {
         .collect();
     let in_flight = || async { stack.metrics().gateway_in_flight.get() == 5 };
     eventually("all of them wait", in_flight).await;
-    eventually("the first is in work", || async { asked.load(Ordering::SeqCst) == 1 }).await;
-    told.add_permits(10);
+    eventually("the handler has the first", || async { asked.load(Ordering::SeqCst) == 1 }).await;
+    permits.add_permits(10);
     let mut outcomes = Vec::new();
     for repeat in repeats {
         let answer = repeat.await.unwrap();
@@ -251,7 +251,7 @@ async fn a_repeat_waits_for_the_answer_that_is_in_work<S: Stack>() {
     }
     outcomes.sort();
     assert_eq!(outcomes, ["answered", "repeated", "repeated", "repeated", "repeated"]);
-    assert_eq!(asked.load(Ordering::SeqCst), 1, "asked once");
+    assert_eq!(asked.load(Ordering::SeqCst), 1, "the handler was asked once");
     stack.drain().await;
 }
 
@@ -273,7 +273,7 @@ async fn the_first_answer_survives_a_restart<S: Stack>() {
     let stack: S = start(&site, "", hooks.clone()).await;
     let webhook = Webhook::moderation(r#"{"text":"x"}"#);
     let first = ask(&stack, &webhook).await;
-    // Kept beside the answer: a second one after it is kept after it.
+    // An answer is stored alongside its reply, in order: the second one is stored after the first.
     ask(&stack, &Webhook::moderation(r#"{"text":"y"}"#)).await;
     stack.drain().await;
     let stack: S = start(&site, "", hooks).await;
@@ -285,28 +285,28 @@ async fn the_first_answer_survives_a_restart<S: Stack>() {
 
 async fn the_signed_command_decides<S: Stack>() {
     let site = Site::new();
-    let named = |told: &'static str| {
-        command(move |command| async move { Ok(command.ephemeral(format!("{told}: {}", command.name()))) })
+    let named = |name: &'static str| {
+        command(move |command| async move { Ok(command.ephemeral(format!("{name}: {}", command.name()))) })
     };
     let commands = [("ticket".to_owned(), named("ticket")), ("mml".to_owned(), named("mml"))].into();
     let hooks = Hooks { commands, any_command: Some(named("any")), ..Hooks::default() };
     let stack: S = start(&site, "[hooks.custom_commands]\nby_url = [\"mml\"]\n", hooks).await;
-    let told = async |webhook: Webhook| {
+    let text_for = async |webhook: Webhook| {
         let answer = ask(&stack, &webhook).await;
         serde_json::from_slice::<Value>(&answer.body).unwrap()["message"]["text"].as_str().unwrap().to_owned()
     };
     let signed = Webhook::command("ticket", "x", None);
-    assert_eq!(told(Webhook { path: format!("{COMMANDS}?type=other"), ..signed }).await, "ticket: ticket");
-    assert_eq!(told(Webhook::command("unknown", "x", None)).await, "any: unknown");
-    // A click on markup that no command has sent: its name stands in the URL alone.
+    assert_eq!(text_for(Webhook { path: format!("{COMMANDS}?type=other"), ..signed }).await, "ticket: ticket");
+    assert_eq!(text_for(Webhook::command("unknown", "x", None)).await, "any: unknown");
+    // A click on markup that no command has sent: only the URL names it.
     let click = Webhook::push("click", r#"{"message":{"text":"x"},"form_data":{"mml_name":"form"}}"#);
-    assert_eq!(told(Webhook { path: format!("{COMMANDS}?type=mml"), ..click }).await, "mml: mml");
+    assert_eq!(text_for(Webhook { path: format!("{COMMANDS}?type=mml"), ..click }).await, "mml: mml");
     stack.drain().await;
 }
 
 async fn a_backlog_of_events_does_not_stand_in_the_way<S: Stack>() {
-    let (site, told) = (Site::new(), Arc::new(Semaphore::new(0)));
-    let waits = Arc::clone(&told);
+    let (site, permits) = (Site::new(), Arc::new(Semaphore::new(0)));
+    let waits = Arc::clone(&permits);
     let script = Script::new(move |_| Act::Await(Arc::clone(&waits)));
     let (hooks, _) = counting();
     let setup = Setup { worker: "concurrency = 2\nprefetch = 4".into(), ..Setup::default() };
@@ -318,7 +318,7 @@ async fn a_backlog_of_events_does_not_stand_in_the_way<S: Stack>() {
     for _ in 0..20 {
         assert_eq!(ask(&stack, &Webhook::moderation(r#"{"text":"x"}"#)).await.outcome(), "answered");
     }
-    told.add_permits(50);
+    permits.add_permits(50);
     stack.drain().await;
 }
 
@@ -328,7 +328,7 @@ async fn a_worker_that_is_let_go_of_is_asked_no_more() {
     let mut stack: stack::Services = start(&site, "", hooks).await;
     assert_eq!(ask(&stack, &Webhook::moderation("{}")).await.outcome(), "answered");
     stack.abandon_worker().await;
-    eventually("nobody is there", || async {
+    eventually("the gateway finds no worker", || async {
         ask(&stack, &Webhook::moderation(r#"{"text":"x"}"#)).await.outcome() == "no_worker"
     })
     .await;
@@ -336,8 +336,8 @@ async fn a_worker_that_is_let_go_of_is_asked_no_more() {
 }
 
 async fn a_drain_answers_the_hooks_in_hand<S: Stack>() {
-    let (site, told) = (Site::new(), Arc::new(Semaphore::new(0)));
-    let (waits, running) = (Arc::clone(&told), Arc::new(AtomicUsize::new(0)));
+    let (site, permits) = (Site::new(), Arc::new(Semaphore::new(0)));
+    let (waits, running) = (Arc::clone(&permits), Arc::new(AtomicUsize::new(0)));
     let counted = Arc::clone(&running);
     let hooks = moderation(move |hook| {
         let waits = Arc::clone(&waits);
@@ -350,9 +350,9 @@ async fn a_drain_answers_the_hooks_in_hand<S: Stack>() {
     let stack: S = start(&site, "[hooks.before_message_send]\ndeadline = \"5s\"\n", hooks).await;
     let (public, webhook) = (stack.public(), Webhook::moderation(r#"{"text":"x"}"#));
     let asked = tokio::spawn(async move { send(public, &webhook).await.unwrap() });
-    eventually("it is in hand", || async { running.load(Ordering::SeqCst) == 1 }).await;
-    // Polled in this order: the drain has begun when the handler is let go.
-    tokio::join!(biased; stack.drain(), async { told.add_permits(1) });
+    eventually("the handler has the hook", || async { running.load(Ordering::SeqCst) == 1 }).await;
+    // Polled in this order: the drain begins before the handler may finish.
+    tokio::join!(biased; stack.drain(), async { permits.add_permits(1) });
     let answer = asked.await.unwrap();
     assert_eq!((text(&answer.body), answer.outcome()), (r#"{"message":{"text":"in the end"}}"#, "answered"));
 }
@@ -381,10 +381,10 @@ async fn a_hook_whose_body_comes_during_the_drain_is_answered() {
     let raw = Webhook::moderation(r#"{"text":"x"}"#).raw();
     let (first, rest) = raw.split_at(raw.len() - 5);
     let mut stream = crate::harness::wire::raw(stack.public(), first).await;
-    eventually("it is being read", || async { stack.metrics().gateway_in_flight.get() == 1 }).await;
+    eventually("the body is being read", || async { stack.metrics().gateway_in_flight.get() == 1 }).await;
     let public = stack.public();
     let drained = tokio::spawn(stack.drain());
-    eventually("new connections are told to come back", || async {
+    eventually("new connections are refused as draining", || async {
         send(public, &Webhook::fresh()).await.is_ok_and(|answer| answer.code() == "draining")
     })
     .await;

@@ -1,4 +1,4 @@
-//! Stream's own SDKs judge us: what `send` signs they verify, and what a worker forwards they verify and parse.
+//! Tests by Stream's own SDKs: they verify what `send` signs, and verify and parse what a worker forwards.
 
 use crate::harness::process::{Setup, Site};
 use crate::harness::servers::Backends;
@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdout, Command};
 const NODE: &str = "stream-chat";
 const SERVER_SIDE_NODE: &str = "@stream-io/node-sdk";
 
-/// An endpoint on an SDK, as a process of its language.
+/// A webhook endpoint on an SDK, as a process of its language.
 struct Sdk {
     _process: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -87,13 +87,13 @@ async fn verifies_what_we_send(mut sdk: Sdk) {
         .output()
         .await
         .unwrap();
-    assert_eq!(other.status.code(), Some(1), "this test can fail: a wrong secret does not verify");
+    assert_eq!(other.status.code(), Some(1), "a wrong secret does not verify, so this test can fail");
     assert_eq!(sdk.next().await["verified"], false);
 }
 
 async fn verifies_what_we_forward(mut sdk: Sdk) {
     let site = Site::new();
-    // Each body comes twice, and is two events by its ids.
+    // Each body is sent twice under two ids: two events by id.
     let by_id = "[dedup]\nby = \"id\"\n";
     let route = format!("{by_id}[[worker.routes]]\nevents = [\"*\"]\nforward = {{ url = \"{}/hook\" }}", sdk.url());
     site.configure(&Setup { rest: route, ..Setup::default() });
@@ -105,7 +105,7 @@ async fn verifies_what_we_forward(mut sdk: Sdk) {
             assert_eq!(send(server.public, &sent).await.unwrap().status, 200);
             let judged = sdk.next().await;
             assert_eq!((&judged["id"], &judged["verified"]), (&webhook.id().into(), &true.into()), "{judged}");
-            // Where the body is an event by the SDK's own measure, it must come out whole.
+            // A body that is an event for the SDK, too, must come out whole.
             let ours: Option<Value> = serde_json::from_slice(&body).ok();
             if let Some(event_type) = ours.as_ref().and_then(|event| event["type"].as_str()) {
                 assert_eq!(judged["parsed"], event_type, "{judged}");
@@ -185,14 +185,14 @@ async fn streams_own_libraries_make_the_requests_that_connect_makes() {
             let (their_path, their_request) = of(&theirs, method.clone(), true);
             let (our_path, mut our_request) = of(&ours, method, true);
             if library == "getstream" {
-                // A token without claims.
+                // Its token has no claims.
                 our_request.1[0].clone_from(&their_request.1[0]);
             }
             // Stream has two families of paths for the same settings.
             assert_eq!((their_path.as_str(), our_path.as_str()), (path, "/api/v2/app"), "{library}");
             assert_eq!(their_request, our_request, "{library}");
         }
-        // Of all of them only the older one for Node asks for the events that hooks can have.
+        // Only the older library for Node asks for the events that hooks can have.
         if (language, library) == ("node", NODE) {
             assert_eq!(of(&theirs, Method::GET, false), of(&ours, Method::GET, false));
         }
@@ -222,7 +222,7 @@ async fn a_foreign_consumer_reads_an_event_by_the_contract_alone() {
     assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("ready"));
     let body = r#"{"type":"message.new","cid":"messaging:ü","message":{"text":"\u003chi\u003e"}}"#;
     let sent = Webhook::push("id-1", body).set("x-webhook-attempt", "2");
-    // Of another type: not what the consumer asked for.
+    // An event of a type that the consumer did not bind.
     send(gateway.public, &Webhook::push("id-0", r#"{"type":"reaction.new"}"#)).await.unwrap();
     assert_eq!(send(gateway.public, &sent).await.unwrap().outcome(), "enqueued");
     let line = tokio::time::timeout(std::time::Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap();

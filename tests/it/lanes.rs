@@ -1,5 +1,5 @@
-//! Each route has a lane of its own: one that hangs, is full or has a rate holds up its own events and nobody else's, and what it
-//! parks is neither lost nor counted as an attempt. Over both stores.
+//! Each route has a lane of its own: a route that hangs, is full or has a rate delays only its own events, and parked events are
+//! neither lost nor counted as attempts. Over both stores.
 
 use crate::commands::text;
 use crate::harness::fleet::Fleet;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// One way to run it: as one process on the embedded store, or as a gateway and a worker on RabbitMQ and Redis.
+/// A running setup: one process on the embedded store, or a gateway and a worker on RabbitMQ and Redis.
 struct Running {
     site: Site,
     tables: String,
@@ -45,7 +45,7 @@ impl Running {
         self.worker.as_ref().unwrap_or(&self.gateway)
     }
 
-    /// Kills every process, and starts it with another configuration.
+    /// Kills the processes, and starts them with another configuration.
     async fn restart(self, worker: &str, rest: &str) -> Running {
         let Running { site, tables, prefix, gateway, worker: other } = self;
         let services = other.is_some();
@@ -58,7 +58,7 @@ impl Running {
         Running { site, tables, prefix, gateway, worker }
     }
 
-    /// Sends so many events of that type; their ids.
+    /// Sends `count` events of this type and returns their ids.
     async fn push(&self, event_type: &str, count: usize) -> HashSet<String> {
         let sent = stream::iter(0..count).map(|_| async {
             let id = format!("{event_type}-{}", crate::harness::unique());
@@ -74,7 +74,7 @@ impl Running {
         self.worker().metric(&format!("streamgate_worker_deliveries_total{labels}")).await
     }
 
-    /// How often an event was parked, and how many are.
+    /// How often events were parked, and how many are parked now.
     async fn parked(&self, route: &str) -> (f64, f64) {
         let metric = |name: &str| format!("streamgate_worker_parked_{name}{{route=\"{route}\"}}");
         (self.worker().metric(&metric("total")).await, self.worker().metric(&metric("events")).await)
@@ -98,7 +98,7 @@ fn route(name: &str, events: &str, to: &Receiver, keys: &str) -> String {
     )
 }
 
-/// Few in hand, so that a hundred events are many.
+/// A small prefetch, so that a hundred events are many.
 const FEW: &str = "prefetch = 16\nconcurrency = 4\nretry = [\"100ms\"]\nhandler_timeout = \"5m\"";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,22 +109,22 @@ async fn a_route_that_hangs_holds_up_its_own_events_and_nobody_elses() {
         let running = Running::start(services, FEW, &routes, "").await;
         let mut held = running.push("message.new", 200).await;
         let free = running.push("reaction.new", 100).await;
-        eventually("what has a service that answers is handled", || async { quick.ids() == free }).await;
+        eventually("the quick route's events are handled", || async { quick.ids() == free }).await;
         held.extend(running.push("message.new", 100).await);
         let more = running.push("reaction.new", 100).await;
-        eventually("and so it goes on", || async { quick.ids().is_superset(&more) }).await;
+        eventually("the quick route's later events are handled", || async { quick.ids().is_superset(&more) }).await;
         assert_eq!(slow.received().len(), 0);
         let (parked, _) = running.parked("slow").await;
-        assert!(parked >= 200.0, "over both stores they make room: {parked}");
+        assert!(parked >= 200.0, "the slow route's events are parked to make room: {parked}");
         assert_eq!(running.parked("quick").await.0, 0.0);
-        eventually("what is parked is shown", || async { running.parked("slow").await.1 >= 200.0 }).await;
+        eventually("the gauge shows the parked events", || async { running.parked("slow").await.1 >= 200.0 }).await;
         gate.open();
         eventually("all are handled in the end", || async { slow.ids() == held }).await;
         eventually("none is parked", || async { running.parked("slow").await.1 == 0.0 }).await;
-        assert_eq!((slow.received().len(), quick.received().len()), (300, 200), "each once");
+        assert_eq!((slow.received().len(), quick.received().len()), (300, 200), "each event was handled once");
         assert!(
             slow.received().iter().all(|request| request.header("x-streamgate-attempt") == "1"),
-            "no attempt was burned"
+            "no attempt was used up"
         );
         assert_eq!(running.deliveries("slow", "retry").await + running.deliveries("slow", "dead").await, 0.0);
         running.stop().await;
@@ -137,7 +137,7 @@ async fn a_lane_that_is_alone_parks_nothing_however_long_its_queue() {
         let (slow, gate) = Receiver::gated().await;
         let running = Running::start(services, FEW, &route("slow", "*", &slow, ""), "").await;
         let sent = running.push("message.new", 100).await;
-        eventually("its places are taken", || async {
+        eventually("the route's places are taken", || async {
             running.worker().metric("streamgate_worker_in_flight").await == 4.0
         })
         .await;
@@ -154,7 +154,7 @@ async fn parked_events_outlive_every_process() {
     for services in [false, true] {
         let ((slow, gate), quick) = (Receiver::gated().await, Receiver::willing().await);
         let routes = route("slow", "message.new", &slow, "") + &route("quick", "*", &quick, "");
-        // The lease of a worker that was killed outlives its handler's time.
+        // A short timeout: a killed worker's lease lasts longer than its handler's timeout.
         let few = FEW.replace("5m", "8s").replace("[\"100ms\"]", &format!("[{}]", ["\"100ms\""; 60].join(", ")));
         let mut running = Running::start(services, &few, &routes, "").await;
         let held = running.push("message.new", 100).await;
@@ -181,24 +181,24 @@ async fn an_event_of_a_route_that_a_worker_lacks_goes_to_no_other() {
         let ladder = format!("breaker = false\nretry = [{}]", ["\"200ms\""; 100].join(", "));
         let running = Running::start(services, worker, &route("old", "*", &refuses, &ladder), "").await;
         let sent = running.push("message.new", 1).await;
-        // Before that nobody knows which route it belongs to.
+        // Only a recorded retry names the route that the event belongs to.
         eventually("a retry is recorded", || async { running.deliveries("old", "retry").await >= 1.0 }).await;
-        // The route is renamed: what failed on the old one is not the new one's.
+        // The route is renamed: an event that failed on the old route does not go to the new one.
         let running = running.restart(worker, &route("new", "*", &other, "")).await;
-        eventually("it waits", || async { running.deliveries("none", "wait").await >= 2.0 }).await;
+        eventually("the event waits", || async { running.deliveries("none", "wait").await >= 2.0 }).await;
         running.site.logged("an event names a route that this worker does not have").await;
         let fresh = running.push("message.new", 1).await;
-        eventually("what is fresh is handled", || async { other.ids() == fresh }).await;
-        // Nobody brings the route back in the time.
+        eventually("a fresh event is handled", || async { other.ids() == fresh }).await;
+        // The route does not come back within `claim_window`.
         let running =
             running.restart(&format!("{worker}\nclaim_window = \"1s\""), &route("new", "*", &other, "")).await;
         let listed = async || text(&running.site.run(&["dead", "list", "--json"]).await.stdout);
-        eventually("it is a dead letter", || async { listed().await.contains("route_unknown") }).await;
+        eventually("the event is a dead letter", || async { listed().await.contains("route_unknown") }).await;
         assert!(listed().await.contains("\"route\":\"old\""), "{}", listed().await);
         let replayed = running.site.run(&["dead", "replay", "--all", "--yes"]).await;
         assert!(replayed.status.success(), "{replayed:?}");
         let all: HashSet<_> = sent.union(&fresh).cloned().collect();
-        eventually("a replay goes to whichever route takes it", || async { other.ids() == all }).await;
+        eventually("a replay goes to any route that takes it", || async { other.ids() == all }).await;
         running.stop().await;
     }
 }
@@ -212,13 +212,13 @@ async fn a_full_queue_of_parked_events_makes_dead_letters_that_can_be_replayed()
     let free = running.push("reaction.new", 50).await;
     eventually("the others are handled", || async { quick.ids() == free }).await;
     let dead = async || running.worker().metric("streamgate_worker_dead_letters_total{reason=\"parked_full\"}").await;
-    eventually("what finds no room is a dead letter", || async { dead().await > 20.0 }).await;
+    eventually("events that find no room are dead letters", || async { dead().await > 20.0 }).await;
     gate.open();
     eventually("the lane runs again", || async { !slow.received().is_empty() }).await;
     let listed = text(&running.site.run(&["dead", "list", "--reason", "parked_full", "--json"]).await.stdout);
     assert!(listed.contains("rabbitmq.parked_max") && listed.contains("\"route\":\"slow\""), "{listed}");
     assert!(running.site.run(&["dead", "replay", "--all", "--yes"]).await.status.success());
-    eventually("none is lost", || async { slow.ids() == held }).await;
+    eventually("no event is lost", || async { slow.ids() == held }).await;
     running.stop().await;
 }
 
@@ -233,8 +233,8 @@ async fn a_rate_is_kept_and_other_routes_are_not_held_to_it() {
         eventually("all are handled", || async { paced.ids() == slowly }).await;
         let mut began: Vec<_> = paced.received().iter().map(|request| request.began).collect();
         began.sort();
-        // 119 intervals of 50 ms, a second of them as a busy machine may see the first of them late: a machine that is busy makes the
-        // rest only longer.
+        // 119 intervals of 50 ms, less 2 s, since a busy machine may record the first events late. It makes the other intervals only
+        // longer.
         let took = began[119].duration_since(began[0]).as_millis();
         assert!(took >= 119 * 50 - 2000, "120 events in {took} ms");
         running.stop().await;
@@ -249,9 +249,9 @@ async fn a_route_that_a_reload_brings_has_a_lane_and_a_place_to_park() {
         let routes = route("slow", "message.new", &slow, "") + &route("quick", "*", &quick, "");
         configure(&running.site, FEW, &format!("{routes}\n{}", running.tables));
         running.site.logged("reloaded").await;
-        // Of the old routes until the worker has taken the new ones.
+        // The old routes take the events until the worker has applied the new ones.
         let mut held = HashSet::new();
-        eventually("the new route has it", || async {
+        eventually("the new route has an event", || async {
             running.worker().metric("streamgate_worker_in_flight").await >= 1.0 || {
                 running.push("message.new", 1).await;
                 false
@@ -261,7 +261,7 @@ async fn a_route_that_a_reload_brings_has_a_lane_and_a_place_to_park() {
         held.extend(running.push("message.new", 100).await);
         let free = running.push("reaction.new", 50).await;
         eventually("the others are handled", || async { quick.ids().is_superset(&free) }).await;
-        eventually("it is parked", || async { running.parked("slow").await.0 >= 50.0 }).await;
+        eventually("the new route's events are parked", || async { running.parked("slow").await.0 >= 50.0 }).await;
         gate.open();
         eventually("all are handled", || async { slow.ids().is_superset(&held) }).await;
         if services {
@@ -272,7 +272,7 @@ async fn a_route_that_a_reload_brings_has_a_lane_and_a_place_to_park() {
     }
 }
 
-/// Operators declare: what is not there is named, and the worker takes nothing until it is.
+/// With `declare = false` a missing queue is named, and the worker takes no events until it exists.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_queue_of_parked_events_is_named() {
     let (backends, quick) = (Backends::shared().await, Receiver::willing().await);
@@ -282,7 +282,7 @@ async fn a_missing_queue_of_parked_events_is_named() {
     let routes = route("app", "message.*", &quick, "") + &route("extra", "*", &quick, "");
     configure(&site, "", &format!("{routes}\n{tables}"));
     let worker = site.start_as("worker").await;
-    eventually("it says what is missing", || async {
+    eventually("/readyz names the missing queue", || async {
         let (status, why) = worker.ops("/readyz").await;
         status == 503 && why.contains(&format!("{prefix}.parked.extra"))
     })
@@ -309,22 +309,22 @@ async fn a_service_that_is_down_is_not_asked_and_no_attempt_is_burned() {
         let mut held = running.push("message.new", 60).await;
         let state =
             async |running: &Running| running.worker().metric("streamgate_worker_route_state{route=\"broken\"}").await;
-        eventually("it is open", || async { state(&running).await == 1.0 }).await;
-        eventually("all wait", || async { running.parked("broken").await.1 == 60.0 }).await;
+        eventually("the breaker is open", || async { state(&running).await == 1.0 }).await;
+        eventually("all are parked", || async { running.parked("broken").await.1 == 60.0 }).await;
         held.extend(running.push("message.new", 40).await);
         let free = running.push("reaction.new", 40).await;
         eventually("the others are handled", || async { quick.ids() == free }).await;
-        eventually("these wait as well", || async { running.parked("broken").await.1 == 100.0 }).await;
-        // Three in a row, and what was on its way beside them.
+        eventually("these are parked as well", || async { running.parked("broken").await.1 == 100.0 }).await;
+        // Three failures in a row, and the calls that were under way with them.
         let asked = broken.received().len();
         assert!((3..=6).contains(&asked), "asked {asked} times");
         running.site.logged("the route is open").await;
         let running = running.restart(&worker, &routes("100ms")).await;
         eventually("probes go on", || async { broken.received().len() >= asked + 8 }).await;
-        eventually("it is open still", || async { state(&running).await == 1.0 }).await;
+        eventually("the breaker is still open", || async { state(&running).await == 1.0 }).await;
         is_up.store(true, Ordering::SeqCst);
         eventually("all are handled", || async { handled(&broken) == held }).await;
-        eventually("it runs", || async { state(&running).await == 0.0 }).await;
+        eventually("the route runs", || async { state(&running).await == 0.0 }).await;
         running.site.logged("the route runs again").await;
         let dead = text(&running.site.run(&["dead", "list", "--json"]).await.stdout);
         assert_eq!(dead.trim(), "[]");
@@ -332,7 +332,7 @@ async fn a_service_that_is_down_is_not_asked_and_no_attempt_is_burned() {
     }
 }
 
-/// The ids that were answered 200.
+/// The ids of the requests that were answered 200.
 fn handled(receiver: &Receiver) -> HashSet<String> {
     let received = receiver.received();
     received
@@ -355,14 +355,14 @@ async fn a_paused_route_is_parked_until_a_person_resumes_it() {
         assert!(text(&pause.unwrap().stdout).contains("app is paused"));
         let state =
             async |running: &Running| running.worker().metric("streamgate_worker_route_state{route=\"app\"}").await;
-        eventually("it is paused", || async { state(&running).await == 2.0 }).await;
+        eventually("the route is paused", || async { state(&running).await == 2.0 }).await;
         running.site.logged("the route is paused").await;
         let before = paused.received().len();
         let mut held = running.push("message.new", 30).await;
         let free = running.push("reaction.new", 30).await;
         eventually("the others are handled", || async { quick.ids() == free }).await;
-        eventually("all wait", || async { running.parked("app").await.1 == 30.0 }).await;
-        // Of a lane that does not take them nothing is held: what is parked is there for the command line to see.
+        eventually("all are parked", || async { running.parked("app").await.1 == 30.0 }).await;
+        // A worker holds no events of a paused route, so the command line sees all that are parked.
         let list = async |running: &Running| text(&running.site.run(&["route", "list", "--json"]).await.stdout);
         let listed = list(&running).await;
         for expected in [
@@ -377,20 +377,20 @@ async fn a_paused_route_is_parked_until_a_person_resumes_it() {
         let seen = text(&running.site.run(&["dead", "list", "--queue", "parked.app", "--json"]).await.stdout);
         assert_eq!(seen.matches("\"reason\":\"parked\"").count(), 30, "{seen}");
         let running = running.restart(FEW, &routes).await;
-        eventually("it is paused still", || async { state(&running).await == 2.0 }).await;
+        eventually("the route is still paused", || async { state(&running).await == 2.0 }).await;
         held.extend(running.push("message.new", 10).await);
-        eventually("these wait as well", || async { running.parked("app").await.1 == 40.0 }).await;
-        assert_eq!(paused.received().len(), before, "none is handled");
+        eventually("these are parked as well", || async { running.parked("app").await.1 == 40.0 }).await;
+        assert_eq!(paused.received().len(), before, "no event is handled");
         assert!(running.site.run(&["route", "resume", "app"]).await.status.success());
         eventually("all are handled", || async { paused.ids() == held }).await;
-        eventually("it runs", || async { state(&running).await == 0.0 }).await;
-        assert_eq!(paused.received().len(), 40, "each once");
+        eventually("the route runs", || async { state(&running).await == 0.0 }).await;
+        assert_eq!(paused.received().len(), 40, "each event was handled once");
         running.site.logged("the route is resumed").await;
         running.stop().await;
     }
 }
 
-/// Two workers, and a Redis that is flushed, killed and restored from before: the pause holds, and so does its end.
+/// Two workers, and a Redis that is flushed, killed and restored from an old dump: the pause holds, and so does its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_outlives_what_happens_to_redis() {
     let (mut backends, service) = (Backends::start().await, Receiver::willing().await);
@@ -400,7 +400,7 @@ async fn a_pause_outlives_what_happens_to_redis() {
     let ((site, first), (_second_site, second)) = tokio::join!(fleet.worker(), fleet.worker());
     let states = async |value: f64| {
         for worker in [&first, &second] {
-            eventually(&format!("both are at {value}"), || async {
+            eventually(&format!("the route state of both workers is {value}"), || async {
                 worker.metric("streamgate_worker_route_state{route=\"app\"}").await == value
             })
             .await;
@@ -422,27 +422,32 @@ async fn a_pause_outlives_what_happens_to_redis() {
         .await;
     };
     let mut held = vec![push().await];
-    eventually("it is handled", || async { service.ids().len() == 1 }).await;
+    eventually("the event is handled", || async { service.ids().len() == 1 }).await;
     assert!(site.run(&["route", "pause", "app"]).await.status.success());
     states(2.0).await;
     let places = format!("{}:routes", fleet.prefix);
     let record = backends.redis.ask(&["HGET", &places, "app"]).await;
     assert!(record.contains("\"paused\""), "{record}");
     backends.redis.ask(&["FLUSHALL"]).await;
-    eventually("it is written back", || async { backends.redis.ask(&["HGET", &places, "app"]).await == record }).await;
+    eventually("the record is written back", || async {
+        backends.redis.ask(&["HGET", &places, "app"]).await == record
+    })
+    .await;
     states(2.0).await;
     backends.redis.kill();
     held.push(push().await);
     parked(1.0).await;
     backends.redis.restart().await;
-    eventually("it is written back again", || async { backends.redis.ask(&["HGET", &places, "app"]).await == record })
-        .await;
+    eventually("the record is written back again", || async {
+        backends.redis.ask(&["HGET", &places, "app"]).await == record
+    })
+    .await;
     states(2.0).await;
     assert!(site.run(&["route", "resume", "app"]).await.status.success());
     states(0.0).await;
-    // Somebody restores a dump of before: the later word holds.
+    // An old dump is restored: the later record holds.
     backends.redis.ask(&["HSET", &places, "app", &record]).await;
-    eventually("the later one is written back", || async {
+    eventually("the later record is written back", || async {
         backends.redis.ask(&["HGET", &places, "app"]).await.contains("running")
     })
     .await;
@@ -454,7 +459,7 @@ async fn a_pause_outlives_what_happens_to_redis() {
     }
 }
 
-/// Whether a route is paused is not known: it runs after a while, and that is said.
+/// Without Redis a worker cannot know whether a route is paused: it runs the route after a while, and logs that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_starts_without_redis_runs_its_routes_after_a_while() {
     let (mut backends, service) = (Backends::start().await, Receiver::willing().await);
@@ -465,7 +470,7 @@ async fn a_worker_that_starts_without_redis_runs_its_routes_after_a_while() {
     let worker = site.start_as("worker").await;
     let webhook = Webhook::fresh();
     assert_eq!(send(gateway.public, &webhook).await.unwrap().status, 200);
-    eventually("it is handled", || async { service.ids().contains(webhook.id()) }).await;
+    eventually("the event is handled", || async { service.ids().contains(webhook.id()) }).await;
     site.logged("whether a route is paused is not known").await;
     assert!(worker.terminate().await.success());
 }
@@ -477,12 +482,12 @@ async fn what_is_parked_for_a_route_that_is_gone_is_said_and_can_be_put_back() {
         let (before, after) = (route("old", "*", &old, ""), route("new", "*", &new, ""));
         let running = Running::start(services, FEW, &before, "").await;
         assert!(running.site.run(&["route", "pause", "old"]).await.status.success());
-        eventually("it is paused", || async {
+        eventually("the route is paused", || async {
             running.worker().metric("streamgate_worker_route_state{route=\"old\"}").await == 2.0
         })
         .await;
         let mut held = running.push("message.new", 21).await;
-        eventually("all wait", || async { running.parked("old").await.1 == 21.0 }).await;
+        eventually("all are parked", || async { running.parked("old").await.1 == 21.0 }).await;
         let dropped = held.iter().next().unwrap().clone();
         let drop = running.site.run(&["dead", "drop", "--queue", "parked.old", &dropped]).await;
         assert!(drop.status.success() && held.remove(&dropped), "{drop:?}");
@@ -494,18 +499,18 @@ async fn what_is_parked_for_a_route_that_is_gone_is_said_and_can_be_put_back() {
         assert!(checked.contains("20 events are parked for the route \"old\""), "{checked}");
         let replayed = running.site.run(&["dead", "replay", "--queue", "parked.old", "--all", "--yes"]).await;
         assert!(replayed.status.success(), "{replayed:?}");
-        eventually("whichever route takes them handles them", || async { new.ids() == held }).await;
+        eventually("the route that takes them now handles them", || async { new.ids() == held }).await;
         assert!(old.received().is_empty());
         running.stop().await;
     }
 }
 
-/// Events of a backlog: STREAMGATE_TEST_BACKLOG sets more.
+/// How many events a backlog has; STREAMGATE_TEST_BACKLOG sets more.
 fn backlog() -> usize {
     std::env::var("STREAMGATE_TEST_BACKLOG").map_or(4_000, |text| text.parse().unwrap())
 }
 
-/// However much waits for a route that is full, or is parked for it, a worker holds what it may hold in hand and no more.
+/// However many events wait or are parked for a full route, a worker holds no more of them than it may have in hand.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_is_kept_in_the_store_and_not_in_memory() {
     for services in [false, true] {
@@ -514,15 +519,17 @@ async fn a_backlog_is_kept_in_the_store_and_not_in_memory() {
         let running = Running::start(services, FEW, &routes, "").await;
         let mut held = running.push("message.new", backlog() / 4).await;
         running.push("reaction.new", 50).await;
-        eventually("its places are taken, and the rest waits", || async { running.parked("slow").await.1 >= 100.0 })
-            .await;
+        eventually("the route's places are taken, and the rest is parked", || async {
+            running.parked("slow").await.1 >= 100.0
+        })
+        .await;
         let before = running.worker().resident_bytes();
         held.extend(running.push("message.new", backlog() * 3 / 4).await);
         let free = running.push("reaction.new", 50).await;
         eventually("the others are handled", || async { quick.ids().is_superset(&free) }).await;
         let grown = running.worker().resident_bytes().saturating_sub(before);
         println!("services: {services}: {} more events wait, {} KiB more", backlog() * 3 / 4, grown >> 10);
-        // In memory they would be some 2 KiB each; what an allocator keeps is not theirs.
+        // In memory the events would take some 2 KiB each; the bound leaves room for what the allocator keeps.
         assert!(grown < 24 << 20, "{grown} bytes for {} events", backlog() * 3 / 4);
         gate.open();
         let patience = PATIENCE + Duration::from_millis(10) * u32::try_from(backlog()).unwrap();
@@ -531,7 +538,7 @@ async fn a_backlog_is_kept_in_the_store_and_not_in_memory() {
     }
 }
 
-/// Three routes take the event, one of them fails: three lives, each with its own attempts and its own dead letter.
+/// Three routes take an event and one of them fails: three lives, each with its own attempts and its own dead letter.
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_that_fan_out_give_each_further_route_an_event_of_its_own() {
     for services in [false, true] {
@@ -543,26 +550,34 @@ async fn routes_that_fan_out_give_each_further_route_an_event_of_its_own() {
             + &route("second", "message.*", &second, "fan_out = true")
             + &route("third", "*", &third, "")
             + &route("never", "*", &never, "");
-        // The lease of a worker that was killed outlives its handler's time.
+        // A short timeout: a killed worker's lease lasts longer than its handler's timeout.
         let few = FEW.replace("5m", "5s");
         let mut running = Running::start(services, &few, &routes, "").await;
         let sent = running.push("message.new", 20).await;
         let others = running.push("reaction.new", 10).await;
         let all: HashSet<_> = sent.union(&others).cloned().collect();
-        eventually("each has its own", || async { first.ids() == all && third.ids() == all && second.ids() == sent })
-            .await;
-        eventually("the second's are dead letters", || async { running.deliveries("second", "dead").await == 20.0 })
-            .await;
+        eventually("each route has its own events", || async {
+            first.ids() == all && third.ids() == all && second.ids() == sent
+        })
+        .await;
+        eventually("the second route's events are dead letters", || async {
+            running.deliveries("second", "dead").await == 20.0
+        })
+        .await;
         let dead = text(&running.site.run(&["dead", "list", "--json"]).await.stdout);
         assert_eq!(dead.matches("\"route\":\"second\"").count(), 20, "{dead}");
         is_well.store(true, Ordering::SeqCst);
         assert!(running.site.run(&["dead", "replay", "--all", "--yes"]).await.status.success());
-        eventually("they go to their own route", || async { handled(&second) == sent }).await;
-        assert_eq!((first.received().len(), third.received().len(), never.received().len()), (30, 30, 0), "each once");
-        // Whatever dies between a copy and its original: each route gets all.
+        eventually("replayed events go to their own route", || async { handled(&second) == sent }).await;
+        assert_eq!(
+            (first.received().len(), third.received().len(), never.received().len()),
+            (30, 30, 0),
+            "each event was handled once"
+        );
+        // A kill between the copies and their original: each route gets every event.
         let more = running.push("message.new", 60).await;
         running = running.restart(&few, &routes).await;
-        eventually("all come", || async {
+        eventually("all events arrive", || async {
             [&first, &second, &third].iter().all(|receiver| receiver.ids().is_superset(&more))
         })
         .await;

@@ -1,5 +1,5 @@
-//! No acknowledged event is lost: the process is killed again and again in traffic, and the ledger is held against what was
-//! handled.
+//! No acknowledged event is lost: the process is killed again and again in traffic, and the ledger is compared with the events
+//! that were handled.
 
 use crate::harness::eventually;
 use crate::harness::ledger::Load;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Kills in a run; `tests/run --soak` sets more.
+/// How often a run kills the process; `tests/run --soak` sets more.
 fn kills() -> usize {
     std::env::var("STREAMGATE_TEST_KILLS").map_or(20, |text| text.parse().unwrap())
 }
@@ -43,7 +43,7 @@ async fn no_acknowledged_event_is_lost_to_sigkill() {
     let ledger = load.stop().await;
     let repeats = ledger.prove(&service).await;
     println!(
-        "sent {}, accepted {}, given up while nobody listened {}, deliveries repeated, failed attempts included, {repeats}",
+        "sent {}, accepted {}, given up while no server listened {}, deliveries repeated, failed attempts included, {repeats}",
         ledger.sent.load(Ordering::Relaxed),
         ledger.accepted(),
         ledger.refused.load(Ordering::Relaxed),
@@ -90,15 +90,15 @@ async fn a_drain_in_traffic_loses_nothing_and_refuses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_kills_the_process_ends_in_the_dead_letters_and_alone() {
     let (site, gate) = (Site::new(), Gate::default());
-    let (tell, told) = std::sync::mpsc::channel::<u32>();
-    let (told, open, deaths) = (Mutex::new(told), gate.clone(), Arc::new(AtomicU64::new(0)));
+    let (send_pid, pids) = std::sync::mpsc::channel::<u32>();
+    let (pids, open, deaths) = (Mutex::new(pids), gate.clone(), Arc::new(AtomicU64::new(0)));
     let counted = Arc::clone(&deaths);
     let service = Receiver::start(move |one| {
         if one.header("x-webhook-id") == "poison" {
-            kill_process(Pid::from_raw(told.lock().unwrap().recv().unwrap() as i32).unwrap(), Signal::KILL).unwrap();
+            kill_process(Pid::from_raw(pids.lock().unwrap().recv().unwrap() as i32).unwrap(), Signal::KILL).unwrap();
             counted.fetch_add(1, Ordering::Relaxed);
         } else {
-            // In hand when the process dies, until then.
+            // In hand whenever the process dies, until the gate opens.
             open.wait();
         }
         reply(200, &[])
@@ -111,15 +111,15 @@ async fn an_event_that_kills_the_process_ends_in_the_dead_letters_and_alone() {
     }
     loop {
         let lives = deaths.load(Ordering::Relaxed) + 1;
-        tell.send(server.pid()).unwrap();
-        let letters = async || {
+        send_pid.send(server.pid()).unwrap();
+        let dead_letters = async || {
             let listed = site.run(&["dead", "list", "--json"]).await;
             serde_json::from_slice::<serde_json::Value>(&listed.stdout).unwrap().as_array().unwrap().len()
         };
         let (mut given_up, began) = (false, Instant::now());
         while !given_up && !server.has_ended() {
             assert!(began.elapsed() < Duration::from_secs(60), "neither handed out again nor given up");
-            given_up = letters().await == 1;
+            given_up = dead_letters().await == 1;
         }
         if given_up {
             break;
@@ -131,11 +131,11 @@ async fn an_event_that_kills_the_process_ends_in_the_dead_letters_and_alone() {
         }
         server = site.start().await;
     }
-    eventually("the other one is handled", || async { service.ids().contains("after") }).await;
-    assert_eq!(deaths.load(Ordering::Relaxed), 10, "each time that it was handed out");
+    eventually("the other event is handled", || async { service.ids().contains("after") }).await;
+    assert_eq!(deaths.load(Ordering::Relaxed), 10, "the event killed each process that it was handed to");
     let listed = site.run(&["dead", "list", "--json"]).await;
-    let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-    assert_eq!(letters.as_array().unwrap().len(), 1, "{letters}");
-    assert_eq!((letters[0]["id"].as_str(), letters[0]["reason"].as_str()), (Some("poison"), Some("poison")));
+    let dead_letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(dead_letters.as_array().unwrap().len(), 1, "{dead_letters}");
+    assert_eq!((dead_letters[0]["id"].as_str(), dead_letters[0]["reason"].as_str()), (Some("poison"), Some("poison")));
     assert!(server.terminate().await.success());
 }

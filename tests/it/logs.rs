@@ -1,4 +1,4 @@
-//! Logs are best effort: whatever becomes of stderr and stdout, events are taken.
+//! Logs are best effort: whatever happens to stderr and stdout, events are taken.
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
@@ -13,7 +13,7 @@ use tokio::process::Child;
 
 const DROPPED: &str = "streamgate_log_lines_dropped_total";
 
-/// Of a process whose stdout tells no addresses, so that it is no `Server`.
+/// Stops a process that is not a `Server`, since its stdout cannot be read.
 async fn ends_in_order(mut child: Child) {
     let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
@@ -47,11 +47,11 @@ async fn a_full_device_for_stdout_and_stderr_stops_neither_a_start_nor_a_service
     let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
     let mut command = site.command(&["up"]);
     let mut child = command.env("STREAMGATE_LOG", "debug").stdout(full()).stderr(full()).spawn().unwrap();
-    eventually("it takes events", || async {
+    eventually("the server takes events", || async {
         send(public, &Webhook::fresh()).await.is_ok_and(|answer| answer.outcome() == "enqueued")
     })
     .await;
-    assert!(child.try_wait().unwrap().is_none(), "it goes on");
+    assert!(child.try_wait().unwrap().is_none(), "the server goes on");
     let metrics = read_to_end(raw(ops, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await).await;
     let dropped = metrics.lines().find_map(|line| line.strip_prefix(DROPPED)?.trim().parse::<f64>().ok());
     assert!(dropped.unwrap() > 0.0, "{metrics}");
@@ -82,7 +82,7 @@ async fn a_full_pipe_that_nobody_reads_for_stdout_and_stderr_keeps_nothing_waiti
     rustix::io::ioctl_fionbio(&full, false).unwrap();
     let mut command = site.command(&["up"]);
     let child = command.stdout(full.try_clone().unwrap()).stderr(full).spawn().unwrap();
-    eventually("it takes events", || async {
+    eventually("the server takes events", || async {
         send(public, &Webhook::fresh()).await.is_ok_and(|answer| answer.outcome() == "enqueued")
     })
     .await;

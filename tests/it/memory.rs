@@ -13,9 +13,9 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 const MIB: usize = 1 << 20;
-/// What the process may hold beside `memory_budget`: code, stacks, connections, SQLite's caches, and the allocator's slack.
+/// Memory that the process may hold in addition to `memory_budget`: code, stacks, connections, SQLite's caches, allocator slack.
 const CONSTANT: u64 = 128 << 20;
-/// What an idle connection may cost beside that.
+/// Further memory that an idle connection may cost.
 const CONNECTION: u64 = 32 << 10;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,13 +46,13 @@ async fn bombs_and_maximal_bodies_stay_within_the_budget() {
     assert!(held_bytes <= 64.0 * MIB as f64, "{held_bytes}");
     let resident = server.resident_bytes();
     assert!(resident < 80 * MIB as u64 + CONSTANT, "{} MiB resident", resident >> 20);
-    // Most had to give way to others while they were sent: sooner than their time was over.
+    // Most were displaced by others while they were sent, before their timeout.
     let displaced = "streamgate_gateway_requests_total{app=\"chat\",kind=\"push\",outcome=\"displaced\"}";
     assert!(server.metric(displaced).await >= 20.0);
     let statuses = join_all(held.iter_mut().map(status)).await;
     assert!(statuses.iter().all(|status| matches!(status, 408 | 503)), "{statuses:?}");
     drop(held);
-    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200, "it goes on");
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200, "the gateway goes on");
     assert!(server.terminate().await.success());
 }
 
@@ -68,14 +68,14 @@ async fn a_gateway_whose_broker_never_confirms_and_whose_disk_hangs_stays_within
     let rest = backends.tables(&site.name()).replace(&direct, &proxied);
     site.configure(&Setup { gateway, rest, ..Setup::default() });
     let server = site.start_as("gateway").await.ready().await;
-    // RabbitMQ takes whatever comes, and none of its confirms arrives; nor does any commit end.
+    // RabbitMQ takes every publish, but none of its confirms arrives; and no commit finishes.
     proxy.turn(Weather::Deaf);
     let lock = site.hang_store();
     let mut crowd = Vec::with_capacity(CROWD);
     for _ in 0..CROWD {
         crowd.push(TcpStream::connect(server.public).await.unwrap());
     }
-    // Readers that ask on and on and never look at an answer: what they ask is small, and refused at once.
+    // Clients that send on and on and never read an answer: their requests are small, and refused at once.
     let many = Webhook::push("slow", "{}").without("x-signature").raw().repeat(2_000);
     let asking: Vec<_> = (0..100)
         .map(|_| {
@@ -91,7 +91,7 @@ async fn a_gateway_whose_broker_never_confirms_and_whose_disk_hangs_stays_within
     for round in 0..4 {
         let wide = |n| Webhook::push(&format!("wide-{round}-{n}"), Bytes::from(vec![b'x'; 4 * MIB]));
         for answer in join_all((0..100).map(|n| async move { send(server.public, &wide(n)).await })).await {
-            // One that is refused before its body is read may be cut while it sends.
+            // A request that is refused before its body is read may be cut while it is sent.
             refused += u32::from(answer.is_ok_and(|answer| matches!(answer.status.as_u16(), 408 | 503)));
         }
     }
@@ -104,7 +104,7 @@ async fn a_gateway_whose_broker_never_confirms_and_whose_disk_hangs_stays_within
     drop((asking, crowd, lock));
     proxy.cut();
     proxy.turn(Weather::Fair);
-    eventually("it goes on", || async {
+    eventually("the gateway goes on", || async {
         send(server.public, &Webhook::fresh()).await.is_ok_and(|answer| answer.outcome() == "enqueued")
     })
     .await;
@@ -114,7 +114,7 @@ async fn a_gateway_whose_broker_never_confirms_and_whose_disk_hangs_stays_within
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_of_large_events_is_delivered_in_bounded_memory() {
     let site = Site::new();
-    // The service answers nobody until the backlog stands.
+    // The service does not answer until the backlog is complete.
     let (service, gate) = Receiver::gated().await;
     let worker = "memory_budget = \"8MiB\"\nconcurrency = 4".into();
     site.configure(&Setup { worker, rest: service.route(), ..Setup::default() });

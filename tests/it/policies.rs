@@ -1,6 +1,6 @@
-//! Policies of the broker: what they would drop stands in the dead letters, with the broker's word.
+//! RabbitMQ's policies: the events that they would drop become dead letters, with RabbitMQ's reason.
 
-use crate::blame::wear;
+use crate::blame::deliver_and_drop;
 use crate::harness::broker::Broker;
 use crate::harness::process::Site;
 use crate::harness::receiver::Receiver;
@@ -8,7 +8,7 @@ use crate::harness::wire::{Webhook, send};
 use crate::harness::{PATIENCE, eventually, within};
 use crate::topology::{failures, site};
 
-/// A policy on the queues of that pattern, for as long as it lives.
+/// A policy on the queues that match a pattern, until it is lifted.
 pub struct Policy<'b> {
     broker: &'b Broker,
     path: String,
@@ -34,7 +34,7 @@ impl Policy<'_> {
     }
 }
 
-async fn letters(site: &Site) -> Vec<serde_json::Value> {
+async fn dead_letters(site: &Site) -> Vec<serde_json::Value> {
     let listed = site.run(&["dead", "list", "--reason", "dropped_by_broker", "--json"]).await;
     assert!(listed.status.success(), "{listed:?}");
     serde_json::from_slice(&listed.stdout).unwrap()
@@ -50,7 +50,7 @@ async fn accept(site: &Site, count: usize) -> crate::harness::process::Server {
     gateway
 }
 
-/// Replays all, and lets a worker handle them.
+/// Replays all dead letters, and lets a worker handle them.
 async fn handled_after_a_replay(site: &Site, service: &Receiver, count: usize) {
     let replayed = site.run(&["dead", "replay", "--reason", "dropped_by_broker", "--json"]).await;
     assert_eq!(String::from_utf8_lossy(&replayed.stdout).trim(), format!("{{\"replayed\":{count}}}"));
@@ -71,14 +71,14 @@ async fn what_a_policys_ttl_drops_is_a_dead_letter_and_can_be_replayed() {
     within(2 * PATIENCE, "all have expired", || async { backends.broker.ready(&dead).await == 20 }).await;
     policy.lift().await;
     eventually("the policy is gone", async || !Policy::is_on(&backends.broker, &prefix, &events).await).await;
-    let letters = letters(&site).await;
-    assert_eq!(letters.len(), 20);
-    for (number, letter) in letters.iter().enumerate() {
+    let dead_letters = dead_letters(&site).await;
+    assert_eq!(dead_letters.len(), 20);
+    for (number, dead_letter) in dead_letters.iter().enumerate() {
         assert_eq!(
-            (letter["id"].as_str().unwrap(), letter["type"].as_str().unwrap()),
+            (dead_letter["id"].as_str().unwrap(), dead_letter["type"].as_str().unwrap()),
             (&*format!("id-{number}"), "message.new")
         );
-        let error = letter["error"].as_str().unwrap();
+        let error = dead_letter["error"].as_str().unwrap();
         assert!(error.contains(&format!("{prefix}.events: expired")), "{error}");
     }
     handled_after_a_replay(&site, &service, 20).await;
@@ -93,9 +93,9 @@ async fn what_a_policys_delivery_limit_drops_is_a_dead_letter() {
     let _gateway = accept(&site, 1).await;
     let events = format!("{prefix}.events");
     eventually("the policy is applied", || Policy::is_on(&backends.broker, &prefix, &events)).await;
-    wear(&backends.broker, &events, 3).await;
-    eventually("it is a dead letter", || async { letters(&site).await.len() == 1 }).await;
-    assert!(letters(&site).await[0]["error"].as_str().unwrap().contains("delivery_limit"));
+    deliver_and_drop(&backends.broker, &events, 3).await;
+    eventually("the event is a dead letter", || async { dead_letters(&site).await.len() == 1 }).await;
+    assert!(dead_letters(&site).await[0]["error"].as_str().unwrap().contains("delivery_limit"));
     policy.lift().await;
     handled_after_a_replay(&site, &service, 1).await;
 }
@@ -131,7 +131,7 @@ async fn a_retry_returns_though_a_policy_gives_it_another_routing_key() {
     let _gateway = accept(&site, 1).await;
     let worker = site.start_as("worker").await.ready().await;
     let done = "streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}";
-    eventually("it is tried again", || async { worker.metric(done).await == 1.0 }).await;
+    eventually("the event is tried again", || async { worker.metric(done).await == 1.0 }).await;
     policy.lift().await;
 }
 
@@ -142,7 +142,7 @@ async fn check_finds_policies_that_lose_events() {
     let configured = std::fs::read_to_string(site.config()).unwrap();
     let with_url = format!("[rabbitmq]\nmanagement_url = \"{url}\"\n");
     site.write("streamgate.toml", configured.replace("[rabbitmq]\n", &with_url));
-    assert_eq!(failures(&site).await, "", "nothing is there yet");
+    assert_eq!(failures(&site).await, "", "no queue exists yet");
     drop(site.start_as("worker").await.ready().await);
     assert_eq!(failures(&site).await, "");
     let broker = &backends.broker;

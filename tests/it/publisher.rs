@@ -1,4 +1,4 @@
-//! The publisher against the library's defects: confirms that cross over, waits that are given up, brokers that hang.
+//! The publisher against the library's defects: crossed confirms, abandoned waits, brokers that hang.
 
 use crate::harness::broker::Broker;
 use crate::harness::eventually;
@@ -21,7 +21,7 @@ fn event(id: &str, bytes: usize) -> Envelope {
     envelope(id, Bytes::from(vec![b'x'; bytes]))
 }
 
-/// Bytes whose end can be seen.
+/// Bytes that count themselves: the `Arc` is released with them.
 struct Counted(Vec<u8>, #[expect(dead_code, reason = "counts by living")] Arc<()>);
 
 impl AsRef<[u8]> for Counted {
@@ -40,7 +40,7 @@ async fn ready(exchange: &Exchange) {
     eventually("the broker takes events", || async { exchange.ready().is_ok() }).await;
 }
 
-/// Takes everything out of a queue.
+/// Takes all messages out of a queue and returns their ids.
 async fn ids_in(broker: &Broker, queue: &str) -> HashSet<String> {
     let left = broker.ready(queue).await;
     let (_connection, channel) = broker.channel().await;
@@ -58,20 +58,20 @@ async fn ids_in(broker: &Broker, queue: &str) -> HashSet<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn confirms_never_cross() {
     let (broker, prefix) = (&Backends::shared().await.broker, Site::new().name());
-    // A small queue, so that refusals are mixed in from early on.
+    // A small queue, so that refusals come early among the confirms.
     let exchange = exchange(broker, &prefix, 1 << 20, 256);
     ready(&exchange).await;
-    let told = Arc::new(Mutex::new((HashSet::new(), HashSet::new())));
+    let results = Arc::new(Mutex::new((HashSet::new(), HashSet::new())));
     let tasks = (0..16).map(|task| {
-        let (exchange, told) = (Arc::clone(&exchange), Arc::clone(&told));
+        let (exchange, results) = (Arc::clone(&exchange), Arc::clone(&results));
         tokio::spawn(async move {
             for number in 0..250 {
                 let id = format!("{task}-{number}");
                 let result = exchange.enqueue(event(&id, 1_000)).await;
-                let mut told = told.lock().unwrap();
+                let mut results = results.lock().unwrap();
                 match result {
-                    Ok(_) => told.0.insert(id),
-                    Err(StoreError::Full(_)) => told.1.insert(id),
+                    Ok(_) => results.0.insert(id),
+                    Err(StoreError::Full(_)) => results.1.insert(id),
                     Err(error) => panic!("{error}"),
                 };
             }
@@ -80,10 +80,10 @@ async fn confirms_never_cross() {
     for task in futures_util::future::join_all(tasks).await {
         task.unwrap();
     }
-    let (confirmed, refused) = std::mem::take(&mut *told.lock().unwrap());
+    let (confirmed, refused) = std::mem::take(&mut *results.lock().unwrap());
     assert!(confirmed.len() > 500 && refused.len() > 500, "{} and {}", confirmed.len(), refused.len());
     let found = ids_in(broker, &format!("{prefix}.events")).await;
-    assert_eq!(found, confirmed, "what was confirmed is there, what was refused is not");
+    assert_eq!(found, confirmed, "the queue holds exactly the confirmed events");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,7 +91,7 @@ async fn waits_that_are_given_up_hold_no_memory() {
     let broker = Broker::start().await;
     let exchange = exchange(&broker, "p", 4 << 30, 64);
     ready(&exchange).await;
-    // It takes the bytes that the kernel buffers, and never confirms.
+    // RabbitMQ takes the bytes that the kernel buffers, and never confirms.
     broker.signal(Signal::STOP);
     let living = Arc::new(());
     for round in 0..30 {
@@ -102,12 +102,12 @@ async fn waits_that_are_given_up_hold_no_memory() {
         });
         let results = futures_util::future::join_all(given_up).await;
         assert!(results.iter().all(Result::is_err));
-        // Of 64 MiB a round: what waits in the lanes, and what was published and is not confirmed.
+        // Of 64 MiB a round: the jobs that wait in the lanes, and the unconfirmed publishes.
         let held = Arc::strong_count(&living) - 1;
         assert!(held <= 2 * 64, "{held} MiB are held after round {round}");
     }
     broker.signal(Signal::CONT);
-    eventually("it goes on", || async { exchange.enqueue(event("after", 10)).await.is_ok() }).await;
+    eventually("RabbitMQ takes events again", || async { exchange.enqueue(event("after", 10)).await.is_ok() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,8 +116,8 @@ async fn a_broker_that_hangs_is_given_up_after_its_heartbeats_and_found_again() 
     let exchange = exchange(&broker, "p", 4 << 30, 64);
     ready(&exchange).await;
     broker.signal(Signal::STOP);
-    eventually("it is given up", || async { exchange.ready().is_err() }).await;
+    eventually("the session is given up", || async { exchange.ready().is_err() }).await;
     broker.signal(Signal::CONT);
-    eventually("it is found again", || async { exchange.enqueue(event("after", 10)).await.is_ok() }).await;
+    eventually("a new session publishes", || async { exchange.enqueue(event("after", 10)).await.is_ok() }).await;
     exchange.close().await;
 }

@@ -1,4 +1,4 @@
-//! Redis: the claims hold to the pure state machine, and its absence costs repeats and nothing else.
+//! Redis: its scripts follow the pure state machine of claims, and a Redis outage costs repeats and nothing else.
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
@@ -14,7 +14,7 @@ use streamgate_core::claim::{self, ClaimKey, Conclusion, State};
 use streamgate_core::ports::{Answers, Claims, Seen, Turn};
 use streamgate_store::redis::{Address, Redis, RedisAnswers, RedisClaims, SeenKeys};
 
-/// Long past, and long to come, for any clock.
+/// In the far past, and in the far future, by any clock.
 const PAST: i64 = 1;
 const FUTURE: i64 = 99_999_999_999_999;
 const LEASE: Duration = Duration::from_secs(1000);
@@ -24,10 +24,10 @@ fn connect(url: &str, ca: Option<&Path>) -> Redis {
 }
 
 async fn up(redis: &Redis) {
-    let told = redis.clone();
-    let (tell, mut heard) = tokio::sync::watch::channel(false);
-    let watch = tokio::spawn(async move { told.watch_up(|up| tell.send_modify(|known| *known = up)).await });
-    heard.wait_for(|up| *up).await.unwrap();
+    let watched = redis.clone();
+    let (sender, mut receiver) = tokio::sync::watch::channel(false);
+    let watch = tokio::spawn(async move { watched.watch_up(|up| sender.send_modify(|known| *known = up)).await });
+    receiver.wait_for(|up| *up).await.unwrap();
     watch.abort();
 }
 
@@ -47,7 +47,7 @@ fn written(state: Option<State>) -> String {
     }
 }
 
-/// A lease's end is by Redis's clock: only whether it was renewed is compared.
+/// The state without the end of its lease, which is by Redis's clock: only whether it was renewed is compared.
 fn comparable(state: &str, now_ms: i64) -> String {
     let words: Vec<_> = state.split(' ').collect();
     match words[..] {
@@ -65,7 +65,7 @@ fn comparable(state: &str, now_ms: i64) -> String {
 }
 
 fn every_state() -> Vec<Option<State>> {
-    // Beyond what a double holds: a holder is compared as text.
+    // The largest exceed the precision of Lua's doubles: a holder is compared as text.
     let holders = [1, u64::MAX - 1, u64::MAX];
     let mut states = vec![None, Some(State::Done), Some(State::Dead)];
     for (attempt, abandoned) in (1..4).flat_map(|attempt| [(attempt, 0), (attempt, 12)]) {
@@ -127,15 +127,15 @@ async fn the_scripts_do_as_the_state_machine() {
         server.ask(&asked).await.parse().unwrap()
     };
     let leased = left().await;
-    assert!((900_000..=1_000_000).contains(&leased), "not forgotten before its lease ends: {leased}");
+    assert!((900_000..=1_000_000).contains(&leased), "a claim does not expire before its lease ends: {leased}");
     claims.conclude(key, 1, Conclusion::Done).await.unwrap();
     let done = left().await;
-    assert!((60_000..=leased).contains(&done), "and another route's lease is not cut short: {done}");
+    assert!((60_000..=leased).contains(&done), "another route's lease is not cut short: {done}");
     let other = ClaimKey { event: "other".into(), ..key.clone() };
     claims.conclude(&other, 1, Conclusion::Done).await.unwrap();
     let asked = ["EVAL", "return tostring(redis.call('PTTL', KEYS[1]))", "1", &claims.place("other")];
     let done: i64 = server.ask(&asked).await.parse().unwrap();
-    assert!((1..=60_000).contains(&done), "forgotten in its time: {done}");
+    assert!((1..=60_000).contains(&done), "a concluded claim expires in its time: {done}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,22 +151,22 @@ async fn a_redis_that_hangs_is_left_alone_until_it_answers() {
     let seen = SeenKeys::start(redis.clone(), Duration::from_secs(60), on_lost);
     assert!(!seen.contains("one").await.unwrap());
     server.signal(Signal::STOP);
-    let told = async || seen.contains("one").await.unwrap_err().to_string();
-    assert!(told().await.contains("no answer within 1s"));
-    eventually("the breaker opens", || async { told().await.contains("no connection to Redis") }).await;
-    // From here on nothing asks Redis: the answers come at once, of which a thousand would take longer than any timeout.
+    let failure = async || seen.contains("one").await.unwrap_err().to_string();
+    assert!(failure().await.contains("no answer within 1s"));
+    eventually("the breaker opens", || async { failure().await.contains("no connection to Redis") }).await;
+    // From here on Redis is not asked: a thousand errors that each waited for it would take longer than any timeout.
     for _ in 0..1000 {
-        assert!(told().await.contains("no connection to Redis"));
+        assert!(failure().await.contains("no connection to Redis"));
     }
     seen.mark("two").await.unwrap();
-    assert!(seen.contains("two").await.unwrap(), "what was marked here is known here");
+    assert!(seen.contains("two").await.unwrap(), "a process knows its own marks");
     eventually("the mark that Redis did not take is counted", || async { lost.load(Ordering::Relaxed) == 1 }).await;
     server.signal(Signal::CONT);
     eventually("Redis is asked again", || async { seen.contains("one").await.is_ok() }).await;
     seen.mark("three").await.unwrap();
     seen.close().await;
     let other = SeenKeys::start(redis, Duration::from_secs(60), Arc::new(|_| {}));
-    assert!(other.contains("three").await.unwrap(), "Redis was told before the end");
+    assert!(other.contains("three").await.unwrap(), "`close` has written the mark to Redis");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,17 +190,17 @@ async fn a_hook_whose_mark_is_taken_away_is_in_work_no_more() {
 async fn a_redis_that_refuses_writes_is_not_up_until_it_takes_them() {
     let server = RedisServer::start().await;
     let redis = connect(&server.url(), None);
-    let (tell, heard) = tokio::sync::watch::channel(false);
-    let told = redis.clone();
-    let watch = tokio::spawn(async move { told.watch_up(|up| tell.send_modify(|known| *known = up)).await });
+    let (sender, receiver) = tokio::sync::watch::channel(false);
+    let watched = redis.clone();
+    let watch = tokio::spawn(async move { watched.watch_up(|up| sender.send_modify(|known| *known = up)).await });
     let is = |up: bool| {
-        let heard = heard.clone();
-        async move { *heard.borrow() == up }
+        let receiver = receiver.clone();
+        async move { *receiver.borrow() == up }
     };
     eventually("it is up", || is(true)).await;
     let claims = RedisClaims::new(redis.clone(), Duration::from_secs(60));
     let refused = async || claims.claim(&key("event"), 1, 1, LEASE).await.map_err(|error| error.to_string());
-    for (refuse, take, word) in [
+    for (refuse, take, code) in [
         (&["CONFIG", "SET", "maxmemory", "1"][..], &["CONFIG", "SET", "maxmemory", "0"][..], "OOM"),
         (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "READONLY"),
         (
@@ -212,17 +212,17 @@ async fn a_redis_that_refuses_writes_is_not_up_until_it_takes_them() {
         (&["ACL", "SETUSER", "default", "-evalsha"], &["ACL", "SETUSER", "default", "+evalsha"], "NOPERM"),
     ] {
         server.ask(refuse).await;
-        eventually(&format!("it is down: {word}"), || is(false)).await;
+        eventually(&format!("it is down after {code}"), || is(false)).await;
         let error = refused().await.unwrap_err();
-        assert!(error.contains(word), "{error}");
+        assert!(error.contains(code), "{error}");
         server.ask(take).await;
-        eventually(&format!("it is up again after {word}"), || is(true)).await;
+        eventually(&format!("it is up again after {code}"), || is(true)).await;
         eventually("claims are made", || async { refused().await.is_ok() }).await;
     }
     watch.abort();
 }
 
-/// A node takes the keys of its own slots only: others would be refused with `MOVED`, and the probe's may be among its own.
+/// A node takes only the keys of its own slots and refuses others with `MOVED`; the probe's key may be among its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_node_of_a_cluster_is_not_taken_for_a_server() {
     let start = || RedisServer::with(&["--cluster-enabled", "yes"]);
@@ -240,7 +240,7 @@ async fn one_node_of_a_cluster_is_not_taken_for_a_server() {
     assert!(why.contains("MOVED") && why.contains("redis+cluster://"), "{why}");
     let redis = connect(&nodes[0].url(), None);
     let claims = RedisClaims::new(redis, Duration::from_secs(60));
-    eventually("it says why", || async {
+    eventually("the error names the right URL", || async {
         let claimed = claims.claim(&key("event"), 1, 1, LEASE).await;
         claimed.is_err_and(|error| error.to_string().contains("redis+cluster://"))
     })
@@ -329,10 +329,10 @@ async fn redis_over_tls_with_a_private_authority() {
         site.configure(&Setup { rest: tables, ..Setup::default() });
         String::from_utf8(site.run(&["check"]).await.stdout).unwrap()
     };
-    let told = check("").await;
-    assert!(told.contains("FAIL  redis") && told.contains("UnknownIssuer"), "{told}");
-    let told = check(&format!("ca = \"{ca}\"")).await;
-    assert!(told.contains("ok    redis") && told.contains("version"), "{told}");
+    let output = check("").await;
+    assert!(output.contains("FAIL  redis") && output.contains("UnknownIssuer"), "{output}");
+    let output = check(&format!("ca = \"{ca}\"")).await;
+    assert!(output.contains("ok    redis") && output.contains("version"), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -341,16 +341,16 @@ async fn a_redis_that_closes_idle_connections_is_never_found_away() {
     server.ask(&["CONFIG", "SET", "timeout", "3"]).await;
     let redis = connect(&server.url(), None);
     up(&redis).await;
-    let (tell, heard) = tokio::sync::watch::channel(0);
+    let (sender, receiver) = tokio::sync::watch::channel(0);
     let watched = redis.clone();
-    let watch = tokio::spawn(async move { watched.watch_up(|_| tell.send_modify(|changes| *changes += 1)).await });
-    // Many times as long as an idle one lives there.
+    let watch = tokio::spawn(async move { watched.watch_up(|_| sender.send_modify(|changes| *changes += 1)).await });
+    // Four times as long as this Redis keeps an idle connection.
     eventually("the connection grows old", || async {
         let list = server.ask(&["CLIENT", "LIST"]).await;
         let ages = list.split_whitespace().filter_map(|word| word.strip_prefix("age=")?.parse::<u32>().ok());
         ages.max().is_some_and(|age| age >= 12)
     })
     .await;
-    assert_eq!(*heard.borrow(), 1, "it was up all the time");
+    assert_eq!(*receiver.borrow(), 1, "Redis was up all the time");
     watch.abort();
 }

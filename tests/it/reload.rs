@@ -1,4 +1,4 @@
-//! Apps, certificates, routes and hooks are read again on SIGHUP and when a file changes; a bad file keeps the old.
+//! Apps, certificates, routes and hooks are read again on SIGHUP and when a file changes; a bad file leaves the old ones in use.
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
@@ -41,13 +41,13 @@ async fn secrets_and_apps_are_read_again() {
     site.write("secret", "second");
     eventually("the new secret verifies", || async { status(&server, "second").await == 200 }).await;
     assert_eq!(status(&server, "first").await, 401);
-    // A config that is wrong changes nothing, and says so.
+    // A configuration with a mistake changes nothing, and the log says so.
     site.write("streamgate.toml", config(&site, API_KEY).replace("[store]", "[shop]"));
     server.signal(Signal::HUP);
-    eventually("the mistake is told", || async { site.log().contains("not reloaded") }).await;
+    eventually("the mistake is logged", || async { site.log().contains("not reloaded") }).await;
     assert!(site.log().contains("shop: unknown key"), "{}", site.log());
     assert_eq!(status(&server, "second").await, 200);
-    // A key that is gone is unknown.
+    // A removed key is unknown.
     site.write("streamgate.toml", config(&site, "another"));
     server.signal(Signal::HUP);
     eventually("the old key is unknown", || async { status(&server, "second").await == 401 }).await;
@@ -65,17 +65,17 @@ async fn certificates_are_read_again() {
         async move { transport.send(server.public, &Webhook::fresh()).await.is_ok_and(|answer| answer.status == 200) }
     };
     assert!(reach(transports[0].clone()).await);
-    // A key that does not fit keeps the old certificate.
+    // With a key that does not match, the old certificate stays in use.
     let renewed = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     site.write("key.pem", renewed.signing_key.serialize_pem());
-    eventually("the mismatch is told", || async { site.log().contains("not reloaded") }).await;
+    eventually("the mismatch is logged", || async { site.log().contains("not reloaded") }).await;
     assert!(reach(transports[0].clone()).await);
     site.write("cert.pem", renewed.cert.pem());
     for http2 in [false, true] {
         let renewed = Transport::Tls { root: renewed.cert.der().clone(), http2 };
         eventually("the new certificate is served", || reach(renewed.clone())).await;
     }
-    assert!(!reach(transports[0].clone()).await, "the old one is not");
+    assert!(!reach(transports[0].clone()).await, "the old certificate is no longer served");
     assert!(server.terminate().await.success());
 }
 
@@ -120,24 +120,24 @@ async fn a_worker_reads_its_routes_again_and_no_hangup_ends_it() {
     let tokens = || service.received().iter().map(|one| one.header("authorization").to_owned()).collect::<Vec<_>>();
     let sent = async |token: &str| {
         assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().status, 200);
-        eventually("it is handled", || async { tokens().last().is_some_and(|last| last == token) }).await;
+        eventually("the event is handled", || async { tokens().last().is_some_and(|last| last == token) }).await;
     };
     sent("first").await;
     // A file that changes is enough.
     site.write("token", "second");
     site.logged("reloaded routes").await;
     sent("second").await;
-    // One that is wrong changes nothing, and ends nothing.
+    // A wrong configuration changes nothing, and does not end the worker.
     route("[");
     worker.signal(Signal::HUP);
     site.logged("not reloaded: everything stays as it runs").await;
     sent("second").await;
-    // Nor is one without routes taken up: every event would be logged and acknowledged.
+    // A configuration without routes is refused: every event would be logged and acknowledged.
     site.configure(&Setup { rest: backends.tables(&site.name()), ..Setup::default() });
     worker.signal(Signal::HUP);
     site.logged("names no route any more").await;
     sent("second").await;
-    // What the start would have refused, or prepared for.
+    // Values that the start would have refused, or that it prepares for.
     for (keys, said) in [
         ("handler_timeout = \"20m\"", "must be under 15m with RabbitMQ"),
         ("handler_timeout = \"40s\"", "over the longest at the start"),
@@ -148,7 +148,7 @@ async fn a_worker_reads_its_routes_again_and_no_hangup_ends_it() {
         site.logged(said).await;
         sent("second").await;
     }
-    // Another route is taken up by a signal, too.
+    // A signal alone applies another route, too.
     route("reaction.*");
     worker.signal(Signal::HUP);
     let handled = tokens().len();
@@ -203,7 +203,7 @@ async fn credentials_of_the_backends_that_are_rotated_are_taken_with_the_next_co
         })
         .await;
     }
-    // What is open stays open; it is the next connection that needs the new password.
+    // Open connections stay open; only the next one needs the new password.
     broker.manage("DELETE", &format!("connections/username/{user}"), "").await;
     redis.ask(&["CLIENT", "KILL", "USER", &user]).await;
     let ids = ["one", "two"];

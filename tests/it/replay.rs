@@ -1,4 +1,5 @@
-//! Dead letters that are replayed or dropped: whatever interrupts the command, each is in one place, and the next run goes on.
+//! Dead letters that are replayed or dropped: whatever interrupts the command, each dead letter is in one place, and the next
+//! run goes on.
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
@@ -12,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::process::{Output, Stdio};
 
 /// Puts dead letters into their queue, as workers do.
-async fn bury(channel: &Channel, prefix: &str, count: i64) {
+async fn publish_dead_letters(channel: &Channel, prefix: &str, count: i64) {
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     let mut confirms = Vec::new();
     for number in 0..count {
@@ -38,7 +39,7 @@ async fn bury(channel: &Channel, prefix: &str, count: i64) {
     futures_util::future::try_join_all(confirms).await.unwrap();
 }
 
-/// Runs a command until the condition holds, and ends it by this signal.
+/// Runs a command until the condition holds, and sends it this signal.
 async fn interrupted(site: &Site, args: &[&str], signal: Signal, when: impl AsyncFn() -> bool) -> Output {
     let mut command = site.command(args);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -49,11 +50,11 @@ async fn interrupted(site: &Site, args: &[&str], signal: Signal, when: impl Asyn
     child.wait_with_output().await.unwrap()
 }
 
-/// The two numbers of `N replayed, M left`.
-fn counts(output: &Output, word: &str) -> (u32, u32) {
+/// The two numbers of an output like `N replayed, M left`.
+fn counts(output: &Output, verb: &str) -> (u32, u32) {
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let (moved, left) = text.trim().split_once(&format!(" {word}, ")).unwrap_or_else(|| panic!("{output:?}"));
+    let (moved, left) = text.trim().split_once(&format!(" {verb}, ")).unwrap_or_else(|| panic!("{output:?}"));
     (moved.parse().unwrap(), left.strip_suffix(" left").unwrap().parse().unwrap())
 }
 
@@ -65,24 +66,24 @@ async fn a_replay_that_is_interrupted_or_killed_makes_no_event_twice_and_goes_on
     let (events, dead) = (format!("{prefix}.events"), format!("{prefix}.dead"));
     let (_connection, channel) = backends.broker.channel().await;
     let all = 6000;
-    bury(&channel, &prefix, all.into()).await;
+    publish_dead_letters(&channel, &prefix, all.into()).await;
     let replay = ["dead", "replay", "--all"];
     let output = interrupted(&site, &replay, Signal::INT, async || backends.broker.ready(&events).await > 300).await;
     let (moved, left) = counts(&output, "replayed");
     assert_eq!((moved + left, backends.broker.ready(&events).await), (all, moved), "{output:?}");
-    eventually("the rest is back", || async { backends.broker.ready(&dead).await == left }).await;
+    eventually("the rest is back in the queue", || async { backends.broker.ready(&dead).await == left }).await;
     let killed = moved + 300;
     let output =
         interrupted(&site, &replay, Signal::KILL, async || backends.broker.ready(&events).await > killed).await;
     assert_eq!(output.status.code(), None);
-    // What it held goes back when the broker notices. A copy is the same life, and handled once.
+    // The messages that it held go back when RabbitMQ notices. A copy is the same life, and is handled once.
     let worker = site.start_as("worker").await.ready().await;
     eventually("all are replayed and handled", || async {
         assert!(site.run(&replay).await.status.success());
         service.ids().len() == all as usize
     })
     .await;
-    eventually("and the queues are empty", || async {
+    eventually("the queues are empty", || async {
         backends.broker.ready(&events).await + backends.broker.ready(&dead).await == 0
     })
     .await;
@@ -98,8 +99,8 @@ async fn a_drop_that_is_interrupted_says_what_is_left_and_goes_on() {
     let dead = format!("{prefix}.dead");
     let (_connection, channel) = backends.broker.channel().await;
     let all = 6000;
-    bury(&channel, &prefix, all.into()).await;
-    // The look at all of them is interrupted before anything is dropped, or the drop is.
+    publish_dead_letters(&channel, &prefix, all.into()).await;
+    // The signal interrupts the walk over all of them, before anything is dropped, or the drop.
     let args = ["dead", "drop", "--all"];
     let output = interrupted(&site, &args, Signal::INT, async || backends.broker.ready(&dead).await < all).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -108,7 +109,7 @@ async fn a_drop_that_is_interrupted_says_what_is_left_and_goes_on() {
         true => all,
         false => counts(&output, "dropped").1,
     };
-    eventually("the rest is back", || async { backends.broker.ready(&dead).await == left }).await;
+    eventually("the rest is back in the queue", || async { backends.broker.ready(&dead).await == left }).await;
     let ended = site.run(&args).await;
     assert_eq!(String::from_utf8_lossy(&ended.stdout).trim(), format!("{left} dropped"), "{ended:?}");
     assert_eq!(backends.broker.ready(&dead).await, 0);
@@ -120,13 +121,13 @@ async fn of_many_dropped_letters_none_comes_back_and_the_others_stand_in_their_o
     assert!(site.start_as("worker").await.ready().await.terminate().await.success());
     let dead = format!("{prefix}.dead");
     let (_connection, channel) = backends.broker.channel().await;
-    bury(&channel, &prefix, 1500).await;
+    publish_dead_letters(&channel, &prefix, 1500).await;
     let dropped = site.run(&["dead", "drop", "--type", "odd"]).await;
     assert_eq!(String::from_utf8_lossy(&dropped.stdout).trim(), "750 dropped", "{dropped:?}");
     assert_eq!(backends.broker.ready(&dead).await, 750);
     let listed = site.run(&["dead", "list", "--json"]).await;
-    let letters: Vec<serde_json::Value> = serde_json::from_slice(&listed.stdout).unwrap();
-    let ids: Vec<_> = letters.iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect();
+    let dead_letters: Vec<serde_json::Value> = serde_json::from_slice(&listed.stdout).unwrap();
+    let ids: Vec<_> = dead_letters.iter().map(|dead_letter| dead_letter["id"].as_str().unwrap().to_owned()).collect();
     let even: Vec<_> = (0..750).map(|number| format!("id-{}", 2 * number)).collect();
     assert!(ids == even, "{ids:?}");
 }
@@ -140,7 +141,7 @@ async fn a_second_signal_ends_a_command_that_waits_for_a_broker_that_hangs() {
     site.configure(&Setup { rest: tables, ..Default::default() });
     assert!(site.start_as("worker").await.ready().await.terminate().await.success());
     let (_connection, channel) = backends.broker.channel().await;
-    bury(&channel, &site.name(), 10).await;
+    publish_dead_letters(&channel, &site.name(), 10).await;
     let proxy = Proxy::start(backends.broker.port, 1).await;
     let configured = std::fs::read_to_string(site.config()).unwrap();
     let (direct, through) = (format!(":{}/", backends.broker.port), format!(":{}/", proxy.port));
@@ -151,7 +152,7 @@ async fn a_second_signal_ends_a_command_that_waits_for_a_broker_that_hangs() {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
     let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
-    // From here on it waits for the broker: before, the first signal ends it.
+    // From here on the command waits for RabbitMQ; before, the first signal would end it.
     proxy.connected().await;
     kill_process(pid, Signal::INT).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
@@ -176,7 +177,7 @@ async fn a_second_signal_ends_both_services_beside_a_broker_that_hangs() {
     let gateway = site.start_as("gateway").await.ready().await;
     let worker = site.start_as("worker").await.ready().await;
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
-    eventually("it is in hand", || async { worker.metric("streamgate_worker_in_flight").await == 1.0 }).await;
+    eventually("the event is in hand", || async { worker.metric("streamgate_worker_in_flight").await == 1.0 }).await;
     backends.broker.signal(Signal::STOP);
     // A request whose body never comes.
     let webhook = Webhook::fresh();
@@ -185,9 +186,9 @@ async fn a_second_signal_ends_both_services_beside_a_broker_that_hangs() {
     let stream = raw(gateway.public, head.as_bytes()).await;
     for server in [gateway, worker] {
         server.signal(Signal::TERM);
-        eventually("it drains", || async { server.ops("/readyz").await.1.contains("draining") }).await;
+        eventually("the service drains", || async { server.ops("/readyz").await.1.contains("draining") }).await;
         server.signal(Signal::TERM);
-        let ended = tokio::time::timeout(crate::harness::PATIENCE, server.wait()).await.expect("it ends");
+        let ended = tokio::time::timeout(crate::harness::PATIENCE, server.wait()).await.expect("the service ends");
         assert_eq!(ended.code(), Some(1), "{}", site.log());
     }
     drop(stream);
@@ -199,15 +200,15 @@ async fn a_second_signal_ends_both_services_beside_a_broker_that_hangs() {
 async fn a_dead_letter_that_is_replayed_into_a_gateways_directory_is_handed_over() {
     let (site, prefix, backends) = site("", "", "").await;
     let gateway = site.start_as("gateway").await.ready().await;
-    // As an `up` that had this directory before left it.
-    let letter = "INSERT INTO dead (reason, died_at, attempt, app, kind, webhook_id, type, headers, body)
+    // A dead letter that an earlier `up` has left in this directory.
+    let dead_letter = "INSERT INTO dead (reason, died_at, attempt, app, kind, webhook_id, type, headers, body)
                   VALUES ('rejected', 1, 3, 'chat', 'push', 'left', 'a.b', '{}', CAST('{}' AS BLOB))";
-    site.store().execute(letter, []).unwrap();
+    site.store().execute(dead_letter, []).unwrap();
     let alone = Site::new();
     alone.write("streamgate.toml", Setup::default().toml(&site.data_dir()));
     let replayed = alone.run(&["dead", "replay", "--all"]).await;
     assert_eq!(String::from_utf8_lossy(&replayed.stdout).trim(), "1 replayed", "{replayed:?}");
     let events = format!("{prefix}.events");
-    eventually("it is handed over", || async { backends.broker.ready(&events).await == 1 }).await;
-    eventually("and counted", || async { gateway.metric("streamgate_spool_events").await == 0.0 }).await;
+    eventually("the event is handed over", || async { backends.broker.ready(&events).await == 1 }).await;
+    eventually("the spool's gauge is 0", || async { gateway.metric("streamgate_spool_events").await == 0.0 }).await;
 }

@@ -1,4 +1,4 @@
-//! What a route has of its own: which events it takes, what handles them, its ladder and its time.
+//! A route's own settings: the events that it takes, their handler, its retry ladder and its timeout.
 
 use crate::commands::text;
 use crate::harness::eventually;
@@ -30,7 +30,7 @@ async fn a_command_gets_the_event_and_its_exit_code_decides() {
     let site = Site::new();
     let directory = site.path("seen");
     std::fs::create_dir(&directory).unwrap();
-    // Complete when its name is: it is renamed into its place.
+    // Renamed when it is complete, so that a file under its final name is whole.
     let handle = format!(
         "cd {}\n{{ env; echo; cat; }} > \"$STREAMGATE_ID.part\"\nmv \"$STREAMGATE_ID.part\" \"$STREAMGATE_ID\"\n\
          echo lots of output\nyes | head -c 300000\nexit $1\n",
@@ -71,14 +71,18 @@ async fn a_command_gets_the_event_and_its_exit_code_decides() {
     assert!(dead.contains("rejected") && dead.contains("exit code 3"), "{dead}");
     site.logged("\"stdout_bytes\":").await;
     assert!(server.terminate().await.success());
-    assert!(!site.log().contains("lots of output"), "what it writes may be what users wrote: {}", site.log());
+    assert!(
+        !site.log().contains("lots of output"),
+        "a command's output may hold what chat users wrote: {}",
+        site.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_hangs_is_killed_with_all_that_it_started() {
     let site = Site::new();
     let pids = site.path("pids");
-    // It ignores what can be ignored, and so does what it starts.
+    // The command, and the process that it starts, ignore every signal that can be ignored.
     let hang =
         format!("trap '' TERM HUP INT\nsleep 1000 &\necho $$ $! > {0}.part\nmv {0}.part {0}\nwait\n", pids.display());
     let command = script(&site, "hang", &hang);
@@ -90,23 +94,23 @@ async fn a_command_that_hangs_is_killed_with_all_that_it_started() {
     site.configure(&Setup { worker, rest, ..Setup::default() });
     let server = site.start().await;
     let running = async || {
-        eventually("it runs", || async { pids.exists() }).await;
+        eventually("the command runs", || async { pids.exists() }).await;
         let found = std::fs::read_to_string(&pids).unwrap();
         std::fs::remove_file(&pids).unwrap();
         found
     };
     push(&server, "one", r#"{"type":"message.new"}"#).await;
     let first = running().await;
-    eventually("it was killed", || async { outcomes(&server, "app", "retry").await == 1.0 }).await;
+    eventually("the command was killed", || async { outcomes(&server, "app", "retry").await == 1.0 }).await;
     site.logged("did not end within 6s").await;
-    // A zombie is dead, even where nobody reaps it.
+    // A zombie counts as dead, even if it is never reaped.
     let lives = |pid: &str| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         !stat.is_empty() && !stat.rsplit(") ").next().unwrap().starts_with('Z')
     };
     let gone = async |pids: &str| {
         for pid in pids.split_whitespace() {
-            eventually("nobody of the group is left", || async { !lives(pid) }).await;
+            eventually("no process of the group is left", || async { !lives(pid) }).await;
         }
     };
     gone(&first).await;
@@ -137,12 +141,12 @@ async fn a_route_can_be_for_some_types_of_channels() {
     }
     push(&server, "f", r#"{"type":"user.updated"}"#).await;
     let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<HashSet<_>>();
-    eventually("all came", || async { support.ids().len() + others.ids().len() == 6 }).await;
+    eventually("all events arrived", || async { support.ids().len() + others.ids().len() == 6 }).await;
     assert_eq!((support.ids(), others.ids()), (set(&["a", "b"]), set(&["c", "d", "e", "f"])));
     assert!(server.terminate().await.success());
 }
 
-/// Of two routes one waits as the worker does, an hour, and the other as it says itself; over both stores.
+/// One route uses the worker's ladder, an hour, and another its own; over both stores.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_has_its_own_ladder_and_its_own_time() {
     for services in [false, true] {

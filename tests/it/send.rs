@@ -1,4 +1,4 @@
-//! `streamgate send`: what it sends, where to, and with whose secret.
+//! `streamgate send`: the bodies that it sends, its target, and the secret that it signs with.
 
 use crate::commands::{json, pasted, shell, text};
 use crate::harness::eventually;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 
-/// Starts it by a command of its own, and pastes what it prints as it stands.
+/// Runs the `send` line that the server printed, unchanged.
 async fn paste(server: &Server) {
     let sent = shell(&pasted(server)).await;
     assert!(sent.status.success() && text(&sent.stdout).starts_with("200 enqueued"), "{} {sent:?}", pasted(server));
@@ -26,24 +26,28 @@ async fn the_line_that_is_printed_works_as_it_stands() {
     paste(&server).await;
     assert!(server.terminate().await.success());
 
-    // Its certificate is for a name, and the line has an address.
+    // The certificate is for a name, and the printed line has an address.
     let (server, _) = crate::statuses::secure(&site, Setup::default()).await;
     paste(&server).await;
     let by_name = pasted(&server).replace("127.0.0.1", "localhost");
     assert!(shell(&by_name).await.status.success());
     let (untrusting, _) = by_name.split_once(" --ca ").unwrap();
     let untrusted = shell(&format!("{untrusting} --config {}", site.config().display())).await;
-    assert_eq!(untrusted.status.code(), Some(1), "a name has to be vouched for: {untrusted:?}");
+    assert_eq!(
+        untrusted.status.code(),
+        Some(1),
+        "a self-signed certificate for a name is not trusted by itself: {untrusted:?}"
+    );
     let known = shell(
         &untrusting
             .replace("localhost", "127.0.0.1")
             .replace(" send ", &format!(" --config {} send ", site.config().display())),
     )
     .await;
-    assert!(known.status.success(), "the configuration's own certificate is known: {known:?}");
+    assert!(known.status.success(), "the configuration's own certificate is trusted: {known:?}");
     assert!(server.terminate().await.success());
 
-    // Each connection has to begin with a PROXY header.
+    // Each connection must begin with a PROXY header.
     let behind = Site::new();
     behind.write(
         "streamgate.toml",
@@ -52,7 +56,7 @@ async fn the_line_that_is_printed_works_as_it_stands() {
     let server = behind.start().await;
     paste(&server).await;
     let known = shell(&pasted(&server).replace(" --proxy-header", "")).await;
-    assert!(known.status.success(), "the configuration says so: {known:?}");
+    assert!(known.status.success(), "`send` takes proxy_protocol from the configuration: {known:?}");
     assert!(server.terminate().await.success());
 }
 
@@ -77,7 +81,7 @@ async fn the_line_that_is_printed_works_for_every_address() {
     assert!(server.greeting.contains("expect a 403") && !shell(&pasted(&server)).await.status.success());
     assert!(server.terminate().await.success());
 
-    // The file has no app, so the environment's is the one; the data directory has a development app of before.
+    // The file has no app, so the environment's is used; the data directory has a development app of an earlier run.
     let site = Site::new();
     let server = Server::of(bare_command_with_file(&site), &site).await;
     assert!(server.terminate().await.success());
@@ -89,7 +93,7 @@ async fn the_line_that_is_printed_works_for_every_address() {
     assert!(server.terminate().await.success());
 }
 
-/// With a configuration that names no app.
+/// A command whose configuration names no app.
 fn bare_command_with_file(site: &Site) -> tokio::process::Command {
     let config = site.write("no app.toml", "[gateway]\nlisten = '127.0.0.1:0'\nops_listen = '127.0.0.1:0'\n");
     bare_command(&["--config", config.to_str().unwrap()])
@@ -139,7 +143,7 @@ async fn only_the_apps_own_secret_is_needed() {
     let nobody = site.run(&["send", "--url", &url, "--api-key", "third"]).await;
     assert_eq!(nobody.status.code(), Some(64), "{nobody:?}");
     let nowhere = site.run(&["send"]).await;
-    assert!(text(&nowhere.stderr).contains("name --url"), "nobody knows the port: {nowhere:?}");
+    assert!(text(&nowhere.stderr).contains("name --url"), "the configuration's port is 0: {nowhere:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,7 +156,7 @@ async fn it_goes_to_the_configurations_own_address() {
     assert_eq!(service.received()[0].path, "/webhooks/stream/push");
 }
 
-/// Every type that Stream documents has a body of its documented shape, and comes through a gateway as what it is.
+/// Every type that Stream documents has a body of its documented shape, and arrives through a gateway with that type.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_of_event_has_a_body() {
     let site = Site::new();
@@ -170,7 +174,7 @@ async fn every_type_of_event_has_a_body() {
         assert_eq!(json(&sent)["outcomes"]["enqueued"], 1, "{name}: {sent:?}");
     }
     eventually("all are handled", || async { service.received().len() >= types.len() }).await;
-    // What an event is about.
+    // The field that each family of types must have.
     let subjects = [
         ("message.", "message"),
         ("message.", "user"),
@@ -195,7 +199,8 @@ async fn every_type_of_event_has_a_body() {
     ];
     for name in &types {
         let came = service.received().into_iter().find(|came| came.header("x-streamgate-type") == *name);
-        let body: Value = serde_json::from_slice(&came.unwrap_or_else(|| panic!("{name} did not come")).body).unwrap();
+        let body: Value =
+            serde_json::from_slice(&came.unwrap_or_else(|| panic!("{name} did not arrive")).body).unwrap();
         if !name.starts_with("pending_message.") {
             assert_eq!(body["type"], *name);
             assert!(body["created_at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{name}");
@@ -287,7 +292,7 @@ async fn a_body_says_what_it_is_told_to() {
         assert_eq!(refused.status.code(), Some(64), "{args:?}: {refused:?}");
         assert!(text(&refused.stderr).contains(why), "{args:?}: {refused:?}");
     }
-    assert_eq!(service.received().len(), 9, "nothing was sent of those");
+    assert_eq!(service.received().len(), 9, "none of those was sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -297,13 +302,13 @@ async fn send_reports_what_came_back() {
     let server = site.start().await;
     let url = format!("http://{}", server.public);
     let many = site.run(&["send", "--url", &url, "--count", "200", "--concurrency", "8", "--gzip", "--json"]).await;
-    let told = json(&many);
+    let report = json(&many);
     assert!(many.status.success());
     assert_eq!(
-        (&told["sent"], &told["statuses"]["200"], &told["outcomes"]["enqueued"]),
+        (&report["sent"], &report["statuses"]["200"], &report["outcomes"]["enqueued"]),
         (&200.into(), &200.into(), &200.into())
     );
-    assert!(told["latency_ms"]["p99"].as_f64().unwrap() > 0.0);
+    assert!(report["latency_ms"]["p99"].as_f64().unwrap() > 0.0);
     for outcome in ["enqueued", "duplicate"] {
         let repeat = site.run(&["send", "--url", &url, "--id", "made", "--json"]).await;
         assert_eq!(json(&repeat)["outcomes"][outcome], 1, "the same id is the same event: {repeat:?}");
@@ -314,7 +319,7 @@ async fn send_reports_what_came_back() {
     assert_eq!(json(&site.run(&same).await)["outcomes"]["duplicate"], 1);
     let dated = site.write("dated.json", r#"{"type":"a.b","n":1.10,"created_at":"2026-01-01T00:00:00Z"}"#);
     let dated = ["send", "--url", &url, "--file", dated.to_str().unwrap(), "--count", "20", "--json"];
-    assert_eq!(json(&site.run(&dated).await)["outcomes"]["enqueued"], 20, "each has a date of its own");
+    assert_eq!(json(&site.run(&dated).await)["outcomes"]["enqueued"], 20, "each event has a date of its own");
     let repeats = site.run(&[&dated[..], &["--id", "one"]].concat()).await;
     assert_eq!(json(&repeats)["outcomes"]["duplicate"], 19);
     assert!(String::from_utf8_lossy(&repeats.stderr).contains("repeats"), "{repeats:?}");
@@ -326,8 +331,10 @@ async fn send_reports_what_came_back() {
         .unwrap();
     piped.stdin.take().unwrap().write_all(b"{\"type\":\"from.stdin\"}").await.unwrap();
     assert!(piped.wait_with_output().await.unwrap().status.success());
-    eventually("they are logged", || async { site.log().contains("from.a.file") && site.log().contains("from.stdin") })
-        .await;
+    eventually("both events are logged", || async {
+        site.log().contains("from.a.file") && site.log().contains("from.stdin")
+    })
+    .await;
     let mut wrong = site.command(&["send", "--url", &url]);
     wrong
         .env("STREAMGATE_CONFIG", "/dev/null")

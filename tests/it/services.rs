@@ -1,4 +1,4 @@
-//! Gateways and workers as processes of their own: nothing acknowledged is lost, whatever is killed.
+//! Gateways and workers as processes of their own: no acknowledged event is lost, whatever is killed.
 
 use crate::harness::eventually;
 use crate::harness::fleet::Fleet;
@@ -24,13 +24,13 @@ async fn two_gateways_and_two_workers_handle_each_event_once() {
     eventually("10,000 events are accepted", || async { load.ledger.accepted() >= 10_000 }).await;
     eventually("20,000 events are accepted", || async { load.ledger.accepted() >= 20_000 }).await;
     let ledger = load.stop().await;
-    assert_eq!(ledger.prove(&service).await, 0, "handled twice");
+    assert_eq!(ledger.prove(&service).await, 0, "an event was handled twice");
     assert_eq!(ledger.refused.load(Ordering::Relaxed), 0);
     assert!(ledger.repeated.load(Ordering::Relaxed) >= 1_900);
     let mut handled = 0.0;
     for worker in [&third, &fourth] {
         let done = worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await;
-        assert!(done > 1_000.0, "both work");
+        assert!(done > 1_000.0, "both workers handle events");
         handled += done;
     }
     assert!(handled >= ledger.accepted() as f64);
@@ -58,11 +58,11 @@ async fn a_rolling_restart_loses_nothing_refuses_nothing_and_repeats_nothing() {
         }
     }
     let ledger = load.stop().await;
-    assert_eq!(ledger.prove(&service).await, 0, "handled twice");
+    assert_eq!(ledger.prove(&service).await, 0, "an event was handled twice");
     assert_eq!(ledger.refused.load(Ordering::Relaxed), 0);
 }
 
-/// HAProxy before these gateways, passing TCP on: it cannot repeat a request. Where it listens.
+/// HAProxy in front of these gateways, in TCP mode, so that it cannot repeat a request. Returns its address.
 async fn balancer(site: &Site, gateways: &[(Site, Server)]) -> (SocketAddr, tokio::process::Child) {
     let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let mut config = format!(
@@ -98,12 +98,12 @@ async fn behind_a_tcp_balancer_no_request_fails_while_gateways_are_restarted_wit
     let load = Load::paced(vec![listen], 10, None, Duration::from_millis(40));
     for round in 0..4 {
         if round == 2 {
-            // From here on events wait in the spools, and so they do over a restart.
+            // From here on events wait in the spools, also across restarts.
             backends.broker.kill();
         }
         let before = load.ledger.accepted();
         eventually("traffic flows", || async { load.ledger.accepted() >= before + 300 }).await;
-        // Kept alive, so that the drain takes its time, in which others come.
+        // Kept alive, so that the drain takes a while, during which other requests come.
         let kept = join_all((0..6).map(|_| async {
             let mut stream = raw(listen, &Webhook::fresh().raw()).await;
             assert_eq!(status(&mut stream).await, 200);
@@ -116,7 +116,7 @@ async fn behind_a_tcp_balancer_no_request_fails_while_gateways_are_restarted_wit
         let server = place.start_as("gateway").await;
         gateways.push((place, server));
         let (_, server) = &gateways[1];
-        eventually("it takes part again", || async {
+        eventually("the gateway takes part again", || async {
             server.metric("streamgate_gateway_ack_seconds_count{kind=\"push\"}").await >= 20.0
         })
         .await;
@@ -164,7 +164,7 @@ async fn no_acknowledged_event_is_lost_to_any_fault_of_one_part() {
     backends.redis.signal(Signal::STOP);
     flows("Redis stopped").await;
     backends.redis.signal(Signal::CONT);
-    flows("Redis goes on").await;
+    flows("Redis resumed").await;
     backends.redis.kill();
     flows("Redis killed").await;
     backends.redis.restart().await;
@@ -199,8 +199,8 @@ async fn a_gateway_without_backends_runs_says_so_and_recovers() {
     let gateway = gateway_site.start_as("gateway").await;
     let worker = worker_site.start_as("worker").await;
     eventually("the worker says why it is not ready", || async {
-        let (status, told) = worker.ops("/readyz").await;
-        status == 503 && told.contains("Connection refused")
+        let (status, text) = worker.ops("/readyz").await;
+        status == 503 && text.contains("Connection refused")
     })
     .await;
     for server in [&gateway, &worker] {
@@ -212,13 +212,13 @@ async fn a_gateway_without_backends_runs_says_so_and_recovers() {
     assert_eq!(gateway.metric("streamgate_gateway_broker_up").await, 0.0);
     backends.broker.restart().await;
     let (gateway, _worker) = (gateway.ready().await, worker.ready().await);
-    // Redis is still away: the gateway itself knows its repeats.
+    // Redis is still down: the gateway itself knows its repeats.
     let webhook = Webhook::fresh();
     assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
     assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "duplicate");
     assert_eq!(gateway.metric("streamgate_gateway_redis_up").await, 0.0);
     assert!(gateway.metric("streamgate_gateway_dedup_errors_total").await >= 2.0);
-    eventually("they are handled", || async {
+    eventually("the events are handled", || async {
         service.ids().contains(webhook.id()) && service.ids().contains(early.id())
     })
     .await;
@@ -233,7 +233,7 @@ async fn a_repeat_at_another_gateway_is_known_there() {
     let ((_s1, first), (_s2, second)) = tokio::join!(fleet.gateway(), fleet.gateway());
     let webhook = Webhook::fresh();
     assert_eq!(send(first.public, &webhook).await.unwrap().outcome(), "enqueued");
-    // It is made beside the answer; until it is there, a repeat would be enqueued, and the claim absorb it.
+    // The mark is made alongside the answer; before it exists a repeat would be enqueued, and the claim would absorb it.
     let marks = format!("{}:seen:*", fleet.prefix);
     let marked = || async {
         backends.redis.ask(&["EVAL", "return tostring(#redis.call('KEYS', ARGV[1]))", "0", &marks]).await == "1"
@@ -241,12 +241,12 @@ async fn a_repeat_at_another_gateway_is_known_there() {
     eventually("the mark is made", marked).await;
     assert_eq!(send(second.public, &webhook).await.unwrap().outcome(), "duplicate");
     let (_s3, worker) = fleet.worker().await;
-    eventually("it is handled", || async { service.ids().contains(webhook.id()) }).await;
+    eventually("the event is handled", || async { service.ids().contains(webhook.id()) }).await;
     assert!(worker.terminate().await.success());
     assert_eq!(service.received().len(), 1);
 }
 
-/// Fails at its first attempt.
+/// The id of an event that fails at its first attempt.
 const STUBBORN: &str = "stubborn";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,7 +262,7 @@ async fn deliveries_go_on_while_a_memory_alarm_blocks_publishing() {
     let service = Receiver::start(fails).await;
     let mut fleet = Fleet::new(&backends, &service);
     let (_site, gateway) = fleet.gateway().await;
-    // Once everything is declared, a worker that may only verify: it must not publish where it consumes.
+    // With everything declared, a worker that only verifies: it must not publish on the connection on which it consumes.
     assert!(fleet.worker().await.1.terminate().await.success());
     fleet.tables = fleet.tables.replace("[rabbitmq]\n", "[rabbitmq]\ndeclare = false\n");
     let before = [Webhook::fresh(), Webhook::fresh(), Webhook::fresh()];
@@ -279,12 +279,12 @@ async fn deliveries_go_on_while_a_memory_alarm_blocks_publishing() {
     })
     .await;
     let (_worker_site, worker) = fleet.worker().await;
-    eventually("they are handled", || async { before.iter().all(|one| service.ids().contains(one.id())) }).await;
+    eventually("the events are handled", || async { before.iter().all(|one| service.ids().contains(one.id())) }).await;
     let settling = || worker.metric("streamgate_worker_settling");
     eventually("a retry is held", || async { settling().await == 1.0 }).await;
     failing.store(true, Ordering::Relaxed);
     backends.broker.control(&["set_vm_memory_high_watermark", "0.4"]).await;
-    eventually("and goes out", || async { settling().await == 0.0 }).await;
+    eventually("the held retry is published", || async { settling().await == 0.0 }).await;
     let gateway = gateway.ready().await;
     let webhook = Webhook::fresh();
     assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
@@ -293,7 +293,7 @@ async fn deliveries_go_on_while_a_memory_alarm_blocks_publishing() {
     })
     .await;
     failing.store(false, Ordering::Relaxed);
-    eventually("and handled in the end", || async {
+    eventually("all events are handled in the end", || async {
         worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await >= 5.0
     })
     .await;

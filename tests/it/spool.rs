@@ -1,4 +1,4 @@
-//! The spool: while RabbitMQ takes nothing, events are taken all the same, and go on to it when it does.
+//! The spool: while RabbitMQ takes no events the gateway keeps them on its disk, and hands them over once RabbitMQ takes them.
 
 use crate::harness::broker::Broker;
 use crate::harness::eventually;
@@ -9,7 +9,7 @@ use crate::harness::wire::{Webhook, send, until_refused};
 use rustix::process::Signal;
 use std::collections::HashSet;
 
-/// A site for gateways on these backends, and its queue of events.
+/// A site for gateways on these backends, and the name of its queue of events.
 fn site(backends: &Backends, store: &str, rabbitmq: &str) -> (Site, String) {
     configured(Site::new(), backends, store, rabbitmq)
 }
@@ -22,7 +22,7 @@ fn configured(site: Site, backends: &Backends, store: &str, rabbitmq: &str) -> (
     (site, events)
 }
 
-/// A worker on the queues of those gateways, and where it keeps its files.
+/// A worker on the queues of those gateways, and its site.
 async fn worker(backends: &Backends, prefix: &str, rabbitmq: &str, service: &Receiver) -> (Site, Server) {
     let site = Site::new();
     let rest = format!("{}\n{}", service.route(), backends.tables_with(prefix, rabbitmq));
@@ -31,7 +31,7 @@ async fn worker(backends: &Backends, prefix: &str, rabbitmq: &str, service: &Rec
     (site, server)
 }
 
-/// Backends of which RabbitMQ is away.
+/// Backends whose RabbitMQ is down.
 async fn without_broker() -> Backends {
     let (mut broker, redis) = tokio::join!(Broker::start(), RedisServer::start());
     broker.kill();
@@ -60,8 +60,8 @@ async fn with_rabbitmq_and_redis_away_events_are_taken_and_all_arrive() {
     let webhooks = spooled(&gateway, 300).await;
     let repeat = send(gateway.public, &webhooks[0]).await.unwrap();
     assert_eq!((repeat.status.as_u16(), repeat.outcome()), (200, "duplicate"));
-    assert_eq!(gateway.ops("/readyz").await.0, 200, "an event can be made durable now");
-    eventually("the gauges tell", || async {
+    assert_eq!(gateway.ops("/readyz").await.0, 200, "an event can be made durable without RabbitMQ");
+    eventually("the gauges show the spool", || async {
         waits(&gateway).await == 300 && gateway.metric("streamgate_spool_oldest_seconds").await >= 1.0
     })
     .await;
@@ -79,7 +79,7 @@ async fn with_rabbitmq_and_redis_away_events_are_taken_and_all_arrive() {
         assert_eq!(received.body, webhook.body);
         assert_eq!(received.header("x-signature"), webhook.headers[2].1);
     }
-    assert_eq!(service.received().len(), 300, "each once");
+    assert_eq!(service.received().len(), 300, "each event was handled once");
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
     for server in [gateway, worker] {
         assert!(server.terminate().await.success());
@@ -92,7 +92,7 @@ async fn the_spool_of_a_killed_gateway_is_handed_over_by_the_next_or_by_drain() 
     let (site, events) = site(&backends, "", "");
     let gateway = site.start_as("gateway").await;
     spooled(&gateway, 50).await;
-    // Two owners: each says who it is, and what to do.
+    // A second owner of the directory is refused, and its error says why.
     for args in [&["gateway"][..], &["drain"], &["up", "--data-dir", site.data_dir().to_str().unwrap()]] {
         let config = if args[0] == "up" { "none.toml" } else { "streamgate.toml" };
         let mut command = site.command(args);
@@ -100,15 +100,15 @@ async fn the_spool_of_a_killed_gateway_is_handed_over_by_the_next_or_by_drain() 
         command.env("STREAMGATE__GATEWAY__LISTEN", "127.0.0.1:0");
         command.env("STREAMGATE__GATEWAY__OPS_LISTEN", "127.0.0.1:0");
         let refused = command.output().await.unwrap();
-        let told = String::from_utf8_lossy(&refused.stderr);
-        assert_eq!(refused.status.code(), Some(1), "{args:?}: {told}");
-        assert!(told.contains("another streamgate process uses the data directory"), "{args:?}: {told}");
+        let errors = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{args:?}: {errors}");
+        assert!(errors.contains("another streamgate process uses the data directory"), "{args:?}: {errors}");
     }
     gateway.kill().await;
     let gateway = site.start_as("gateway").await;
     assert_eq!(spooled(&gateway, 50).await.len(), 50);
-    eventually("both lives' events wait", || async { waits(&gateway).await == 100 }).await;
-    // What cannot be handed over at the end stays, and is told of.
+    eventually("the events of both runs wait", || async { waits(&gateway).await == 100 }).await;
+    // Events that cannot be handed over at the end stay in the spool, and the log says so.
     assert!(gateway.terminate().await.success());
     assert!(site.log().contains("events are left in the spool"), "{}", site.log());
     backends.broker.restart().await;
@@ -133,16 +133,16 @@ async fn a_broker_that_hangs_makes_nobody_wait_and_its_late_confirms_repeat_noth
     let gateway = site.start_as("gateway").await.ready().await;
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
     backends.broker.signal(Signal::STOP);
-    // In flight when it began to hang: durable on the disk after the confirm's time.
+    // In flight when RabbitMQ began to hang: durable on the disk after the confirm's timeout.
     let public = gateway.public;
     let sent = || tokio::spawn(async move { send(public, &Webhook::fresh()).await.unwrap() });
     let first = sent();
-    eventually("it waits for its confirm", || async {
+    eventually("the first waits for its confirm", || async {
         assert!(!first.is_finished(), "the first waits: {}", site.log());
         gateway.metric("streamgate_gateway_in_flight").await >= 1.0
     })
     .await;
-    // Beside it, those that come a little later are not even published.
+    // Meanwhile, events that come a little later are not even published.
     let mut others = Vec::new();
     eventually("the gate is shut", || {
         others.push(sent());
@@ -162,10 +162,10 @@ async fn a_broker_that_hangs_makes_nobody_wait_and_its_late_confirms_repeat_noth
     assert!(gateway.terminate().await.success());
 }
 
-/// How many wait, once the gauge has followed.
+/// The number of spooled events, once the gauge shows it.
 async fn waits_settled(gateway: &Server) -> u32 {
     let taken = gateway.pushes("spooled").await as u32;
-    eventually("the gauge follows", || async { waits(gateway).await == taken }).await;
+    eventually("the gauge shows all of them", || async { waits(gateway).await == taken }).await;
     taken
 }
 
@@ -187,7 +187,7 @@ async fn what_a_full_queue_refuses_waits_in_the_spool() {
     assert!(in_queue < 150);
     let (_worker_site, worker) = worker(&backends, &site.name(), "events_max = \"1MiB\"", &service).await;
     eventually("all arrive", || async { service.ids().len() == 150 }).await;
-    assert_eq!(service.received().len(), 150, "each once");
+    assert_eq!(service.received().len(), 150, "each event was handled once");
     for server in [gateway, worker] {
         assert!(server.terminate().await.success());
     }
@@ -202,8 +202,8 @@ async fn a_full_spool_is_503_and_takes_events_again_when_it_has_room() {
     let (taken, refused) = until_refused(gateway.public, wide).await;
     assert_eq!((refused.status.as_u16(), refused.code().as_str()), (503, "store_full"));
     assert_eq!(refused.headers["retry-after"], "1");
-    let (status, told) = gateway.ops("/readyz").await;
-    assert!(status == 503 && told.contains("spool_max") && told.contains("RabbitMQ"), "{told}");
+    let (status, text) = gateway.ops("/readyz").await;
+    assert!(status == 503 && text.contains("spool_max") && text.contains("RabbitMQ"), "{text}");
     backends.broker.restart().await;
     eventually("the spool is handed over", || async { waits(&gateway).await == 0 }).await;
     assert_eq!(backends.broker.ready(&events).await, taken);
@@ -217,7 +217,7 @@ async fn a_damaged_spool_is_set_aside_loudly_and_the_gateway_starts() {
     let (site, _) = site(&backends, "", "");
     let gateway = site.start_as("gateway").await;
     spooled(&gateway, 1).await;
-    // In peace, so that no log is left from which SQLite would mend the file.
+    // A clean stop, so that no WAL is left from which SQLite would repair the file.
     assert!(gateway.terminate().await.success());
     let file = site.data_dir().join("streamgate.db");
     let damaged = vec![0x55; 40_000];
@@ -225,11 +225,11 @@ async fn a_damaged_spool_is_set_aside_loudly_and_the_gateway_starts() {
     let gateway = site.start_as("gateway").await;
     site.logged("the store is damaged: set aside as it is").await;
     let names = site.data_dir().read_dir().unwrap().map(|entry| entry.unwrap().path());
-    let aside = names.into_iter().find(|path| path.to_string_lossy().ends_with('Z')).expect("it is still there");
-    assert!(std::fs::read(aside).unwrap() == damaged, "as it was");
+    let aside = names.into_iter().find(|path| path.to_string_lossy().ends_with('Z')).expect("the damaged file is kept");
+    assert!(std::fs::read(aside).unwrap() == damaged, "the damaged file is unchanged");
     spooled(&gateway, 1).await;
     assert!(gateway.terminate().await.success());
-    // Nobody should take the directory for empty.
+    // `drain` must not present the directory as empty.
     backends.broker.restart().await;
     let drained = site.run(&["drain"]).await;
     assert_eq!(String::from_utf8_lossy(&drained.stdout), "1 events handed over to RabbitMQ, 0 left\n");
@@ -244,7 +244,7 @@ async fn an_event_that_rabbitmq_never_takes_keeps_no_other_waiting() {
     let mut backends = Backends { broker, redis };
     let (site, events) = site(&backends, "", "");
     let gateway = site.start_as("gateway").await;
-    // At the head and in the middle.
+    // One large event at the head of the spool and one in the middle.
     for part in 0..2 {
         let wide = Webhook::push(&format!("wide-{part}"), "x".repeat(200_000));
         assert_eq!(send(gateway.public, &wide).await.unwrap().outcome(), "spooled");
@@ -253,7 +253,7 @@ async fn an_event_that_rabbitmq_never_takes_keeps_no_other_waiting() {
     backends.broker.restart().await;
     eventually("the others are handed over", || async { waits(&gateway).await == 2 }).await;
     assert!(backends.broker.ready(&events).await >= 180);
-    // That others are taken is the proof.
+    // They are held once RabbitMQ has taken other events.
     eventually("both are held", || async {
         assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().status.as_u16(), 200);
         gateway.metric("streamgate_spool_held_events").await == 2.0

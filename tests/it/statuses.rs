@@ -24,7 +24,7 @@ pub async fn secure(site: &Site, setup: Setup) -> (Server, [Transport; 2]) {
     (site.start().await, transports)
 }
 
-/// What is sent, and the status, the code and the outcome that it must get.
+/// A name, a webhook, and the status and the code or outcome that it must get.
 fn table() -> Vec<(&'static str, Webhook, u16, &'static str)> {
     let good = Webhook::fresh;
     let wide = |length: usize| Webhook::push("wide", vec![b'x'; length]);
@@ -86,12 +86,12 @@ fn upper_case(webhook: Webhook) -> Webhook {
 }
 
 async fn hold(server: &Server, transport: &Transport) {
-    for (what, webhook, status, word) in table() {
+    for (what, webhook, status, expected) in table() {
         let unique = format!("{what} over {transport:?}");
         let webhook = if webhook.id() == "wide" { webhook.set("x-webhook-id", &unique) } else { webhook };
         let answer = transport.send(server.public, &webhook).await.unwrap_or_else(|error| panic!("{unique}: {error}"));
-        let told = if status == 200 { answer.outcome().to_owned() } else { answer.code() };
-        assert_eq!((answer.status.as_u16(), told.as_str()), (status, word), "{unique}");
+        let found = if status == 200 { answer.outcome().to_owned() } else { answer.code() };
+        assert_eq!((answer.status.as_u16(), found.as_str()), (status, expected), "{unique}");
         assert_eq!(answer.headers.contains_key("allow"), status == 405, "{unique}");
         assert_eq!(answer.body.is_empty(), status == 200, "{unique}");
     }
@@ -103,7 +103,7 @@ async fn every_status_over_plain_http() {
     site.configure(&setup());
     let server = site.start().await;
     hold(&server, &Transport::Http1).await;
-    assert_eq!(server.metric("streamgate_gateway_memory_bytes").await, 0.0, "every body gave its memory back");
+    assert_eq!(server.metric("streamgate_gateway_memory_bytes").await, 0.0, "every body has released its memory");
     assert_eq!(server.metric("streamgate_gateway_in_flight").await, 0.0);
     assert!(server.terminate().await.success());
 }
@@ -121,7 +121,7 @@ async fn every_status_over_tls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn over_a_limit_is_503_with_retry_after() {
-    // Bodies that are signed and not durable yet hold all the memory, or all the places.
+    // Signed bodies that are not durable yet hold all the memory, or all the places.
     for (limit, code) in [("memory_budget = \"160KiB\"", "memory_budget"), ("max_in_flight = 2", "in_flight_limit")] {
         let site = Site::new();
         site.configure(&Setup { gateway: format!("max_body = \"64KiB\"\n{limit}"), ..Setup::default() });
@@ -148,7 +148,7 @@ async fn a_body_that_stops_short_gives_its_memory_to_the_next() {
     let server = site.start().await;
     let short = Webhook::push("short", vec![b'x'; MAX_BODY]).raw();
     let mut short = raw(server.public, &short[..short.len() - 1]).await;
-    eventually("it holds its memory", || async {
+    eventually("the short body holds its memory", || async {
         server.metric("streamgate_gateway_memory_bytes").await >= MAX_BODY as f64
     })
     .await;
@@ -161,7 +161,7 @@ async fn a_body_that_stops_short_gives_its_memory_to_the_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_store_is_503_and_repeats_are_still_known() {
     let site = Site::new();
-    // Nobody handles anything: the queue only grows.
+    // The service is down, so the queue only grows.
     let worker = "[[worker.routes]]\nevents = [\"*\"]\nforward = { url = \"http://127.0.0.1:9\" }".to_owned();
     site.configure(&Setup { store: "spool_max = \"1MiB\"".into(), rest: worker, ..Setup::default() });
     let server = site.start().await;
@@ -171,8 +171,8 @@ async fn a_full_store_is_503_and_repeats_are_still_known() {
     assert!(taken > 5);
     let repeat = Transport::Http1.send(server.public, &wide(0)).await.unwrap();
     assert_eq!((repeat.status.as_u16(), repeat.outcome()), (200, "duplicate"));
-    let (status, told) = server.ops("/readyz").await;
-    assert!(status == 503 && told.contains("spool_max"), "{told}");
+    let (status, text) = server.ops("/readyz").await;
+    assert!(status == 503 && text.contains("spool_max"), "{text}");
     assert_eq!(server.ops("/healthz").await.0, 200);
     assert!(server.terminate().await.success());
 }

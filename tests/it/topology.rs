@@ -1,4 +1,4 @@
-//! Exchanges and queues: what is wrong with them is told by name, and nothing is answered 200 on a broken one.
+//! Exchanges and queues: a wrong one is reported by name, and no event is answered 200 on a broken one.
 
 use crate::harness::broker::Broker;
 use crate::harness::eventually;
@@ -21,15 +21,15 @@ pub async fn site(more: &str, worker: &str, routes: &str) -> (Site, String, &'st
 
 async fn says(server: &Server, words: &[&str]) {
     eventually(&format!("/readyz says {words:?}"), || async {
-        let (status, told) = server.ops("/readyz").await;
+        let (status, text) = server.ops("/readyz").await;
         status == 200
-            && told.starts_with("ready, but events go to the spool")
-            && words.iter().all(|word| told.contains(word))
+            && text.starts_with("ready, but events go to the spool")
+            && words.iter().all(|word| text.contains(word))
     })
     .await;
 }
 
-/// Declares what a site needs that may not do so itself, as an operator's own tool would: here a service that may.
+/// Declares the topology of a site that may not declare it, as an operator's tool would; here a second service does.
 pub async fn declared_by_an_operator(site: &Site) {
     let operator = Site::new();
     let declaring = std::fs::read_to_string(site.config()).unwrap().replace("declare = false", "declare = true");
@@ -37,12 +37,12 @@ pub async fn declared_by_an_operator(site: &Site) {
     drop(operator.start_as("worker").await.ready().await);
 }
 
-/// What `check` finds: its lines that begin with FAIL.
+/// Runs `check` and returns its lines that begin with FAIL.
 pub async fn failures(site: &Site) -> String {
     let checked = site.run(&["check"]).await;
-    let told = String::from_utf8(checked.stdout).unwrap();
-    let failed: Vec<_> = told.lines().filter(|line| line.starts_with("FAIL")).collect();
-    assert_eq!(checked.status.code(), Some(if failed.is_empty() { 0 } else { 1 }), "{told}");
+    let output = String::from_utf8(checked.stdout).unwrap();
+    let failed: Vec<_> = output.lines().filter(|line| line.starts_with("FAIL")).collect();
+    assert_eq!(checked.status.code(), Some(if failed.is_empty() { 0 } else { 1 }), "{output}");
     failed.join("\n")
 }
 
@@ -87,14 +87,14 @@ async fn a_missing_permission_is_told() {
     manage("PUT", &permissions, r#"{"configure":".*","write":".*","read":".*"}"#).await;
     let gateway = gateway.ready().await;
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
-    // All is there now, but whoever declares must still be allowed to.
+    // The whole topology exists now, but declaring it again still needs the permission.
     manage("PUT", &permissions, r#"{"configure":"^$","write":".*","read":".*"}"#).await;
     assert!(failures(&site).await.contains("ACCESS_REFUSED"));
     site.write("streamgate.toml", configured.replace("[rabbitmq]\n", "[rabbitmq]\ndeclare = false\n"));
-    let told = failures(&site).await;
+    let failed = failures(&site).await;
     assert!(
-        told.lines().all(|line| line.contains(".retry.") || line.contains(".parked.")) && !told.is_empty(),
-        "only the worker's are missing: {told}"
+        failed.lines().all(|line| line.contains(".retry.") || line.contains(".parked.")) && !failed.is_empty(),
+        "only the worker's queues are missing: {failed}"
     );
     assert!(!site.log().contains("secret"));
 }
@@ -117,13 +117,13 @@ async fn a_limit_of_the_broker_is_told_as_a_limit() {
     let gateway = gateway.ready().await;
     assert!(gateway.terminate().await.success());
     manage("PUT", &format!("vhost-limits/{prefix}/max-connections"), r#"{"value":0}"#).await;
-    let told = failures(&site).await;
-    assert!(told.contains("connection limit") && told.contains("set_vhost_limits"), "{told}");
-    assert!(!told.contains("add_vhost"), "{told}");
+    let failed = failures(&site).await;
+    assert!(failed.contains("connection limit") && failed.contains("set_vhost_limits"), "{failed}");
+    assert!(!failed.contains("add_vhost"), "{failed}");
     manage("DELETE", &format!("vhosts/{prefix}"), "").await;
 }
 
-/// A user of the shared broker, as whom the site's services log in.
+/// Makes the site's services log in as a user of their own. Returns the path of the user's permissions.
 async fn user(site: &Site, prefix: &str, backends: &Backends, permissions: &str) -> String {
     let user = format!("u{prefix}");
     backends.broker.manage("PUT", &format!("users/{user}"), r#"{"password":"secret","tags":""}"#).await;
@@ -161,7 +161,7 @@ async fn events_need_no_permission_outside_the_prefix_and_hooks_one_that_is_name
         let webhook = Webhook::push(id, format!(r#"{{"type":"a.b","id":"{id}"}}"#));
         assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
     }
-    eventually("one is done, the other dead", || async {
+    eventually("one event is done and the other is dead", || async {
         worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await == 1.0
             && worker.metric("streamgate_worker_deliveries_total{outcome=\"dead\",route=\"app\"}").await == 1.0
     })
@@ -169,7 +169,7 @@ async fn events_need_no_permission_outside_the_prefix_and_hooks_one_that_is_name
     let replayed = site.run(&["dead", "replay", "--all"]).await;
     assert!(replayed.status.success(), "{replayed:?}");
     assert!(!site.log().contains("ACCESS_REFUSED"), "{}", site.log());
-    // Where a hook is configured, its service could never answer.
+    // With a hook configured this is a failure: the hook's service could never answer.
     let configured = std::fs::read_to_string(site.config()).unwrap();
     let hook = "[hooks.before_message_send]\nforward = { url = \"http://127.0.0.1:1/\" }\n";
     site.write("streamgate.toml", format!("{configured}\n{hook}"));
@@ -189,14 +189,14 @@ async fn a_refused_settlement_backs_off_and_check_names_it() {
     let path = user(&site, &prefix, backends, everything).await;
     let gateway = site.start_as("gateway").await.ready().await;
     let worker = site.start_as("worker").await.ready().await;
-    // RabbitMQ keeps what it has found of a permission for as long as a channel lives, so a new connection finds it changed.
+    // RabbitMQ caches a permission for the life of a channel, so only a new connection sees the change.
     let refused = format!(
         r#"{{"configure":".*","write":"^({prefix}|{prefix}\\.(events|dead|back|calls|unrouted))$","read":".*"}}"#
     );
     assert!(worker.terminate().await.success());
     backends.broker.manage("PUT", &path, &refused).await;
-    let told = failures(&site).await;
-    assert!(told.contains(&format!("{prefix}.retry.200")) && told.contains("set_permissions"), "{told}");
+    let failed = failures(&site).await;
+    assert!(failed.contains(&format!("{prefix}.retry.200")) && failed.contains("set_permissions"), "{failed}");
     site.write(
         "streamgate.toml",
         std::fs::read_to_string(site.config()).unwrap().replace("[rabbitmq]\n", "[rabbitmq]\ndeclare = false\n"),
@@ -212,9 +212,9 @@ async fn a_refused_settlement_backs_off_and_check_names_it() {
         worker.metric("streamgate_worker_deliveries_total{outcome=\"done\",route=\"app\"}").await == 50.0
     })
     .await;
-    assert_eq!(service.received().len(), 100, "none was handed out again meanwhile");
+    assert_eq!(service.received().len(), 100, "no event was delivered again in the meantime");
     let lines = site.log().matches("cannot publish settlements").count();
-    assert!((1..=2).contains(&lines), "one line a minute, not one an event: {lines}");
+    assert!((1..=2).contains(&lines), "one line a minute, not one for each event: {lines}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,7 +229,7 @@ async fn with_declare_false_nothing_is_declared_and_all_is_verified() {
     let gateway = gateway.ready().await;
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
     assert_eq!(failures(&theirs).await, "");
-    // An alternate exchange that leads nowhere would swallow what is confirmed.
+    // An alternate exchange that leads nowhere would swallow confirmed events.
     let unrouted = format!("{prefix}.unrouted");
     let (_connection, channel) = backends.broker.channel().await;
     let nothing = FieldTable::default();
@@ -244,14 +244,15 @@ async fn an_alternate_exchange_deleted_at_run_time_is_noticed_by_the_first_event
     let gateway = site.start_as("gateway").await.ready().await;
     let (_connection, channel) = backends.broker.channel().await;
     let (events, unrouted) = (format!("{prefix}.events"), format!("{prefix}.unrouted"));
-    // Without both, RabbitMQ confirms what it throws away.
+    // Without both, RabbitMQ confirms events and throws them away.
     channel.queue_delete(events.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     channel.exchange_delete(unrouted.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "spooled");
     assert!(gateway.metric("streamgate_gateway_returned_total").await >= 1.0);
-    // And what was missing is declared again, for this one and the next.
+    // The queue and the exchange are declared again, for this event and the next.
     let gateway = gateway.ready().await;
-    eventually("it is handed over", || async { gateway.metric("streamgate_spool_released_total").await == 1.0 }).await;
+    eventually("the event is handed over", || async { gateway.metric("streamgate_spool_released_total").await == 1.0 })
+        .await;
     let webhook = Webhook::fresh();
     assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
     assert_eq!(backends.broker.ready(&events).await, 2);
@@ -274,9 +275,12 @@ async fn check_says_what_is_wrong_with_each_backend() {
             rest: format!("[rabbitmq]\nurl = \"{url}\"\n[redis]\nurl = \"redis://127.0.0.1:1\""),
             ..Setup::default()
         });
-        let told = failures(&site).await;
-        assert!(told.contains(expected) && told.contains("redis: cannot use Redis at 127.0.0.1:1"), "{url}: {told}");
-        assert!(!told.contains("hunter2"), "{told}");
+        let failed = failures(&site).await;
+        assert!(
+            failed.contains(expected) && failed.contains("redis: cannot use Redis at 127.0.0.1:1"),
+            "{url}: {failed}"
+        );
+        assert!(!failed.contains("hunter2"), "{failed}");
     });
     futures_util::future::join_all(checks).await;
     for (url, expected) in [
@@ -288,8 +292,8 @@ async fn check_says_what_is_wrong_with_each_backend() {
             rest: format!("[rabbitmq]\nurl = \"{}\"\n[redis]\nurl = \"{url}\"", broker.url()),
             ..Setup::default()
         });
-        let told = failures(&site).await;
-        assert!(told.contains(expected) && !told.contains("hunter2"), "{told}");
+        let failed = failures(&site).await;
+        assert!(failed.contains(expected) && !failed.contains("hunter2"), "{failed}");
     }
 }
 
@@ -331,7 +335,7 @@ async fn a_wait_longer_than_the_ladder_is_waited() {
     let _worker = site.start_as("worker").await.ready().await;
     let started = Instant::now();
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
-    eventually("it is tried again", || async { service.received().len() == 2 }).await;
+    eventually("the event is tried again", || async { service.received().len() == 2 }).await;
     assert!(started.elapsed() >= asked, "{:?}", started.elapsed());
     assert_eq!(service.received()[1].header("x-streamgate-attempt"), "2");
 }
@@ -342,7 +346,7 @@ async fn letters_are_looked_at_in_order_and_left_as_they_were() {
     let (site, prefix, backends) = site("", "concurrency = 1\nretry = [\"1s\"]", &service.route()).await;
     let gateway = site.start_as("gateway").await.ready().await;
     let worker = site.start_as("worker").await.ready().await;
-    // More than one channel of a look holds.
+    // More dead letters than one channel of a walk over the queue holds.
     let count = 620;
     for number in 0..count {
         let body = format!(r#"{{"type":"{}","n":{number}}}"#, if number % 100 == 0 { "rare" } else { "common" });
@@ -350,16 +354,16 @@ async fn letters_are_looked_at_in_order_and_left_as_they_were() {
         assert_eq!(send(gateway.public, &webhook).await.unwrap().outcome(), "enqueued");
     }
     let dead = format!("{prefix}.dead");
-    eventually("all are dead", || async { backends.broker.ready(&dead).await == count }).await;
+    eventually("all events are dead", || async { backends.broker.ready(&dead).await == count }).await;
     let ids = async |args: &[&str]| -> Vec<String> {
         let listed = site.run(&[&["dead", "list", "--json"], args].concat()).await;
         assert!(listed.status.success(), "{listed:?}");
-        let letters: Vec<serde_json::Value> = serde_json::from_slice(&listed.stdout).unwrap();
-        letters.iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect()
+        let dead_letters: Vec<serde_json::Value> = serde_json::from_slice(&listed.stdout).unwrap();
+        dead_letters.iter().map(|dead_letter| dead_letter["id"].as_str().unwrap().to_owned()).collect()
     };
     let all: Vec<_> = (0..count).map(|number| format!("id-{number}")).collect();
     assert_eq!(ids(&[]).await, all);
-    assert!(ids(&[]).await == all, "a look changes nothing");
+    assert!(ids(&[]).await == all, "listing changes nothing");
     assert_eq!(ids(&["--type", "rare"]).await.len(), 7);
     let shown = site.run(&["dead", "show", "id-619", "--body", "--json"]).await;
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
@@ -377,7 +381,7 @@ async fn letters_are_looked_at_in_order_and_left_as_they_were() {
     let differs = found.iter().zip(&left).position(|(one, other)| one != other);
     assert!(
         found == left,
-        "the others stand in their order; {} of {}, from {differs:?} on: {:?}",
+        "the others keep their order; {} of {}, from {differs:?} on: {:?}",
         found.len(),
         left.len(),
         differs.map(|at| &found[at..found.len().min(at + 8)])

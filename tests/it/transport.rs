@@ -1,4 +1,4 @@
-//! Calls to services: what the transport does is never taken for the service's word, and what is wrong is named.
+//! Calls to services: a transport failure is never taken for the service's answer, and errors name the cause.
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 const ANSWER: &str = r#"{"message":{"text":"by the service"}}"#;
 
-/// A site of which one service gets the events and answers the hooks.
+/// A server that forwards its events and its hooks to one service.
 async fn up(site: &Site, url: &str, more: &str) -> Server {
     let forward = format!("forward = {{ url = \"{url}\"{more} }}");
     let rest = format!(
@@ -35,7 +35,7 @@ async fn settled(server: &Server, outcome: &str) -> f64 {
     server.metric(&format!("streamgate_worker_deliveries_total{{outcome=\"{outcome}\",route=\"app\"}}")).await
 }
 
-/// Answers the first request of each connection, and ends it at the second.
+/// Answers the first request of each connection, and closes it at the second.
 fn once(asked: &Asked) -> Raw {
     match asked.nth {
         0 => Raw::ok(ANSWER),
@@ -57,11 +57,11 @@ async fn a_service_that_drops_every_reused_connection_loses_no_event_and_fails_n
         let server = up(&site, &url, &more).await;
         for number in 1..=20 {
             assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
-            eventually("it is handled", || async { settled(&server, "done").await == f64::from(number) }).await;
+            eventually("the event is handled", || async { settled(&server, "done").await == f64::from(number) }).await;
             let answer = ask(&server, &message()).await;
             assert_eq!((&answer.body[..], answer.outcome()), (ANSWER.as_bytes(), "answered"));
         }
-        // Several at a time, so that connections are opened that none of them uses.
+        // Several at a time, so that more connections are opened than are used.
         let at_once = (0..40).map(|_| async { ask(&server, &message()).await.outcome().to_owned() });
         assert_eq!(futures_util::future::join_all(at_once).await, ["answered"; 40]);
         let asked = service.asked();
@@ -71,7 +71,7 @@ async fn a_service_that_drops_every_reused_connection_loses_no_event_and_fails_n
         for one in dropped {
             let key = one.header("x-streamgate-key");
             let times = asked.iter().filter(|asked| asked.header("x-streamgate-key") == key).count();
-            assert_eq!(times, 2, "asked twice under one key: {key}");
+            assert_eq!(times, 2, "both tries carry the same key: {key}");
         }
         assert!(server.terminate().await.success());
     }
@@ -92,7 +92,7 @@ async fn an_answer_that_breaks_off_is_the_services_failure() {
         ask(&server, &message()).await.outcome() == "hook_failed"
     })
     .await;
-    assert_eq!(service.asked().len(), times.load(Ordering::SeqCst), "none was asked again");
+    assert_eq!(service.asked().len(), times.load(Ordering::SeqCst), "no hook was sent twice");
     site.logged("broke before its reply").await;
     assert!(server.terminate().await.success());
 }
@@ -131,7 +131,7 @@ async fn replies_that_other_clients_take_are_taken() {
     assert!(server.terminate().await.success());
 }
 
-/// Eight hooks at once, so that there are as many connections.
+/// Asks eight hooks at a time, so that there are eight connections.
 async fn ask_eight(server: &Server) -> Vec<String> {
     let asks = (0..8).map(|_| async { ask(server, &message()).await.outcome().to_owned() });
     futures_util::future::join_all(asks).await
@@ -149,7 +149,7 @@ async fn hooks_to_a_node_server_that_closes_its_idle_connections_are_answered() 
     let site = Site::new();
     let server = up(&site, &format!("http://127.0.0.1:{}/", proxy.port), "").await;
     assert_eq!(ask_eight(&server).await, ["answered"; 8]);
-    // The moment at which Node closes them is the matter here, not when something is ready.
+    // A fixed sleep: the test needs the moment at which Node closes its connections.
     tokio::time::sleep(Duration::from_millis(5_980)).await;
     assert_eq!(ask_eight(&server).await, ["answered"; 8]);
     assert!(server.terminate().await.success());
@@ -161,7 +161,7 @@ async fn a_connection_that_a_server_may_be_about_to_close_is_not_used_again() {
     let site = Site::new();
     let server = up(&site, &service.url(), "").await;
     assert_eq!(ask(&server, &message()).await.outcome(), "answered");
-    // gunicorn closes its connections after 2 s. That moment is the matter here, not when something is ready.
+    // gunicorn closes its connections after 2 s. A fixed sleep: the test needs a moment just before that.
     tokio::time::sleep(Duration::from_millis(1_900)).await;
     assert_eq!(ask(&server, &message()).await.outcome(), "answered");
     assert_eq!(service.asked().iter().map(|asked| asked.nth).collect::<Vec<_>>(), [0, 0]);
@@ -173,13 +173,16 @@ async fn a_hook_whose_service_is_just_starting_is_answered() {
     let port = free_port();
     let site = Site::new();
     let server = up(&site, &format!("http://127.0.0.1:{port}/"), "").await;
-    // Bound, but nobody listens yet: connections are refused.
+    // Bound but not listening yet: connections are refused.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], port).into()).unwrap();
     let webhook = message();
     let asked = async { ask(&server, &webhook).await.outcome().to_owned() };
     let started = async {
-        eventually("it was asked", || async { server.metric("streamgate_worker_calls_in_flight").await == 1.0 }).await;
+        eventually("the service was asked", || async {
+            server.metric("streamgate_worker_calls_in_flight").await == 1.0
+        })
+        .await;
         let listener = socket.listen(8).unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut request = Vec::new();
@@ -187,7 +190,7 @@ async fn a_hook_whose_service_is_just_starting_is_answered() {
             assert!(stream.read_buf(&mut request).await.unwrap() > 0);
         }
         tokio::io::AsyncWriteExt::write_all(&mut stream, &Raw::ok(ANSWER).bytes).await.unwrap();
-        // Until the answer was read.
+        // Waits until the answer was read.
         drop(stream.read_buf(&mut request).await);
     };
     let outcome = tokio::select! {
@@ -207,8 +210,8 @@ async fn a_service_behind_a_private_authority_is_trusted_by_forward_ca() {
     let server = up(&site, &url, &format!(", ca = \"{ca}\"")).await;
     assert_eq!(ask(&server, &message()).await.outcome(), "answered");
     assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
-    eventually("it is handled", || async { settled(&server, "done").await == 1.0 }).await;
-    // Another authority of the same service: the file is read again.
+    eventually("the event is handled", || async { settled(&server, "done").await == 1.0 }).await;
+    // The service gets a certificate of another authority: the `ca` file is read again.
     let rotated = Site::new();
     let (other, cert, key) = certificates(&rotated);
     let second = RawService::over_tls((&cert, &key), |_| Raw::ok(ANSWER)).await;
@@ -219,15 +222,18 @@ async fn a_service_behind_a_private_authority_is_trusted_by_forward_ca() {
     })
     .await;
     std::fs::copy(&other, &ca).unwrap();
-    eventually("until its authority is", || async { ask(&server, &message()).await.outcome() == "answered" }).await;
+    eventually("the new service is trusted once its authority is", || async {
+        ask(&server, &message()).await.outcome() == "answered"
+    })
+    .await;
     assert!(server.terminate().await.success());
 
     for (ca, expected) in [("/nowhere.pem", "cannot read the file /nowhere.pem"), (&*key, "holds no certificate")] {
         site.write("streamgate.toml", configured.replace(&authority.path("ca.pem").display().to_string(), ca));
         let checked = site.run(&["check"]).await;
-        let told = String::from_utf8(checked.stderr).unwrap();
-        assert_eq!(checked.status.code(), Some(64), "{told}");
-        assert!(told.contains("worker.routes[1].forward.ca") && told.contains(expected), "{told}");
+        let errors = String::from_utf8(checked.stderr).unwrap();
+        assert_eq!(checked.status.code(), Some(64), "{errors}");
+        assert!(errors.contains("worker.routes[1].forward.ca") && errors.contains(expected), "{errors}");
     }
 }
 
@@ -243,7 +249,7 @@ async fn what_keeps_a_service_from_being_called_is_named() {
     let mail = RawService::start(|_| Raw::last("220 mail.example.com ESMTP\r\n")).await;
     let plain = Receiver::willing().await;
     let silent = RawService::start(|_| Raw::last("")).await;
-    // It speaks first, as servers of mail and databases do.
+    // A server that speaks first, as mail servers and databases do.
     let greeter = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let greeting = greeter.local_addr().unwrap();
     let _greeter = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -289,10 +295,10 @@ async fn what_keeps_a_service_from_being_called_is_named() {
         let site = Site::new();
         let server = up(&site, &url, &more).await;
         assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
-        eventually("it is a dead letter", || async { settled(&server, "dead").await == 1.0 }).await;
+        eventually("the event is a dead letter", || async { settled(&server, "dead").await == 1.0 }).await;
         let listed = site.run(&["dead", "list", "--json"]).await;
-        let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-        let error = letters[0]["error"].as_str().unwrap();
+        let dead_letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let error = dead_letters[0]["error"].as_str().unwrap();
         assert!(error.contains(first) && error.contains(second), "{url}: {error}");
         assert_eq!(ask(&server, &message()).await.outcome(), "hook_failed", "{url}");
         site.logged(first).await;

@@ -1,4 +1,4 @@
-//! Events that no queue is bound for: noticed, said, handed back, and nothing else left in their queue.
+//! Events that no queue is bound for: they are noticed, reported and handed back, and nothing else stays in their queue.
 
 use crate::harness::eventually;
 use crate::harness::process::Server;
@@ -36,11 +36,11 @@ async fn events_diverted_by_a_deleted_queue_are_handed_back() {
     assert_eq!(backends.broker.ready(&format!("{prefix}.unrouted")).await, 0);
     site.logged("RabbitMQ diverts events").await;
     assert_eq!(site.log().matches("RabbitMQ diverts events").count(), 1, "{}", site.log());
-    // What was missing is declared again; where some came while the first look was at work, the next one had to see that.
+    // The queue is declared again. If events came during the gateway's first look, the next look had to find them.
     let gateway = gateway.ready().await;
     assert_eq!(send(gateway.public, &Webhook::push("last", "{}")).await.unwrap().outcome(), "enqueued");
     let _worker = site.start_as("worker").await.ready().await;
-    eventually("and handled", || async { service.ids().len() == 101 }).await;
+    eventually("all are handled", || async { service.ids().len() == 101 }).await;
     drop(gateway);
 }
 
@@ -58,13 +58,13 @@ async fn a_missing_binding_that_may_not_be_declared_is_said_until_it_is_mended()
     for round in 1..=2 {
         assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
         diverts(&gateway).await;
-        eventually("it is handled all the same", || async { service.ids().len() == round }).await;
+        eventually("the event is handled all the same", || async { service.ids().len() == round }).await;
     }
     let options = QueueBindOptions::default();
     channel.queue_bind(events.as_str().into(), exchange.into(), "*.push.#".into(), options, nothing()).await.unwrap();
     let gateway = gateway.ready().await;
     assert_eq!(send(gateway.public, &Webhook::fresh()).await.unwrap().outcome(), "enqueued");
-    eventually("it is handled", || async { service.ids().len() == 3 }).await;
+    eventually("the event is handled", || async { service.ids().len() == 3 }).await;
     drop(gateway);
 }
 
@@ -73,12 +73,12 @@ async fn probes_leave_nothing_behind() {
     let service = Receiver::willing().await;
     let (site, prefix, backends) = site("declare = false", "retry = [\"1s\"]", &service.route()).await;
     declared_by_an_operator(&site).await;
-    // Each start tries the exchanges whose bindings cannot be asked for, and so does each check.
+    // Each start and each `check` probes the exchanges whose bindings cannot be listed.
     for _ in 0..3 {
         let gateway = site.start_as("gateway").await.ready().await;
         let worker = site.start_as("worker").await.ready().await;
         assert_eq!(failures(&site).await, "");
-        eventually("the worker has taken its own away", || async {
+        eventually("the worker has removed its probes", || async {
             backends.broker.ready(&format!("{prefix}.events")).await == 0
         })
         .await;
@@ -100,9 +100,9 @@ async fn a_strangers_message_to_the_exchange_is_a_dead_letter_and_disturbs_nothi
     let properties = BasicProperties::default().with_message_id("strange".into());
     channel.basic_publish(exchange, key, BasicPublishOptions::default(), b"{}", properties).await.unwrap();
     let dead = format!("{prefix}.dead");
-    eventually("it is a dead letter", || async { backends.broker.ready(&dead).await == 1 }).await;
+    eventually("the message is a dead letter", || async { backends.broker.ready(&dead).await == 1 }).await;
     let listed = site.run(&["dead", "list", "--reason", "unrouted", "--json"]).await;
-    let letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-    assert_eq!(letters[0]["id"], "strange");
+    let dead_letters: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(dead_letters[0]["id"], "strange");
     assert_eq!(gateway.ops("/readyz").await.0, 200);
 }

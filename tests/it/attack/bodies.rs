@@ -1,4 +1,4 @@
-//! Attacks on what is not verified yet: requests in flight, memory and CPU.
+//! Attacks by requests that are not verified yet: on requests in flight, memory and CPU.
 
 use super::frames::Peer;
 use super::{CONNECTION, CONSTANT, MAX_BODY, Scene, attack_time, attackers};
@@ -14,21 +14,21 @@ use streamgate_core::signature::SigningKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Between two requests of one attacker.
+/// Time between two requests of one attacker.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Signed with another secret: what a stranger can make.
+/// A webhook signed with another secret, as a stranger can make it.
 fn forged(body: Vec<u8>) -> Webhook {
     let signature = SigningKey::new(b"not the secret").sign(&body).to_hex();
     Webhook::push("forged", body).set("x-signature", &signature)
 }
 
-/// 1000:1, and as large as a body may be.
+/// Compressed about 1000:1, and as large as a body may be when inflated.
 fn bomb() -> Vec<u8> {
     gzip(&vec![b'a'; MAX_BODY])
 }
 
-/// Sends a request over and over, each on a TLS connection of its own, without its last bytes; then waits for the answer.
+/// Sends a request again and again, each on a new TLS connection and without its last `kept` bytes, and waits for the answer.
 async fn send_without_the_last(to: SocketAddr, root: CertificateDer<'static>, raw: Arc<Vec<u8>>, kept: usize) {
     loop {
         if let Ok(stream) = TcpStream::connect(to).await
@@ -46,7 +46,7 @@ async fn bodies_that_never_come_take_no_place_of_signed_ones() {
     let scene = Scene::start().await;
     let (to, root, raw) = (scene.server.public, scene.root.clone(), Arc::new(forged(b"{}".to_vec()).raw()));
     let mut all = attackers(100, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 1));
-    // And as many streams as the server lets a few connections have.
+    // A few connections with as many streams as the server allows.
     all.extend(attackers(4, |_| {
         let root = root.clone();
         async move {
@@ -69,7 +69,7 @@ async fn bombs_that_hold_back_their_end_pin_no_memory() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let raw = Arc::new(forged(bomb()).on_the_wire(bomb()).raw());
-    // More than inflated would fill the budget.
+    // Inflated, they would more than fill the budget.
     let all = attackers(100, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 8));
     let row = scene.under(all).await;
     scene.hold("gzip bombs that hold back their trailer", row).await;
@@ -90,7 +90,7 @@ async fn bombs_that_queue_for_their_inflation_give_way() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let webhook = forged(vec![]).on_the_wire(bomb());
-    // Each of them holds 72 KiB, of 8 MiB that all may hold before they are verified.
+    // Each holds 72 KiB of the 8 MiB that unverified bodies may hold together.
     let all = attackers(4, |_| {
         let (root, webhook) = (root.clone(), webhook.clone());
         async move {
@@ -113,7 +113,7 @@ async fn bombs_that_queue_for_their_inflation_give_way() {
 async fn empty_blocks_of_gzip_take_turns() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
-    // Blocks that end at once (RFC 1951, 3.2.4): five bytes each, and nothing comes of them.
+    // Empty stored blocks (RFC 1951, 3.2.4): five bytes each, which inflate to nothing.
     let header = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
     let blocks = [0, 0, 0, 0xff, 0xff].repeat(MAX_BODY / 5 - 10);
     let wire = [&header[..], &blocks, &[1, 0, 0, 0xff, 0xff], &[0; 8]].concat();
@@ -164,16 +164,16 @@ impl Bits {
         self.put(symbol, alphabet_bits);
     }
 
-    /// The number 256, of block types or of codes (9.2).
+    /// The number 256, the most block types or codes (9.2).
     fn most(&mut self) {
         self.put(1, 1);
         self.put(7, 3);
         self.put(127, 7);
     }
 
-    /// A meta-block of one letter, with as many prefix codes as can be (9.2): 1.2 kB for 768 tables.
-    fn meta_block_of_many_codes(&mut self, letter: u8) {
-        // Not the last, of length 1, compressed.
+    /// A meta-block of one literal, with as many prefix codes as possible (9.2): 1.2 kB for 768 tables.
+    fn meta_block_of_many_codes(&mut self, literal: u8) {
+        // Not the last meta-block, of length 1, compressed.
         self.put(0, 1 + 2 + 16 + 1);
         // Literals: one block type. Commands: 256, with their codes of types and of lengths, and the length of the first.
         self.put(0, 1);
@@ -190,14 +190,14 @@ impl Bits {
             self.code_of_one(0, 8);
             self.put(0, 1);
         }
-        (0..256).for_each(|_| self.code_of_one(letter.into(), 8));
-        // Insert one literal, and copy what no longer comes.
+        (0..256).for_each(|_| self.code_of_one(literal.into(), 8));
+        // Insert one literal, then copy: the meta-block ends before that.
         (0..256).for_each(|_| self.code_of_one(8, 10));
         (0..256).for_each(|_| self.code_of_one(0, 6));
     }
 }
 
-/// Brotli with a window of 4 MiB whose every letter costs as much as a meta-block can.
+/// Brotli with a window of 4 MiB, in which every literal costs as much as a meta-block can.
 fn many_codes(letters: usize) -> Vec<u8> {
     let mut bits = Bits::default();
     bits.put(0b1011, 4);
@@ -213,7 +213,7 @@ async fn tables_of_brotli_take_turns_and_are_paid_for() {
     let letters = MAX_BODY / many_codes(1).len() - 1;
     let authentic = Webhook::push("authentic", vec![b'a'; letters]).on_the_wire(many_codes(letters));
     let answer = scene.tls.send(to, &authentic.clone().set("content-encoding", "br")).await.unwrap();
-    assert_eq!(answer.status.as_u16(), 200, "what is attacked with could be authentic");
+    assert_eq!(answer.status.as_u16(), 200, "the body of the attack is valid brotli");
     let raw = Arc::new(forged(b"x".to_vec()).on_the_wire(many_codes(letters)).set("content-encoding", "br").raw());
     let all = attackers(8, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 0));
     let row = scene.under(all).await;
@@ -238,7 +238,7 @@ async fn plain_bodies_that_stop_short_fill_no_memory() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let raw = Arc::new(forged(vec![b'x'; MAX_BODY]).raw());
-    // Three times what the budget takes.
+    // Three times as much as the budget.
     let all = attackers(190, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 1));
     let row = scene.under(all).await;
     scene.hold("large bodies that stop short", row).await;
@@ -246,10 +246,10 @@ async fn plain_bodies_that_stop_short_fill_no_memory() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn long_heads_stay_within_the_promised_memory() {
-    // The defaults: the promise is theirs.
+    // With the defaults, for which the bound is promised.
     let scene = Scene::with("").await;
     let (to, root) = (scene.server.public, scene.root.clone());
-    // Short fields cost most: in memory a field takes about 100 bytes beside its own.
+    // Short fields cost most: a field takes about 100 bytes in memory in addition to its own.
     let mut long = forged(b"{}".to_vec());
     for number in 0..360 {
         long = long.add(&format!("x{number}"), "y");
@@ -270,17 +270,17 @@ async fn long_heads_stay_within_the_promised_memory() {
     }
     let held = scene.server.metric("streamgate_gateway_memory_bytes").await;
     let (peak, allowed) = (scene.server.peak_resident_bytes(), (256 << 20) + CONSTANT + 32 * CONNECTION);
-    // The budget is not used up by any of this, so what is resident beside it is what counts.
-    let beside = peak.saturating_sub(held as u64);
+    // This attack does not use up the budget, so only the memory beyond what the budget counts is compared.
+    let beyond = peak.saturating_sub(held as u64);
     println!(
-        "| long heads over 32 HTTP/2 connections: beside the budget | | {} of {} MiB | |",
-        beside >> 20,
+        "| long heads over 32 HTTP/2 connections: beyond the budget | | {} of {} MiB | |",
+        beyond >> 20,
         (allowed >> 20) - 256
     );
     drop(open);
     if other_binary().is_none() {
-        assert!(held > 1e6, "what is kept of the heads is paid for: {held}");
-        assert!(beside < CONSTANT + 32 * CONNECTION, "{} MiB", beside >> 20);
+        assert!(held > 1e6, "the budget pays for the parts of heads that are kept: {held}");
+        assert!(beyond < CONSTANT + 32 * CONNECTION, "{} MiB", beyond >> 20);
         assert!(scene.server.terminate().await.success());
     }
 }
@@ -292,17 +292,17 @@ async fn a_wrong_signature_closes_its_connection() {
     let stream = TcpStream::connect(to).await.unwrap();
     let mut stream = wire::tls(stream, &scene.root, b"http/1.1").await.unwrap();
     stream.write_all(&forged(b"{}".to_vec()).raw()).await.unwrap();
-    let told = wire::read_to_end(stream).await.to_lowercase();
-    assert!(told.starts_with("http/1.1 401 ") && told.contains("connection: close"), "{told:?}");
-    // So does work for nothing that only a signature is worth.
+    let answer = wire::read_to_end(stream).await.to_lowercase();
+    assert!(answer.starts_with("http/1.1 401 ") && answer.contains("connection: close"), "{answer:?}");
+    // A broken body under a wrong signature closes its connection, too: only a signature is worth the work.
     let mut broken = bomb();
     *broken.last_mut().unwrap() ^= 1;
     let stream = TcpStream::connect(to).await.unwrap();
     let mut stream = wire::tls(stream, &scene.root, b"http/1.1").await.unwrap();
     stream.write_all(&forged(vec![]).on_the_wire(broken).raw()).await.unwrap();
-    let told = wire::read_to_end(stream).await.to_lowercase();
-    assert!(told.starts_with("http/1.1 400 ") && told.contains("connection: close"), "{told:?}");
-    // Over HTTP/2 others may share the connection: it ends after a few.
+    let answer = wire::read_to_end(stream).await.to_lowercase();
+    assert!(answer.starts_with("http/1.1 400 ") && answer.contains("connection: close"), "{answer:?}");
+    // Over HTTP/2 other requests may share the connection, so it ends only after a few.
     let mut peer = Peer::open(to, &scene.root, &[]).await.unwrap();
     for _ in 0..4 {
         let stream = peer.begin(&forged(b"{}".to_vec()), false).await.unwrap();

@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame (RFC 9113), for peers that do what no library does.
+//! HTTP/2 frame by frame (RFC 9113), for peers that behave as no library does.
 
 use crate::harness::wire::{Webhook, tls};
 use rustls_pki_types::CertificateDer;
@@ -54,7 +54,7 @@ fn fields(fields: &[(String, String)]) -> Vec<u8> {
 }
 
 impl Peer {
-    /// Opens a connection and says these settings.
+    /// Opens a connection and sends these settings.
     pub async fn open(to: SocketAddr, root: &CertificateDer<'static>, settings: &[(u16, u32)]) -> Option<Peer> {
         let stream = TcpStream::connect(to).await.ok()?;
         let mut stream = tls(stream, root, b"h2").await.ok()?;
@@ -67,7 +67,7 @@ impl Peer {
         Some(Peer { stream, next: 1 })
     }
 
-    /// Begins a request with the head of a webhook. Returns its stream, or none where the connection is gone.
+    /// Begins a request with the head of a webhook. Returns its stream, or `None` when the connection is closed.
     pub async fn begin(&mut self, webhook: &Webhook, ends: bool) -> Option<u32> {
         let pseudo = [(":method", webhook.method), (":scheme", "https"), (":authority", "localhost")];
         let mut all: Vec<_> = pseudo.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
@@ -96,7 +96,7 @@ impl Peer {
         self.stream.flush().await.ok()
     }
 
-    /// Reads on, and throws away what comes, until the server closes the connection.
+    /// Reads and discards bytes until the server closes the connection.
     pub async fn closed(mut self) {
         let mut buffer = [0; 4096];
         while self.stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {}

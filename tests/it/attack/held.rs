@@ -1,4 +1,4 @@
-//! Attacks that never got through, kept so that they never will.
+//! Attacks that have never succeeded, kept as regression tests.
 
 use super::Scene;
 use crate::harness::process::{Setup, Site};
@@ -15,7 +15,7 @@ async fn a_table_of_smuggled_requests() {
     let length = inner.len();
     let chunked = format!("{length:x}\r\n{inner}\r\n0\r\n\r\n");
     let framings = [
-        // (framing headers, what follows the head)
+        // (framing headers, the bytes after the head)
         ("content-length: 0\r\ntransfer-encoding: chunked\r\n".to_owned(), chunked.clone()),
         ("transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n".to_owned(), chunked.clone()),
         ("transfer-encoding: xchunked\r\n".to_owned(), chunked.clone()),
@@ -29,8 +29,8 @@ async fn a_table_of_smuggled_requests() {
     ];
     for (framing, rest) in framings {
         let head = Webhook::push("outer", "").without("x-signature").head();
-        let told = read_to_end(wire::raw(server.public, format!("{head}{framing}\r\n{rest}").as_bytes()).await).await;
-        assert!(!told.contains("HTTP/1.1 200"), "{framing:?}: {told:?}");
+        let answer = read_to_end(wire::raw(server.public, format!("{head}{framing}\r\n{rest}").as_bytes()).await).await;
+        assert!(!answer.contains("HTTP/1.1 200"), "{framing:?}: {answer:?}");
     }
     assert_eq!(server.pushes("enqueued").await, 0.0);
     assert!(server.terminate().await.success());
@@ -53,8 +53,8 @@ async fn floods_of_fields_and_line_breaks_end_in_a_refusal() {
         let mut stream = wire::tls(TcpStream::connect(to).await.unwrap(), &scene.root, b"http/1.1").await.unwrap();
         drop(stream.write_all(head.as_bytes()).await);
         drop(stream.shutdown().await);
-        let told = read_to_end(stream).await;
-        assert!(told.is_empty() || told.starts_with("HTTP/1.1 4"), "{:?}: {told:?}", head.get(..40));
+        let answer = read_to_end(stream).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{:?}: {answer:?}", head.get(..40));
     }
     assert_eq!(scene.tls.send(to, &Webhook::fresh()).await.unwrap().status, 200);
     assert!(scene.server.terminate().await.success());

@@ -1,4 +1,4 @@
-//! Hooks under overload: Stream repeats none, and stores the message of one that is refused.
+//! Hooks under overload: Stream does not repeat a hook, and stores the message of one that is refused.
 
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::wire::{MODERATION, Webhook, raw, read_to_end, send};
@@ -20,7 +20,7 @@ async fn a_hook_under_overload_is_answered_by_its_policy() {
         let server = start(&site, "max_in_flight = 1", on_failure).await;
         let lock = site.hang_store();
         let held = server.hold(1, WIDE).await;
-        // Signed, and over the limit of signed requests.
+        // Signed, but over the limit of signed requests.
         let answer = send(server.public, &Webhook::moderation(message)).await.unwrap();
         assert_eq!((answer.status.as_u16(), answer.outcome()), (200, "in_flight_limit"));
         assert_eq!(answer.body, expected);
@@ -34,7 +34,7 @@ async fn a_hook_that_cannot_be_verified_in_time_fails_as_its_policy_says() {
     for (on_failure, status) in [("allow", 503), ("reject", 200)] {
         let site = Site::new();
         let server = start(&site, "memory_budget = \"160KiB\"\nbody_timeout = \"300ms\"", on_failure).await;
-        // Slow: the sender may be a stranger, and gets what any hook gets.
+        // A slow body: its sender may be a stranger, and gets the answer that any hook gets.
         let hook = Webhook::moderation(r#"{"text":"hello"}"#).add("connection", "close").raw();
         let slow = read_to_end(raw(server.public, &hook[..hook.len() - 1]).await).await;
         assert!(slow.starts_with(if status == 200 { "HTTP/1.1 200 " } else { "HTTP/1.1 408 " }), "{slow:?}");
@@ -46,7 +46,7 @@ async fn a_hook_that_cannot_be_verified_in_time_fails_as_its_policy_says() {
         let answer = send(server.public, &zipped).await.unwrap();
         assert_eq!(answer.status, status, "{answer:?}");
         assert_eq!(answer.outcome() == "memory_budget", status == 200, "{answer:?}");
-        // A final refusal is none of load: a wrong signature is never allowed or rejected.
+        // A wrong signature is a final refusal, not overload: the policy never answers it.
         let forged = Webhook::moderation("{}").on_the_wire("{}");
         assert_eq!(send(server.public, &Webhook { path: MODERATION.into(), ..forged }).await.unwrap().status, 401);
         drop((lock, held));

@@ -1,7 +1,7 @@
-//! What a stranger does who knows the address and the API key, which every chat client carries, and no secret. Beside each
-//! attack signed webhooks go on being sent; what is asserted is how many of them are answered in time.
+//! Attacks by a stranger who knows the address and the API key, which every chat client carries, but no secret. Signed webhooks
+//! are sent during each attack; the tests assert how many of them are answered in time.
 //!
-//! `STREAMGATE_TEST_BINARY` names another build to be attacked alike: then the figures are printed and nothing is asserted.
+//! `STREAMGATE_TEST_BINARY` names another build to attack in the same way: then the figures are printed and nothing is asserted.
 //! `STREAMGATE_TEST_ATTACK_SECONDS`: how long each attack lasts; 4 by default.
 
 mod bodies;
@@ -20,18 +20,18 @@ use rustls_pki_types::CertificateDer;
 use std::time::{Duration, Instant};
 use tokio_util::task::AbortOnDropHandle;
 
-/// The defaults, scaled down alike: a fiftieth of the connections, a sixteenth of the memory, of the bodies, and of the requests.
+/// The defaults, scaled down: a fiftieth of the connections, and a sixteenth of the memory, the body size and the requests.
 const MAX_CONNECTIONS: usize = 200;
 const LIMITS: &str = "max_connections = 200\nmax_in_flight = 256\nmemory_budget = \"16MiB\"\nmax_body = \"256KiB\"";
 const MEMORY_BUDGET: u64 = 16 << 20;
 const MAX_BODY: usize = 256 << 10;
-/// What the process may hold beside its budget, and for each connection: the bounds of ARCHITECTURE.md.
+/// Memory that the process may hold in addition to its budget, and for each connection: the bounds of ARCHITECTURE.md.
 const CONSTANT: u64 = 128 << 20;
 const CONNECTION: u64 = 32 << 10;
 
-/// Between two signed webhooks, each on a connection of its own.
+/// Time between two signed webhooks, each on a connection of its own.
 const BEAT: Duration = Duration::from_millis(20);
-/// Stream waits so long for a push, and for a hook by default.
+/// How long Stream waits for a push, and by default for a hook.
 const PUSH_PATIENCE: Duration = Duration::from_secs(6);
 const HOOK_PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -48,7 +48,7 @@ struct Scene {
     tls: Transport,
 }
 
-/// What became of the signed webhooks, and of the server.
+/// How many signed webhooks were answered well, and how the server bore the attack.
 #[derive(Debug)]
 struct Row {
     sent: usize,
@@ -71,11 +71,11 @@ impl Scene {
         let (server, [tls, _]) = secure(&site, Setup { gateway: gateway.into(), rest, ..Setup::default() }).await;
         let Transport::Tls { root, .. } = &tls else { panic!() };
         let root = root.clone();
-        eventually("it is ready", || async { server.ops("/readyz").await.0 == 200 }).await;
+        eventually("the server is ready", || async { server.ops("/readyz").await.0 == 200 }).await;
         Scene { site, server, root, tls }
     }
 
-    /// Sends signed webhooks, of which every second is a hook, while the attackers do what they do.
+    /// Sends signed webhooks, every second one a hook, while the attackers run.
     async fn under(&self, attackers: Vec<AbortOnDropHandle<()>>) -> Row {
         let began = Instant::now();
         let mut row = Row { sent: 0, good: 0, peak_connections: 0.0, peak_resident: 0, was_ready: true };
@@ -123,20 +123,20 @@ impl Scene {
         );
         assert!(row.good * 10 >= row.sent * 9, "{attack}: {row:?}");
         assert!(row.peak_resident <= allowed, "{attack}: {row:?}");
-        // One more waits for its place, and the kernel's table is read while connections come and go.
+        // One more connection waits for its place, and the kernel's table is read while connections come and go.
         assert!(row.peak_connections <= MAX_CONNECTIONS as f64 * 1.05, "{attack}: {row:?}");
         assert!(row.was_ready, "{attack}: {row:?}");
         assert!(self.server.terminate().await.success(), "{attack}: {}", self.site.log());
     }
 }
 
-/// Sockets of the public port that the process has accepted and not closed yet, by the kernel.
+/// Sockets of the public port that the process has accepted and not closed yet, from the kernel's table.
 fn sockets(server: &Server) -> f64 {
     let port = format!(":{:04X}", server.public.port());
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let open = table.lines().filter(|line| {
         let columns: Vec<_> = line.split_whitespace().collect();
-        // 01: established; 08: closed by the peer only. The inode is 0 where nobody has the socket: not accepted, or closed.
+        // 01: established; 08: closed by the peer only. The inode is 0 where no process holds the socket: not accepted, or closed.
         columns.len() > 9 && columns[1].ends_with(&port) && matches!(columns[3], "01" | "08") && columns[9] != "0"
     });
     open.count() as f64
@@ -152,7 +152,7 @@ async fn is_good(tls: &Transport, to: std::net::SocketAddr, is_hook: bool) -> bo
     answer.is_ok_and(|sent| sent.is_ok_and(|answer| answer.status == 200 && answer.outcome() == outcome))
 }
 
-/// So many attackers, each doing this over and over.
+/// Starts `count` attackers, each with its number.
 fn attackers<F: Future<Output = ()> + Send + 'static>(
     count: usize,
     mut attack: impl FnMut(usize) -> F,

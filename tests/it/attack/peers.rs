@@ -1,4 +1,4 @@
-//! Who a request comes from, and who may send.
+//! The address that a request comes from, and the addresses that may send.
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site};
@@ -12,11 +12,11 @@ async fn start(site: &Site, gateway: &str) -> Server {
     site.start().await
 }
 
-/// The status of a webhook behind these bytes, on a connection of its own; none where it is closed without an answer.
+/// Sends these bytes and a webhook on a new connection. `None` when it is closed without an answer.
 async fn status(server: &Server, before: &[u8], webhook: &Webhook) -> Option<u16> {
     let close = webhook.clone().add("connection", "close");
-    let told = read_to_end(wire::raw(server.public, &[before, &close.raw()].concat()).await).await;
-    told.split(' ').nth(1).map(|status| status.parse().unwrap())
+    let answer = read_to_end(wire::raw(server.public, &[before, &close.raw()].concat()).await).await;
+    answer.split(' ').nth(1).map(|status| status.parse().unwrap())
 }
 
 fn from(forwarded: &str) -> Webhook {
@@ -32,7 +32,7 @@ async fn only_who_may_send_is_read() {
     {
         assert_eq!(status(&server, b"", webhook).await, Some(403));
     }
-    // Before a byte of the body.
+    // Refused before a byte of the body.
     let head = format!("{}content-length: 100\r\n\r\n", Webhook::fresh().head());
     let mut stream = wire::raw(server.public, head.as_bytes()).await;
     assert_eq!(wire::status(&mut stream).await, 403);
@@ -49,11 +49,15 @@ async fn a_trusted_proxy_names_the_client_and_nobody_else_does() {
     let server = start(&site, &format!("{allow}trusted_proxies = [\"127.0.0.0/8\"]")).await;
     assert_eq!(status(&server, b"", &from("192.0.2.1")).await, Some(200));
     assert_eq!(status(&server, b"", &from("192.0.2.1, 127.0.0.9")).await, Some(200));
-    assert_eq!(status(&server, b"", &from("192.0.2.1, 198.51.100.7")).await, Some(403), "written by the client");
+    assert_eq!(
+        status(&server, b"", &from("192.0.2.1, 198.51.100.7")).await,
+        Some(403),
+        "the client wrote the first address itself"
+    );
     assert_eq!(status(&server, b"", &Webhook::fresh()).await, Some(403));
     assert!(server.terminate().await.success());
     let server = start(&site, &format!("{allow}trusted_proxies = [\"10.0.0.0/8\"]")).await;
-    assert_eq!(status(&server, b"", &from("192.0.2.1")).await, Some(403), "not trusted");
+    assert_eq!(status(&server, b"", &from("192.0.2.1")).await, Some(403), "the proxy is not trusted");
     assert!(server.terminate().await.success());
 }
 
@@ -93,15 +97,15 @@ async fn a_proxy_header_comes_before_tls_and_only_from_a_trusted_proxy() {
     stream.write_all(b"PROXY TCP4 192.0.2.1 127.0.0.1 4711 443\r\n").await.unwrap();
     let mut stream = wire::tls(stream, root, b"http/1.1").await.unwrap();
     stream.write_all(&Webhook::fresh().add("connection", "close").raw()).await.unwrap();
-    let told = read_to_end(stream).await;
-    assert!(told.starts_with("HTTP/1.1 200 "), "{told:?}");
-    // One that never sends its header is closed, as one that never ends its handshake is.
+    let answer = read_to_end(stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+    // A connection that never sends its header is closed, like one that never ends its handshake.
     let silent = TcpStream::connect(server.public).await.unwrap();
     assert_eq!(read_to_end(silent).await, "");
     eventually("no connection is left", || async { server.metric("streamgate_gateway_connections").await == 0.0 })
         .await;
     assert!(server.terminate().await.success());
-    // Who is not trusted sends no header that counts: what comes first is its handshake.
+    // A peer that is not trusted sends no PROXY header: it begins with its handshake.
     let (server, transports) = secure(&site, setup("192.0.2.9")).await;
     assert_eq!(transports[0].send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
     assert!(server.terminate().await.success());

@@ -16,7 +16,7 @@ fn lost() -> Webhook {
     Webhook { path: "/".into(), ..Webhook::fresh() }
 }
 
-/// Between two connections of one attacker that is cut off at once.
+/// Time between two connections of one attacker that is cut off at once.
 const PAUSE: Duration = Duration::from_millis(20);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,7 +63,7 @@ async fn a_goodbye_that_is_never_answered_keeps_no_place() {
 async fn refused_bodies_that_are_read_on_go_first() {
     let scene = Scene::start().await;
     let to = scene.server.public;
-    // Without a signature and without a byte of the body that is announced, over TLS or not: here about 400 connections/s.
+    // No signature, and no byte of the announced body: about 400 connections/s here.
     let raw = format!("{}content-length: 100000\r\n\r\n", Webhook::fresh().without("x-signature").head());
     let root = scene.root.clone();
     let attackers = attackers(20, |_| {
@@ -95,7 +95,7 @@ async fn half_open_handshakes_and_trickling_heads_go_when_others_come() {
     let attackers = attackers(250, |number| async move {
         loop {
             let Ok(mut stream) = TcpStream::connect(to).await else { continue };
-            // Half of them say nothing, the others a byte of a ClientHello now and then.
+            // Half of them send nothing, the others a byte of a ClientHello now and then.
             for byte in [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3] {
                 if number % 2 == 0 && stream.write_all(&[byte]).await.is_err() {
                     break;
@@ -119,7 +119,8 @@ async fn an_answer_that_is_not_taken_in_time_ends_its_connection() {
     // Frames of its own do not count as taking the answer.
     peer.ping(0).await.unwrap();
     tokio::time::timeout(crate::harness::PATIENCE, peer.closed()).await.expect("closed by the server");
-    eventually("its place is free", || async { server.metric("streamgate_gateway_connections").await == 0.0 }).await;
+    eventually("the peer's place is free", || async { server.metric("streamgate_gateway_connections").await == 0.0 })
+        .await;
     assert!(server.terminate().await.success());
 }
 
@@ -130,12 +131,12 @@ async fn a_peer_that_goes_on_whatever_it_is_told_is_cut_off() {
     let (server, transports) = secure(&site, setup).await;
     let wire::Transport::Tls { root, .. } = &transports[1] else { panic!() };
     let forged = Webhook::fresh().on_the_wire("{}");
-    // Forges on after it was told to go, and never says that it heard it.
+    // Goes on forging after GOAWAY, and never acknowledges it.
     let forge = async |peer: &mut Peer| {
         let stream = peer.begin(&forged, false).await?;
         peer.data(stream, b"{}", true).await
     };
-    // Leaves an answer untaken, and always has a body on its way.
+    // Leaves an answer unread, and always has a body on its way.
     let stall = async |peer: &mut Peer| {
         peer.begin(&lost(), true).await?;
         peer.begin(&forged, false).await.map(drop)
@@ -148,7 +149,7 @@ async fn a_peer_that_goes_on_whatever_it_is_told_is_cut_off() {
             tokio::time::sleep(PAUSE * 5).await;
         }
     }
-    eventually("their places are free", || async { server.metric("streamgate_gateway_connections").await == 0.0 })
+    eventually("the peers' places are free", || async { server.metric("streamgate_gateway_connections").await == 0.0 })
         .await;
     assert!(server.terminate().await.success());
 }
@@ -158,19 +159,19 @@ async fn a_stop_is_heard_while_a_connection_waits_for_a_place() {
     let site = Site::new();
     site.configure(&Setup { gateway: "max_connections = 1\ndrain_timeout = \"1s\"".into(), ..Setup::default() });
     let server = site.start().await;
-    eventually("the store is there", || async { site.data_dir().join("streamgate.db").exists() }).await;
+    eventually("the store exists", || async { site.data_dir().join("streamgate.db").exists() }).await;
     // A signed push whose commit hangs: the one connection that cannot be closed for another.
     let lock = site.hang_store();
     let busy = wire::raw(server.public, &Webhook::fresh().raw()).await;
-    eventually("it is in hand", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
+    eventually("the push is in hand", || async { server.metric("streamgate_gateway_in_flight").await == 1.0 }).await;
     let waiting = TcpStream::connect(server.public).await.unwrap();
     eventually("no connection can be taken", || async {
-        let (status, told) = server.ops("/readyz").await;
-        status == 503 && told.contains("max_connections")
+        let (status, text) = server.ops("/readyz").await;
+        status == 503 && text.contains("max_connections")
     })
     .await;
     server.signal(Signal::TERM);
-    let status = tokio::time::timeout(crate::harness::PATIENCE, server.wait()).await.expect("it stops");
+    let status = tokio::time::timeout(crate::harness::PATIENCE, server.wait()).await.expect("the server stops");
     assert!(status.success());
     drop((busy, waiting, lock));
 }
@@ -179,13 +180,13 @@ async fn a_stop_is_heard_while_a_connection_waits_for_a_place() {
 async fn want_of_descriptors_is_not_ready() {
     let site = Site::new();
     site.configure(&Setup::default());
-    // Room for a few connections only; the limit of connections is far over it.
+    // Descriptors for a few connections only: `max_connections` is far higher.
     let mut command = tokio::process::Command::new("sh");
     let binary = crate::harness::process::binary();
     command.args(["-c", "ulimit -n 64 && exec \"$0\" up", &binary]).env_clear().kill_on_drop(true);
     command.current_dir(site.path("")).env("STREAMGATE_CONFIG", site.config()).stdin(std::process::Stdio::null());
     let server = crate::harness::process::Server::of(command, &site).await;
-    // Kept for asking: there will be no descriptor for another.
+    // Kept open for the probes: there will be no descriptor for another connection.
     let mut ops = TcpStream::connect(server.ops).await.unwrap();
     let mut ready = async || {
         ops.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
@@ -195,7 +196,7 @@ async fn want_of_descriptors_is_not_ready() {
     let mut crowd = Vec::new();
     for _ in 0..80 {
         let mut stream = TcpStream::connect(server.public).await.unwrap();
-        // A head on its way is closed for another too; so a body is announced and kept back.
+        // A connection without a whole head would be closed for a newcomer; so a body is announced and its end held back.
         let raw = Webhook::fresh().raw();
         drop(stream.write_all(&raw[..raw.len() - 1]).await);
         crowd.push(stream);

@@ -1,4 +1,4 @@
-//! What somebody can say who once saw signed requests: replays, and bodies on the paths of other kinds.
+//! Attacks by somebody who has recorded signed requests: replays, and bodies on the path of another kind.
 
 use crate::harness::eventually;
 use crate::harness::process::{Setup, Site};
@@ -9,7 +9,7 @@ use streamgate_core::signature::SigningKey;
 const PASSED: &str = "/webhooks/stream/pending-message/PassOnPendingMessage";
 const DELETED: &str = "/webhooks/stream/pending-message/DeletedPendingMessage";
 
-/// An event like no other, dated now.
+/// A unique event, dated now.
 fn dated(id: &str) -> Webhook {
     dated_at(id, jiff::Timestamp::now())
 }
@@ -23,10 +23,10 @@ fn at(path: &str, webhook: Webhook) -> Webhook {
     Webhook { path: path.into(), ..webhook }
 }
 
-async fn told(server: std::net::SocketAddr, webhook: &Webhook) -> (u16, String) {
+async fn outcome(server: std::net::SocketAddr, webhook: &Webhook) -> (u16, String) {
     let answer: Answer = send(server, webhook).await.unwrap();
-    let word = if answer.status == 200 { answer.outcome().to_owned() } else { answer.code() };
-    (answer.status.as_u16(), word)
+    let outcome = if answer.status == 200 { answer.outcome().to_owned() } else { answer.code() };
+    (answer.status.as_u16(), outcome)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,24 +37,24 @@ async fn a_signed_body_is_handled_once_whatever_id_it_comes_under() {
     let server = site.start().await;
     let event = dated("first");
     let to = server.public;
-    assert_eq!(told(to, &event).await, (200, "enqueued".into()));
+    assert_eq!(outcome(to, &event).await, (200, "enqueued".into()));
     for id in ["second", "first", ""] {
-        assert_eq!(told(to, &event.clone().set("x-webhook-id", id)).await, (200, "duplicate".into()), "{id:?}");
+        assert_eq!(outcome(to, &event.clone().set("x-webhook-id", id)).await, (200, "duplicate".into()), "{id:?}");
     }
-    assert_eq!(told(to, &event.clone().without("x-webhook-id")).await, (200, "duplicate".into()));
-    // An id repeats nothing and shadows nothing.
-    assert_eq!(told(to, &dated("first")).await, (200, "enqueued".into()));
-    // Without a date two equal events are two.
+    assert_eq!(outcome(to, &event.clone().without("x-webhook-id")).await, (200, "duplicate".into()));
+    // Another body under a known id is a new event.
+    assert_eq!(outcome(to, &dated("first")).await, (200, "enqueued".into()));
+    // Without a date, equal bodies under two ids are two events.
     let undated = Webhook::push("a", r#"{"type":"user.updated"}"#);
-    assert_eq!(told(to, &undated).await, (200, "enqueued".into()));
-    assert_eq!(told(to, &undated.clone().set("x-webhook-id", "b")).await, (200, "enqueued".into()));
-    assert_eq!(told(to, &undated).await, (200, "duplicate".into()));
-    // Both callbacks of a pending message may carry one body, and each of them once.
+    assert_eq!(outcome(to, &undated).await, (200, "enqueued".into()));
+    assert_eq!(outcome(to, &undated.clone().set("x-webhook-id", "b")).await, (200, "enqueued".into()));
+    assert_eq!(outcome(to, &undated).await, (200, "duplicate".into()));
+    // Both callbacks of a pending message may carry the same body; each is taken once.
     let pending = Webhook::push("p", r#"{"message":{"id":"m"},"metadata":{}}"#);
     for path in [PASSED, DELETED] {
-        assert_eq!(told(to, &at(path, pending.clone())).await, (200, "enqueued".into()), "{path}");
+        assert_eq!(outcome(to, &at(path, pending.clone())).await, (200, "enqueued".into()), "{path}");
         let again = at(path, pending.clone().set("x-webhook-id", "q"));
-        assert_eq!(told(to, &again).await, (200, "duplicate".into()), "{path}");
+        assert_eq!(outcome(to, &again).await, (200, "duplicate".into()), "{path}");
     }
     eventually("all are handled", || async { service.received().len() == 6 }).await;
     let key = format!("chat:push:{}", &event.headers.iter().find(|(name, _)| name == "x-signature").unwrap().1[..32]);
@@ -70,9 +70,9 @@ async fn by_id_a_body_under_another_id_is_another_event() {
     site.configure(&Setup { rest: "[dedup]\nby = \"id\"".into(), ..Setup::default() });
     let server = site.start().await;
     let event = dated("first");
-    assert_eq!(told(server.public, &event).await, (200, "enqueued".into()));
-    assert_eq!(told(server.public, &event.clone().set("x-webhook-id", "second")).await, (200, "enqueued".into()));
-    assert_eq!(told(server.public, &event).await, (200, "duplicate".into()));
+    assert_eq!(outcome(server.public, &event).await, (200, "enqueued".into()));
+    assert_eq!(outcome(server.public, &event.clone().set("x-webhook-id", "second")).await, (200, "enqueued".into()));
+    assert_eq!(outcome(server.public, &event).await, (200, "duplicate".into()));
     assert!(server.terminate().await.success());
 }
 
@@ -82,10 +82,14 @@ async fn an_old_event_is_refused_where_max_age_says_so() {
     site.configure(&Setup { rest: "[dedup]\nmax_age = \"1h\"".into(), ..Setup::default() });
     let server = site.start().await;
     let hours = |hours: i64| jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours);
-    assert_eq!(told(server.public, &dated_at("old", hours(2))).await, (400, "too_old".into()));
-    assert_eq!(told(server.public, &dated_at("new", hours(0))).await, (200, "enqueued".into()));
-    assert_eq!(told(server.public, &dated_at("ahead", hours(-2))).await, (200, "enqueued".into()));
-    assert_eq!(told(server.public, &Webhook::fresh()).await, (200, "enqueued".into()), "it has no date");
+    assert_eq!(outcome(server.public, &dated_at("old", hours(2))).await, (400, "too_old".into()));
+    assert_eq!(outcome(server.public, &dated_at("new", hours(0))).await, (200, "enqueued".into()));
+    assert_eq!(outcome(server.public, &dated_at("ahead", hours(-2))).await, (200, "enqueued".into()));
+    assert_eq!(
+        outcome(server.public, &Webhook::fresh()).await,
+        (200, "enqueued".into()),
+        "an event without a date is never too old"
+    );
     site.logged("max_age").await;
     assert!(server.terminate().await.success());
 }
@@ -99,12 +103,12 @@ async fn an_event_is_refused_on_the_path_of_another_kind() {
     let server = site.start().await;
     let commands = format!("{COMMANDS}?type=ticket");
     for path in [MODERATION, &commands, PASSED, DELETED] {
-        assert_eq!(told(server.public, &at(path, dated("event"))).await, (400, "wrong_kind".into()), "{path}");
+        assert_eq!(outcome(server.public, &at(path, dated("event"))).await, (400, "wrong_kind".into()), "{path}");
     }
     site.logged("wrong_kind").await;
-    // Whatever else Stream may add to a hook's body closes none.
+    // Fields that Stream may yet add to a hook's body do not get it refused.
     let message = r#"{"type":"regular","message":{"text":"hello","type":"a.b"},"created_at":"2026-01-01T00:00:00Z"}"#;
-    assert_eq!(told(server.public, &at(MODERATION, Webhook::push("h", message))).await, (200, "answered".into()));
+    assert_eq!(outcome(server.public, &at(MODERATION, Webhook::push("h", message))).await, (200, "answered".into()));
     assert!(server.terminate().await.success());
 }
 
@@ -116,9 +120,9 @@ async fn no_body_calls_itself_a_callback_of_a_pending_message() {
     site.configure(&Setup { rest: route, ..Setup::default() });
     let server = site.start().await;
     let body = r#"{"type":"pending_message.deleted","message":{"id":"m"}}"#;
-    assert_eq!(told(server.public, &Webhook::push("spoof", body)).await, (200, "enqueued".into()));
+    assert_eq!(outcome(server.public, &Webhook::push("spoof", body)).await, (200, "enqueued".into()));
     let pending = Webhook::push("real", r#"{"message":{"id":"m"},"metadata":{}}"#);
-    assert_eq!(told(server.public, &at(DELETED, pending)).await, (200, "enqueued".into()));
+    assert_eq!(outcome(server.public, &at(DELETED, pending)).await, (200, "enqueued".into()));
     eventually("both are settled", || async {
         let settled =
             async |labels: &str| server.metric(&format!("streamgate_worker_deliveries_total{{{labels}}}")).await;
@@ -142,14 +146,14 @@ async fn a_commands_name_is_signed_or_configured() {
     let server = site.start().await;
     let unnamed = Webhook::push("u", r#"{"message":{"text":"hello"},"user":{"id":"ann"}}"#);
     let asked = |query: &str| at(&format!("{COMMANDS}{query}"), unnamed.clone().set("x-webhook-id", query));
-    assert_eq!(told(server.public, &asked("?type=ticket")).await, (200, "answered".into()));
-    // Nobody is asked for what nobody signed and nobody configured.
+    assert_eq!(outcome(server.public, &asked("?type=ticket")).await, (200, "answered".into()));
+    // A name that is neither signed nor configured reaches no service.
     for query in ["?type=delete_account", "?type=..%2Fadmin", ""] {
-        assert_eq!(told(server.public, &asked(query)).await, (200, "unhandled".into()), "{query}");
+        assert_eq!(outcome(server.public, &asked(query)).await, (200, "unhandled".into()), "{query}");
     }
-    // The signed name decides, whatever the URL says; and one that is no name is not made one.
+    // The signed name decides, whatever the URL says; an invalid signed name is not made valid.
     let signed = at(&format!("{COMMANDS}?type=ticket"), Webhook::command("../admin", "", None));
-    assert_eq!(told(server.public, &signed).await, (200, "unhandled".into()));
+    assert_eq!(outcome(server.public, &signed).await, (200, "unhandled".into()));
     assert_eq!(service.received().len(), 0);
     assert!(server.terminate().await.success());
 }
@@ -162,15 +166,15 @@ async fn within_the_replay_window_a_hook_gets_its_first_answer() {
     site.configure(&Setup { rest: hook.into(), ..Setup::default() });
     let server = site.start().await;
     let message = Webhook::moderation(r#"{"text":"hello"}"#);
-    assert_eq!(told(server.public, &message).await, (200, "answered".into()));
+    assert_eq!(outcome(server.public, &message).await, (200, "answered".into()));
     let again = message.clone().set("x-webhook-id", "another");
-    assert_eq!(told(server.public, &again).await, (200, "repeated".into()));
-    assert_eq!(told(server.public, &message.without("x-webhook-id")).await, (200, "repeated".into()));
+    assert_eq!(outcome(server.public, &again).await, (200, "repeated".into()));
+    assert_eq!(outcome(server.public, &message.without("x-webhook-id")).await, (200, "repeated".into()));
     assert!(server.terminate().await.success());
-    // And after a restart.
+    // The first answer survives a restart.
     let server = site.start().await;
-    assert_eq!(told(server.public, &again).await, (200, "repeated".into()));
-    assert_eq!(told(server.public, &Webhook::moderation(r#"{"text":"other"}"#)).await, (200, "answered".into()));
+    assert_eq!(outcome(server.public, &again).await, (200, "repeated".into()));
+    assert_eq!(outcome(server.public, &Webhook::moderation(r#"{"text":"other"}"#)).await, (200, "answered".into()));
     assert!(server.terminate().await.success());
 }
 
@@ -183,10 +187,14 @@ async fn one_body_under_two_secrets_is_two_events() {
     site.write("streamgate.toml", text.replace(&format!("[\"{SECRET}\"]"), &format!("[\"{SECRET}\", \"{other}\"]")));
     let server = site.start().await;
     let event = dated("rotated");
-    assert_eq!(told(server.public, &event).await, (200, "enqueued".into()));
+    assert_eq!(outcome(server.public, &event).await, (200, "enqueued".into()));
     let signature = SigningKey::new(other.as_bytes()).sign(&event.body).to_hex();
     let again = event.set("x-signature", &signature);
-    assert_eq!(told(server.public, &again).await, (200, "enqueued".into()), "one repeat at a rotation");
-    assert_eq!(told(server.public, &again).await, (200, "duplicate".into()));
+    assert_eq!(
+        outcome(server.public, &again).await,
+        (200, "enqueued".into()),
+        "a rotation of secrets costs one repeat"
+    );
+    assert_eq!(outcome(server.public, &again).await, (200, "duplicate".into()));
     assert!(server.terminate().await.success());
 }

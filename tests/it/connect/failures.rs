@@ -1,4 +1,4 @@
-//! What keeps `connect` from writing, what goes wrong while it writes, and what it says then.
+//! `connect` where it must not write, failures while it writes, and what it reports then.
 
 use super::{FOREIGN, HOOKS, URL, app_with_foreign_hooks, connect, plain_settings, site};
 use crate::commands::{json, text};
@@ -32,7 +32,7 @@ async fn what_could_do_harm_writes_nothing() {
             app.plain = plain_settings();
             app.plain.extend(setting.map(|name| (name.to_owned(), json!("https://customer.example/a?token=geheim"))));
         });
-        // The last --stream-url would not be the only one.
+        // --stream-url may be given once only.
         let output = match args.contains(&"--stream-url") {
             true => site.run(&[&["connect", "--no-verify", "--yes", "--url", URL], args].concat()).await,
             false => connect(&site, &stream, args).await,
@@ -57,7 +57,7 @@ async fn settings_that_change_meanwhile_are_planned_anew_once() {
     let connected = connect(&site, &stream, &[]).await;
     assert!(connected.status.success() && text(&connected.stdout).contains("planned anew"), "{connected:?}");
     let hooks = stream.app().hooks;
-    assert!(hooks.len() == 2 && hooks[0] == FOREIGN[0], "what was added meanwhile is there: {hooks:?}");
+    assert!(hooks.len() == 2 && hooks[0] == FOREIGN[0], "the hook that was added meanwhile is kept: {hooks:?}");
     stream.change(|app| app.changes = vec![added(2), added(3), added(4)]);
     let before = stream.updates().len();
     let given_up = connect(&site, &stream, &["--custom-events"]).await;
@@ -70,7 +70,7 @@ async fn settings_that_change_meanwhile_are_planned_anew_once() {
 async fn a_connect_that_is_killed_between_its_updates_leaves_the_list_whole() {
     let site = site(Setup { rest: HOOKS.into(), ..Setup::default() });
     let stream = app_with_foreign_hooks().await;
-    // It waits for the list to be seen before it goes on.
+    // `connect` waits until it can read the new list before it goes on.
     stream.change(|app| app.lag = usize::MAX);
     let url = stream.url();
     let args = ["connect", "--no-verify", "--yes", "--url", URL, "--stream-url", &url];
@@ -102,7 +102,7 @@ async fn a_slow_or_busy_stream_is_waited_for_and_its_errors_say_what_to_do() {
     let busy = connect(&site, &stream, &["--event-types", "message.new"]).await;
     let said = text(&busy.stderr);
     assert!(busy.status.code() == Some(1) && said.contains("nothing was written") && said.contains("429"), "{said}");
-    assert_eq!(stream.updates().len(), before + 1, "an update is not repeated: what it rests on may have changed");
+    assert_eq!(stream.updates().len(), before + 1, "an update is not repeated: the settings may have changed");
     stream.change(|app| app.edge_errors = 9);
     let edge = connect(&site, &stream, &[]).await;
     let said = text(&edge.stderr);

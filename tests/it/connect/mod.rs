@@ -30,7 +30,7 @@ fn site(setup: Setup) -> Site {
     site
 }
 
-/// With the try of the public URL left out: nobody is there.
+/// Without the check of the public URL, at which no server listens.
 async fn connect(site: &Site, stream: &StreamApi, args: &[&str]) -> Output {
     let stream_url = stream.url();
     let common = ["connect", "--stream-url", &stream_url, "--no-verify", "--yes"];
@@ -91,7 +91,11 @@ async fn connecting_twice_elsewhere_and_back_leaves_an_app_as_it_was() {
     assert_eq!(stream.app().hooks.len(), 6);
     let removed = connect(&site, &stream, &["--url", "https://other.example.com", "--remove"]).await;
     assert!(removed.status.success(), "{removed:?}");
-    assert_eq!((stream.app().hooks.len(), stream.app().plain), (5, app.plain), "what leads to the first URL stays");
+    assert_eq!(
+        (stream.app().hooks.len(), stream.app().plain),
+        (5, app.plain),
+        "the hook and the URLs that lead to the first URL stay"
+    );
     let without = connect(&site, &stream, &["--no-hooks"]).await;
     assert!(without.status.success(), "{without:?}");
     assert_eq!(stream.app().plain, plain_settings(), "the URLs and the timeout are as they were");
@@ -163,7 +167,7 @@ async fn an_app_of_the_first_generation_is_connected_and_left_as_it_was() {
     assert_eq!(stream.updates(), [json!({"webhook_url": format!("{URL}/webhooks/stream/push")})]);
     assert!(connect(&site, &stream, &["--remove"]).await.status.success());
     assert_eq!(stream.app().plain["webhook_url"], "");
-    // webhook_events holds for the queue too.
+    // webhook_events applies to the queue, too.
     stream.change(|app| {
         let settings = [("webhook_events", json!(["message.new"])), ("sqs_url", json!("https://sqs.example/q"))];
         app.plain.extend(settings.map(|(name, value)| (name.to_owned(), value)));
@@ -203,14 +207,14 @@ async fn what_is_taken_out_begins_with_the_urls_and_a_hidden_secret_keeps_only_t
     assert!(connect(&site, &stream, &["--remove"]).await.status.success());
     assert_eq!((&stream.app().hooks[..], stream.app().plain), (&FOREIGN.map(str::to_owned)[..], plain_settings()));
     assert_eq!(stream.updates().len(), before + 2);
-    // Another deadline since: it may be somebody else's timeout.
+    // The timeout has changed since, so it may be somebody else's.
     assert!(connect(&site, &stream, &[]).await.status.success());
     stream.change(|app| drop(app.plain.insert("before_message_send_hook_attempt_timeout_ms".to_owned(), json!(700))));
     let before = stream.updates().len();
     let removed = connect(&site, &stream, &["--remove"]).await;
     assert!(removed.status.success() && text(&removed.stdout).contains("stays 700 ms"), "{removed:?}");
     let order: Vec<_> = stream.updates()[before..].iter().map(|update| update["event_hooks"].is_array()).collect();
-    assert_eq!(order, [false, true], "the URLs first: each message waits for theirs");
+    assert_eq!(order, [false, true], "the URLs first: each message waits for their answer");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,7 +293,7 @@ async fn a_terminal_is_asked_before_anything_is_written() {
     let (code, shown) = on_a_terminal(&line, "Write this to the app's settings?", "n\n").await;
     assert!(code == Some(1) && shown.contains("nothing was written"), "{shown}");
     assert_eq!(stream.updates().len(), 0);
-    // What nobody sees, nobody can agree to.
+    // A person cannot agree to a plan that is not shown.
     for hidden in [format!("{line} > {}", site.path("plan").display()), format!("{line} --json")] {
         let before = stream.requests().len();
         let (code, shown) = on_a_terminal(&hidden, "nothing can be asked about it", "").await;

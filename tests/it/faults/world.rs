@@ -1,4 +1,4 @@
-//! Two gateways and two workers under load, how each fault is made and ended, and what is counted meanwhile.
+//! Two gateways and two workers under load, how each fault is made and ended, and the counts meanwhile.
 
 mod strike;
 
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 const SENDERS: usize = 10;
-/// Of each sender: 100 events a second altogether.
+/// Time between two events of a sender: 100 events a second altogether.
 const PACE: Duration = Duration::from_millis(100);
 
 pub struct World {
@@ -33,12 +33,13 @@ pub struct World {
     pub gateways: Vec<(Site, Option<Server>)>,
     pub workers: Vec<(Site, Option<Server>)>,
     pub load: Load,
-    /// The first gateway's; none where the tests may not mount one.
+    /// The first gateway's disk; `None` where the tests may not mount one.
     volume: Option<Volume>,
-    /// Holds the write lock of its spool, always or most of the time.
+    /// Holds the write lock of the first gateway's spool.
     lock: Option<Connection>,
+    /// Holds that lock most of the time.
     slowness: Option<AbortOnDropHandle<()>>,
-    /// Ids of what gateways published, and how often an id came again.
+    /// Ids that gateways have published, and how often one was published again.
     published: HashSet<String>,
     published_again: u64,
     /// Promises that were broken: reported at the end, when the table is whole.
@@ -52,8 +53,8 @@ impl World {
         let mut fleet = Fleet::new(&backends, &service);
         let (direct, proxied) = (format!(":{}/%2f", backends.broker.port), format!(":{}/%2f?heartbeat=1", proxy.port));
         fleet.tables = backends.impatient_tables(&fleet.prefix).replace(&direct, &proxied);
-        // An unsettled event comes back once its holder's lease is over.
-        // Few in hand, so that the queue can be full.
+        // A short timeout, since an unsettled event comes back once its holder's lease is over; a small prefetch, so that the queue
+        // can be full.
         let retry = vec!["\"100ms\""; 60].join(", ");
         fleet.worker = format!("handler_timeout = \"1s\"\nprefetch = 16\nconcurrency = 16\nretry = [{retry}]");
         let (mut gateways, mut workers, mut targets) = (Vec::new(), Vec::new(), Vec::new());
@@ -88,22 +89,22 @@ impl World {
         };
         let (_connection, channel) = world.backends.broker.channel().await;
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        // A classic queue would bring back what was read when RabbitMQ is killed.
+        // After a kill a classic queue would bring back messages that were read.
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         channel.queue_declare(world.audit().into(), options, arguments).await.unwrap();
         world.audits(true).await;
-        // What RabbitMQ is killed with in its first moment it may not know any more: its queues are there once they confirm.
+        // A RabbitMQ that is killed in its first moments may forget its queues; once they have confirmed events it keeps them.
         world.flows("before the first fault", super::WHILE).await;
         world
     }
 
-    /// Whether this machine lets the tests make it.
+    /// Whether this machine lets the tests make the fault.
     pub fn can(&self, fault: Fault) -> bool {
         !matches!(fault, SpoolFull | SpoolReadOnly) || self.volume.is_some()
     }
 
-    /// A queue that gets a copy of whatever gateways publish.
+    /// A queue that gets a copy of every event that gateways publish.
     fn audit(&self) -> String {
         format!("{}.audit", self.prefix)
     }
@@ -119,7 +120,7 @@ impl World {
         }
     }
 
-    /// Reads the copies.
+    /// Reads the copies, and counts the ids that were published before.
     async fn count_published(&mut self) {
         let (_connection, channel) = self.backends.broker.channel().await;
         let audit = self.audit();
@@ -130,7 +131,7 @@ impl World {
         }
     }
 
-    /// How many answers said that an event is on the disk, of the gateways that run.
+    /// How many answers of the running gateways named the spool.
     async fn spooled(&self) -> f64 {
         let mut spooled = 0.0;
         for (_, server) in &self.gateways {
@@ -158,8 +159,8 @@ impl World {
         up
     }
 
-    /// Nothing is refused that could have been taken: none is given up by its sender, for one gateway can always take it; and while only
-    /// RabbitMQ or Redis is ill, no request at all is refused. Memory stays within what is promised.
+    /// Checks that no event was refused that could have been taken: no sender has given one up, since one gateway can always take it;
+    /// and no request was refused while only RabbitMQ or Redis was ill. Memory must stay within the promised bound.
     fn judge(&mut self, faults: &[Fault], name: &str, failed: u64, given_up: u64) {
         const PROMISED: u64 = (256 + 128) << 20;
         let ill = ALL.iter().filter(|(fault, _)| faults.contains(fault)).flat_map(|(_, parts)| parts.iter());
@@ -188,7 +189,7 @@ impl World {
         }
     }
 
-    /// Waits until what is accepted by now is handled.
+    /// Waits until all events accepted so far are handled.
     async fn handled(&self, when: &str) {
         let accepted = self.load.ledger.accepted_ids();
         eventually(&format!("all is handled {when}"), || async { accepted.is_subset(&self.service.ids()) }).await;
@@ -199,7 +200,7 @@ impl World {
         servers.map(Server::peak_resident_bytes).max().unwrap_or(0)
     }
 
-    /// Makes the faults, lets traffic flow, heals, and waits until all is well; one line of the table.
+    /// Makes the faults, lets traffic flow, heals, and waits until all is well. Returns a line of the table.
     pub async fn suffer(&mut self, faults: &[Fault], events: usize) -> String {
         let ledger = std::sync::Arc::clone(&self.load.ledger);
         let count = |of: &std::sync::atomic::AtomicU64| of.load(Ordering::Relaxed);
@@ -226,7 +227,7 @@ impl World {
         let (requests, failed) = (count(&ledger.requests) - requests, count(&ledger.failed) - failed);
         let repeats = self.service.repeats() - repeats;
         self.count_published().await;
-        // Those of a process that was killed are not counted.
+        // The counts of a killed process are lost.
         let spooled = (self.spooled().await - spooled).max(0.0);
         let name = faults.iter().map(|fault| format!("{fault:?}")).collect::<Vec<_>>().join(" + ");
         self.judge(faults, &name, failed, count(&ledger.refused) - given_up);

@@ -31,9 +31,9 @@ impl World {
                 self.signal_workers(Signal::STOP);
             }
             EventsQueueDeleted => {
-                // Or it would be where the events go, and no message without a queue.
+                // The audit queue would take the events, and none would be without a queue.
                 self.audits(false).await;
-                // What is in the queue when it is deleted is gone with it, by its operator's own hand.
+                // Events in a queue that an operator deletes are lost with it, so it must be empty.
                 self.load.paused.send_replace(true);
                 self.handled("before the queue is deleted").await;
                 let queue = format!("queues/%2f/{}.events", self.prefix);
@@ -64,7 +64,7 @@ impl World {
                 let connection = self.gateways[0].0.store();
                 self.slowness = Some(AbortOnDropHandle::new(tokio::spawn(async move {
                     loop {
-                        // Busy at times: then the gateway is writing.
+                        // Fails while the gateway writes.
                         if connection.execute_batch("BEGIN IMMEDIATE").is_ok() {
                             tokio::time::sleep(Duration::from_millis(200)).await;
                             connection.execute_batch("ROLLBACK").unwrap();
@@ -74,7 +74,7 @@ impl World {
                 })));
             }
             SpoolFull => {
-                // The log keeps its length, and what it has used once it would write over.
+                // Otherwise the WAL would keep its length, and commits would overwrite it without needing room.
                 let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
                 self.gateways[0].0.store().query_row(truncate, [], |_| Ok(())).unwrap();
                 self.volume.as_ref().unwrap().fill();
@@ -83,8 +83,8 @@ impl World {
                 kill(&mut self.gateways[0]).await;
                 self.volume.as_ref().unwrap().read_only(true);
                 let refused = self.gateways[0].0.run(&["gateway"]).await;
-                let told = String::from_utf8_lossy(&refused.stderr);
-                assert!(refused.status.code() == Some(1) && told.contains("Read-only file system"), "{told}");
+                let errors = String::from_utf8_lossy(&refused.stderr);
+                assert!(refused.status.code() == Some(1) && errors.contains("Read-only file system"), "{errors}");
             }
             BrokerAndRedisKilled => {
                 self.backends.broker.kill();
@@ -94,16 +94,16 @@ impl World {
             PermissionsTaken => self.permit("^$").await,
             OperatorPeeks => {
                 let events = format!("{}.events", self.prefix);
-                crate::blame::wear(&self.backends.broker, &events, 12).await;
+                crate::blame::deliver_and_drop(&self.backends.broker, &events, 12).await;
             }
             RedisReplica => drop(self.backends.redis.ask(&["REPLICAOF", "127.0.0.1", "1"]).await),
             RedisCannotSave => {
-                // In the place of its file.
+                // A directory in place of the dump file.
                 std::fs::create_dir_all(self.backends.redis.dump().join("taken")).unwrap();
                 let redis = &self.backends.redis;
                 redis.ask(&["CONFIG", "SET", "save", "3600 1"]).await;
                 redis.ask(&["BGSAVE"]).await;
-                eventually("it could not save", || async {
+                eventually("Redis could not save", || async {
                     redis.ask(&["INFO", "persistence"]).await.contains("rdb_last_bgsave_status:err")
                 })
                 .await;
@@ -128,7 +128,7 @@ impl World {
         }
     }
 
-    /// Starts a gateway that writes every line there is to this.
+    /// Restarts a gateway that logs at trace level to `stderr`.
     async fn log_into(&mut self, stderr: Stdio) {
         let (site, server) = &mut self.gateways[1];
         assert!(server.take().unwrap().terminate().await.success());
@@ -137,7 +137,7 @@ impl World {
         *server = Some(Server::with_log(command, stderr, site).await);
     }
 
-    /// A policy takes events out of their queue, until some are dead letters.
+    /// Sets a policy that expires queued events, and waits until some are dead letters.
     async fn expire(&self) {
         self.signal_workers(Signal::STOP);
         let policy = format!(
@@ -150,7 +150,7 @@ impl World {
         within(Duration::from_secs(120), "RabbitMQ drops events", dropped).await;
     }
 
-    /// Ends that; the queue of dead letters.
+    /// Ends that policy. Returns the queue of dead letters.
     async fn expire_no_more(&self) -> String {
         self.backends.broker.manage("DELETE", "policies/%2f/expires", "").await;
         self.signal_workers(Signal::CONT);
@@ -160,7 +160,7 @@ impl World {
         format!("{}.dead", self.prefix)
     }
 
-    /// What the user of the services may publish to, from its next connection on.
+    /// Sets what the services' user may publish to, and closes its connections: new ones see the change.
     async fn permit(&self, write: &str) {
         let permissions = format!(r#"{{"configure":".*","write":"{write}","read":".*"}}"#);
         self.backends.broker.manage("PUT", "permissions/%2f/guest", &permissions).await;
@@ -179,8 +179,8 @@ impl World {
                 self.signal_workers(Signal::CONT);
             }
             EventsQueueDeleted | AlternateExchangeDeleted => {
-                // Declared again by whoever met the gap, or looks at it once a minute; what the alternate exchange took
-                // meanwhile is handed back by the gateways.
+                // A process that meets the gap, or checks the topology once a minute, declares it again; the gateways hand back
+                // the events that the alternate exchange took meanwhile.
                 within(Duration::from_secs(120), "the topology is whole", || async {
                     let queue = self.backends.broker.manage("GET", "queues?columns=name", "").await;
                     let exchanges = self.backends.broker.manage("GET", "exchanges?columns=name", "").await;
@@ -191,7 +191,7 @@ impl World {
                 self.audits(true).await;
                 let unrouted = format!("{}.unrouted", self.prefix);
                 let handed_back = || async { self.backends.broker.ready(&unrouted).await == 0 };
-                eventually("what was diverted is handed back", handed_back).await;
+                eventually("the diverted events are handed back", handed_back).await;
             }
             CutBeforeTheConfirm | CutAfterThePublish => {
                 self.proxy.cut();
