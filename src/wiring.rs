@@ -6,7 +6,7 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::{pattern::Pattern, retry::Ladder};
-use streamgate_service::config::{CommandConfig, Config, ForwardConfig, HandlerConfig, RouteConfig};
+use streamgate_service::config::{Config, ForwardConfig, HandlerConfig, RouteConfig};
 use streamgate_service::http_client::{ClientError, ServiceClient};
 use streamgate_worker::{
     CallPolicy, Exec, Forward, ForwardHook, Handler, HookHandler, Hooks, Limits, Observe, Policy, Reply, Route, Router,
@@ -25,6 +25,22 @@ impl ServiceClients {
         Ok(match self.0.entry(to.ca.clone()) {
             Entry::Occupied(known) => known.get().clone(),
             Entry::Vacant(place) => place.insert(ServiceClient::new(to.ca.as_deref())?).clone(),
+        })
+    }
+
+    fn event_handler(&mut self, handler: &HandlerConfig) -> anyhow::Result<Arc<dyn Handler>> {
+        Ok(match handler {
+            HandlerConfig::Forward(to) => Arc::new(Forward::new(self.of(to)?, to)),
+            HandlerConfig::Exec(exec) => Arc::new(Exec::new(exec)),
+            HandlerConfig::Reply(_) => bail!("a reply answers commands, and no events"),
+        })
+    }
+
+    fn hook_handler(&mut self, handler: &HandlerConfig) -> anyhow::Result<Arc<dyn HookHandler>> {
+        Ok(match handler {
+            HandlerConfig::Forward(to) => Arc::new(ForwardHook::new(self.of(to)?, to)),
+            HandlerConfig::Reply(reply) => Arc::new(Reply::new(reply)),
+            HandlerConfig::Exec(_) => bail!("exec handles events, and answers no hooks"),
         })
     }
 }
@@ -48,10 +64,7 @@ pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
     }
     let mut clients = ServiceClients::default();
     for route in configured {
-        let handler: Arc<dyn Handler> = match &route.handler {
-            HandlerConfig::Forward(to) => Arc::new(Forward::new(clients.of(to)?, to)),
-            HandlerConfig::Exec(exec) => Arc::new(Exec::new(exec)),
-        };
+        let handler = clients.event_handler(&route.handler)?;
         routes.push(Route {
             apps: route.apps.clone(),
             channel_types: route.channel_types.clone(),
@@ -71,12 +84,10 @@ pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
 pub fn hooks(config: &Config, code: Hooks) -> anyhow::Result<Hooks> {
     let (moderation, commands) = (&config.hooks.before_message_send, &config.hooks.custom_commands);
     let mut clients = ServiceClients::default();
-    let mut forward = |to: &ForwardConfig| -> anyhow::Result<Arc<dyn HookHandler>> {
-        Ok(Arc::new(ForwardHook::new(clients.of(to)?, to)))
-    };
+    let mut made = |handler: &HandlerConfig| clients.hook_handler(handler);
     let mut hooks = code;
-    let service = moderation.forward.as_ref().map(&mut forward).transpose()?;
-    let asked = one(hooks.before_message_send, service, "before_message_send.forward")?;
+    let configured = moderation.handler.as_ref().map(&mut made).transpose()?;
+    let asked = one(hooks.before_message_send, configured, "before_message_send.forward")?;
     if asked.is_some() && moderation.rules.masks() {
         bail!(
             "hooks.before_message_send.rules that mask do not go with a handler in the code: it does as it likes itself"
@@ -91,17 +102,11 @@ pub fn hooks(config: &Config, code: Hooks) -> anyhow::Result<Hooks> {
             then: asked,
         })),
     };
-    let service = commands.forward.as_ref().map(&mut forward).transpose()?;
-    hooks.any_command = one(hooks.any_command, service, "custom_commands.forward")?;
+    let configured = commands.handler.as_ref().map(&mut made).transpose()?;
+    hooks.any_command = one(hooks.any_command, configured, "custom_commands.forward")?;
     for (name, command) in &commands.commands {
-        let configured: Arc<dyn HookHandler> = match command {
-            CommandConfig::Forward(to) => forward(to)?,
-            CommandConfig::Reply { text, reply_type } => {
-                Arc::new(Reply { text: text.clone(), reply_type: *reply_type })
-            }
-        };
         let key = format!("custom_commands.commands.{name}");
-        let handler = one(hooks.commands.remove(name), Some(configured), &key)?;
+        let handler = one(hooks.commands.remove(name), Some(made(command)?), &key)?;
         hooks.commands.extend(handler.map(|handler| (name.clone(), handler)));
     }
     Ok(hooks)
@@ -169,6 +174,7 @@ pub fn files_of_handlers(config: &Config) -> usize {
     let of = |route: &RouteConfig| match route.handler {
         HandlerConfig::Exec(_) => route.concurrency * FILES_OF_A_COMMAND,
         HandlerConfig::Forward(_) => route.concurrency,
+        HandlerConfig::Reply(_) => 0,
     };
     config.worker.routes.iter().map(of).sum::<usize>().max(config.worker.concurrency)
 }

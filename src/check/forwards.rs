@@ -6,14 +6,14 @@ use crate::wiring::ServiceClients;
 use rustix::fs::{Access, access};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use streamgate_service::config::{CommandConfig, Config, ForwardConfig, HandlerConfig};
+use streamgate_service::config::{Config, ForwardConfig, HandlerConfig};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One finding for each service, all looked at together.
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
     let mut clients = ServiceClients::default();
-    let services = services(config).into_iter().map(|(key, forward)| (key, forward, clients.of(forward)));
+    let services = services(config).map(|(key, forward)| (key, forward, clients.of(forward)));
     let tries = services.map(|(key, forward, client)| async move {
         let tried = match client {
             Ok(client) => client.try_connection(&forward.url, PATIENCE).await.map_err(|failure| failure.to_string()),
@@ -27,10 +27,9 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
 
 /// The commands of routes: an executable file, at its path or in PATH.
 pub(super) fn commands(config: &Config) -> Vec<Finding> {
-    let routes = config.worker.routes.iter().enumerate();
-    let commands = routes.filter_map(|(place, route)| match &route.handler {
-        HandlerConfig::Forward(_) => None,
-        HandlerConfig::Exec(exec) => Some((format!("worker.routes[{}].exec", place + 1), exec.command.first()?)),
+    let commands = config.handlers().filter_map(|(path, handler)| match handler {
+        HandlerConfig::Exec(exec) => Some((format!("{path}.exec"), exec.command.first()?)),
+        HandlerConfig::Forward(_) | HandlerConfig::Reply(_) => None,
     });
     let found = commands.map(|(key, program)| {
         let there = match program.contains('/') {
@@ -55,20 +54,10 @@ fn is_executable(path: &Path) -> bool {
     path.is_file() && access(path, Access::EXEC_OK).is_ok()
 }
 
-/// With the keys of their URLs.
-fn services(config: &Config) -> Vec<(String, &ForwardConfig)> {
-    let routes = config.worker.routes.iter().enumerate();
-    let forwards = routes.filter_map(|(place, route)| match &route.handler {
-        HandlerConfig::Forward(forward) => Some((format!("worker.routes[{}].forward", place + 1), forward)),
-        HandlerConfig::Exec(_) => None,
-    });
-    let mut services: Vec<_> = forwards.collect();
-    let (moderation, commands) = (&config.hooks.before_message_send, &config.hooks.custom_commands);
-    services.extend(moderation.forward.iter().map(|to| ("hooks.before_message_send.forward".to_owned(), to)));
-    services.extend(commands.forward.iter().map(|to| ("hooks.custom_commands.forward".to_owned(), to)));
-    services.extend(commands.commands.iter().filter_map(|(name, command)| match command {
-        CommandConfig::Forward(to) => Some((format!("hooks.custom_commands.commands.{name}.forward"), to)),
-        CommandConfig::Reply { .. } => None,
-    }));
-    services
+/// With the keys of their tables.
+fn services(config: &Config) -> impl Iterator<Item = (String, &ForwardConfig)> {
+    config.handlers().filter_map(|(path, handler)| match handler {
+        HandlerConfig::Forward(forward) => Some((format!("{path}.forward"), forward)),
+        HandlerConfig::Exec(_) | HandlerConfig::Reply(_) => None,
+    })
 }

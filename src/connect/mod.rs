@@ -217,12 +217,12 @@ fn moderation_deadline(config: &Config) -> Duration {
 
 fn answers_moderation(config: &Config) -> bool {
     let moderation = &config.hooks.before_message_send;
-    moderation.forward.is_some() || !moderation.rules.is_empty()
+    moderation.handler.is_some() || !moderation.rules.is_empty()
 }
 
 fn answers_commands(config: &Config) -> bool {
     let commands = &config.hooks.custom_commands;
-    commands.forward.is_some() || !commands.commands.is_empty()
+    commands.handler.is_some() || !commands.commands.is_empty()
 }
 
 /// A hook that nobody answers costs every message Stream's timeout, and a tunnel is closed one evening.

@@ -4,13 +4,13 @@ use super::{Answer, Command, Hook, HookHandler, Unreadable};
 use crate::handler::{BoxFuture, HandlerError};
 use bytes::Bytes;
 use streamgate_core::template::{Slot, Template};
-use streamgate_service::config::ReplyType;
+use streamgate_service::config::{ReplyConfig, ReplyType};
 
 /// Fills a template.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    pub text: Template,
-    pub reply_type: ReplyType,
+    text: Template,
+    reply_type: ReplyType,
 }
 
 impl HookHandler for Reply {
@@ -22,6 +22,10 @@ impl HookHandler for Reply {
 }
 
 impl Reply {
+    pub fn new(config: &ReplyConfig) -> Reply {
+        Reply { text: config.text.clone(), reply_type: config.reply_type }
+    }
+
     fn fill(&self, command: &Command) -> Result<Answer, Unreadable> {
         let (args, user) = (command.args()?, command.user_name()?.unwrap_or_default());
         let text = self.text.fill(|slot| match slot {

@@ -3,7 +3,7 @@
 
 use super::{
     environment::Environment,
-    forward::ForwardConfig,
+    handler::{HandlerConfig, Owner},
     reader::{Report, Section},
 };
 use regex::Regex;
@@ -12,7 +12,6 @@ use std::time::Duration;
 use streamgate_core::{
     hook::{OnFailure, is_command_name},
     rules::{Action, Part, Rule, Rules},
-    template::Template,
 };
 
 /// The longest that Stream can be made to wait for before-message-send.
@@ -20,10 +19,6 @@ pub const STREAM_LONGEST: Duration = Duration::from_secs(5);
 const NOT_A_COMMAND: &str = "is not the name of a command: 1 to 64 characters of A-Z, a-z, 0-9, _ and -";
 /// Answers are kept in memory or on disk until it is over.
 const LONGEST_REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
-/// The command's name in the URL of a service.
-pub const COMMAND_PLACE: &str = "{type}";
-/// What the URL of a command's service may have in braces.
-const PLACES: &[&str] = &[COMMAND_PLACE];
 /// What Stream waits for where its settings were not changed.
 pub const STREAM_MODERATION: Duration = Duration::from_millis(1500);
 /// What Stream waits for a command; no setting changes that.
@@ -57,8 +52,8 @@ pub struct HookPolicy {
 pub struct ModerationConfig {
     /// Default deadline 1.2 s: Stream waits 1.5 s where its setting was not changed.
     pub policy: HookPolicy,
-    /// Where messages that no rule rejects are asked about.
-    pub forward: Option<ForwardConfig>,
+    /// Who is asked about messages that no rule rejects.
+    pub handler: Option<HandlerConfig>,
     /// `max_length`, `max_links`, `rules` and `fields`.
     pub rules: Rules,
     /// What becomes of a message that rules cannot read: no JSON, over 4,096 fields or 256 KiB. Default `reject`.
@@ -71,33 +66,11 @@ pub struct CommandsConfig {
     /// Default deadline 800 ms: Stream waits 1 s.
     pub policy: HookPolicy,
     /// For every command without an entry of its own. `{type}` in its URL is the command's name.
-    pub forward: Option<ForwardConfig>,
-    pub commands: BTreeMap<String, CommandConfig>,
+    pub handler: Option<HandlerConfig>,
+    pub commands: BTreeMap<String, HandlerConfig>,
     /// Further commands that the URL may name where the signed message has none, as with a click on standalone MML (`mml`).
     /// Those with an entry of their own may be named anyway.
     pub by_url: Vec<String>,
-}
-
-/// `[hooks.custom_commands.commands.NAME]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CommandConfig {
-    Forward(ForwardConfig),
-    /// An answer made here.
-    Reply {
-        text: Template,
-        reply_type: ReplyType,
-    },
-}
-
-/// Who reads a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplyType {
-    /// Its sender only.
-    Ephemeral,
-    /// Everybody in the channel.
-    Regular,
-    /// Its sender only, as an error.
-    Error,
 }
 
 impl HooksConfig {
@@ -111,6 +84,20 @@ impl HooksConfig {
         };
         section.finish();
         config
+    }
+
+    /// Every handler, with the path of its table and the policy that stands in for it.
+    pub fn handlers(&self) -> impl Iterator<Item = (String, &HandlerConfig, &HookPolicy)> {
+        let (moderation, commands) = (&self.before_message_send, &self.custom_commands);
+        let moderating = moderation.handler.iter();
+        let moderating =
+            moderating.map(|handler| ("hooks.before_message_send".to_owned(), handler, &moderation.policy));
+        let any = commands.handler.iter();
+        let any = any.map(|handler| ("hooks.custom_commands".to_owned(), handler, &commands.policy));
+        let named = commands.commands.iter();
+        let named =
+            named.map(|(name, handler)| (format!("hooks.custom_commands.commands.{name}"), handler, &commands.policy));
+        moderating.chain(any).chain(named)
     }
 }
 
@@ -147,7 +134,7 @@ impl ModerationConfig {
     fn read(mut section: Section<'_>, environment: &Environment) -> ModerationConfig {
         let text = "Your message could not be checked. Please try again.";
         let policy = HookPolicy::read(&mut section, Duration::from_millis(1200), text);
-        let forward = section.section("forward").and_then(|forward| ForwardConfig::read(forward, environment, &[]));
+        let handler = HandlerConfig::read(&mut section, Owner::Moderation, environment);
         let sections = section.sections("rules");
         let has_rules = !sections.is_empty();
         let most = |text: &str| text.parse().map_err(|_| format!("{text:?} is no whole number"));
@@ -161,12 +148,12 @@ impl ModerationConfig {
         if rules.rules.is_empty() && !has_rules && section.was_given("fields") {
             section.problem("fields", "goes with rules: max_length is of the text, max_links of the whole message");
         }
-        if forward.is_some() && rules.masks() {
+        if handler.is_some() && rules.masks() {
             let what = "that mask and forward do not go together: the service is sent the message as Stream signed it";
             section.problem("rules", what);
         }
         section.finish();
-        ModerationConfig { policy, forward, rules, on_unreadable }
+        ModerationConfig { policy, handler, rules, on_unreadable }
     }
 }
 
@@ -235,46 +222,21 @@ impl CommandsConfig {
     fn read(mut section: Section<'_>, environment: &Environment) -> CommandsConfig {
         let text = "This command could not be run. Please try again.";
         let policy = HookPolicy::read(&mut section, Duration::from_millis(800), text);
-        let forward = section.section("forward").and_then(|forward| ForwardConfig::read(forward, environment, PLACES));
+        let handler = HandlerConfig::read(&mut section, Owner::AnyCommand, environment);
         let commands = section.named_sections("commands").into_iter();
-        let commands = commands.filter_map(|(name, command)| Some((name, CommandConfig::read(command, environment)?)));
+        let commands = commands.filter_map(|(name, mut command)| {
+            let handler = HandlerConfig::read(&mut command, Owner::Command, environment);
+            command.finish();
+            Some((name, handler?))
+        });
         let commands = commands.collect();
         let by_url = section.texts("by_url").unwrap_or_default();
         if let Some(name) = by_url.iter().find(|name| !is_command_name(name)) {
             section.problem("by_url", format!("{name:?} {NOT_A_COMMAND}"));
         }
-        let config = CommandsConfig { policy, forward, commands, by_url };
+        let config = CommandsConfig { policy, handler, commands, by_url };
         section.finish();
         config
-    }
-}
-
-impl CommandConfig {
-    fn read(mut section: Section<'_>, environment: &Environment) -> Option<CommandConfig> {
-        let forward = section.section("forward");
-        let text = section.prose("reply", |text| match text.trim() {
-            "" => Err("is empty: a command is answered with a text".to_owned()),
-            _ => Template::parse(text).map_err(|error| error.to_string()),
-        });
-        let reply_type = section.parsed("reply_type", |text| match text {
-            "ephemeral" => Ok(ReplyType::Ephemeral),
-            "regular" => Ok(ReplyType::Regular),
-            "error" => Ok(ReplyType::Error),
-            other => Err(format!("{other:?} is neither \"ephemeral\" nor \"regular\" nor \"error\"")),
-        });
-        if section.was_given("forward") == section.was_given("reply") {
-            section.problem("forward", "or reply: a command takes one of them");
-        }
-        if section.was_given("reply_type") && !section.was_given("reply") {
-            section.problem("reply_type", "goes with reply");
-        }
-        section.finish();
-        match (forward, text) {
-            (Some(forward), _) => ForwardConfig::read(forward, environment, PLACES).map(CommandConfig::Forward),
-            (None, text) => {
-                Some(CommandConfig::Reply { text: text?, reply_type: reply_type.unwrap_or(ReplyType::Ephemeral) })
-            }
-        }
     }
 }
 
@@ -288,19 +250,8 @@ pub(super) fn cross_check(hooks: &HooksConfig, report: &Report) {
     if commands.policy.deadline > STREAM_COMMAND {
         report.doubt("hooks.custom_commands.deadline", "is over the 1s that Stream waits for a command");
     }
-    let own = commands.commands.iter().filter_map(|(name, command)| match command {
-        CommandConfig::Forward(forward) => {
-            Some((format!("hooks.custom_commands.commands.{name}"), forward, &commands.policy))
-        }
-        CommandConfig::Reply { .. } => None,
-    });
-    let moderating =
-        moderation.forward.as_ref().map(|to| ("hooks.before_message_send".to_owned(), to, &moderation.policy));
-    let any = commands.forward.as_ref().map(|to| ("hooks.custom_commands".to_owned(), to, &commands.policy));
-    for (path, forward, policy) in own.chain(moderating).chain(any) {
-        if forward.timeout_is_given && forward.timeout > policy.deadline {
-            report.doubt(format!("{path}.forward.timeout"), "is over the deadline of the hook, which cuts it short");
-        }
+    for (path, handler, policy) in hooks.handlers() {
+        handler.doubt_timeout(&path, policy.deadline, "the deadline of the hook", report);
     }
     for name in hooks.custom_commands.commands.keys().filter(|name| !is_command_name(name)) {
         let what = match name.strip_prefix('/') {

@@ -8,6 +8,7 @@ mod backends;
 mod environment;
 mod exec;
 mod forward;
+mod handler;
 mod hooks;
 mod lines;
 mod load;
@@ -22,13 +23,11 @@ pub use backends::{RabbitMqConfig, RedisConfig};
 pub use environment::Environment;
 pub use exec::ExecConfig;
 pub use forward::ForwardConfig;
-pub use hooks::{
-    COMMAND_PLACE, CommandConfig, CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, ReplyType, STREAM_LONGEST,
-    STREAM_MODERATION,
-};
+pub use handler::{COMMAND_PLACE, HandlerConfig, ReplyConfig, ReplyType};
+pub use hooks::{CommandsConfig, HookPolicy, HooksConfig, ModerationConfig, STREAM_LONGEST, STREAM_MODERATION};
 pub use load::{BackendCheck, ConfigError, Loaded, Source, from_text, load, log_doubts};
 pub use log::{Lines, LogConfig};
-pub use route::{HandlerConfig, RouteConfig};
+pub use route::RouteConfig;
 pub use tls::{AcmeConfig, CertificateFiles, TlsConfig};
 pub use worker::{Unmatched, WorkerConfig};
 
@@ -170,6 +169,13 @@ impl Config {
         }
         config.cross_check(report);
         config
+    }
+
+    /// Every handler, with the path of its table.
+    pub fn handlers(&self) -> impl Iterator<Item = (String, &HandlerConfig)> {
+        let routes = self.worker.routes.iter().enumerate();
+        let routes = routes.map(|(place, route)| (format!("worker.routes[{}]", place + 1), &route.handler));
+        routes.chain(self.hooks.handlers().map(|(path, handler, _)| (path, handler)))
     }
 
     /// What no single key can tell.

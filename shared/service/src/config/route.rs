@@ -1,8 +1,8 @@
 //! `[[worker.routes]]`: which events a route takes, what handles them, and what of the worker's settings it has its own of.
 
 use super::{
-    ExecConfig, ForwardConfig,
     environment::Environment,
+    handler::{HandlerConfig, Owner},
     is_name,
     reader::{Report, Section, duration, nearest},
 };
@@ -43,13 +43,6 @@ pub struct RouteConfig {
     pub breaker: Option<BreakerPolicy>,
     /// Whether matching goes on behind it, and each further route that matches gets a copy of its own. Default false.
     pub fan_out: bool,
-}
-
-/// What handles the events of a route.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HandlerConfig {
-    Forward(ForwardConfig),
-    Exec(ExecConfig),
 }
 
 /// What a route has of the worker's settings where it says nothing itself.
@@ -99,14 +92,14 @@ impl RouteConfig {
         let concurrency = section.count("concurrency", defaults.concurrency, MOST_HANDLERS);
         let rate = section.parsed("rate", rate);
         let (breaker, fan_out) = (breaker(&mut section), section.flag("fan_out", false));
-        let handler = HandlerConfig::read(&mut section, environment)?;
+        let handler = HandlerConfig::read(&mut section, Owner::Route, environment);
         section.finish();
         Some(RouteConfig {
             name,
             events,
             apps,
             channel_types,
-            handler,
+            handler: handler?,
             retry,
             handler_timeout,
             concurrency,
@@ -114,35 +107,6 @@ impl RouteConfig {
             breaker,
             fan_out,
         })
-    }
-}
-
-impl HandlerConfig {
-    fn read(section: &mut Section<'_>, environment: &Environment) -> Option<HandlerConfig> {
-        match (section.section("forward"), section.section("exec")) {
-            (Some(forward), None) => ForwardConfig::read(forward, environment, &[]).map(HandlerConfig::Forward),
-            (None, Some(exec)) => ExecConfig::read(exec).map(HandlerConfig::Exec),
-            (Some(_), Some(_)) => {
-                section.problem("exec", "stands beside forward: a route has one handler, so remove one of them");
-                None
-            }
-            (None, None) => {
-                section.problem(
-                    "forward",
-                    "is missing: say where to, forward = { url = \"http://127.0.0.1:3000/webhooks/stream\" }, or what to run, exec = { \
-                     command = [\"./handle\"] }",
-                );
-                None
-            }
-        }
-    }
-
-    /// How long it may take by itself, and whether the configuration says so.
-    fn timeout(&self) -> (&'static str, Duration, bool) {
-        match self {
-            HandlerConfig::Forward(forward) => ("forward.timeout", forward.timeout, forward.timeout_is_given),
-            HandlerConfig::Exec(exec) => ("exec.timeout", exec.timeout, exec.timeout_is_given),
-        }
     }
 }
 
@@ -183,15 +147,6 @@ fn rate(text: &str) -> Result<Rate, String> {
 pub(super) fn ladder(section: &mut Section<'_>) -> Option<Vec<Duration>> {
     let steps: Result<_, _> = section.texts("retry")?.iter().map(|step| duration(step)).collect();
     steps.map_err(|what: String| section.problem("retry", what)).ok()
-}
-
-/// A time of the handler's own that cannot be had.
-pub(super) fn doubt_timeout(route: &RouteConfig, place: usize, report: &Report) {
-    let (key, timeout, is_given) = route.handler.timeout();
-    if is_given && timeout > route.handler_timeout {
-        let what = "is over handler_timeout (the route's own, or worker.handler_timeout), which cuts it short";
-        report.doubt(format!("worker.routes[{place}].{key}"), what);
-    }
 }
 
 /// Routes that get nothing, or wait for events that do not come: most are slips.

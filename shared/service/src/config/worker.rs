@@ -105,7 +105,9 @@ pub(super) fn cross_check(worker: &WorkerConfig, apps: &[AppConfig], report: &Re
         if !names.insert(&route.name) {
             report.problem(path("name"), format!("{:?} is the name of an earlier route", route.name));
         }
-        route::doubt_timeout(route, place + 1, report);
+        let table = format!("worker.routes[{}]", place + 1);
+        let cut_by = "handler_timeout (the route's own, or worker.handler_timeout)";
+        route.handler.doubt_timeout(&table, route.handler_timeout, cut_by, report);
         for app in route.apps.iter().filter(|name| !apps.is_empty() && apps.iter().all(|app| app.name != **name)) {
             report.problem(path("apps"), format!("there is no app {app:?}"));
         }
