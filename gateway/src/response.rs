@@ -211,6 +211,7 @@ pub(crate) fn header_timeout() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn a_table_of_statuses() {
@@ -257,5 +258,24 @@ mod tests {
     #[test]
     fn an_unknown_key_and_a_wrong_signature_answer_alike() {
         assert_eq!(refusal_body(Reason::UnknownKey), refusal_body(Reason::WrongSignature));
+    }
+
+    #[test]
+    fn the_documented_refusals_are_those_that_are_sent() {
+        let document = include_str!("../../docs/http.md");
+        let (_, refusals) = document.split_once("\n## Refusals\n").unwrap();
+        let rows = refusals.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
+        let rows: Vec<_> = rows.map(|row| row.split('|').map(|cell| cell.trim_matches([' ', '`'])).collect()).collect();
+        let (answered, unanswered): (Vec<Vec<_>>, Vec<_>) =
+            rows.into_iter().partition(|row| row[1].parse::<u16>().is_ok());
+        let answered: BTreeSet<_> = answered.iter().map(|row| format!("{} {}", row[0], row[1])).collect();
+        let unanswered: BTreeSet<_> = unanswered.iter().map(|row| row[0].to_owned()).collect();
+        let is_refusal = |reason: &Reason| status(*reason) != StatusCode::INTERNAL_SERVER_ERROR;
+        let refusals = Reason::ALL.into_iter().filter(is_refusal);
+        let (silent, sent): (Vec<_>, Vec<_>) = refusals.partition(|reason| unanswered.contains(reason.as_str()));
+        let sent: BTreeSet<_> =
+            sent.into_iter().map(|reason| format!("{} {}", reason.code(), status(reason).as_u16())).collect();
+        assert_eq!(answered, sent);
+        assert_eq!(silent.len(), unanswered.len(), "{unanswered:?}");
     }
 }

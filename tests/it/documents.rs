@@ -5,6 +5,7 @@ use crate::harness::servers::Backends;
 use crate::harness::wire::{Webhook, send};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use streamgate::config::{ConfigError, Environment, from_text};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -30,19 +31,31 @@ fn quoted(text: &str, is: impl Fn(&str) -> bool) -> BTreeSet<String> {
     text.split('`').skip(1).step_by(2).filter(|word| is(word)).map(str::to_owned).collect()
 }
 
-#[test]
-fn every_invariant_names_tests_that_exist() {
+/// The numbered sentences of ARCHITECTURE.md's section of promises: the first line of each.
+fn promises() -> Vec<String> {
     let architecture = read("ARCHITECTURE.md");
-    let (_, invariants) = architecture.split_once("\n## Invariants\n").unwrap();
-    let invariants = invariants.split("\n## ").next().unwrap();
+    let (_, section) = architecture.split_once("\n## Promises\n").unwrap();
+    let lines = section.split("\n## ").next().unwrap().lines();
+    let is_numbered = |line: &&str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+    lines.filter(is_numbered).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let (promises, document) = (promises(), read("tests/PROMISES.md"));
+    assert!(promises.len() >= 12, "{promises:?}");
+    let mut entries = document.split("\n## ");
+    let introduction = entries.next().unwrap();
+    assert!(introduction.starts_with("# "), "{introduction}");
+    let entries: Vec<_> = entries.map(|entry| entry.split_once('\n').unwrap()).collect();
+    let titles: Vec<_> = entries.iter().map(|(title, _)| (*title).to_owned()).collect();
+    assert_eq!(titles, promises, "an entry for each promise, in its words");
     let mut files = Vec::new();
     sources(&root(), &mut files);
     let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
-    let lines: Vec<_> = invariants.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
-    assert!(lines.len() >= 9, "one line for each promise");
-    for line in lines {
-        let tests = quoted(line.rsplit('|').nth(1).unwrap(), |_| true);
-        assert!(!tests.is_empty(), "no test: {line}");
+    for (title, tests) in entries {
+        let tests = quoted(tests, |_| true);
+        assert!(!tests.is_empty(), "no test: {title}");
         for test in tests {
             assert!(
                 code.contains(&format!("fn {test}(")) || code.contains(&format!("fn {test}<")),
@@ -52,18 +65,62 @@ fn every_invariant_names_tests_that_exist() {
     }
 }
 
+/// The words between backticks at the beginning of a table's rows, for which `is` holds.
+fn first_column(text: &str, is: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    rows.map(|(first, _)| first).filter(|word| is(word)).map(str::to_owned).collect()
+}
+
 #[test]
-fn every_path_of_the_map_exists() {
-    let map = read("ARCHITECTURE.md");
-    let paths = quoted(&map, |word| word.contains('/') && word.ends_with(".rs"));
-    assert!(paths.len() > 20, "{paths:?}");
-    for path in paths {
-        assert!(root().join(&path).is_file(), "{path}");
+fn every_path_of_the_documents_exists() {
+    let documents = ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "tests/PROMISES.md"];
+    let text: String = documents.into_iter().map(read).collect();
+    let roots =
+        ["src/", "gateway/", "worker/", "shared/", "tests/", "benches/", "deploy/", "docs/", "examples/", "fuzz/"];
+    let paths = quoted(&text, |word| roots.iter().any(|root| word.starts_with(root)));
+    assert!(paths.len() > 60, "{paths:?}");
+    for path in paths.iter().filter(|path| !path.contains([' ', '*', '<'])) {
+        assert!(root().join(path).exists(), "{path}");
     }
 }
 
+#[test]
+fn every_link_of_the_documents_leads_somewhere() {
+    let mut documents = vec!["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
+    documents.extend([
+        "docs/configuration.md",
+        "docs/http.md",
+        "docs/metrics.md",
+        "docs/moderation.md",
+        "docs/rabbitmq.md",
+    ]);
+    for document in documents {
+        // Code between backticks may look like a link.
+        let text: String = read(document).split('`').step_by(2).collect();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
+        for link in links.filter(|link| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let directory = Path::new(document).parent().unwrap();
+            let target = if path.is_empty() { PathBuf::from(document) } else { directory.join(path) };
+            assert!(root().join(&target).exists(), "{document}: {link}");
+            if !anchor.is_empty() {
+                let titles = read(target.to_str().unwrap());
+                let mut titles =
+                    titles.lines().filter_map(|line| Some(line.strip_prefix('#')?.trim_start_matches('#').trim()));
+                assert!(titles.any(|title| anchor_of(title) == anchor), "{document}: {link}");
+            }
+        }
+    }
+}
+
+/// As GitHub makes it of a heading.
+fn anchor_of(title: &str) -> String {
+    let kept = title.chars().filter(|&char| char.is_alphanumeric() || matches!(char, ' ' | '-' | '_'));
+    kept.map(|char| if char == ' ' { '-' } else { char.to_ascii_lowercase() }).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn every_metric_of_the_readme_is_served_and_every_one_that_is_served_is_in_it() {
+async fn the_documented_metrics_are_those_that_are_served() {
     let (alone, site, backends) = (Site::new(), Site::new(), Backends::shared().await);
     let rules = "[hooks.before_message_send]\nrules = [{ pattern = \"x\", action = \"reject\" }]".into();
     alone.configure(&Setup { rest: rules, ..Setup::default() });
@@ -89,19 +146,67 @@ async fn every_metric_of_the_readme_is_served_and_every_one_that_is_served_is_in
         let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
         served.extend(names.filter(|name| name.starts_with("streamgate_")).map(str::to_owned));
     }
-    let readme = quoted(&read("README.md"), |word| word.starts_with("streamgate_"));
-    let documented: BTreeSet<_> = readme.iter().map(|metric| metric.split('{').next().unwrap().to_owned()).collect();
+    let documented = first_column(&read("docs/metrics.md"), |word| word.starts_with("streamgate_"));
     assert!(documented.len() > 10, "{documented:?}");
-    assert_eq!(
-        documented.difference(&served).collect::<Vec<_>>(),
-        Vec::<&String>::new(),
-        "in the README, and not served"
-    );
-    assert_eq!(
-        served.difference(&documented).collect::<Vec<_>>(),
-        Vec::<&String>::new(),
-        "served, and not in the README"
-    );
+    assert_eq!(documented, served, "docs/metrics.md, and what is served");
+}
+
+#[test]
+fn the_documented_alerts_are_those_of_the_rules() {
+    let rules = read("deploy/alerts.yml");
+    let alerts = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_owned);
+    let documented = first_column(&read("docs/metrics.md"), |word| word.starts_with("Streamgate"));
+    assert_eq!(documented, alerts.collect());
+}
+
+/// A configuration that has every key of the reference with some text for a value, and in each of its tables a key that is unknown.
+fn config_of(keys: &BTreeSet<String>) -> serde_json::Value {
+    let mut root = serde_json::json!({});
+    for key in keys {
+        let mut at = &mut root;
+        let mut parts = key.split('.').peekable();
+        while let Some(part) = parts.next() {
+            let table = at.as_object_mut().unwrap();
+            table.insert("unknown_here".into(), "x".into());
+            let (name, is_list) = part.strip_suffix("[]").map_or((part, false), |name| (name, true));
+            if parts.peek().is_none() {
+                table.insert(name.into(), "x".into());
+                break;
+            }
+            let empty = if is_list { serde_json::json!([{}]) } else { serde_json::json!({}) };
+            let next = table.entry(name).or_insert(empty);
+            at = if is_list { &mut next[0] } else { next };
+        }
+    }
+    root
+}
+
+/// The reader names the keys of each table where it meets an unknown one: these are all that there are.
+#[test]
+fn the_documented_keys_are_those_that_are_read() {
+    let keys =
+        first_column(&read("docs/configuration.md"), |word| word.contains('.') && !word.starts_with("STREAMGATE"));
+    assert!(keys.len() > 80, "{keys:?}");
+    let text = toml::to_string(&config_of(&keys)).unwrap();
+    let problems = match from_text(None, Some(&text), &Environment::of([])) {
+        Err(ConfigError::Wrong { problems, .. }) => problems,
+        other => panic!("{other:?}"),
+    };
+    let mut known = BTreeSet::new();
+    for problem in problems.iter().filter(|problem| problem.what.starts_with("unknown key")) {
+        let table = problem.key.strip_suffix("unknown_here");
+        let table = table.unwrap_or_else(|| panic!("{} is documented, and not read", problem.key)).replace("[1]", "[]");
+        let (_, names) = problem.what.split_once("this section takes: ").unwrap();
+        known.extend(names.split(", ").map(|name| format!("{table}{name}")));
+    }
+    // Tables are no rows of their own.
+    let is_table = |key: &String| {
+        let below = [format!("{key}."), format!("{key}[].")];
+        keys.iter().any(|documented| below.iter().any(|start| documented.starts_with(start)))
+    };
+    known.retain(|key| !is_table(key));
+    assert_eq!(keys.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new(), "documented, and not read");
+    assert_eq!(known.difference(&keys).collect::<Vec<_>>(), Vec::<&String>::new(), "read, and not documented");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,8 +227,16 @@ async fn the_readmes_example_is_a_valid_config() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_option_of_the_readme_exists() {
-    let readme = read("README.md");
+async fn every_documented_option_exists() {
+    let documents = [
+        "README.md",
+        "docs/configuration.md",
+        "docs/http.md",
+        "docs/metrics.md",
+        "docs/moderation.md",
+        "docs/rabbitmq.md",
+    ];
+    let readme: String = documents.into_iter().map(read).collect();
     let mut help = String::new();
     for args in [
         &["--help"][..],
@@ -136,6 +249,10 @@ async fn every_option_of_the_readme_exists() {
         &["dead", "list", "--help"],
         &["dead", "show", "--help"],
         &["dead", "replay", "--help"],
+        &["dead", "drop", "--help"],
+        &["route", "list", "--help"],
+        &["route", "pause", "--help"],
+        &["drain", "--help"],
     ] {
         help.push_str(&String::from_utf8(bare_command(args).output().await.unwrap().stdout).unwrap());
     }
