@@ -33,7 +33,7 @@ impl Taken {
 pub(crate) type Outcome = Result<Taken, Reason>;
 
 /// The outcome's label in metrics and in the response header.
-pub(crate) fn word(outcome: &Outcome) -> &'static str {
+pub(crate) fn outcome_label(outcome: &Outcome) -> &'static str {
     match outcome {
         Ok(Taken::Event(Accepted::Enqueued)) => "enqueued",
         Ok(Taken::Event(Accepted::Spooled)) => "spooled",
@@ -164,7 +164,7 @@ pub(crate) fn advice(reason: Reason) -> &'static str {
 
 /// `closes` adds `Connection: close`, for protocols that have that header.
 pub(crate) fn response(outcome: Outcome, closes: bool) -> Response<Full<Bytes>> {
-    let value = HeaderValue::from_static(word(&outcome));
+    let value = HeaderValue::from_static(outcome_label(&outcome));
     let reason = match outcome {
         Ok(taken) => {
             let mut response = Response::new(Full::default());
