@@ -53,7 +53,7 @@ fn own_type<'p>(peek: &'p Peek<'_>) -> Option<&'p str> {
     peek.event_type.as_deref().filter(|name| !name.starts_with(PENDING))
 }
 
-/// A command's name: the signed one, or without any the URL's if a handler for it is configured.
+/// A command's name: the signed one; if there is none, the URL's, provided that a handler for it is configured.
 fn command<'b>(body: &'b [u8], query_type: Option<String>, hooks: &dyn AnswerHook) -> Option<Cow<'b, str>> {
     match hook::command(body) {
         SignedCommand::Name(name) => Some(name),

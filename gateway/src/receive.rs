@@ -35,7 +35,7 @@ use streamgate_service::config::{DedupConfig, GatewayConfig};
 use streamgate_service::metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
-/// Whether a request's connection came before the drain ended acceptance.
+/// When a request's connection came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
     InTime,

@@ -52,7 +52,7 @@ enum State {
     Closed {
         failures: u32,
     },
-    /// A probe is due at `until`. `wait` is the full length of the wait.
+    /// A probe is due at `until`. `wait` is the wait without Retry-After, which a failed probe doubles.
     Open {
         until: Instant,
         wait: Duration,
