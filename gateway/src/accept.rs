@@ -25,9 +25,9 @@ const RELIEVED: Duration = Duration::from_secs(1);
 
 /// How long a drain looks for connections that the kernel has established already.
 const BACKLOG: Duration = Duration::from_millis(10);
-/// After this long without a new connection, either a balancer has noticed that this gateway is not ready any more, or there is no
-/// balancer. Counted from the start of the drain, for at least `drain_least`, because nothing need come between two probes; and
-/// for at most half of the drain's time, because clients without a balancer keep coming.
+/// After this long without a new connection, either a balancer has noticed that this gateway is not ready any more, or there
+/// is no balancer. Counted from the start of the drain, for at least `drain_least`, because nothing need come between two
+/// probes; and for at most half of the drain's time, because clients without a balancer keep coming.
 const QUIET: Duration = Duration::from_millis(300);
 /// Errors of `accept` that this host causes, by their Linux numbers: ENOMEM, ENFILE, EMFILE, ENOBUFS. All others are about
 /// a peer that has disconnected.

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 const NEVER: u64 = 0;
 /// Wrong signatures after which an HTTP/2 connection ends. More than one: a balancer may carry several clients' requests on it.
 const STRIKES: usize = 4;
-/// Answers that an unverified peer may leave untaken; each takes about 1 KiB of the connection's memory. Peers that read leave none.
+/// Answers that an unverified peer may leave untaken; each takes about 1 KiB of the connection's memory. Peers that read
+/// leave none.
 const MOST_UNWRITTEN: usize = 16;
 
 /// Shared by a connection's IO, its requests and its timeouts. Times are microseconds since the connection opened, plus 1.

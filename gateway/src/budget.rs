@@ -35,8 +35,8 @@ pub(crate) enum Short {
 }
 
 impl MemoryBudget {
-    /// `request` is the most that one request holds, including its body. The unverified share has room for two requests, if the limit
-    /// has, and a connection's share has room for one body both as it came and inflated.
+    /// `request` is the most that one request holds, including its body. The unverified share has room for two requests, if
+    /// the limit has, and a connection's share has room for one body both as it came and inflated.
     pub(crate) fn new(limit: usize, request: usize, metrics: Arc<Metrics>) -> Arc<MemoryBudget> {
         let unverified_limit = (limit / 2).max(request.saturating_mul(2)).min(limit);
         let connection_limit = (unverified_limit / 4).max(request.saturating_add(CONNECTION)).min(unverified_limit);

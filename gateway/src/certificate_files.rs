@@ -68,8 +68,8 @@ pub(crate) fn read(files: &CertificateFiles) -> Result<Certificate, CertificateF
     Ok(certificate)
 }
 
-/// Why Stream may refuse a certificate that can be served: it is not signed by an authority that this machine trusts, or its chain
-/// is incomplete.
+/// Why Stream may refuse a certificate that can be served: it is not signed by an authority that this machine trusts, or its
+/// chain is incomplete.
 pub(crate) fn doubt(files: &CertificateFiles) -> Option<String> {
     let chain = chain(&files.cert).ok()?;
     let certificate = Certificate::new(chain.clone(), private(&files.key).ok()?).ok()?;

@@ -113,9 +113,8 @@ impl Connections {
         *pressed = self.evict_up_to(Rank::Unverified);
     }
 
-    /// Closes the first connection that can go: refused ones before unverified ones, and those before verified ones; within a rank
-    /// the one that has waited longest. Its place is free when its socket is closed. Returns whether there was
-    /// one.
+    /// Closes the first connection that can go: refused ones before unverified ones, and those before verified ones; within a
+    /// rank the one that has waited longest. Its place is free when its socket is closed. Returns whether there was one.
     pub(crate) fn evict(&self) -> bool {
         self.evict_up_to(Rank::Verified).is_some()
     }

@@ -1,4 +1,5 @@
-//! Moves events from the gateway's own disk to the queue: oldest first, in bounded batches. Each row is released after its event's confirm.
+//! Moves events from the gateway's own disk to the queue: oldest first, in bounded batches. Each row is released after its
+//! event's confirm.
 
 use crate::progress::{Progress, RETRY};
 use crate::spool::{SpoolState, Spooled};
@@ -14,12 +15,12 @@ use streamgate_core::ports::{Enqueue, Spool, StoreError};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Events in a batch, and the most batches at a time: enough that waiting for confirms does not limit the rate, and few compared with
-/// live traffic.
+/// Events in a batch, and the most batches at a time: enough that waiting for confirms does not limit the rate, and few
+/// compared with live traffic.
 const BATCH: usize = 128;
 const BATCHES: usize = 4;
-/// The longest pause after refusals: each further offer is a copy if the queue refuses by ending the connection, or if another queue
-/// takes it.
+/// The longest pause after refusals: each further offer is a copy if the queue refuses by ending the connection, or if
+/// another queue takes it.
 const RETRY_MOST: Duration = Duration::from_secs(2);
 /// Interval between looks at the disk without a notification, and between updates of its gauges.
 const TICK: Duration = Duration::from_secs(1);
@@ -39,8 +40,8 @@ enum Step {
 }
 
 impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
-    /// Hands over whatever comes to the disk. After `stop` it continues while there are events to hand over and the queue takes them.
-    /// If dropped, it stops between two steps.
+    /// Hands over whatever comes to the disk. After `stop` it continues while there are events to hand over and the queue
+    /// takes them. If dropped, it stops between two steps.
     pub async fn hand_over(&self, stop: &CancellationToken) {
         tokio::select! {
             () = hand_over_all(&self.state, stop) => {}
@@ -116,8 +117,8 @@ async fn pass<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, progress: &mu
     })
 }
 
-/// While the queue takes nothing, offers one event after another to find out whether it takes events again. It moves on each time, in
-/// case the queue never takes this one.
+/// While the queue takes nothing, offers one event after another to find out whether it takes events again. It moves on each
+/// time, in case the queue never takes this one.
 async fn probe<Q: Enqueue, D: Spool>(
     state: &Arc<SpoolState<Q, D>>,
     progress: &mut Progress,
@@ -254,7 +255,8 @@ async fn read<Q: Enqueue, D: Spool>(
     Ok((rows, last))
 }
 
-/// Publishes all events and releases those that were confirmed. Returns whether that is all. `refused` is what the gate gets on a refusal.
+/// Publishes all events and releases those that were confirmed. Returns whether that is all. `refused` is what the gate gets
+/// on a refusal.
 async fn offer<Q: Enqueue, D: Spool>(state: Arc<SpoolState<Q, D>>, rows: Rows, refused: Ended) -> bool {
     let lost = state.queue.connections_lost();
     let publishes = rows.into_iter().map(|(row, event)| {
@@ -264,8 +266,8 @@ async fn offer<Q: Enqueue, D: Spool>(state: Arc<SpoolState<Q, D>>, rows: Rows, r
     let results = join_all(publishes).await;
     let all = results.len();
     let confirmed: Vec<_> = results.into_iter().filter_map(Result::ok).collect();
-    // If a returned message ended the connection, it may have confirmed what was returned: then the rows stay, at the price of repeats.
-    // What a connection confirmed before an alarm blocked it stays confirmed.
+    // If a returned message ended the connection, it may have confirmed what was returned: then the rows stay, at the price
+    // of repeats. What a connection confirmed before an alarm blocked it stays confirmed.
     if confirmed.is_empty() || state.queue.connections_lost() != lost {
         return false;
     }

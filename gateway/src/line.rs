@@ -58,8 +58,8 @@ impl<T, K: Ord + Copy> Line<T, K> {
         }
     }
 
-    /// Takes the member that has waited longest out of the line; it stays a member. `key` returns a member's present key, or `None`
-    /// if it does not wait; such a member leaves the line, too.
+    /// Takes the member that has waited longest out of the line; it stays a member. `key` returns a member's present key, or
+    /// `None` if it does not wait; such a member leaves the line, too.
     pub(crate) fn take_longest(&mut self, key: impl Fn(&T) -> Option<K>) -> Option<&T> {
         while let Some((recorded, number)) = self.order.pop_first() {
             let Some((member, place)) = self.members.get_mut(&number) else { continue };

@@ -58,7 +58,8 @@ impl Reader {
         }
     }
 
-    /// Gives a new request its place, and reserves its cost without the body. `client` is its address, if clients can be told apart.
+    /// Gives a new request its place, and reserves its cost without the body. `client` is its address, if clients can be told
+    /// apart.
     pub(crate) async fn begin<'r>(
         &'r self,
         in_hand: &'r InHand,
@@ -131,7 +132,8 @@ impl Reading<'_> {
         }
     }
 
-    /// Reserves memory for unverified bytes; if necessary, displaces one request after another, those that waited longest for a byte first.
+    /// Reserves memory for unverified bytes; if necessary, displaces one request after another, those that waited longest for
+    /// a byte first.
     async fn reserve(&mut self, bytes: usize) -> Result<(), Reason> {
         if bytes == 0 || self.try_reserve(bytes).is_ok() {
             return Ok(());

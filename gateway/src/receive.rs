@@ -169,8 +169,8 @@ impl<E: Enqueue, S: Seen> Intake<E, S> {
         }
     }
 
-    /// Reads an admitted request, and stores its event or has its hook answered. `cost` receives the request's cost besides its body,
-    /// held until the answer is taken; `about` receives what only the body says.
+    /// Reads an admitted request, and stores its event or has its hook answered. `cost` receives the request's cost besides
+    /// its body, held until the answer is taken; `about` receives what only the body says.
     async fn take(
         &self,
         mut body: Incoming,

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The longest wait between tries to release a row while the disk fails. The tries never end: the event is in the queue, and would
-/// be handed over a second time.
+/// The longest wait between tries to release a row while the disk fails. The tries never end: the event is in the queue, and
+/// would be handed over a second time.
 const RELEASE_BACKOFF: Duration = Duration::from_secs(2);
 
 /// When the gateway stops waiting for the queue.
@@ -167,7 +167,8 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         })
     }
 
-    /// Tries the disk first because the queue is slow or refuses; but if the disk fails or is slow too, the queue is tried as well.
+    /// Tries the disk first because the queue is slow or refuses; but if the disk fails or is slow too, the queue is tried as
+    /// well.
     async fn keep_or_publish(self: &Arc<Self>, envelope: Envelope) -> Result<Accepted, StoreError> {
         let mut keep = self.keep(envelope.clone());
         match tokio::time::timeout(self.confirm_timeout, &mut keep).await {
@@ -199,7 +200,8 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
                 let Ok(()) = result else {
                     return keep.await.map(kept);
                 };
-                // While the disk hangs no task waits for it, or such tasks would pile up. A row that it writes after all is a repeat.
+                // While the disk hangs no task waits for it, or such tasks would pile up. A row that it writes after all is a
+                // repeat.
                 if self.spool.ready().is_ok() {
                     self.tasks.spawn(async move {
                         if let Ok(Some(row)) = keep.await {

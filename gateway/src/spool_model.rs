@@ -1,5 +1,5 @@
-//! Tests the spool with a model: a queue and a disk that fail in every way that RabbitMQ and SQLite may, callers that give up, and
-//! crashes. Whatever was answered 2xx is in the queue in the end.
+//! Tests the spool with a model: a queue and a disk that fail in every way that RabbitMQ and SQLite may, callers that give
+//! up, and crashes. Whatever was answered 2xx is in the queue in the end.
 
 mod disk;
 mod queue;
@@ -184,7 +184,8 @@ proptest! {
     }
 }
 
-/// Puts events on the disk of which the queue never takes those at `places`. Returns how many extra copies of the others that made.
+/// Puts events on the disk of which the queue never takes those at `places`. Returns how many extra copies of the others that
+/// made.
 fn poisoned(events: usize, places: &HashSet<usize>) -> usize {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {

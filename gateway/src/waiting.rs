@@ -1,5 +1,5 @@
-//! Unverified requests that wait for bytes of their bodies. Their number is bounded in all, for each connection and, if clients can
-//! be told apart, for each client. At a bound the newcomer gets the place of the request that has waited longest.
+//! Unverified requests that wait for bytes of their bodies. Their number is bounded in all, for each connection and, if
+//! clients can be told apart, for each client. At a bound the newcomer gets the place of the request that has waited longest.
 
 use crate::activity::Activity;
 use crate::budget::Short;
@@ -99,8 +99,8 @@ impl Waiting {
         }
     }
 
-    /// Gives a newcomer a place, if necessary that of the request that has waited longest. `client` is its address, if clients can be
-    /// told apart; otherwise all clients behind a balancer would count as one.
+    /// Gives a newcomer a place, if necessary that of the request that has waited longest. `client` is its address, if
+    /// clients can be told apart; otherwise all clients behind a balancer would count as one.
     pub(crate) fn enter(&self, activity: &Activity, client: Option<IpAddr>) -> WaitingPlace<'_> {
         let now = self.now();
         let waiter = Arc::new(Waiter {
@@ -129,8 +129,8 @@ impl Waiting {
         WaitingPlace { waiting: self, number, waiter }
     }
 
-    /// Displaces for its memory the request that has waited longest for a byte, among all or on the same connection. Never displaces
-    /// `than`, for which a byte has just come. `None` if there is no other.
+    /// Displaces for its memory the request that has waited longest for a byte, among all or on the same connection. Never
+    /// displaces `than`, for which a byte has just come. `None` if there is no other.
     pub(crate) fn displace_other(&self, than: &WaitingPlace<'_>, among: Short) -> Option<Displaced> {
         let mut crowd = self.crowd();
         let group = Group::Connection(than.waiter.connection);
@@ -189,7 +189,8 @@ impl Crowd {
     }
 }
 
-/// The longest waiter of a line other than `than`, which keeps its place there. `number` is that one's number in this line, if any.
+/// The longest waiter of a line other than `than`, which keeps its place there. `number` is that one's number in this line,
+/// if any.
 fn longest_other(
     line: &mut Line<Arc<Waiter>, u64>,
     than: Option<&WaitingPlace<'_>>,

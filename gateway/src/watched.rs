@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use streamgate_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Enough bytes to tell protocols apart: the longest are the HTTP/2 preface and the PROXY signature.
+/// Enough bytes to distinguish protocols: the longest are the HTTP/2 preface and the PROXY signature.
 const OPENING: usize = 16;
 const TLS_HANDSHAKE: u8 = 0x16;
 const HTTP2: &[u8] = b"PRI * HTTP/2.0";

@@ -32,7 +32,8 @@ pub struct Policy {
     /// Most handlers of a route at a time, unless the route has its own limit.
     pub concurrency: usize,
     pub handler_timeout: Duration,
-    /// Most fresh deliveries that the store hands out before the first is settled; `memory_budget` limits the bytes of their bodies.
+    /// Most fresh deliveries that the store hands out before the first is settled; `memory_budget` limits the bytes of their
+    /// bodies.
     pub prefetch: usize,
     pub memory_budget: usize,
     /// How long a delivery may wait before the store takes it back; `None` if it never does.
@@ -69,8 +70,8 @@ struct Lease<'a, C> {
 }
 
 impl<D: Deliveries, C: Claims> Processor<D, C> {
-    /// Takes one delivery of a route to its end, or at the cut leaves it unsettled, to be delivered again. `holder` is unique to this
-    /// call among all workers. `judged` gets what the attempt says about the route's service, as soon as it is known.
+    /// Takes one delivery of a route to its end, or at the cut leaves it unsettled, to be delivered again. `holder` is unique
+    /// to this call among all workers. `judged` gets what the attempt says about the route's service, as soon as it is known.
     pub(crate) async fn work(
         &self,
         mut delivery: Delivery<D::Handle>,
@@ -126,8 +127,8 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         }
     }
 
-    /// Claims the lease. Returns the verdict and the precaution that the event needs. The counts are the queue's own, of abandoned
-    /// attempts and of deliveries.
+    /// Claims the lease. Returns the verdict and the precaution that the event needs. The counts are the queue's own, of
+    /// abandoned attempts and of deliveries.
     async fn claim(
         &self,
         envelope: &Envelope,

@@ -1,4 +1,5 @@
-//! The worker's loop: queues each delivery in its route's lane, starts those whose turn it is, and parks those that block other lanes.
+//! The worker's loop: queues each delivery in its route's lane, starts those whose turn it is, and parks those that block
+//! other lanes.
 
 use crate::delivery::Processor;
 use crate::lanes::{Item, Lanes, Room, Start};
@@ -167,8 +168,8 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         (dispatcher, came)
     }
 
-    /// Runs until the drain begins, and returns the tasks that settle what is in hand then. Takes no delivery before `paused` says
-    /// which routes are paused.
+    /// Runs until the drain begins, and returns the tasks that settle what is in hand then. Takes no delivery before `paused`
+    /// says which routes are paused.
     pub(crate) async fn run(
         mut self,
         mut copied: Copied<D>,
@@ -371,7 +372,8 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         self.tasks.spawn(async move { processor.deliveries.give_back(delivery).await });
     }
 
-    /// Gives back all waiting deliveries but suspects: the store has an event that may end the process, and must hand it out alone.
+    /// Gives back all waiting deliveries but suspects: the store has an event that may end the process, and must hand it out
+    /// alone.
     fn give_back_waiting(&self) {
         let waiting = self.shared.lanes().take_waiting();
         // The event that must run alone may be here already.

@@ -123,7 +123,8 @@ async fn count(from: Option<impl AsyncRead + Unpin>, bytes: &mut u64) {
     }
 }
 
-/// 0 is success, 75 asks for another attempt, and any other code means that no attempt can help. A killed command has decided nothing.
+/// 0 is success, 75 asks for another attempt, and any other code means that no attempt can help. A killed command has decided
+/// nothing.
 fn verdict(ended: ExitStatus) -> Result<(), HandlerError> {
     match ended.code() {
         Some(0) => Ok(()),

@@ -73,7 +73,8 @@ impl Isolation {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the right to run a handler, which lasts until the returned place is dropped. `id` is unique among running handlers.
+    /// Waits for the right to run a handler, which lasts until the returned place is dropped. `id` is unique among running
+    /// handlers.
     pub(crate) async fn enter(&self, id: u64, alone: bool, timeout: Duration) -> Place<'_> {
         if let Some(place) = self.try_enter(id, alone, timeout) {
             return place;
@@ -101,8 +102,8 @@ impl Isolation {
         let place = Place { isolation: self, id };
         drop((wanting, waiting));
         if others_wait {
-            // The last of the waiters that were just woken is queued on this thread, where no other thread can steal it: it must check
-            // before a handler blocks the thread.
+            // The last of the waiters that were just woken is queued on this thread, where no other thread can steal it: it
+            // must check before a handler blocks the thread.
             tokio::task::yield_now().await;
         }
         place

@@ -45,7 +45,8 @@ pub(crate) trait Item {
     fn bytes(&self) -> usize;
     /// Whether it was parked before; then it is not parked again.
     fn is_parked(&self) -> bool;
-    /// Whether it may have to run alone. A delivery that may end the process waits for no place, because it keeps all others from theirs.
+    /// Whether it may have to run alone. A delivery that may end the process waits for no place, because it keeps all others
+    /// from theirs.
     fn is_suspect(&self) -> bool;
     /// Whether it can still be settled. The store delivers again what it has taken back.
     fn is_live(&self) -> bool;
@@ -144,7 +145,8 @@ impl<T: Item> Lane<T> {
         self.running < self.limits.concurrency
     }
 
-    /// The next delivery that may start: the one in turn, if it has a place, room for its body and a rate that allows it; else a suspect.
+    /// The next delivery that may start: the one in turn, if it has a place, room for its body and a rate that allows it;
+    /// else a suspect.
     fn next(&self, share: usize, now: Instant) -> Option<Next> {
         let next = if self.takes_parked() { self.parked.front() } else { self.fresh.front() };
         let fits = |item: &T| self.running == 0 || self.running_bytes + item.bytes() <= share;
@@ -272,8 +274,8 @@ impl<T: Item> Lanes<T> {
         paced.chain(probes).min()
     }
 
-    /// A delivery to park: any of a lane that is shut; else one that would not begin in time; else the newest of the lane where most
-    /// wait, if it is in the way of another lane that could handle more. A lane that is alone is in nobody's way.
+    /// A delivery to park: any of a lane that is shut; else one that would not begin in time; else the newest of the lane
+    /// where most wait, if it is in the way of another lane that could handle more. A lane that is alone is in nobody's way.
     pub(crate) fn next_park(&mut self, now: Instant) -> Option<T> {
         let is_shut = |lane: &Lane<T>| !lane.fresh.is_empty() && lane.is_shut(now);
         // All of a shut lane are parked, so this keeps their order.
@@ -334,7 +336,7 @@ impl<T: Item> Lanes<T> {
         waiting > most || self.waiting_bytes > self.share()
     }
 
-    /// Tells the route's breaker the result of an attempt. Returns what that changes.
+    /// Passes the result of an attempt to the route's breaker. Returns what that changes.
     pub(crate) fn judged(&mut self, route: &str, probe: Option<Probe>, health: Health, now: Instant) -> Option<Change> {
         let lane = self.lanes.iter_mut().find(|lane| *lane.route == *route)?;
         lane.breaker.as_mut()?.end(probe, health, now)
@@ -653,7 +655,7 @@ mod tests {
     const ROUTES: [(&str, usize); 3] = [("a", 1), ("b", 2), ("c", 3)];
 
     proptest! {
-        /// Whatever happens, none is lost or started twice, no lane runs more than it may, and no delivery waits while its lane has a free place.
+        /// Whatever happens: none is lost or started twice, no lane runs more than it may, and no lane with a free place waits.
         #[test]
         fn every_delivery_has_one_fate(steps in steps()) {
             let mut lanes = lanes(12, &ROUTES);

@@ -1,4 +1,5 @@
-//! Which routes a person has paused, as far as this worker knows. The records are polled, so that a pause takes effect within a second.
+//! Which routes a person has paused, as far as this worker knows. The records are polled, so that a pause takes effect within
+//! a second.
 
 use crate::router::Router;
 use arc_swap::ArcSwap;

@@ -119,7 +119,8 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         self.settle_unhandled(delivery, Some(route.into()), settlement, [NONE, outcome]).await;
     }
 
-    /// Settles an event that no handler ran for and nobody claimed. `labels` are route and outcome. Returns whether it is settled.
+    /// Settles an event that no handler ran for and nobody claimed. `labels` are route and outcome. Returns whether it is
+    /// settled.
     pub(crate) async fn settle_unhandled(
         &self,
         delivery: Delivery<D::Handle>,

@@ -76,7 +76,8 @@ fn certificate(name: &str, digest: &[u8]) -> Result<CertifiedKey, ChallengeError
     let certificate = params.self_signed(&key)?;
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let signing = ring::default_provider().key_provider.load_private_key(private)?;
-    // Not checked against each other as `CertifiedKey::from_der` would: that rejects the extension, which is critical and unknown to it.
+    // Not checked against each other as `CertifiedKey::from_der` would: that rejects the extension, which is critical and
+    // unknown to it.
     Ok(CertifiedKey::new(vec![certificate.der().clone()], signing))
 }
 

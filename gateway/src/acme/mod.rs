@@ -163,8 +163,8 @@ impl Acme {
         self.state().served = Some(kept.clone());
     }
 
-    /// When the next certificate is due, in seconds since the Unix epoch. `None` means now: there is no certificate of this authority,
-    /// or it lacks a name.
+    /// When the next certificate is due, in seconds since the Unix epoch. `None` means now: there is no certificate of this
+    /// authority, or it lacks a name.
     fn due(&self, kept: &Kept, config: &AcmeConfig) -> Option<i64> {
         if self.state().served.as_ref() != Some(kept) || !self.current.has_names(&config.domains) {
             return None;
@@ -189,8 +189,8 @@ impl Acme {
 
     /// Makes one attempt. On success returns the least time until the next one.
     async fn attempt(&self, kept: &Kept, config: &AcmeConfig, failures: Option<Failures>) -> Result<Duration, Failure> {
-        // The attempt is noted before anything is asked of the authority, so that a process that dies in each attempt, or one that cannot
-        // write to its disk, does not ask at every start.
+        // The attempt is noted before anything is asked of the authority, so that a process that dies in each attempt, or one
+        // that cannot write to its disk, does not ask at every start.
         let unended = "the process ended during the attempt";
         self.note(kept, config, Failures::unended(failures), unended).await?;
         let refused = Acme::noted(config, Failures::and(failures, Cause::Refused), unended);

@@ -12,8 +12,8 @@ pub(super) fn renewal(validity: Validity) -> i64 {
     validity.not_after - life(validity) / 3
 }
 
-/// The least time between a certificate and the next order. If the clock is wrong by years, each new certificate looks expired, and
-/// authorities allow only a few orders a week.
+/// The least time between a certificate and the next order. If the clock is wrong by years, each new certificate looks
+/// expired, and authorities allow only a few orders a week.
 pub(super) fn least_between(validity: Validity) -> Duration {
     Duration::from_secs((life(validity) / 3).max(0).unsigned_abs()).max(LEAST_BETWEEN)
 }

@@ -54,8 +54,8 @@ pub trait AnswerHook: Send + Sync + 'static {
     fn answer(self: Arc<Self>, asked: Asked) -> Answering;
     /// The policy's answer to a signed hook for which no handler is asked. `body` is empty if it is not available.
     fn by_policy(&self, kind: Kind, body: &[u8], reason: Reason) -> Answered;
-    /// The answer to a hook that is refused for a passing reason. `None` if a refusal has the same effect: Stream treats it as allowed,
-    /// which is the policy for an unsigned hook.
+    /// The answer to a hook that is refused for a passing reason. `None` if a refusal has the same effect: Stream treats it
+    /// as allowed, which is the policy for an unsigned hook.
     fn refused(&self, kind: Kind, reason: Reason, is_signed: bool) -> Option<Answered>;
 }
 

@@ -14,8 +14,8 @@ use streamgate_core::{
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
-/// Interval between looks for an answer that another gateway waits for. Repeats rarely meet another gateway, and then wait for one
-/// hook only: that does not justify a connection of its own for notifications from Redis.
+/// Interval between looks for an answer that another gateway waits for. Repeats rarely meet another gateway, and then wait
+/// for one hook only: that does not justify a connection of its own for notifications from Redis.
 const LOOK: Duration = Duration::from_millis(20);
 /// Limit for looking up an earlier answer, but never more than a quarter of the time left: most hooks have none.
 const LOOKING: Duration = Duration::from_millis(200);
@@ -149,8 +149,8 @@ impl<C: Ask, A: Answers> InWork<C, A> {
         if let Some(error) = error {
             self.hooks.metrics.hook_memory_errors.inc();
             tracing::debug!(error, "cannot remember the answer to a hook; a repeat of it would be asked again");
-            // Otherwise a repeat would wait for an answer that never comes, until the mark lapses. The mark is removed only while it is
-            // ours: later it may be another gateway's.
+            // Otherwise a repeat would wait for an answer that never comes, until the mark lapses. The mark is removed only
+            // while it is ours: later it may be another gateway's.
             while Instant::now() < marked_until {
                 let forgetting = tokio::time::timeout(REMEMBER, self.hooks.answers.forget(&self.key)).await;
                 if matches!(forgetting, Ok(Ok(()))) {

@@ -18,8 +18,8 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Whether an occurrence of `what`, from a closed set, may have a line; if not, it is counted. Each thing may have its first line of
-    /// a second however many lines others have: a flood of one hides no other.
+    /// Whether an occurrence of `what`, from a closed set, may have a line; if not, it is counted. Each thing may have its
+    /// first line of a second however many lines others have: a flood of one hides no other.
     pub fn allows(&mut self, what: &str, now: Instant) -> bool {
         if self.second.is_none_or(|(began, _)| now.saturating_duration_since(began) >= SECOND) {
             self.second = Some((now, 0));

@@ -219,7 +219,8 @@ mod tests {
     }
 
     proptest! {
-        /// In any run, no attempt starts while a probe is under way, and a service that responds closes the breaker with the next attempt.
+        /// In any run, no attempt starts while a probe is under way, and a service that responds closes the breaker with the
+        /// next attempt.
         #[test]
         fn it_is_never_stuck(steps in proptest::collection::vec((0..4u8, 0..3u8, 0..40u32), 0..200)) {
             let (mut breaker, mut now) = (Breaker::new(policy()), Instant::now());

@@ -36,10 +36,10 @@ impl DeadLetter {
         DeadLetterId { number: self.number, life: u128::from_be_bytes(life) }
     }
 
-    /// The event as it returns to its queue: the first attempt of a new life. The life's nonce is derived from the dead letter, so that
-    /// each move of it, by any tool and however often, begins the same life, and the claim absorbs the copies of an interrupted replay.
-    /// An unrouted event has not lived yet and a parked one lives still, so both return as they came. An event whose route is unknown
-    /// goes to any route that matches.
+    /// The event as it returns to its queue: the first attempt of a new life. The life's nonce is derived from the dead
+    /// letter, so that each move of it, by any tool and however often, begins the same life, and the claim absorbs the copies
+    /// of an interrupted replay. An unrouted event has not lived yet and a parked one lives still, so both return as they
+    /// came. An event whose route is unknown goes to any route that matches.
     pub fn replayed(&self) -> Envelope {
         let envelope = self.envelope.clone();
         if [Reason::Unrouted, Reason::Parked].map(Reason::as_str).contains(&&*self.reason) {

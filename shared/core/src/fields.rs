@@ -34,8 +34,8 @@ impl Fields {
         self.0.iter().map(|field| (field.name.as_str(), &*field.value))
     }
 
-    /// The value as a tree, or `None` if it is nested more than 127 levels deep. In the tree, but not in this object, a number that no
-    /// float can represent exactly is rounded, and an unpaired surrogate is U+FFFD.
+    /// The value as a tree, or `None` if it is nested more than 127 levels deep. In the tree, but not in this object, a
+    /// number that no float can represent exactly is rounded, and an unpaired surrogate is U+FFFD.
     pub fn value(&self, name: &str) -> Option<Value> {
         let json = self.get(name)?.get();
         serde_json::from_str(json).ok().or_else(|| serde_json::from_str(&whole(json)).ok())

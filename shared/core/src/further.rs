@@ -1,5 +1,6 @@
-//! The headers of a webhook beyond the four that Stream documents: `target-agent`, which public Stream apps filter on, and others that
-//! Stream may add. They are not signed, so they are passed on within bounds, except those that a service could mistake for its own proxy's.
+//! The headers of a webhook beyond the four that Stream documents: `target-agent`, which public Stream apps filter on, and
+//! others that Stream may add. They are not signed, so they are passed on within bounds, except those that a service could
+//! mistake for its own proxy's.
 
 /// Most headers of a webhook that are passed on.
 const MAX_HEADERS: usize = 16;
@@ -14,7 +15,8 @@ const TARGET_AGENT: &str = "target-agent";
 const READ: [&str; 4] = ["x-api-key", "x-signature", "x-webhook-attempt", "x-webhook-id"];
 /// Prefix of headers that Streamgate writes itself.
 const OURS: &str = "x-streamgate-";
-/// Prefixes of headers in which proxies describe the client and its request: services trust these, so they must come from a proxy.
+/// Prefixes of headers in which proxies describe the client and its request: services trust these, so they must come from a
+/// proxy.
 const PROXIES: [&str; 35] = [
     "x-accel-",
     "x-access-",
@@ -58,8 +60,8 @@ const PROXIES: [&str; 35] = [
 pub struct FurtherHeaders(Vec<(String, String)>);
 
 impl FurtherHeaders {
-    /// The headers of a request that are passed on. `headers` have lower-case names. The first value of a name counts, and headers over
-    /// the bounds are left out.
+    /// The headers of a request that are passed on. `headers` have lower-case names. The first value of a name counts, and
+    /// headers over the bounds are left out.
     pub fn of<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> FurtherHeaders {
         let (mut further, mut bytes) = (FurtherHeaders::default(), 0);
         // The known header comes first, so that headers of a proxy on the way cannot push it out.

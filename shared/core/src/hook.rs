@@ -56,8 +56,8 @@ pub fn is_command_name(name: &str) -> bool {
     (1..=MAX_COMMAND).contains(&name.len()) && name.bytes().all(is_safe)
 }
 
-/// Whether these bytes are a valid answer to Stream: a JSON object whose `message` is an object, or null, which deletes the message.
-/// Anything else, like `{"error":"…"}` with status 200, must not pass for the service's decision.
+/// Whether these bytes are a valid answer to Stream: a JSON object whose `message` is an object, or null, which deletes the
+/// message. Anything else, like `{"error":"…"}` with status 200, must not pass for the service's decision.
 pub fn is_answer(bytes: &[u8]) -> bool {
     let is_object = bytes.trim_ascii_start().starts_with(b"{");
     let is_message = |value: &RawValue| value.get().starts_with('{') || value.get() == "null";
@@ -99,8 +99,8 @@ fn kind(value: &RawValue) -> &'static str {
     }
 }
 
-/// The request's own message, so that nothing changes. `{"message":null}` would delete it, so an unreadable message is replaced by
-/// an empty one, which changes nothing either.
+/// The request's own message, so that nothing changes. `{"message":null}` would delete it, so an unreadable message is
+/// replaced by an empty one, which changes nothing either.
 pub fn unchanged(body: &[u8]) -> Vec<u8> {
     let message = message(body).map_or("{}", RawValue::get);
     format!("{{\"message\":{message}}}").into_bytes()

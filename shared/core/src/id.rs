@@ -49,8 +49,8 @@ fn digest(bytes: &[u8]) -> String {
 pub enum By<'a> {
     /// The body that Stream signed, whatever its id: the signature identifies it.
     Body,
-    /// The X-Webhook-Id, or the id that replaces it. It is not signed, so the key also contains a part of the signature: the same id
-    /// with another body neither hides an event nor repeats one.
+    /// The X-Webhook-Id, or the id that replaces it. It is not signed, so the key also contains a part of the signature: the
+    /// same id with another body neither hides an event nor repeats one.
     Id(&'a str),
 }
 
@@ -73,8 +73,8 @@ pub enum DedupBy {
 }
 
 impl DedupBy {
-    /// A body without a date may legitimately occur again, so two equal events would count as one. Callbacks of pending messages have no
-    /// date, but there is only one of each for a message.
+    /// A body without a date may legitimately occur again, so two equal events would count as one. Callbacks of pending
+    /// messages have no date, but there is only one of each for a message.
     pub fn of_push<'a>(self, push: &PushFacts<'a>) -> By<'a> {
         match self {
             DedupBy::Body if push.is_dated || push.path_type.is_some() => By::Body,

@@ -1,7 +1,7 @@
 //! Reads the few fields of a body that routing needs, without building a tree.
 //!
-//! The signature has already proved that the body is Stream's, so nothing here may fail: an unreadable field counts as absent, and
-//! the event goes on. The last of duplicate keys wins, as in the JSON parsers of Stream's SDKs.
+//! The signature has already proved that the body is Stream's, so nothing here may fail: an unreadable field counts as
+//! absent, and the event goes on. The last of duplicate keys wins, as in the JSON parsers of Stream's SDKs.
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;

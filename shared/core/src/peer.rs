@@ -49,15 +49,16 @@ pub struct Client {
 }
 
 impl Peers {
-    /// Whether the connections of this peer begin with a PROXY header that counts. Other peers send none: their bytes are read as they
-    /// are.
+    /// Whether the connections of this peer begin with a PROXY header that counts. Other peers send none: their bytes are
+    /// read as they are.
     pub fn has_header(&self, peer: IpAddr) -> bool {
         self.proxy_protocol && self.trusted_proxies.as_ref().is_none_or(|proxies| proxies.contain(peer))
     }
 
-    /// The client of a request. `peer` is the other end of the connection, or the client that its PROXY header names; `forwarded` are the
-    /// X-Forwarded-For headers in order. Each proxy appends the address that it received the request from, so the last address that does not
-    /// belong to a trusted proxy is the client; anybody may have written those before it.
+    /// The client of a request. `peer` is the other end of the connection, or the client that its PROXY header names;
+    /// `forwarded` are the X-Forwarded-For headers in order. Each proxy appends the address that it received the request
+    /// from, so the last address that does not belong to a trusted proxy is the client; anybody may have written those before
+    /// it.
     pub fn client<'h>(&self, peer: IpAddr, forwarded: impl DoubleEndedIterator<Item = &'h [u8]>) -> Client {
         let Some(proxies) = &self.trusted_proxies else {
             return Client { address: peer.to_canonical(), is_told_apart: self.proxy_protocol };

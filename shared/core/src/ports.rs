@@ -43,8 +43,8 @@ pub trait Enqueue: Send + Sync + 'static {
     fn enqueue(&self, envelope: Envelope) -> impl Future<Output = Result<Accepted, StoreError>> + Send;
     /// Whether an event could be made durable now; the error says why not.
     fn ready(&self) -> Result<(), StoreError>;
-    /// How many connections to it have ended. Events that were confirmed while one ended may have been returned unrouted. A blocked
-    /// connection has not ended.
+    /// How many connections to it have ended. Events that were confirmed while one ended may have been returned unrouted. A
+    /// blocked connection has not ended.
     fn connections_lost(&self) -> u64 {
         0
     }
@@ -151,8 +151,8 @@ pub trait Deliveries: Send + Sync + 'static {
     /// From now on `next` returns the parked events of these routes and of no others, except those that are on their way
     /// already.
     fn take_parked(&self, routes: &[Arc<str>]);
-    /// Returns when the store wants everything back that no handler has begun: an event may end the process, and must be the only one
-    /// in hand. Cancel-safe.
+    /// Returns when the store wants everything back that no handler has begun: an event may end the process, and must be the
+    /// only one in hand. Cancel-safe.
     fn recalled(&self) -> impl Future<Output = ()> + Send;
     /// Notes that a handler is about to run: from here on the store may count its time.
     fn begin(&self, delivery: &Delivery<Self::Handle>);
@@ -162,8 +162,8 @@ pub trait Deliveries: Send + Sync + 'static {
         delivery: Delivery<Self::Handle>,
         route: Arc<str>,
     ) -> impl Future<Output = Result<Parked<Self::Handle>, StoreError>> + Send;
-    /// Makes it the event of the first of these routes, with a copy for each other one; all are durable when this returns. If it is
-    /// delivered again without the route's name, the copies are made once more, and claims absorb them.
+    /// Makes it the event of the first of these routes, with a copy for each other one; all are durable when this returns. If
+    /// it is delivered again without the route's name, the copies are made once more, and claims absorb them.
     fn copy(
         &self,
         delivery: &mut Delivery<Self::Handle>,
@@ -171,8 +171,8 @@ pub trait Deliveries: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Returns it to where it came from, for any worker to take.
     fn give_back(&self, delivery: Delivery<Self::Handle>) -> impl Future<Output = ()> + Send;
-    /// Makes the settlement durable, then awaits `record`, then removes the delivery. `route` is the one that the delivery went to, if
-    /// any. A failure before that leaves the event in the queue: it will be delivered again.
+    /// Makes the settlement durable, then awaits `record`, then removes the delivery. `route` is the one that the delivery
+    /// went to, if any. A failure before that leaves the event in the queue: it will be delivered again.
     fn settle(
         &self,
         delivery: Delivery<Self::Handle>,

@@ -1,5 +1,5 @@
-//! Parses the PROXY header in front of a connection, version 1 or 2: how many bytes of it are missing, and which client it names. Never
-//! asks for more bytes than that, because those after it are the client's.
+//! Parses the PROXY header in front of a connection, version 1 or 2: how many bytes of it are missing, and which client it
+//! names. Never asks for more bytes than that, because those after it are the client's.
 
 use proxy_header::{ParseConfig, ProxyHeader};
 use std::net::IpAddr;

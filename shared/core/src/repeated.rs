@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 /// Chosen: often enough to see that it goes on, rarely enough to read the rest.
 const EVERY: Duration = Duration::from_secs(60);
-/// Causes that have lines of their own. Beyond them, for example if each text contains another id, there are no more lines within a minute.
+/// Causes that have lines of their own. Beyond them, for example if each text contains another id, there are no more lines
+/// within a minute.
 const CAUSES: usize = 8;
 
 #[derive(Clone, Debug, Default)]
@@ -18,7 +19,8 @@ struct Cause {
 }
 
 impl Repeated {
-    /// Counts an occurrence. If a line about this cause is due, returns how often it occurred since the last line, including this time.
+    /// Counts an occurrence. If a line about this cause is due, returns how often it occurred since the last line, including
+    /// this time.
     pub fn happened(&mut self, cause: &str, now: Instant) -> Option<u64> {
         let causes = &mut self.0;
         let is_old = |cause: &Cause| now.saturating_duration_since(cause.last) >= EVERY;

@@ -40,8 +40,8 @@ impl Ladder {
 pub const ALONE_FROM: u32 = 5;
 /// From this many abandoned attempts on, a delivery is not handled any more.
 const POISON_FROM: u32 = 10;
-/// From this many deliveries on, an event is handled alone if no claim counts the attempts that were begun. Chosen far above the number
-/// that restarts, dropped connections and looks at the queue cause.
+/// From this many deliveries on, an event is handled alone if no claim counts the attempts that were begun. Chosen far above
+/// the number that restarts, dropped connections and looks at the queue cause.
 const UNKNOWN_ALONE_FROM: u32 = 100;
 
 /// How to treat a delivery whose earlier attempts were begun and never concluded, because the process died or hung each time. A

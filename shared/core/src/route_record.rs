@@ -1,7 +1,7 @@
 //! Records of whether a route runs or a person has paused it, shared by all workers, and what a worker concludes from them.
 //!
-//! A running route has a record too: a store that was emptied has none, which must not count as "nobody paused it". Each record has
-//! an epoch; the later one holds, wherever it is found.
+//! A running route has a record too: a store that was emptied has none, which must not count as "nobody paused it". Each
+//! record has an epoch; the later one holds, wherever it is found.
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -20,7 +20,8 @@ pub struct Pause {
 /// The state of one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteRecord {
-    /// Of two records the one with the later epoch holds. Milliseconds since the Unix epoch, or 0 if no person has changed the state.
+    /// Of two records the one with the later epoch holds. Milliseconds since the Unix epoch, or 0 if no person has changed
+    /// the state.
     pub epoch: u64,
     /// `None`: the route runs.
     pub pause: Option<Pause>,
@@ -65,7 +66,8 @@ impl RouteRecord {
 #[derive(Debug)]
 pub struct Known {
     records: Records,
-    /// How long a store without a route's record is given, so that other workers can write back theirs. After that no worker has one.
+    /// How long a store without a route's record is given, so that other workers can write back theirs. After that no worker
+    /// has one.
     grace: Duration,
     started: Instant,
     /// Since when the store has been found without the record of a route.
@@ -100,7 +102,8 @@ impl Known {
         is_over
     }
 
-    /// Takes the records found in the store. Returns those to write there: later ones known here, and those of routes without a record.
+    /// Takes the records found in the store. Returns those to write there: later ones known here, and those of routes without
+    /// a record.
     pub fn found(&mut self, found: &Records, routes: &[&str], now: Instant) -> Records {
         if !self.is_settled && routes.iter().any(|route| !found.contains_key(*route)) {
             let since = *self.lacking_since.get_or_insert(now);

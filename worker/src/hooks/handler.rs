@@ -40,8 +40,8 @@ impl Hook {
         self.envelope
     }
 
-    /// The command's name from the signed body; only if the body has none, the one that the gateway took from the URL. Empty if the
-    /// signed one is not a valid name.
+    /// The command's name from the signed body; only if the body has none, the one that the gateway took from the URL. Empty
+    /// if the signed one is not a valid name.
     pub fn command(&self) -> String {
         match hook::command(&self.envelope.body) {
             SignedCommand::Name(name) => name.into_owned(),
@@ -51,7 +51,8 @@ impl Hook {
     }
 }
 
-/// Answers hooks with a JSON object whose `message` is an object or null. The kind's policy answers after a failure, whose text is logged.
+/// Answers hooks with a JSON object whose `message` is an object or null. The kind's policy answers after a failure, whose
+/// text is logged.
 pub trait HookHandler: Send + Sync + 'static {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>>;
 }

@@ -7,7 +7,8 @@ use streamgate_core::hook;
 
 /// A hook's body, or a field of it, cannot be read: it is not JSON, has too many fields, or has a value of the wrong type.
 ///
-/// A handler passes it on with `?`: then `on_unreadable` decides about a message that is about to be sent, and the policy answers a command.
+/// A handler passes it on with `?`: then `on_unreadable` decides about a message that is about to be sent, and the policy
+/// answers a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} cannot be read")]
 pub struct Unreadable(String);
@@ -70,8 +71,8 @@ impl Request {
         object(self.fields()?, name)
     }
 
-    /// The user's name, or the id of a user without a name. Stream writes an app's own fields, the name among them, either next to
-    /// the id or in an object `Custom`, as in the examples of its documentation.
+    /// The user's name, or the id of a user without a name. Stream writes an app's own fields, the name among them, either
+    /// next to the id or in an object `Custom`, as in the examples of its documentation.
     pub(super) fn user_name(&self) -> Result<Option<String>, Unreadable> {
         let Some(user) = self.object("user")? else { return Ok(None) };
         let named = |fields: &Fields| fields.text("name").filter(|name| !name.is_empty());

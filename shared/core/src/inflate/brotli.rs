@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const MAX_WINDOW_BITS: u32 = 22;
 /// Bytes from the wire for one step. 1.25 kB can set up 768 prefix codes, which costs as much as inflating some 100 kB.
 pub(super) const WIRE_STEP: usize = 4 << 10;
-/// A decoder that allocates its window and tables as it needs them: a few kilobytes for most bodies, and at most the window and three
-/// groups of 256 prefix codes with 1,080 entries of 4 bytes (RFC 7932, section 9.2), which are 3.3 MiB.
+/// A decoder that allocates its window and tables as it needs them: a few kilobytes for most bodies, and at most the window
+/// and three groups of 256 prefix codes with 1,080 entries of 4 bytes (RFC 7932, section 9.2), which are 3.3 MiB.
 pub(super) struct Brotli<'w> {
     state: BrotliState<Counted, Counted, Counted>,
     counted: Counted,

@@ -52,8 +52,8 @@ impl<'w> Deflate<'w> {
     }
 }
 
-/// Whether there is a zlib header: the method, and two bytes that form a multiple of 31. Raw deflate begins differently: its blocks
-/// of that type have padding, which encoders leave 0.
+/// Whether there is a zlib header: the method, and two bytes that form a multiple of 31. Raw deflate begins differently: its
+/// blocks of that type have padding, which encoders leave 0.
 fn is_zlib(wire: &[u8]) -> bool {
     matches!(wire, [first, second, ..] if first & 0x0f == METHOD && u16::from_be_bytes([*first, *second]) % 31 == 0)
 }

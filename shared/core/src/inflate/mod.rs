@@ -1,10 +1,10 @@
-//! Reads a body as it arrives, and inflates it: gzip is recognised by its magic bytes, whatever Content-Encoding says, deflate and br by
-//! that header. Stream sends plain bodies and gzip; tunnels and proxies may compress them anew.
+//! Reads a body as it arrives, and inflates it: gzip is recognised by its magic bytes, whatever Content-Encoding says,
+//! deflate and br by that header. Stream sends plain bodies and gzip; tunnels and proxies may compress them anew.
 //!
-//! Stream signs the uncompressed bytes, so a receiver must inflate before it can authenticate. What a stranger can make it spend
-//! is bounded: until the signature matches, only the bytes that arrived are kept. A compressed body is inflated twice: once through
-//! the signature check, keeping nothing, and then into memory of a length that is known. A body that ends within the first step,
-//! before any other request could have its turn, is kept from that step.
+//! Stream signs the uncompressed bytes, so a receiver must inflate before it can authenticate. What a stranger can make it
+//! spend is bounded: until the signature matches, only the bytes that arrived are kept. A compressed body is inflated twice:
+//! once through the signature check, keeping nothing, and then into memory of a length that is known. A body that ends within
+//! the first step, before any other request could have its turn, is kept from that step.
 
 mod brotli;
 mod deflate;
@@ -22,13 +22,14 @@ const FIRST_ALLOCATION: usize = 4096;
 const FREE: usize = 256 << 10;
 /// Beyond [`FREE`], inflated bytes for each byte on the wire. Chosen: chat text of one repeated letter has 56:1, a bomb 1000:1.
 const RATIO: usize = 200;
-/// Bytes that one step inflates, and bytes it may take from the wire for that: a stream of empty blocks inflates to nothing, and each
-/// costs a table. A step takes a few milliseconds at most, after which other requests have their turn.
+/// Bytes that one step inflates, and bytes it may take from the wire for that: a stream of empty blocks inflates to nothing,
+/// and each costs a table. A step takes a few milliseconds at most, after which other requests have their turn.
 const STEP: usize = 128 << 10;
 const WIRE_STEP: usize = 64 << 10;
 const BUFFER: usize = 16 << 10;
 
-/// Bytes that an inflation holds besides its input, its output and [`Check::held`]: the decoder's window and tables (48 KiB), and a buffer.
+/// Bytes that an inflation holds besides its input, its output and [`Check::held`]: the decoder's window and tables (48 KiB),
+/// and a buffer.
 pub const INFLATION: usize = (48 << 10) + BUFFER;
 
 /// The Content-Encoding of a body, as far as it is believed.
@@ -111,8 +112,8 @@ impl WireBody {
         Ok(())
     }
 
-    /// Ends the body. Verifies it as it came if it is not gzip, even if the header says that it is compressed: some proxies inflate a body
-    /// and leave the header.
+    /// Ends the body. Verifies it as it came if it is not gzip, even if the header says that it is compressed: some proxies
+    /// inflate a body and leave the header.
     pub fn finish(mut self) -> Result<Whole, Reason> {
         let is_gzip = self.is_gzip == Some(true);
         if self.is_gzip.is_none() {

@@ -188,8 +188,9 @@ impl Rules {
     }
 }
 
-/// The number of links that a reader sees: those of the text, or of the translation or markup that has more; of the poll; and the targets of
-/// attachments. An attachment that Stream made from an address in the text leads there once more, often by another address.
+/// The number of links that a reader sees: those of the text, or of the translation or markup that has more; of the poll; and
+/// the targets of attachments. An attachment that Stream made from an address in the text leads there once more, often by
+/// another address.
 fn links_of(texts: &[Readings<'_>]) -> usize {
     let is_text = |one: &&Readings<'_>| {
         let Written { form, part, .. } = one.written;

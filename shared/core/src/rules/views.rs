@@ -1,7 +1,8 @@
 //! Alternative readings of a text: chat users evade rules with invisible characters, with markup, and with letters of other
 //! alphabets. A pattern is matched against the text and each of these views; a match in a view is mapped back to the text.
 //!
-//! ASCII is never folded (`m` looks like `rn`, `0` like `O`), and neither is a word of one alphabet: real Russian or Greek is not a Latin word.
+//! ASCII is never folded (`m` looks like `rn`, `0` like `O`), and neither is a word of one alphabet: real Russian or Greek is
+//! not a Latin word.
 
 use regex::Regex;
 use std::ops::Range;
