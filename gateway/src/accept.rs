@@ -1,4 +1,4 @@
-//! The accept loop, and the drain.
+//! The accept loop and the drain.
 
 use crate::acme;
 use crate::activity::Activity;
@@ -18,21 +18,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-/// After an `accept` that failed for want of descriptors or memory: others must give something back first.
+/// Wait after an `accept` that failed for lack of descriptors or memory: other connections must give some back first.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
-/// After this long without such a failure connections are taken again, whether or not one came.
+/// After this long without such a failure the gateway is ready again, whether or not a connection came.
 const RELIEVED: Duration = Duration::from_secs(1);
 
-/// How long a drain looks for connections that the kernel has made already.
+/// How long a drain looks for connections that the kernel has established already.
 const BACKLOG: Duration = Duration::from_millis(10);
-/// After this long without a new connection a balancer has seen that this gateway is not ready any more, or there is none. Counted
-/// from the start of the drain, and at least `drain_least` long: between two probes nothing need come. Half of the drain's time
-/// is waited for that at the most: without a balancer there is always another.
+/// After this long without a new connection, either a balancer has noticed that this gateway is not ready any more, or there
+/// is no balancer. Counted from the start of the drain, for at least `drain_least`, because nothing need come between two
+/// probes; and for at most half of the drain's time, because clients without a balancer keep coming.
 const QUIET: Duration = Duration::from_millis(300);
-/// Errors of `accept` that tell of ourselves, by their numbers in Linux: ENOMEM, ENFILE, EMFILE, ENOBUFS. The others tell of
-/// a peer that has gone again.
+/// Errors of `accept` that this host causes, by their Linux numbers: ENOMEM, ENFILE, EMFILE, ENOBUFS. All others are about
+/// a peer that has disconnected.
 const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
-/// After the drain's time is over: long enough to write the answers that are due then.
+/// Time after the drain for writing the answers that are due at its end.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// The public port.
@@ -48,10 +48,10 @@ pub struct Gateway<E> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// The drain began, and connections that still come are served: those that the kernel has made already have been promised
-    /// an answer, and a balancer sends others until it looks at /readyz again.
+    /// The drain began, and connections that still come are served: the kernel has accepted some already, and a balancer sends
+    /// others until it reads /readyz again.
     Quieting,
-    /// Connections that still come are answered 503, to come back: a refused connection costs the sender an attempt more than a 503.
+    /// Connections that still come are answered 503: a refused connection costs the sender an attempt more than a 503.
     TurningAway,
 }
 
@@ -61,7 +61,7 @@ enum Event {
     Drain,
     /// The stage's time is over.
     Over,
-    /// For a while nobody was refused for want of descriptors.
+    /// For a while no `accept` failed for lack of descriptors.
     Relieved,
     /// All connections that came in time have ended.
     Ended,
@@ -69,26 +69,26 @@ enum Event {
 }
 
 impl<E: Enqueue> Gateway<E> {
-    /// `tls`: absent for plain HTTP.
+    /// `tls` is `None` for plain HTTP.
     pub fn new(config: GatewayConfig, intake: Arc<Intake<E>>, tls: Option<Tls>) -> Gateway<E> {
         let connections = Connections::new(config.max_connections, Arc::clone(&intake.metrics));
         Gateway { config, intake, tls, connections }
     }
 
-    /// Says whether a new connection could be taken now, or why not.
+    /// Returns a check of whether a new connection could be accepted now, with the reason if not.
     pub fn accepting(&self) -> impl Fn() -> Result<(), &'static str> + Send + Sync + 'static {
         let connections = Arc::clone(&self.connections);
         move || connections.ready()
     }
 
-    /// Serves until the drain, then until what is in hand is answered or the drain's time is over.
+    /// Serves until the drain begins, then until what is in hand is answered or the drain's time is over.
     pub async fn run(&self, listener: TcpListener, shutdown: Shutdown) {
         let (tasks, late) = (TaskTracker::new(), TaskTracker::new());
-        // The log alone: a task that is aborted may hold what it has for a while, and the store is closed after this.
+        // Holds the log alone: an aborted task may keep what it owns for a while, and the store is closed after this.
         let log = Arc::clone(&self.intake.log);
         let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { log.summaries().await }));
         let ends = Shutdown { drain: shutdown.drain.clone(), abort: CancellationToken::new() };
-        // Accepted, and without a place yet.
+        // A connection that was accepted and has no place yet.
         let mut newcomer = None;
         let (mut stage, mut began, mut last) = (Stage::Open, Instant::now(), None);
         loop {
@@ -99,7 +99,7 @@ impl<E: Enqueue> Gateway<E> {
                 () = shutdown.drain.cancelled(), if stage == Stage::Open => Event::Drain,
                 () = tasks.wait(), if stage == Stage::TurningAway => Event::Ended,
                 () = tokio::time::sleep_until(over.into()), if stage != Stage::Open => Event::Over,
-                // Unconstrained, or tokio would stop after its usual share of a turn and leave the rest unseen.
+                // Unconstrained, or tokio's budget for one poll would leave waiting connections unseen.
                 arrived = tokio::task::unconstrained(arrive(&listener, &self.connections, &mut newcomer)) => {
                     Event::Arrived(arrived)
                 }
@@ -140,7 +140,7 @@ impl<E: Enqueue> Gateway<E> {
         self.intake.log.summary();
     }
 
-    /// When a stage ends by itself. `last`: when the last connection came.
+    /// When a stage ends by itself. `last` is when the last connection came.
     fn over(&self, stage: Stage, began: Instant, last: Option<Instant>) -> Instant {
         match stage {
             Stage::Open | Stage::TurningAway => began + self.config.drain_timeout,
@@ -153,12 +153,12 @@ impl<E: Enqueue> Gateway<E> {
         }
     }
 
-    /// An `accept` that failed.
+    /// Handles a failed `accept`.
     async fn refused(&self, error: &std::io::Error) {
         if error.raw_os_error().is_some_and(|number| EXHAUSTED.contains(&number)) {
             tracing::error!(%error, "cannot accept a connection; raise the limit of open files");
             self.connections.is_stuck(Stuck::Descriptors);
-            // Another connection gives a descriptor back.
+            // Evicting a connection gives a descriptor back.
             self.connections.evict();
             tokio::time::sleep(ACCEPT_BACKOFF).await;
         } else {
@@ -166,7 +166,7 @@ impl<E: Enqueue> Gateway<E> {
         }
     }
 
-    /// One connection to its end. `ends`: the drain, and the moment after it at which what is left is cut.
+    /// Serves one connection to its end. `ends` holds the drain, and the later abort at which whatever is left is cut off.
     fn connection(
         &self,
         stream: TcpStream,
@@ -196,7 +196,7 @@ impl<E: Enqueue> Gateway<E> {
                     }
                 }
             }
-            // An answer is one small write: it should not wait for another.
+            // An answer is one small write, and should not wait for another.
             if stream.set_nodelay(true).is_err() {
                 return;
             }
@@ -206,7 +206,7 @@ impl<E: Enqueue> Gateway<E> {
             }
         };
         async move {
-            // Whatever it does by then.
+            // After an eviction the connection gets `FAREWELL`, whatever it is doing.
             let farewell = async {
                 place.activity.evicted.cancelled().await;
                 tokio::time::sleep(FAREWELL).await;
@@ -216,13 +216,13 @@ impl<E: Enqueue> Gateway<E> {
                 () = farewell => {}
                 () = cut.cancelled() => {}
             }
-            // Last, when the socket is closed: until then it takes a place.
+            // Last, after the socket is closed: until then it takes a place.
             drop(place);
         }
     }
 }
 
-/// The next connection and its place. May be dropped and called again: what was accepted stays with `newcomer`.
+/// The next connection and its place. Cancel-safe: an accepted connection stays in `newcomer`.
 async fn arrive(
     listener: &TcpListener,
     connections: &Arc<Connections>,
@@ -240,27 +240,27 @@ async fn arrive(
     waiting.take().map(|(stream, _)| (stream, place)).ok_or_else(|| std::io::ErrorKind::NotConnected.into())
 }
 
-/// Whether the peer went away: as probes of balancers do, which only connect.
+/// Whether the peer disconnected, as probes of balancers do that only connect.
 fn is_gone(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
     matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
-/// The handshake is bounded like a head: a peer that never ends it holds a place, and is the first to lose it.
+/// Performs the handshake, which is bounded like a head: a peer that never ends it holds a place, and is the first to lose it.
 async fn secure<E: Enqueue>(stream: TcpStream, tls: &Tls, intake: Arc<Intake<E>>, activity: Arc<Activity>, ends: Ends) {
     let handshake = tokio::time::timeout(ends.header_timeout, tls.acceptor().accept(stream));
-    let shaken = tokio::select! {
-        shaken = handshake => shaken,
+    let result = tokio::select! {
+        result = handshake => result,
         () = activity.evicted.cancelled() => return,
     };
-    let mut stream = match shaken {
+    let mut stream = match result {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if is_gone(&error) => return,
         Ok(Err(_)) | Err(_) => return intake.log.unreadable(Reason::TlsFailed, activity.peer()),
     };
     match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => connection::serve_http2(stream, intake, activity, ends).await,
-        // The handshake was all that the authority came for; it may have gone already.
+        // The authority came only for the handshake; it may have disconnected already.
         Some(acme::PROTOCOL) => drop(tokio::time::timeout(FAREWELL, stream.shutdown()).await),
         Some(_) | None => connection::serve_http1(stream, intake, activity, ends).await,
     }

@@ -1,5 +1,5 @@
-//! What became of each webhook: its count, and its line in the log. By default a line for each refusal that Stream does not
-//! repeat; so nobody has to guess why an event did not come.
+//! Counts and logs the outcome of each webhook. By default each refusal that Stream does not repeat has a line, so that nobody
+//! has to guess why an event did not arrive.
 
 use crate::response::{self, Outcome};
 use hyper::header::{CONTENT_LENGTH, HeaderMap};
@@ -14,24 +14,24 @@ use streamgate_core::repeated::Repeated;
 use streamgate_service::config::Lines;
 use streamgate_service::metrics::Metrics;
 
-/// What stands in labels where no app or kind is known.
+/// The label if the app or kind is unknown.
 const NONE: &str = "none";
-/// Between summaries of what had no line.
+/// Interval between summaries of refusals without a line of their own.
 const SUMMARY: Duration = Duration::from_secs(60);
-/// Characters of an API key that are shown: it is public, but a log need not spread it.
+/// Characters of an API key that are logged: it is public, but a log need not spread it.
 const KEY_END: usize = 4;
 
-/// What the log says of a request beside its outcome. Nothing of its body.
+/// What a log line says about a request besides its outcome, without any of the body's content.
 #[derive(Debug)]
 pub(crate) struct About {
     peer: IpAddr,
     key_end: Option<[u8; KEY_END]>,
     id: Option<String>,
     declared: Option<u64>,
-    /// It carries a header of Stream's: its sender meant a webhook.
+    /// It carries one of Stream's headers, so its sender meant a webhook.
     is_webhook: bool,
     pub(crate) event_type: Option<String>,
-    /// Of the body, inflated.
+    /// Length of the inflated body.
     pub(crate) bytes: Option<usize>,
 }
 
@@ -51,7 +51,7 @@ impl About {
     }
 }
 
-/// The last characters of a key, where that is not most of it.
+/// The last characters of a key, if they are only a small part of it.
 fn end(key: &[u8]) -> Option<[u8; KEY_END]> {
     let is_plain = key.iter().all(u8::is_ascii_alphanumeric);
     key.last_chunk().copied().filter(|_| is_plain && key.len() > 2 * KEY_END)
@@ -61,7 +61,7 @@ fn shown(end: [u8; KEY_END]) -> String {
     format!("…{}", end.map(char::from).iter().collect::<String>())
 }
 
-/// Whose webhook it was, as far as that is known.
+/// Whose webhook it was, as far as known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Of<'a> {
     pub(crate) app: Option<&'a str>,
@@ -69,20 +69,20 @@ pub(crate) struct Of<'a> {
     pub(crate) is_signed: bool,
 }
 
-/// Counts answers, and writes their lines.
+/// Counts outcomes and writes their lines.
 #[derive(Debug)]
 pub struct AccessLog {
     lines: Lines,
     pub(crate) metrics: Arc<Metrics>,
     refusals: Mutex<Allowance>,
-    /// What was refused before there was a request, by reason.
+    /// Connections that were refused before there was a request, by reason.
     connections: Mutex<Repeated>,
-    /// What passes, and hooks without an answer.
+    /// Refusals for passing reasons, and hooks that the policy answered.
     repeated: Mutex<Repeated>,
 }
 
 impl AccessLog {
-    /// Gives the counters of what is refused for good their first value, or rates and alerts would not see the first refusal.
+    /// Sets the counters of final refusals to 0, or rates and alerts would miss the first refusal.
     pub fn new(lines: Lines, metrics: Arc<Metrics>) -> AccessLog {
         for reason in Reason::ALL.into_iter().filter(|reason| response::status(*reason).is_client_error()) {
             metrics.gateway_refused.with_label_values(&[reason.as_str()]).reset();
@@ -97,10 +97,11 @@ impl AccessLog {
         }
     }
 
-    /// A webhook is answered.
+    /// Counts and logs an answered webhook.
     pub(crate) fn answered(&self, of: Of<'_>, outcome: &Outcome, about: &About, first_byte: Instant) {
-        let (app, kind, word) = (of.app.unwrap_or(NONE), of.kind.map_or(NONE, Kind::as_str), response::word(outcome));
-        self.count(app, kind, word, first_byte);
+        let (app, kind, label) =
+            (of.app.unwrap_or(NONE), of.kind.map_or(NONE, Kind::as_str), response::outcome_label(outcome));
+        self.count(app, kind, label, first_byte);
         match outcome {
             Ok(taken) => {
                 if let Some(reason) = taken.policy() {
@@ -109,7 +110,7 @@ impl AccessLog {
                 if self.lines == Lines::All {
                     let About { peer, id, event_type, bytes, .. } = about;
                     let ms = milliseconds(first_byte);
-                    tracing::info!(app, kind, id, r#type = event_type, outcome = word, status = 200, ms, bytes, %peer, "webhook");
+                    tracing::info!(app, kind, id, r#type = event_type, outcome = label, status = 200, ms, bytes, %peer, "webhook");
                 }
             }
             Err(reason) => self.refused(&of, *reason, about, first_byte),
@@ -128,7 +129,7 @@ impl AccessLog {
         }
         let has_line = match self.lines {
             Lines::None => false,
-            // Nobody without the secret may fill the log.
+            // An unverified sender must not be able to fill the log.
             Lines::All => of.is_signed || self.allows(reason),
             Lines::Failures => is_final && self.allows(reason),
         };
@@ -157,7 +158,7 @@ impl AccessLog {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).allows(reason.as_str(), Instant::now())
     }
 
-    /// Answered 503: said once a minute. Stream repeats a push, and takes a hook for allowed.
+    /// Logs answers of 503 once a minute. Stream repeats a refused push, and treats a refused hook as allowed.
     fn busy(&self, kind: Option<Kind>, reason: Reason) {
         let what = match kind {
             Some(kind @ (Kind::BeforeMessageSend | Kind::CustomCommand)) => {
@@ -182,18 +183,18 @@ impl AccessLog {
         }
     }
 
-    /// Whether lines of webhooks that are taken name their types.
+    /// Whether the lines of accepted webhooks include their types.
     pub(crate) fn names_types(&self) -> bool {
         self.lines == Lines::All
     }
 
-    /// A head that never came whole, answered by its connection.
+    /// Counts and logs a head that was not complete in time, which its connection has answered.
     pub(crate) fn head_timed_out(&self, peer: IpAddr, first_byte: Instant) {
         self.count(NONE, NONE, Reason::HeaderTimeout.as_str(), first_byte);
         self.connection_refused(Reason::HeaderTimeout, peer);
     }
 
-    /// What came was no request that can be read; the HTTP library has answered it, or nobody could.
+    /// Counts and logs input that is not a readable request; the HTTP library has answered it, or no answer was possible.
     pub(crate) fn unreadable(&self, reason: Reason, peer: IpAddr) {
         self.metrics.gateway_requests.with_label_values(&[NONE, NONE, reason.as_str()]).inc();
         self.connection_refused(reason, peer);
@@ -209,12 +210,12 @@ impl AccessLog {
         }
     }
 
-    fn count(&self, app: &str, kind: &str, word: &str, first_byte: Instant) {
-        self.metrics.gateway_requests.with_label_values(&[app, kind, word]).inc();
+    fn count(&self, app: &str, kind: &str, label: &str, first_byte: Instant) {
+        self.metrics.gateway_requests.with_label_values(&[app, kind, label]).inc();
         self.metrics.gateway_ack.with_label_values(&[kind]).observe(first_byte.elapsed().as_secs_f64());
     }
 
-    /// Says every minute what had no line of its own; until it is dropped.
+    /// Logs every minute how many refusals had no line of their own. Runs until it is dropped.
     pub(crate) async fn summaries(&self) {
         loop {
             tokio::time::sleep(SUMMARY).await;
@@ -222,7 +223,7 @@ impl AccessLog {
         }
     }
 
-    /// What had no line of its own since the last summary.
+    /// Logs how many refusals had no line of their own since the last summary.
     pub(crate) fn summary(&self) {
         let left_out = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take_left_out();
         if let Some(left_out) = left_out {

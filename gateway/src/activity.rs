@@ -1,4 +1,4 @@
-//! What a connection is doing, as seen by its timeouts and by connections that need its place.
+//! What a connection is doing, for its timeouts and for connections that need its place.
 
 use crate::connections::Connections;
 use futures_util::task::AtomicWaker;
@@ -10,77 +10,78 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// In place of a time: it is not so.
+/// Stands for a time that is not set.
 const NEVER: u64 = 0;
-/// Wrong signatures after which an HTTP/2 connection ends. More than one: a balancer may carry others' requests on it.
+/// Wrong signatures after which an HTTP/2 connection ends. More than one: a balancer may carry several clients' requests on it.
 const STRIKES: usize = 4;
-/// Answers that a stranger may leave untaken; each takes about a KiB that is promised to the connection. Peers that read have none.
+/// Answers that an unverified peer may leave untaken; each takes about 1 KiB of the connection's memory. Peers that read
+/// leave none.
 const MOST_UNWRITTEN: usize = 16;
 
 /// Shared by a connection's IO, its requests and its timeouts. Times are microseconds since the connection opened, plus 1.
 #[derive(Debug)]
 pub(crate) struct Activity {
-    /// Its number among the connections.
+    /// The connection's number.
     pub(crate) number: u64,
-    /// Cancelled when its place is given to another.
+    /// Cancelled when its place is given to another connection.
     pub(crate) evicted: CancellationToken,
     opened: Instant,
-    /// The other end, and whom its PROXY header names in its place.
+    /// The other end, and the client that its PROXY header names instead.
     peer: IpAddr,
     client: OnceLock<IpAddr>,
-    /// Requests whose head is whole, until they are answered; and those of them whose signature has matched.
+    /// Requests with a complete head that are not answered yet, and those of them whose signature has matched.
     in_hand: AtomicUsize,
     signed: AtomicUsize,
-    /// Refused bodies that are read on, so that the refusal arrives.
+    /// Refused bodies that are still read, so that the refusal arrives.
     lingering: AtomicUsize,
     /// Answers that the peer has not taken yet: their numbers and since when they wait, oldest first.
     answers: Mutex<VecDeque<(u64, u64)>>,
     unwritten: AtomicUsize,
-    /// Since when nothing was in hand.
+    /// Since when nothing is in hand.
     idle_since: AtomicU64,
     /// When the first byte of the next head came.
     head_since: AtomicU64,
     /// When the last byte of a body came.
     body_byte: AtomicU64,
-    /// Since when the socket takes nothing more.
+    /// Since when the socket blocks writes.
     blocked_since: AtomicU64,
-    /// Whether bytes between requests are a head.
+    /// Whether bytes between requests belong to a head.
     heads: AtomicBool,
-    /// Bytes of the memory budget that its requests hold which are not verified.
+    /// Bytes of the memory budget that its unverified requests hold.
     pub(crate) unverified_bytes: Arc<AtomicUsize>,
     /// Whether it ever carried a signed request.
     is_verified: AtomicBool,
     strikes: AtomicUsize,
-    /// Whether it stands in the line of those whose place can be given away.
+    /// Whether it is in the line of connections whose place can be given away.
     in_line: AtomicBool,
-    /// The connection's task: an answer of HTTP/2 ends in a task of its own, and then the clock runs again.
+    /// Wakes the connection's task. HTTP/2 answers end in tasks of their own, after which the clock has to run again.
     connection: AtomicWaker,
     connections: Arc<Connections>,
 }
 
-/// What the timeouts want to know.
+/// What a connection is doing, as far as the timeouts care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Nothing is in hand.
+    /// Nothing is in hand, since this instant.
     Idle(Instant),
-    /// Only refused bodies are read on.
+    /// Only refused bodies are still read.
     Lingering(Instant),
-    /// A head is on its way since then.
+    /// A head is on its way; its first byte came at this instant.
     Head(Instant),
-    /// It waits for bodies; the last byte of one came then.
+    /// It waits for bodies; the last byte of one came at this instant.
     Reading(Instant),
-    /// It waits for its peer to take answers, the oldest since then.
+    /// It waits for its peer to take answers, the oldest since this instant.
     Writing(Instant),
     /// A signed request is in hand.
     Busy,
 }
 
-/// Who has to go first; within a rank, the one that has waited longest.
+/// Which connections have to go first; within a rank, those that have waited longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rank {
-    /// Was refused, and is only read on.
+    /// It was refused, and its body is still read.
     Refused,
-    /// Never carried a signed request.
+    /// It never carried a signed request.
     Unverified,
     Verified,
 }
@@ -112,17 +113,17 @@ impl Activity {
         })
     }
 
-    /// From now on bytes between requests are a head, as in HTTP/1.1; HTTP/2 has frames of its own there.
+    /// From now on bytes between requests belong to a head, as in HTTP/1.1; HTTP/2 has frames of its own there.
     pub(crate) fn expect_heads(&self) {
         self.heads.store(true, Ordering::Relaxed);
     }
 
-    /// The other end of the connection, or whom its PROXY header names.
+    /// The other end of the connection, or the client that its PROXY header names.
     pub(crate) fn peer(&self) -> IpAddr {
         self.client.get().copied().unwrap_or(self.peer)
     }
 
-    /// What the PROXY header says; the first word counts.
+    /// Sets the client that the PROXY header names; only the first call counts.
     pub(crate) fn comes_from(&self, client: IpAddr) {
         self.client.get_or_init(|| client);
     }
@@ -150,19 +151,19 @@ impl Activity {
         }
     }
 
-    /// A piece of a body came.
+    /// Notes that a piece of a body came.
     pub(crate) fn body_arrived(&self) {
         self.body_byte.store(self.now(), Ordering::Relaxed);
     }
 
-    /// The socket takes nothing now.
+    /// Notes that the socket blocks writes.
     pub(crate) fn is_blocked(&self) {
         if self.blocked_since.load(Ordering::Relaxed) == NEVER {
             self.blocked_since.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// The socket took all that was to be written.
+    /// Notes that the socket took everything that was to be written.
     pub(crate) fn is_flushed(&self) {
         if self.blocked_since.load(Ordering::Relaxed) != NEVER {
             self.blocked_since.store(NEVER, Ordering::Relaxed);
@@ -192,13 +193,13 @@ impl Activity {
         }
     }
 
-    /// The phase, and a wake-up of this task when requests end elsewhere.
+    /// Returns the phase, and wakes this task when requests end elsewhere.
     pub(crate) fn poll_phase(&self, cx: &Context<'_>) -> Phase {
         self.connection.register(cx.waker());
         self.phase()
     }
 
-    /// Its place among those that can be closed for others; none while a signed request is in hand.
+    /// Its rank among connections that can be closed for others; `None` while a signed request is in hand.
     pub(crate) fn standing(&self) -> Option<(Rank, Instant)> {
         let since = match self.phase() {
             Phase::Busy => return None,
@@ -220,7 +221,7 @@ impl Activity {
         self.is_verified.load(Ordering::SeqCst)
     }
 
-    /// Whether too many of its requests were not signed by their app.
+    /// Whether too many of its requests had a wrong signature.
     pub(crate) fn is_struck_out(&self) -> bool {
         self.strikes.load(Ordering::Relaxed) >= STRIKES
     }
@@ -229,7 +230,7 @@ impl Activity {
         self.in_line.store(is_in_line, Ordering::SeqCst);
     }
 
-    /// Closes the connection that can best go, this one perhaps, for memory that nobody gives back.
+    /// Closes the first connection that can go, perhaps this one, to free memory that is not given back otherwise.
     pub(crate) fn evict_for_memory(&self) {
         self.connections.evict_for_memory();
     }
@@ -252,10 +253,10 @@ impl Activity {
         }
     }
 
-    /// A request's head is whole. Returns when its first byte came, and what keeps the connection busy.
+    /// Begins a request whose head is complete. Returns when its first byte came, and what keeps the connection busy.
     pub(crate) fn begin(self: &Arc<Self>) -> (Instant, InHand) {
         self.body_arrived();
-        // In this order no moment shows an idle connection.
+        // In this order the connection never looks idle in between.
         self.in_hand.fetch_add(1, Ordering::SeqCst);
         let first_byte = match self.head_since.swap(NEVER, Ordering::SeqCst) {
             NEVER => Instant::now(),
@@ -273,7 +274,7 @@ impl Activity {
 pub(crate) struct InHand {
     activity: Arc<Activity>,
     is_signed: AtomicBool,
-    /// Whether it costs its connection.
+    /// Whether it counts as a strike against its connection.
     is_struck: AtomicBool,
 }
 
@@ -282,7 +283,7 @@ impl InHand {
         &self.activity
     }
 
-    /// Its signature has matched.
+    /// Notes that its signature has matched.
     pub(crate) fn signed(&self) {
         self.activity.signed.fetch_add(1, Ordering::SeqCst);
         self.activity.is_verified.store(true, Ordering::SeqCst);
@@ -293,7 +294,7 @@ impl InHand {
         self.is_signed.load(Ordering::SeqCst)
     }
 
-    /// It was found not to be signed, after work that only a signature is worth.
+    /// Notes a wrong signature, or a body that caused the work of an inflation without being signed.
     pub(crate) fn strike(&self) {
         if !self.is_struck.swap(true, Ordering::Relaxed) {
             self.activity.strikes.fetch_add(1, Ordering::Relaxed);
@@ -304,16 +305,16 @@ impl InHand {
         self.is_struck.load(Ordering::Relaxed)
     }
 
-    /// While its refused body is read on.
+    /// Keeps the connection lingering while its refused body is read.
     pub(crate) fn linger(&self) -> Lingering {
         let activity = Arc::clone(&self.activity);
         activity.lingering.fetch_add(1, Ordering::SeqCst);
-        // It goes first from now on, so its place in the line is another.
+        // Its rank has changed, so it moves in the line.
         activity.connections.line_up(&activity);
         Lingering(activity)
     }
 
-    /// There is an answer, for the peer to take.
+    /// Ends the request with an answer for the peer to take.
     pub(crate) fn answered(self) -> Unwritten {
         let activity = Arc::clone(&self.activity);
         let number = {
@@ -364,7 +365,7 @@ impl Drop for Unwritten {
     }
 }
 
-/// A refused body that is read on.
+/// A refused body that is still read.
 #[derive(Debug)]
 pub(crate) struct Lingering(Arc<Activity>);
 

@@ -1,4 +1,4 @@
-//! The answer to a hook, and whose it is.
+//! The answer to a hook, and where it came from.
 
 use bytes::Bytes;
 use streamgate_core::reason::Reason;
@@ -14,14 +14,14 @@ pub struct Answered {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Source {
     Worker,
-    /// Given before.
+    /// The first answer to the same hook, repeated.
     First,
-    /// There was no answer, for this reason.
+    /// The policy's: there was no answer, for this reason.
     Policy(Reason),
 }
 
 impl Answered {
-    /// Why it is the policy's, if it is.
+    /// Why the policy answered, if it did.
     pub(crate) fn policy(&self) -> Option<Reason> {
         match self.source {
             Source::Worker | Source::First => None,
@@ -29,7 +29,7 @@ impl Answered {
         }
     }
 
-    /// The word in metrics and in the answer's header.
+    /// The label in metrics and in the answer's header.
     pub(crate) fn word(&self) -> &'static str {
         match self.source {
             Source::Worker => "answered",

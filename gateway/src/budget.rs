@@ -1,6 +1,6 @@
 //! The memory budget: bytes of all requests that are being read, made durable or answered.
 //!
-//! What is not yet verified may hold half of it, so that signed bodies always find the other half.
+//! Unverified requests may hold half of it, so that signed bodies always find the other half.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,14 +8,14 @@ use streamgate_service::metrics::Metrics;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// What a connection may hold beside one body: its inflation, and what its requests cost.
+/// What a connection may hold besides one body: its inflation, and the cost of its requests.
 const CONNECTION: usize = 256 << 10;
 
 /// Shared by all requests of a gateway.
 #[derive(Debug)]
 pub(crate) struct MemoryBudget {
     limit: usize,
-    /// The most that requests may hold whose signature has not matched: in all, and those of one connection.
+    /// The most that requests may hold before their signatures match, in all and on one connection.
     unverified_limit: usize,
     connection_limit: usize,
     held: AtomicUsize,
@@ -25,18 +25,18 @@ pub(crate) struct MemoryBudget {
     metrics: Arc<Metrics>,
 }
 
-/// Whose bytes have to be given back.
+/// Whose bytes must be given back first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Short {
     /// Those of the same connection.
     Connection,
-    /// Anybody's.
+    /// Those of any connection.
     All,
 }
 
 impl MemoryBudget {
-    /// `request`: the most that one holds, its body included. The unverified share has room for it twice at least, as far as the
-    /// limit has, and that of a connection for one as it came and inflated.
+    /// `request` is the most that one request holds, including its body. The unverified share has room for two requests, if
+    /// the limit has, and a connection's share has room for one body both as it came and inflated.
     pub(crate) fn new(limit: usize, request: usize, metrics: Arc<Metrics>) -> Arc<MemoryBudget> {
         let unverified_limit = (limit / 2).max(request.saturating_mul(2)).min(limit);
         let connection_limit = (unverified_limit / 4).max(request.saturating_add(CONNECTION)).min(unverified_limit);
@@ -45,12 +45,12 @@ impl MemoryBudget {
         Arc::new(MemoryBudget { limit, unverified_limit, connection_limit, held, unverified, freed, metrics })
     }
 
-    /// `connection`: counts what requests of the same connection hold that are not verified.
+    /// `connection` counts the bytes held by unverified requests of the same connection.
     pub(crate) fn share(self: &Arc<Self>, connection: Arc<AtomicUsize>) -> Share {
         Share { budget: Arc::clone(self), connection, held: 0, is_signed: false }
     }
 
-    /// Completes when some share is given back after this call.
+    /// Completes when a share is given back after this call.
     pub(crate) fn freed(&self) -> Notified<'_> {
         self.freed.notified()
     }
@@ -66,7 +66,7 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Takes so many bytes more, or says whose are in the way.
+    /// Takes more bytes, or says whose bytes must be given back first.
     pub(crate) fn reserve(&mut self, bytes: usize) -> Result<(), Short> {
         let budget = &self.budget;
         if !self.is_signed {
@@ -106,7 +106,7 @@ impl Share {
         }
     }
 
-    /// A share of its own for some of the bytes.
+    /// Splits off some of the bytes into a share of their own.
     pub(crate) fn split(&mut self, bytes: usize) -> Share {
         let bytes = bytes.min(self.held);
         self.held -= bytes;
@@ -120,7 +120,7 @@ impl Drop for Share {
         self.budget.held.fetch_sub(self.held, Ordering::Relaxed);
         self.give_back_unverified(self.held);
         self.budget.metrics.gateway_memory.sub(signed(self.held));
-        // Of nothing too: somebody may wait for this one to be gone.
+        // Notifies even if it held nothing: another request may wait for this one to end.
         self.budget.freed.notify_waiters();
     }
 }
@@ -134,8 +134,8 @@ fn signed(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// A body's bytes with their share of the budget: given back when the last user of the bytes is done, be it the answer or a
-/// store that still writes after the caller's patience ended.
+/// A body's bytes with their share of the budget, which is given back with the last user of the bytes: the answer, or a store
+/// that still writes after its caller has given up.
 pub(crate) struct HeldBody {
     pub(crate) bytes: Vec<u8>,
     pub(crate) _share: Share,
@@ -155,7 +155,7 @@ mod tests {
     fn shares_never_exceed_the_limit_and_come_back() {
         let metrics = Metrics::new();
         let budget = MemoryBudget::new(100, 10, Arc::clone(&metrics));
-        // Each of a connection of its own, and a connection may hold all.
+        // Each share is on a connection of its own, which may hold all of it.
         let share = || budget.share(Arc::default());
         let (mut one, mut two) = (share(), share());
         assert_eq!([one.reserve(30), two.reserve(20)], [Ok(()), Ok(())]);

@@ -1,4 +1,4 @@
-//! A certificate with its key, as it is served.
+//! A certificate with its key, ready to be served.
 
 use rustls::crypto::ring;
 use rustls::sign::CertifiedKey;
@@ -22,11 +22,11 @@ pub(crate) enum CertificateError {
 pub(crate) struct Certificate {
     pub(crate) key: Arc<CertifiedKey>,
     pub(crate) validity: Validity,
-    /// The host names that it is for.
+    /// The host names in the certificate.
     pub(crate) names: Vec<String>,
 }
 
-/// From when to when a certificate is valid, in seconds since the Unix epoch.
+/// A certificate's period of validity, in seconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Validity {
     pub(crate) not_before: i64,
@@ -34,7 +34,7 @@ pub(crate) struct Validity {
 }
 
 impl Certificate {
-    /// `chain`: the certificate, then its intermediates.
+    /// `chain` is the certificate, followed by its intermediates.
     pub(crate) fn new(
         chain: Vec<CertificateDer<'static>>,
         private: PrivateKeyDer<'static>,
@@ -53,7 +53,7 @@ impl Certificate {
         Ok(Certificate { key: Arc::new(key.map_err(CertificateError::Mismatch)?), validity, names })
     }
 
-    /// A key and a chain in one text.
+    /// Reads a key and a chain from one PEM text.
     pub(crate) fn from_pem(text: &str) -> Result<Certificate, CertificateError> {
         let chain: Result<_, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
         let private = PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(CertificateError::Pem)?;

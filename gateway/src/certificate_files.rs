@@ -1,4 +1,4 @@
-//! A certificate and its key from two files, and what is wrong with them by name.
+//! Reads a certificate and its key from two files, and names what is wrong with them.
 
 use crate::certificate::{Certificate, CertificateError};
 use rustls::client::WebPkiServerVerifier;
@@ -68,8 +68,8 @@ pub(crate) fn read(files: &CertificateFiles) -> Result<Certificate, CertificateF
     Ok(certificate)
 }
 
-/// Why Stream may refuse a certificate that can be served: no authority that this machine trusts has signed it, or not all of the chain is
-/// there.
+/// Why Stream may refuse a certificate that can be served: it is not signed by an authority that this machine trusts, or its
+/// chain is incomplete.
 pub(crate) fn doubt(files: &CertificateFiles) -> Option<String> {
     let chain = chain(&files.cert).ok()?;
     let certificate = Certificate::new(chain.clone(), private(&files.key).ok()?).ok()?;
@@ -93,7 +93,7 @@ pub(crate) fn doubt(files: &CertificateFiles) -> Option<String> {
     ))
 }
 
-/// The server's own, which comes first.
+/// The server's own certificate, which comes first.
 pub(crate) fn leaf(path: &Path) -> Result<CertificateDer<'static>, CertificateFileError> {
     chain(path)?.into_iter().next().ok_or_else(|| CertificateFileError::Empty { path: path.to_owned() })
 }
@@ -112,7 +112,7 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateFileErr
 fn private(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateFileError> {
     let text = bytes("key", path)?;
     let path = path.to_owned();
-    // PKCS #8 says so in its label, the older form in a header.
+    // PKCS #8 marks encryption in the PEM label, the older form in a header.
     let is_encrypted = [&b"ENCRYPTED PRIVATE KEY"[..], b"Proc-Type: 4,ENCRYPTED"];
     if is_encrypted.into_iter().any(|mark| text.windows(mark.len()).any(|window| window == mark)) {
         return Err(CertificateFileError::Encrypted { path });
@@ -177,7 +177,7 @@ mod tests {
             match read(&files) {
                 Ok(_) => {
                     assert_eq!(expected, "", "{cert}");
-                    // Its authority is nobody's.
+                    // No machine trusts the test's authority.
                     assert!(doubt(&files).is_some());
                 }
                 Err(error) => {

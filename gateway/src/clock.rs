@@ -1,4 +1,4 @@
-//! When a connection has to end: a table over what it does and how far it is on its way out.
+//! When a connection has to end, as a table over its phase and how far it is on its way out.
 
 use crate::activity::Phase;
 use std::time::{Duration, Instant};
@@ -7,22 +7,22 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leaving {
     No,
-    /// The drain began then. What the peer sent before it could know is still taken.
+    /// The drain began at this instant. What the peer sent before it could know that is still taken.
     Grace(Instant),
-    /// The peer was notified then; the answers in hand are the last.
+    /// The peer was notified at this instant; the answers in hand are the last.
     Notified(Instant),
-    /// Its place was given away then: nothing but answers in hand is waited for.
+    /// The place was given away at this instant: only answers in hand are waited for.
     Evicted(Instant),
 }
 
-/// What the clock wants of a connection.
+/// What has to happen to a connection when its time is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// A head did not come whole in time; its first byte came then.
+    /// A head was not complete in time; its first byte came at this instant.
     HeadTimeout(Instant),
-    /// The peer is notified that the connection ends.
+    /// The peer is to be notified that the connection ends.
     Notify,
-    /// To be dropped.
+    /// The connection is to be dropped.
     Now,
 }
 
@@ -31,15 +31,15 @@ pub(crate) enum Stop {
 pub(crate) struct Times {
     pub(crate) header_timeout: Duration,
     pub(crate) keep_alive: Duration,
-    /// For the peer to take an answer.
+    /// How long the peer may take to read an answer.
     pub(crate) write_timeout: Duration,
-    /// How long an idle connection is kept when a drain begins, for what is under way.
+    /// How long an idle connection is kept when a drain begins, for requests on their way.
     pub(crate) grace: Duration,
     /// How long an idle connection may take for its goodbye.
     pub(crate) goodbye: Duration,
 }
 
-/// What a connection does.
+/// What a connection is doing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Doing {
     pub(crate) phase: Phase,
@@ -49,7 +49,7 @@ pub(crate) struct Doing {
     pub(crate) is_verified: bool,
 }
 
-/// What happens next if the connection goes on doing what it does, and when; none where something else has a clock for it.
+/// What has to happen if the connection stays as it is, and when; `None` if another clock limits its phase.
 pub(crate) fn next(doing: &Doing, leaving: Leaving, times: &Times) -> Option<(Instant, Stop)> {
     let untaken = doing.unwritten.map(|since| (since + times.write_timeout, Stop::Now));
     let other = by_phase(doing.phase, leaving, doing.is_verified, times);
@@ -57,14 +57,14 @@ pub(crate) fn next(doing: &Doing, leaving: Leaving, times: &Times) -> Option<(In
 }
 
 fn by_phase(phase: Phase, leaving: Leaving, is_verified: bool, times: &Times) -> Option<(Instant, Stop)> {
-    // Nothing that was in hand when it was notified takes longer to be answered; what came after comes from a peer that does not
-    // listen, and renews nothing.
+    // Whatever was in hand when the peer was notified is answered within this time. A request that comes later is from a peer
+    // that ignores the notice, and extends nothing.
     let last = |at: Instant| at + times.write_timeout + times.goodbye;
     let next = match (phase, leaving) {
         (Phase::Busy | Phase::Reading(_) | Phase::Lingering(_) | Phase::Writing(_), Leaving::Grace(began)) => {
             (began, Stop::Notify)
         }
-        // Requests have deadlines of their own, and so has what is read on.
+        // Requests have deadlines of their own, and so does lingering.
         (Phase::Busy, Leaving::No | Leaving::Notified(_) | Leaving::Evicted(_))
         | (Phase::Reading(_), Leaving::No | Leaving::Evicted(_))
         | (Phase::Lingering(_), Leaving::No) => return None,
@@ -143,10 +143,10 @@ mod tests {
             let expected = if (phase, leaving) == (idle, evicted) { cut } else { expected };
             assert_eq!(next(phase, leaving, false), expected, "unverified: {phase:?} {leaving:?}");
         }
-        // What became idle after it was notified has as long from then on.
+        // A connection that becomes idle after the notice has the same time from then on.
         let after = Phase::Idle(late + second);
         assert_eq!(next(after, notified, true), Some((late + second + second / 2, Stop::Now)));
-        // But not for ever, for a peer that does not listen.
+        // But a peer that ignores the notice does not get more for ever.
         assert_eq!(next(Phase::Idle(late + 60 * second), notified, true), last);
         // An answer that is not taken ends a connection whatever else it does.
         for phase in [busy, reading, writing, lingering] {

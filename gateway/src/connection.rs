@@ -1,4 +1,4 @@
-//! One connection: handshake, protocol by ALPN, timeouts, and a graceful end.
+//! One connection: protocol by ALPN, timeouts, and a graceful end.
 
 use crate::activity::Activity;
 use crate::clock::{self, Doing, Leaving, Stop, Times};
@@ -27,18 +27,18 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Over HTTP/2 the library refuses larger heads without a word to us; those over `MAX_HEAD` and up to it are refused here.
+/// hyper refuses larger HTTP/2 heads without notifying us; heads between `MAX_HEAD` and this are refused here.
 const MAX_HTTP2_HEAD: u32 = 64 << 10;
-/// HTTP/2: streams of one connection, and bytes that it may send ahead of being read.
+/// HTTP/2 limits: the streams of a connection, and the bytes that a peer may send before they are read.
 const MAX_STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 128 << 10;
-/// Longer than a request is on its way to us, and far shorter than a drain.
+/// Longer than a request takes to reach us, and far shorter than a drain.
 const DRAIN_GRACE: Duration = Duration::from_millis(250);
-/// How long the last words of a connection may take.
+/// How long the last bytes of a connection may take.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
-/// What ends a connection from outside.
+/// When and why a connection ends from outside.
 #[derive(Clone, Debug)]
 pub(crate) struct Ends {
     drain: CancellationToken,
@@ -54,7 +54,7 @@ impl Ends {
             drain,
             header_timeout: config.header_timeout,
             keep_alive: config.keep_alive,
-            // As long as it may take to make the answer: nobody waits longer for one.
+            // As long as making the answer may take: nobody waits longer for one.
             write_timeout: config.answer_deadline,
             arrival,
         }
@@ -71,23 +71,23 @@ impl Ends {
     }
 }
 
-/// A hyper connection, of either version.
+/// A hyper connection of either HTTP version.
 trait Graceful: Future<Output = hyper::Result<()>> {
-    /// How long an idle connection is kept when a drain begins, for what is under way.
+    /// How long an idle connection is kept when a drain begins, for requests on their way.
     const GRACE: Duration;
     /// How long an idle connection may take for its goodbye.
     const GOODBYE: Duration;
     fn begin_shutdown(self: Pin<&mut Self>);
 }
 
-/// What hyper calls for each request, whatever the protocol.
+/// The service that hyper calls for each request, in either protocol.
 fn answering<E: Enqueue>(
     intake: Arc<Intake<E>>,
     activity: Arc<Activity>,
     arrival: Arrival,
 ) -> impl Service<Request<Incoming>, Response = Response<AnswerBody>, Error = Infallible, Future: Send + 'static> {
     service_fn(move |request| {
-        // Here and not within the future: HTTP/2 runs that in a task of its own, later.
+        // Here rather than in the future, which HTTP/2 runs later in a task of its own.
         let (first_byte, in_hand) = activity.begin();
         let answer = Arc::clone(&intake).answer(request, first_byte, in_hand, arrival);
         async { Ok(answer.await) }
@@ -102,19 +102,19 @@ where
     let service = answering(Arc::clone(&intake), Arc::clone(&activity), ends.arrival);
     activity.expect_heads();
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
-    // Time is kept by the activity, not by hyper: its header timeout would run on idle connections too, and close without
+    // The activity keeps the time: hyper's header timeout would also run on idle connections, and close them without
     // an answer.
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .half_close(true)
-        // It is also the most that a connection buffers.
+        // Also limits what a connection buffers.
         .max_buf_size(MAX_HEAD)
         .serve_connection(io, service);
     match run(Pin::new(&mut connection), &activity, &ends).await {
         End::Over => {}
         End::Failed(error) if !error.is_parse() => {}
-        // The library has answered it.
+        // hyper has answered it.
         End::Failed(error) => {
             let stream = connection.into_parts().io.into_inner();
             intake.log.unreadable(stream.opening().reason(error.is_parse_too_large()), activity.peer());
@@ -126,7 +126,7 @@ where
                 stream.write_all(response::header_timeout().as_bytes()).await?;
                 stream.shutdown().await
             };
-            // The peer was given its chance; whether it listens is its own affair.
+            // A peer that does not read the answer is not waited for.
             drop(tokio::time::timeout(FAREWELL, farewell).await);
         }
     }
@@ -138,7 +138,7 @@ where
     E: Enqueue,
 {
     let service = answering(Arc::clone(&intake), Arc::clone(&activity), ends.arrival);
-    // Boxed: hyper keeps the place of this future until its answer is taken, and a peer may take none of 128.
+    // Boxed, because hyper keeps space for this future until its answer is taken, and a peer may leave 128 answers untaken.
     let service = service_fn(move |request| service.call(request).boxed());
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let connection = http2::Builder::new(TokioExecutor::new())
@@ -148,7 +148,7 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .serve_connection(io, service);
-    // The library has ended it for what came; a peer that goes away says nothing wrong.
+    // Logged only if hyper ended the connection because of its input; a peer that disconnects did nothing wrong.
     if let End::Failed(error) = run(pin!(connection), &activity, &ends).await
         && error.source().and_then(|source| source.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_library)
     {
@@ -159,12 +159,12 @@ where
 /// How a connection ended.
 enum End {
     Over,
-    /// A head did not come whole in time whose first byte came then.
+    /// A head was not complete in time; its first byte came at this instant.
     HeadTimeout(std::time::Instant),
     Failed(hyper::Error),
 }
 
-/// Drives a connection until it ends by itself, or by the clock.
+/// Drives a connection until it ends by itself or its clock ends it.
 async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> End {
     let mut timer = pin!(tokio::time::sleep(ends.keep_alive));
     let (times, repoll, mut leaving) = (ends.times::<C>(), Repoll::new(), Leaving::No);
@@ -195,7 +195,7 @@ async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends
     }
 }
 
-/// Polled after the connection: which timeout runs depends on what that has just done.
+/// Polled after the connection, because what the connection just did decides which timeout runs.
 fn clock(
     mut timer: Pin<&mut Sleep>,
     activity: &Activity,
@@ -225,9 +225,9 @@ where
     B: hyper::body::Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// There is no way to say that the next request will not be taken: one that is on its way meets a closed connection.
+    /// HTTP/1.1 cannot announce that no further request is taken: one on its way would meet a closed connection.
     const GRACE: Duration = DRAIN_GRACE;
-    /// hyper closes it at once, but for one that never carried a request: on that there is nothing to say.
+    /// hyper closes an idle connection at once; on one that never carried a request there is nothing to send.
     const GOODBYE: Duration = Duration::ZERO;
 
     fn begin_shutdown(self: Pin<&mut Self>) {

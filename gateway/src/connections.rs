@@ -1,4 +1,4 @@
-//! The open connections: counted by their sockets, and one closed when a new one needs its place.
+//! The open connections: counted by their sockets, and one is closed when a new one needs its place.
 
 use crate::activity::{Activity, Rank};
 use crate::line::Line;
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use streamgate_service::metrics::Metrics;
 use tokio::sync::Notify;
 
-/// After this long without a free place another connection is asked to go: the first may take its time to say goodbye.
+/// After this long without a free place another connection is evicted: the first may take its time to say goodbye.
 const NEXT: Duration = Duration::from_millis(10);
-/// After this long without a free place a gateway is not ready: under load each place is waited for for a moment.
+/// After this long without a free place a gateway is not ready; under load each new connection waits for a moment.
 const STUCK: Duration = Duration::from_secs(1);
 
 type Members = Line<Arc<Activity>, (Rank, Instant)>;
@@ -19,21 +19,21 @@ type Members = Line<Arc<Activity>, (Rank, Instant)>;
 pub(crate) struct Connections {
     limit: usize,
     open: Mutex<Members>,
-    /// Notified when a place is free, or a connection has become one that can go.
+    /// Notified when a place is free, or when another connection can be evicted.
     freed: Notify,
-    /// The connection that was last closed for memory.
+    /// The last connection that was closed to free memory.
     pressed: Mutex<Option<u64>>,
-    /// Why no connection can be taken, and since when.
+    /// Why no connection can be accepted, and since when.
     stuck: Mutex<Option<(Instant, Stuck)>>,
     metrics: Arc<Metrics>,
 }
 
-/// Why no connection can be taken.
+/// Why no connection can be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stuck {
-    /// All are open, and none can go.
+    /// All places are taken, and none of their connections can be evicted.
     Places,
-    /// The process or the system has no descriptor or memory for one.
+    /// The process or the system has no descriptor or memory left.
     Descriptors,
 }
 
@@ -72,19 +72,19 @@ impl Connections {
         self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is a place, closing other connections at the limit. Where none can go, it waits for the first that
-    /// can. May be dropped while it waits.
+    /// Waits for a place, and at the limit evicts connections. If none can be evicted, it waits for the first that can.
+    /// Cancel-safe.
     pub(crate) async fn place(self: &Arc<Self>, peer: IpAddr) -> Place {
         let mut evicted: Option<Instant> = None;
         loop {
-            // Made before the look, so that it hears whatever is notified after that.
+            // Created before the check, so that no notification after it is missed.
             let freed = self.freed.notified();
             if let Some(place) = self.take(peer) {
                 self.moves_on();
                 return place;
             }
             self.is_stuck(Stuck::Places);
-            // One at a time, whatever wakes this.
+            // One eviction at a time, whatever wakes this loop.
             if evicted.is_none_or(|at| at.elapsed() >= NEXT) && self.evict() {
                 evicted = Some(Instant::now());
             }
@@ -103,8 +103,8 @@ impl Connections {
         Some(Place { connections: Arc::clone(self), activity })
     }
 
-    /// For memory that nobody gives back: closes the connection that can best go, but none that ever carried a signed request, and
-    /// only when the one before is gone.
+    /// Closes the first connection that can go, to free memory that is not given back otherwise: never one that carried a signed
+    /// request, and only after the one before is gone.
     pub(crate) fn evict_for_memory(&self) {
         let mut pressed = self.pressed.lock().unwrap_or_else(PoisonError::into_inner);
         if pressed.is_some_and(|before| self.open().contains(before)) {
@@ -113,25 +113,24 @@ impl Connections {
         *pressed = self.evict_up_to(Rank::Unverified);
     }
 
-    /// Closes the connection that can best go: one that was refused before one that never carried a signed request, and that
-    /// before the others; among equals the one that has waited longest. Its place is free when its socket is closed. Returns whether
-    /// there was one.
+    /// Closes the first connection that can go: refused ones before unverified ones, and those before verified ones; within a
+    /// rank the one that has waited longest. Its place is free when its socket is closed. Returns whether there was one.
     pub(crate) fn evict(&self) -> bool {
         self.evict_up_to(Rank::Verified).is_some()
     }
 
-    /// The number of the connection that has to go.
+    /// Evicts a connection of this rank at most, and returns its number.
     fn evict_up_to(&self, rank: Rank) -> Option<u64> {
         let mut open = self.open();
         let standing = |activity: &Arc<Activity>| {
-            // In this order: what becomes idle after the look finds that it is not in line, and lines up.
+            // In this order a connection that becomes idle after the check finds itself out of line, and lines up again.
             activity.set_in_line(false);
             let standing = activity.standing();
             activity.set_in_line(standing.is_some());
             standing
         };
         let activity = Arc::clone(open.take_longest(standing)?);
-        // A signature may have matched since that look.
+        // A signature may have matched since the check.
         match standing(&activity) {
             None => return None,
             Some(standing) if standing.0 > rank => {
@@ -144,7 +143,7 @@ impl Connections {
         Some(activity.number)
     }
 
-    /// Gives a connection its place in the line of those that can go.
+    /// Puts a connection in its place in the line of those that can go.
     pub(crate) fn line_up(&self, activity: &Activity) {
         let mut open = self.open();
         if let Some(standing) = activity.standing().filter(|_| !activity.evicted.is_cancelled()) {
@@ -155,7 +154,7 @@ impl Connections {
         }
     }
 
-    /// No connection can be taken now.
+    /// Notes that no connection can be accepted now.
     pub(crate) fn is_stuck(&self, why: Stuck) {
         let mut stuck = self.stuck();
         if stuck.is_none_or(|(_, before)| before != why) {
@@ -167,12 +166,12 @@ impl Connections {
         matches!(*self.stuck(), Some((_, Stuck::Descriptors)))
     }
 
-    /// Connections are taken.
+    /// Notes that connections are accepted again.
     pub(crate) fn moves_on(&self) {
         *self.stuck() = None;
     }
 
-    /// Whether a new connection could be taken now; the error says why not.
+    /// Whether a new connection could be accepted now; the error says why not.
     pub(crate) fn ready(&self) -> Result<(), &'static str> {
         match *self.stuck() {
             Some((_, Stuck::Descriptors)) => Err(

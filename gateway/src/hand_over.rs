@@ -1,4 +1,5 @@
-//! From the gateway's own disk to the queue: oldest first, in bounded batches, each row let go after its event is confirmed.
+//! Moves events from the gateway's own disk to the queue: oldest first, in bounded batches. Each row is released after its
+//! event's confirm.
 
 use crate::progress::{Mode, Offered, Progress, RETRY};
 use crate::spool::{SpoolState, Spooled};
@@ -14,18 +15,19 @@ use streamgate_core::ports::{Enqueue, Spool, StoreError};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Events handed over together, and how many batches of them at a time: enough that the broker's confirms do not set the
-/// pace, and few beside live traffic.
+/// Events in a batch, and the most batches at a time: enough that waiting for confirms does not limit the rate, and few
+/// compared with live traffic.
 const BATCH: usize = 128;
 const BATCHES: usize = 4;
-/// After many: each is a copy where the queue refuses by losing the connection, or where another queue takes it.
+/// The longest pause after refusals: each further offer is a copy if the queue refuses by ending the connection, or if
+/// another queue takes it.
 const RETRY_MOST: Duration = Duration::from_secs(2);
-/// Between looks at the disk without a notification, and between updates of its gauges.
+/// Interval between looks at the disk without a notification, and between updates of its gauges.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a stop waits for confirms that are under way.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// What a look at the disk led to.
+/// The result of a look at the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Moved,
@@ -33,13 +35,13 @@ enum Step {
     Idle,
     /// The queue cannot be reached.
     Away,
-    /// The queue did not take all.
+    /// The queue did not take all events.
     Refused,
 }
 
 impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
-    /// Hands over whatever comes to the disk. After `stop` it goes on while there is something to hand over and a queue that
-    /// takes it. Dropped, it stops between two steps.
+    /// Hands over whatever comes to the disk. After `stop` it continues while there are events to hand over and the queue
+    /// takes them. If dropped, it stops between two steps.
     pub async fn hand_over(&self, stop: &CancellationToken) {
         tokio::select! {
             () = hand_over_all(&self.state, stop) => {}
@@ -53,13 +55,13 @@ impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
         drop(timeout(FAREWELL, self.state.tasks.wait()).await);
     }
 
-    /// Before the disk is closed: nobody goes on trying to remove from it what the queue has.
+    /// Stops retries that remove confirmed events from the disk; called before the disk is closed.
     pub fn give_up(&self) {
         self.state.given_up.cancel();
     }
 }
 
-/// Returns after `stop`, when nothing more can be handed over.
+/// Returns after `stop`, once nothing more can be handed over.
 async fn hand_over_all<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, stop: &CancellationToken) {
     let mut progress = state.progress.lock().await;
     loop {
@@ -95,7 +97,7 @@ async fn pass<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, progress: &mu
     }
     if state.spool.usage().events == 0 {
         *progress = Progress::default();
-        // Nothing could be a probe: the next event that comes will be.
+        // There is no event to probe with, so the next new event will be the probe.
         state.gate().open();
         return Step::Idle;
     }
@@ -116,8 +118,9 @@ async fn pass<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, progress: &mu
     })
 }
 
-/// While the queue takes nothing: one event after another finds out whether it does again, lest one that it never takes is the
-/// one that asks. `after`: the last that was looked at. `offered`: since the first of this round.
+/// While the queue takes nothing, offers one event after another to find out whether it takes events again. It moves on each
+/// time, in case the queue never takes this one. `after` is the last row that was tried, and `offered` says whether this round has
+/// offered any.
 async fn probe<Q: Enqueue, D: Spool>(
     state: &Arc<SpoolState<Q, D>>,
     progress: &mut Progress,
@@ -140,7 +143,7 @@ async fn probe<Q: Enqueue, D: Spool>(
             (None, Some(last), _) => after = last,
             (None, None, Offered::Nothing) => {
                 progress.mode = Mode::PROBE;
-                // All are held, or their confirms awaited: the next event that comes is the probe.
+                // All rows are held or wait for their confirms, so the next new event is the probe.
                 state.gate().open();
                 return Ok(Step::Idle);
             }
@@ -153,7 +156,7 @@ async fn probe<Q: Enqueue, D: Spool>(
     }
 }
 
-/// One that was refused alone, now that another was taken.
+/// Offers a row that was refused alone again, now that another was taken.
 async fn ask_again<Q: Enqueue, D: Spool>(
     state: &Arc<SpoolState<Q, D>>,
     progress: &mut Progress,
@@ -190,12 +193,12 @@ async fn ask_again<Q: Enqueue, D: Spool>(
 enum Walk {
     On,
     AtEnd,
-    /// The queue refused something: however many moved, what was refused is not offered again at once.
+    /// The queue refused an event. However many moved, those that were refused are not offered again at once.
     Refused,
     Unreadable(StoreError),
 }
 
-/// Once over the disk, oldest first, for as long as all goes well.
+/// Goes once over the disk, oldest first, as long as nothing is refused.
 async fn through<Q: Enqueue, D: Spool>(
     state: &Arc<SpoolState<Q, D>>,
     progress: &mut Progress,
@@ -226,7 +229,7 @@ async fn through<Q: Enqueue, D: Spool>(
                 moved = true;
                 progress.width = (progress.width * 2).min(BATCH * BATCHES);
             }
-            // The rows of one that panicked are on the disk.
+            // After a panic the rows are still on the disk.
             Some((result, alone)) => {
                 if !matches!(walk, Walk::Unreadable(_)) {
                     walk = Walk::Refused;
@@ -249,14 +252,14 @@ async fn through<Q: Enqueue, D: Spool>(
 
 type Rows = Vec<(i64, Envelope)>;
 
-/// Events that may be offered beside others, and the last number that was looked at, if any.
+/// Reads events that may be offered together, and the number of the last row that was read, if any.
 async fn read<Q: Enqueue, D: Spool>(
     state: &SpoolState<Q, D>,
     progress: &Progress,
     after: i64,
     most: usize,
 ) -> Result<(Rows, Option<i64>), StoreError> {
-    // Looked up before the read and after it: a confirm that comes between the two removes the row and its mark.
+    // Checked before and after the read: a confirm that comes in between removes both the row and its mark.
     let late = state.late();
     let mut rows = state.spool.read(after, most, progress.suspects.numbers()).await?;
     let last = rows.last().map(|(last, _)| *last);
@@ -264,7 +267,8 @@ async fn read<Q: Enqueue, D: Spool>(
     Ok((rows, last))
 }
 
-/// Publishes all, and lets go of those that were confirmed; whether that is all. `refused`: what a refusal says of the queue.
+/// Publishes all events and releases those that were confirmed. Returns whether that is all. `refused` is what the gate gets
+/// on a refusal.
 async fn offer<Q: Enqueue, D: Spool>(state: Arc<SpoolState<Q, D>>, rows: Rows, refused: Ended) -> bool {
     let lost = state.queue.connections_lost();
     let publishes = rows.into_iter().map(|(row, event)| {
@@ -274,8 +278,8 @@ async fn offer<Q: Enqueue, D: Spool>(state: Arc<SpoolState<Q, D>>, rows: Rows, r
     let results = join_all(publishes).await;
     let all = results.len();
     let confirmed: Vec<_> = results.into_iter().filter_map(Result::ok).collect();
-    // A connection that a returned message ended may have confirmed what came back: then the rows stay, at the price of repeats.
-    // One that an alarm blocks has confirmed what it confirmed.
+    // If a returned message ended the connection, it may have confirmed what was returned: then the rows stay, at the price
+    // of repeats. What a connection confirmed before an alarm blocked it stays confirmed.
     if confirmed.is_empty() || state.queue.connections_lost() != lost {
         return false;
     }
@@ -284,7 +288,7 @@ async fn offer<Q: Enqueue, D: Spool>(state: Arc<SpoolState<Q, D>>, rows: Rows, r
     is_all
 }
 
-/// Keeps the gauges true. Never returns.
+/// Keeps the gauges up to date. Never returns.
 async fn show<Q: Enqueue, D: Spool>(state: &SpoolState<Q, D>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -295,7 +299,7 @@ async fn show<Q: Enqueue, D: Spool>(state: &SpoolState<Q, D>) {
         state.metrics.spool_events.set(gauge(usage.events));
         state.metrics.spool_bytes.set(gauge(usage.bytes));
         let oldest = if usage.events == 0 { Ok(Vec::new()) } else { state.spool.read(0, 1, BTreeSet::new()).await };
-        // A disk that cannot be read is reported elsewhere; the last known age grows no younger by it.
+        // An unreadable disk is reported elsewhere; meanwhile the gauge keeps the last known age.
         if let Ok(oldest) = oldest {
             let now = jiff::Timestamp::now().as_millisecond();
             let age = oldest.first().map_or(0, |(_, event)| now.saturating_sub(event.received_at_ms).max(0) / 1000);

@@ -1,5 +1,5 @@
-//! What is kept of a request's head. The rest is dropped before the body is read: in memory a head takes several times the bytes
-//! that it had on the wire, and a stranger may send the longest.
+//! The parts of a request's head that are kept. The rest is dropped before the body is read: in memory a head takes several times
+//! its length on the wire, and a stranger may send the longest.
 
 use crate::route::{self, Target};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue};
@@ -35,18 +35,18 @@ pub(crate) struct Head {
     pub(crate) attempt: u32,
     pub(crate) traceparent: Option<String>,
     pub(crate) further: FurtherHeaders,
-    /// What Content-Encoding says of the body.
+    /// The Content-Encoding.
     pub(crate) declared: Declared,
-    /// The command's name as the URL has it.
+    /// The command's name in the URL.
     pub(crate) query_type: Option<String>,
 }
 
-/// What an answer needs to know of every request, refused or not.
+/// What the response needs to know about every request, refused or not.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner {
-    /// HTTP/1, where a header closes the connection.
+    /// Whether it is HTTP/1, where a header closes the connection.
     pub(crate) is_http1: bool,
-    /// It asked before it sends its body: if it is refused there is nothing to read on.
+    /// Whether it sent `Expect: 100-continue`: if it is refused, there is no body to read on.
     pub(crate) expects: bool,
 }
 
@@ -56,19 +56,19 @@ impl Manner {
     }
 }
 
-/// Heads over this are answered 431.
+/// Larger heads are answered 431.
 pub(crate) const MAX_HEAD: usize = 16 << 10;
-/// What HTTP/2 counts for a header beside its name and its value (RFC 9113, 6.5.2).
+/// What HTTP/2 counts for a header in addition to its name and value (RFC 9113, section 6.5.2).
 const HEADER_OVERHEAD: usize = 32;
 
-/// Whether the library took a head that is over the limit: over HTTP/2 it would refuse one without a word to us.
+/// Whether hyper accepted a head over our limit: its own HTTP/2 limit would refuse one without notifying us.
 pub(crate) fn is_too_large(parts: &Parts) -> bool {
     let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + HEADER_OVERHEAD;
     let path = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
     parts.version == Version::HTTP_2 && path + parts.headers.iter().map(length).sum::<usize>() > MAX_HEAD
 }
 
-/// Judges a head, and keeps what is needed of it together with what will judge the body.
+/// Judges a head. Returns the parts that are kept, and the verifier of the body.
 pub(crate) fn admit(
     target: Target,
     client: Client,
@@ -96,13 +96,13 @@ pub(crate) fn admit(
     Ok((head, Verifier::new(&admitted.key.secrets, admitted.signature)))
 }
 
-/// The command that the URL names, where that can be one.
+/// The command that the URL names, if it is a valid name.
 fn named(target: Target, parts: &Parts) -> Option<String> {
     let query = parts.uri.query().filter(|_| target.kind == Kind::CustomCommand);
     route::query_type(query).filter(|name| is_command_name(name)).map(String::from)
 }
 
-/// Who sent it. `peer`: the other end of the connection, or whom its PROXY header names.
+/// The client that sent the request. `peer` is the other end of the connection, or the client that its PROXY header names.
 pub(crate) fn client(peers: &Peers, peer: IpAddr, headers: &HeaderMap) -> Client {
     let forwarded = peers.trusted_proxies.as_ref().map(|_| headers.get_all(FORWARDED_FOR));
     peers.client(peer, forwarded.iter().flatten().map(|value| value.as_bytes()))

@@ -18,11 +18,11 @@ use streamgate_core::{
 use streamgate_service::config::DedupConfig;
 use streamgate_service::metrics::Metrics;
 
-/// What the configuration says of identity.
+/// What the configuration says about the identity of events.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     pub(crate) by: DedupBy,
-    /// Milliseconds.
+    /// In milliseconds.
     pub(crate) max_age_ms: Option<i64>,
 }
 
@@ -34,9 +34,9 @@ impl Identity {
 }
 
 impl Identity {
-    /// Refuses for good what is no webhook of this kind, or too old.
+    /// Refuses for good a body that is not a webhook of this kind, or is too old.
     fn judge(&self, target: Target, peek: &Peek<'_>, received_at_ms: i64) -> Result<(), Reason> {
-        // A type with a dot is an event's. Nothing else is judged: a field that Stream adds later must not close a hook.
+        // A type with a dot is an event's. Nothing else is judged: a field that Stream adds later must not disable a hook.
         let is_event = peek.event_type.as_deref().is_some_and(|name| name.contains('.'));
         if is_event && (target.kind != Kind::Push || target.event_type.is_some()) {
             return Err(Reason::WrongKind);
@@ -48,12 +48,12 @@ impl Identity {
     }
 }
 
-/// The type of an event as its body has it. None can call itself a callback of a pending message: its path says that it is one.
+/// The type in an event's body. A body cannot claim to be a callback of a pending message: only its path makes it one.
 fn own_type<'p>(peek: &'p Peek<'_>) -> Option<&'p str> {
     peek.event_type.as_deref().filter(|name| !name.starts_with(PENDING))
 }
 
-/// The name of a command: the signed one, and only where there is none that of the URL, if somebody is there for it.
+/// A command's name: the signed one; if there is none, the URL's, provided that a handler for it is configured.
 fn command<'b>(body: &'b [u8], query_type: Option<String>, hooks: &dyn AnswerHook) -> Option<Cow<'b, str>> {
     match hook::command(body) {
         SignedCommand::Name(name) => Some(name),
@@ -62,11 +62,11 @@ fn command<'b>(body: &'b [u8], query_type: Option<String>, hooks: &dyn AnswerHoo
     }
 }
 
-/// What somebody can do about a command that nobody is asked about.
+/// The log's advice about a command for which no handler is asked.
 const NO_COMMAND: &str = "a command without a name that can be used: it is [A-Za-z0-9_-]{1,64} in the signed message, or where that \
                           has none the `type` of the URL, if hooks.custom_commands has it (commands, by_url)";
 
-/// The event, or the call, that a signed body is. `hooks` knows which commands there are.
+/// Makes the event or the call from a signed body. `hooks` knows which commands there are.
 pub(crate) fn envelope(
     head: Head,
     body: Bytes,
@@ -83,12 +83,12 @@ pub(crate) fn envelope(
     let peek = peek(&bytes);
     let named = identity.judge(target, &peek, received_at_ms).and_then(|()| match kind {
         Kind::Push => Ok(path_type.or(own_type(&peek)).map(Cow::from)),
-        // Its body has no type.
+        // The body of this kind has no type.
         Kind::BeforeMessageSend => Ok(Some(Cow::from(kind.as_str()))),
         Kind::CustomCommand => command(&bytes, query_type, hooks).map(Some).ok_or(Reason::Unhandled),
     });
     let event_type = named.inspect_err(|reason| {
-        // What is refused has a line; this is answered.
+        // A refusal has its own log line; this reason is answered by the policy instead.
         if *reason == Reason::Unhandled {
             let peer = client.address;
             tracing::debug!(app = &*app, kind = kind.as_str(), id, %reason, %peer, "not asked: {NO_COMMAND}");
@@ -127,7 +127,7 @@ pub(crate) fn envelope(
 pub(crate) async fn store<E: Enqueue>(enqueue: &E, metrics: &Metrics, envelope: Envelope) -> Result<Accepted, Reason> {
     let (key, started) = (envelope.key.clone(), Instant::now());
     let accepted = enqueue.enqueue(envelope).await.map_err(|error| {
-        // The store logs once that it fails, and the metrics count how often: a line for each event would only bury that.
+        // Debug only: the store logs once that it fails and the metrics count how often, which a line for each event would bury.
         tracing::debug!(%error, key, "not durable: answered 503");
         match error {
             StoreError::Full(_) => Reason::StoreFull,

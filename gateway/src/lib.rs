@@ -1,7 +1,7 @@
-//! Streamgate's receiving side: accept, read, admit, enqueue or ask, answer.
+//! Streamgate's gateway: accept, read, admit, enqueue or ask, answer.
 //!
-//! Knows the ports, not the stores. A push is answered 2xx only when its event is durable; a synchronous hook is answered
-//! within its deadline, by a worker or by its policy.
+//! This crate knows the ports, not the stores. A push is answered 2xx only when its event is durable; a synchronous hook is
+//! answered within its deadline, by a worker or by its policy.
 
 mod accept;
 mod access_log;

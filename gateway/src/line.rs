@@ -1,12 +1,12 @@
-//! Who has waited longest, of many that mostly do not wait: nothing is written while they work, and finding one costs
-//! O(log n) whatever their number.
+//! Finds the member that has waited longest among many that mostly do not wait. Working members write nothing, and finding one
+//! costs O(log n).
 //!
-//! A member's place is looked at again only when it comes up: one that was active meanwhile goes back to where it belongs, one
+//! A member's position is checked only when it comes up: one that was active meanwhile moves to its new position, and one
 //! that works leaves the line until it waits again.
 
 use std::collections::{BTreeSet, HashMap};
 
-/// `K`: smaller for those that have waited longer. A member's key only grows while it stands in line.
+/// Smaller keys `K` have waited longer. A member's key only grows while it is in line.
 #[derive(Debug)]
 pub(crate) struct Line<T, K> {
     next: u64,
@@ -25,7 +25,7 @@ impl<T, K: Ord + Copy> Line<T, K> {
         self.members.len()
     }
 
-    /// The number that the next member gets.
+    /// The number of the next member.
     pub(crate) fn next(&self) -> u64 {
         self.next
     }
@@ -48,7 +48,7 @@ impl<T, K: Ord + Copy> Line<T, K> {
         self.members.contains_key(&number)
     }
 
-    /// Puts a member where this key belongs, wherever it stood before.
+    /// Moves a member to the position of this key.
     pub(crate) fn line_up(&mut self, number: u64, key: K) {
         if let Some((_, place)) = self.members.get_mut(&number) {
             if let Some(old) = place.replace(key) {
@@ -58,8 +58,8 @@ impl<T, K: Ord + Copy> Line<T, K> {
         }
     }
 
-    /// Takes the member that has waited longest out of the line; it stays a member. `key`: the present one; none for a member
-    /// that does not wait, which is taken out of the line as well.
+    /// Takes the member that has waited longest out of the line; it stays a member. `key` returns a member's present key, or
+    /// `None` if it does not wait; such a member leaves the line, too.
     pub(crate) fn take_longest(&mut self, key: impl Fn(&T) -> Option<K>) -> Option<&T> {
         while let Some((recorded, number)) = self.order.pop_first() {
             let Some((member, place)) = self.members.get_mut(&number) else { continue };
@@ -102,7 +102,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was active in whatever order, the one that has waited longest is found.
+        /// Whatever was active in whatever order, the member that has waited longest is found.
         #[test]
         fn the_longest_is_found(active in proptest::collection::vec((0usize..8, any::<bool>()), 0..60)) {
             let last: Vec<Cell<u64>> = (0..8).map(Cell::new).collect();

@@ -1,5 +1,5 @@
 //! Goes on reading a refused body for a while, so that the refusal arrives: closing on a client that still sends resets the
-//! connection, and the client never reads why. A connection that needs the place ends that at once.
+//! connection, and the client never learns why. An eviction ends it at once.
 
 use crate::activity::InHand;
 use bytes::Bytes;
@@ -7,10 +7,10 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use std::time::Duration;
 
-/// Bodies of the largest size that are read on at the most.
+/// Limits what is read on, in bodies of the largest size.
 const BODIES: usize = 4;
 
-/// `patience`: the longest that the rest of the body is waited for.
+/// Waits at most `patience` for the rest of the body.
 pub(crate) fn linger(mut body: Incoming, in_hand: &InHand, max_body: usize, patience: Duration) {
     if body.is_end_stream() {
         return;

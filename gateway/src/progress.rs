@@ -1,15 +1,15 @@
-//! How handing the disk's events over to the queue goes: what the next step rests on.
+//! The progress of the hand-over from the disk to the queue, on which the next step depends.
 
 use crate::suspects::Suspects;
 use std::time::Duration;
 
-/// Between looks at a queue that cannot be reached, and after the first refusal.
+/// Interval between looks at a queue that cannot be reached, and the wait after a first refusal.
 pub(crate) const RETRY: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(crate) struct Progress {
     pub(crate) mode: Mode,
-    /// Events that are offered together: one after a refusal, twice as many after each time that all were confirmed.
+    /// How many events are offered together: one after a refusal, twice as many each time all are confirmed.
     pub(crate) width: usize,
     pub(crate) suspects: Suspects,
     pub(crate) pause: Duration,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use streamgate_core::proxy::{Header, header};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The client that the header names; none where the proxy speaks for itself. An error: the connection cannot be read.
+/// The client that the header names; `None` if the proxy connects on its own behalf. After an error the connection is unreadable.
 pub(crate) async fn client(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<IpAddr>> {
     let mut read = Vec::new();
     loop {

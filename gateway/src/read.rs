@@ -1,4 +1,4 @@
-//! From a body on its way to a signed body, within the share of what is not verified yet.
+//! Reads a request's body and verifies it, within the memory share of unverified bodies.
 
 use crate::activity::InHand;
 use crate::budget::{HeldBody, MemoryBudget, Share, Short};
@@ -15,31 +15,31 @@ use streamgate_service::metrics::Metrics;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-/// What a request costs beside its body: what is kept of its head, and the tasks that wait for it.
+/// What a request costs besides its body: what is kept of its head, and the tasks that wait for it.
 const REQUEST: usize = 4 << 10;
-/// How long memory is waited for that others were asked to give back: they only have to be polled.
+/// How long to wait for memory that other requests were asked to give back: they only have to be polled.
 const GIVING_BACK: Duration = Duration::from_millis(200);
 
-/// Steps of br that run at a time before a signature is known. Each may allocate a window and tables, 8 MiB at the most; what is left of
-/// them after it is paid for.
+/// Steps of br that run at a time before a signature is known. Each may allocate a window and tables, 8 MiB at most; what remains
+/// allocated after the step is paid for.
 const HEAVY_STEPS: usize = 2;
 
-/// What all reading requests of a gateway share.
+/// State shared by all requests of a gateway whose bodies are being read.
 #[derive(Debug)]
 pub(crate) struct Reader {
     max_body: usize,
     body_timeout: Duration,
     budget: Arc<MemoryBudget>,
     waiting: Waiting,
-    /// Steps of large inflations that run at a time, before a signature is known: half of the cores, so that a stranger's
-    /// bombs leave the other half.
+    /// Limits steps of large inflations before a signature is known to half of the cores, so that a stranger's bombs leave the
+    /// other half.
     inflating: Semaphore,
-    /// Steps that may hold megabytes before they are paid for.
+    /// Limits steps that may hold megabytes before they are paid for.
     heavy: Semaphore,
 }
 
 impl Reader {
-    /// `places`: requests that may wait for their bodies at a time.
+    /// `places` is how many requests may wait for their bodies at a time.
     pub(crate) fn new(
         max_body: usize,
         body_timeout: Duration,
@@ -58,7 +58,8 @@ impl Reader {
         }
     }
 
-    /// A new request, with its place and what it costs without its body. `client`: its address, where clients can be told apart.
+    /// Gives a new request its place, and reserves its cost without the body. `client` is its address, if clients can be told
+    /// apart.
     pub(crate) async fn begin<'r>(
         &'r self,
         in_hand: &'r InHand,
@@ -73,23 +74,23 @@ impl Reader {
     }
 }
 
-/// A request that is not verified yet. Until it is, it can be displaced whatever it waits for.
+/// A request that is not verified yet. Until then it can be displaced, whatever it waits for.
 #[derive(Debug)]
 pub(crate) struct Reading<'r> {
     reader: &'r Reader,
     in_hand: &'r InHand,
-    // Before the share: a request that sees the place gone finds the memory there, or is notified when it is.
+    // Dropped before the share: a request that sees the place gone either finds its memory free or is notified when it is.
     place: WaitingPlace<'r>,
     share: Share,
 }
 
 impl Reading<'_> {
-    /// What it costs beside its body, which is held until its answer is taken.
+    /// Splits off the request's cost besides its body, which is held until the answer is taken.
     pub(crate) fn cost(&mut self) -> Share {
         self.share.split(REQUEST)
     }
 
-    /// Reads the body whole and checks its signature. `in_hand` knows from then on that it has matched, whatever comes after.
+    /// Reads the whole body and checks its signature. From the match on, `in_hand` counts as signed, whatever happens later.
     pub(crate) async fn read(
         mut self,
         body: &mut Incoming,
@@ -113,7 +114,7 @@ impl Reading<'_> {
         loop {
             let Some(frame) = self.unless_displaced(body.frame()).await? else { return wire.finish() };
             let frame: Frame<Bytes> = frame.map_err(|_| Reason::BodyIncomplete)?;
-            // Trailers are none of ours.
+            // Trailers are ignored.
             let Some(data) = frame.data_ref() else { continue };
             self.place.byte();
             self.in_hand.connection().body_arrived();
@@ -131,7 +132,8 @@ impl Reading<'_> {
         }
     }
 
-    /// Reserves memory for what is not verified, if need be that of one request after the other that has waited longer for a byte.
+    /// Reserves memory for unverified bytes; if necessary, displaces one request after another, those that waited longest for
+    /// a byte first.
     async fn reserve(&mut self, bytes: usize) -> Result<(), Reason> {
         if bytes == 0 || self.try_reserve(bytes).is_ok() {
             return Ok(());
@@ -145,7 +147,7 @@ impl Reading<'_> {
                 displaced = self.reader.waiting.displace_other(&self.place, short);
                 match &displaced {
                     Some(victim) if victim.is_heavy() => {}
-                    // Answers that peers leave untaken, then.
+                    // Waiting bodies hold little; the memory is held by answers that peers do not take.
                     Some(_) => self.in_hand.connection().evict_for_memory(),
                     None => return Err(Reason::MemoryBudget),
                 }
@@ -160,18 +162,18 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Both passes. What turns out not to be signed after all that work costs its connection.
+    /// Runs both passes of an inflation. A body that turns out not to be signed after all that work costs its connection.
     async fn inflate(mut self, body: &Compressed) -> Result<HeldBody, Reason> {
         self.reserve(INFLATION).await?;
         let checked = self.check(body).await.inspect_err(|reason| {
-            // Want of memory is nobody's fault.
+            // A lack of memory is not the sender's fault.
             if !matches!(reason, Reason::Displaced | Reason::MemoryBudget) {
                 self.in_hand.strike();
             }
         })?;
         self.in_hand.signed();
         self.share.signed();
-        // A signed one has its place among the signed, and needs none here.
+        // A signed request has its place among the signed ones, and needs none here.
         let Reading { mut share, place, .. } = self;
         drop(place);
         let length = match &checked {
@@ -192,8 +194,8 @@ impl Reading<'_> {
         }
     }
 
-    /// The first pass. The first step runs at once; those after it some at a time, each anew, so that who inflates
-    /// little does not wait for who inflates much.
+    /// The first pass. Its first step runs at once; later ones take a permit each, so that small inflations do not wait for large
+    /// ones.
     async fn check(&mut self, body: &Compressed) -> Result<Checked, Reason> {
         let mut check = body.check(self.reader.max_body)?;
         let reader = self.reader;
@@ -211,7 +213,7 @@ impl Reading<'_> {
             if let Some(checked @ Checked::Short(_)) = checked {
                 return Ok(checked);
             }
-            // What the decoder has allocated meanwhile: until it is paid for, nobody else allocates. The second pass takes as much.
+            // Pays for what the decoder has allocated before another step may allocate. The second pass takes as much.
             let held = check.held();
             self.reserve(held.saturating_sub(paid)).await?;
             if let Some(checked) = checked {

@@ -1,4 +1,4 @@
-//! One request: admit it, read its body, make it durable or have it answered, answer. Every path ends within
+//! One request: admit it, read its body, make it durable or have a handler answer it, respond. Every path ends within
 //! `answer_deadline`.
 
 use crate::access_log::{About, AccessLog, Of};
@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
     InTime,
-    /// During the drain: what could be taken is answered 503, to come back.
+    /// Came late in the drain: an admitted request is answered 503, so that the sender tries again.
     Late,
 }
 
@@ -43,7 +43,7 @@ pub(crate) enum Arrival {
 pub struct Intake<E> {
     apps: ArcSwap<Apps>,
     enqueue: Arc<E>,
-    /// Boxed, other than the ports: a hook waits for a worker, and its road has types of its own that nothing here needs.
+    /// Boxed, unlike the ports: a hook waits for a worker, and the types on its way matter to nothing here.
     hooks: Arc<dyn AnswerHook>,
     limits: Limits,
     body_timeout: Duration,
@@ -51,10 +51,10 @@ pub struct Intake<E> {
     reader: Reader,
     identity: Identity,
     pub(crate) peers: Peers,
-    /// Signed requests in flight, and the most that there may be.
+    /// Signed requests in flight; `max_in_flight` is their limit.
     signed: AtomicUsize,
     max_in_flight: usize,
-    /// The drain's time is over: requests that still wait are answered 503, to come back.
+    /// Cancelled when the drain's time is over: requests that still wait are answered 503, so that the sender tries again.
     given_up: CancellationToken,
     pub(crate) log: Arc<AccessLog>,
     pub(crate) metrics: Arc<Metrics>,
@@ -71,7 +71,7 @@ impl<E: Enqueue> Intake<E> {
     ) -> Self {
         let metrics = Arc::clone(&log.metrics);
         let GatewayConfig { max_body, body_timeout, memory_budget, max_in_flight, .. } = *config;
-        // Half as many again: what is not verified takes no place of what is.
+        // Half as many again: unverified requests take no places of signed ones.
         let places = max_in_flight.div_ceil(2);
         Intake {
             apps: ArcSwap::from_pointee(apps),
@@ -91,7 +91,7 @@ impl<E: Enqueue> Intake<E> {
         }
     }
 
-    /// Answers all that is in hand, now.
+    /// Answers everything in hand now.
     pub(crate) fn give_up(&self) {
         self.given_up.cancel();
     }
@@ -141,7 +141,7 @@ impl<E: Enqueue> Intake<E> {
                     }
                 }
                 late_or_refused => {
-                    // A client that asked first has not sent anything yet.
+                    // A client that sent `Expect: 100-continue` has not sent a body yet.
                     if !manner.expects {
                         self.linger(body, &in_hand);
                     }
@@ -150,7 +150,7 @@ impl<E: Enqueue> Intake<E> {
             };
             let outcome = self.or_by_policy(outcome, target.ok(), &in_hand);
             if matches!(outcome, Err(Reason::WrongSignature | Reason::UnknownKey)) {
-                // Not refused by address from then on: behind a balancer that would be Stream's.
+                // Its address is not banned: behind a balancer that would refuse Stream.
                 in_hand.strike();
             }
             let kind = target.ok().map(|target| target.kind);
@@ -162,8 +162,8 @@ impl<E: Enqueue> Intake<E> {
         }
     }
 
-    /// Reads an admitted request, and stores its event or has its hook answered. `cost`: gets what it costs beside its body, until
-    /// its answer is taken. `about`: gets what only its body says.
+    /// Reads an admitted request, and stores its event or has its hook answered. `cost` receives the request's cost besides
+    /// its body, held until the answer is taken; `about` receives what only the body says.
     async fn take(
         &self,
         mut body: Incoming,
@@ -180,7 +180,7 @@ impl<E: Enqueue> Intake<E> {
                 reading.read(&mut body, verifier, head.declared).await
             }
             Err(reason) => {
-                // Nobody who waits for a body has it: then it is held by answers that peers leave untaken.
+                // Requests that wait for bodies do not hold the memory, so it is held by answers that peers do not take.
                 in_hand.connection().evict_for_memory();
                 Err(reason)
             }
@@ -197,7 +197,7 @@ impl<E: Enqueue> Intake<E> {
         if let Some(cost) = cost {
             cost.signed();
         }
-        // An id of the body's own would make two equal messages one.
+        // An id made from the body would make two equal messages one.
         let (kind, has_id) = (head.target.kind, head.id.is_some());
         let Some(_place) = Signed::start(&self.signed, self.max_in_flight) else {
             let reason = Reason::InFlightLimit;
@@ -211,7 +211,7 @@ impl<E: Enqueue> Intake<E> {
         about.bytes = Some(held.bytes.len());
         let (body, now) = (Bytes::from_owner(held), jiff::Timestamp::now().as_millisecond());
         let call = match intake::envelope(head, body.clone(), now, self.identity, &*self.hooks) {
-            // Signed, so it is answered; but nobody is asked.
+            // It is signed, so it is answered, but by the policy alone.
             Err(reason @ Reason::Unhandled) => return Ok(Taken::Hook(self.hooks.by_policy(kind, &body, reason))),
             call => call?,
         };
@@ -227,7 +227,7 @@ impl<E: Enqueue> Intake<E> {
         }
     }
 
-    /// Stream repeats no hook: one that is refused for a passing reason is answered by its policy.
+    /// Stream never repeats a hook, so the policy answers one that is refused for a passing reason.
     fn or_by_policy(&self, outcome: Outcome, target: Option<Target>, in_hand: &InHand) -> Outcome {
         match (outcome, target) {
             (Err(reason), Some(Target { kind: kind @ (Kind::BeforeMessageSend | Kind::CustomCommand), .. }))
@@ -244,7 +244,7 @@ impl<E: Enqueue> Intake<E> {
     }
 }
 
-/// An answer's body, until the peer has taken it.
+/// An answer's body, held until the peer has taken it.
 #[derive(Debug)]
 pub(crate) struct AnswerBody {
     bytes: Full<Bytes>,
@@ -269,7 +269,7 @@ impl Body for AnswerBody {
     }
 }
 
-/// A request in flight, counted.
+/// Counts a request in flight until it is dropped.
 struct Flight<'a>(&'a Metrics);
 
 impl<'a> Flight<'a> {

@@ -1,33 +1,33 @@
-//! What wakes itself while it is polled is polled again at once. To the runtime such a wake is a yield: the task goes to the
-//! end of the queue, and another thread is woken to look for it. hyper does that with each request that has a body.
+//! Polls a future that wakes itself again at once. The runtime would treat such a wake as a yield: it puts the task at the end of
+//! the queue and wakes another thread to look for it. hyper wakes itself with each request that has a body.
 
 use futures_util::task::AtomicWaker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// Polls in a row; then other tasks have their turn.
+/// Polls in a row, after which other tasks have their turn.
 const TURNS: usize = 4;
 
-/// It is being polled: a wake needs nobody else.
+/// Set while the future is being polled: a wake then schedules nothing.
 const POLLING: u8 = 1;
-/// It was woken since the last poll began.
-const RUNG: u8 = 2;
+/// Set if the future was woken since the last poll began.
+const WOKEN: u8 = 2;
 
 #[derive(Debug, Default)]
-struct Bell {
+struct WakeFlag {
     state: AtomicU8,
     task: AtomicWaker,
 }
 
-impl Wake for Bell {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Always written, even if it was set: the poll that reads it sees what came before any wake.
-        if self.state.fetch_or(RUNG, Ordering::AcqRel) & POLLING == 0 {
+        // Written even if it was set already, so that the poll which reads it sees everything that happened before any wake.
+        if self.state.fetch_or(WOKEN, Ordering::AcqRel) & POLLING == 0 {
             self.task.wake();
         }
     }
@@ -36,23 +36,23 @@ impl Wake for Bell {
 /// Stands between a future and its task.
 #[derive(Debug)]
 pub(crate) struct Repoll {
-    bell: Arc<Bell>,
+    flag: Arc<WakeFlag>,
     waker: Waker,
 }
 
 impl Repoll {
     pub(crate) fn new() -> Repoll {
-        let bell = Arc::new(Bell::default());
-        Repoll { waker: Waker::from(Arc::clone(&bell)), bell }
+        let flag = Arc::new(WakeFlag::default());
+        Repoll { waker: Waker::from(Arc::clone(&flag)), flag }
     }
 
     pub(crate) fn poll<T>(&self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-        let state = &self.bell.state;
-        self.bell.task.register(cx.waker());
+        let state = &self.flag.state;
+        self.flag.task.register(cx.waker());
         for _ in 0..TURNS {
             state.swap(POLLING, Ordering::AcqRel);
             let polled = poll(&mut Context::from_waker(&self.waker));
-            let woken = state.fetch_and(!POLLING, Ordering::AcqRel) & RUNG != 0;
+            let woken = state.fetch_and(!POLLING, Ordering::AcqRel) & WOKEN != 0;
             if polled.is_ready() || !woken {
                 return polled;
             }

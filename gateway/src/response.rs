@@ -1,4 +1,4 @@
-//! Answers. This file alone knows which reason has which status.
+//! Builds responses. This file alone maps reasons to statuses.
 
 use crate::answered::Answered;
 use bytes::Bytes;
@@ -9,10 +9,10 @@ use streamgate_core::{ports::Accepted, reason::Reason};
 
 const OUTCOME: HeaderName = HeaderName::from_static("x-streamgate-outcome");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// Seconds. Stream keeps its own schedule; a proxy in between may heed it.
+/// In seconds. Stream has its own schedule, but a proxy in between may follow this.
 const RETRY_SOON: HeaderValue = HeaderValue::from_static("1");
 
-/// What was taken.
+/// An accepted request.
 #[derive(Clone, Debug)]
 pub(crate) enum Taken {
     Event(Accepted),
@@ -20,7 +20,7 @@ pub(crate) enum Taken {
 }
 
 impl Taken {
-    /// Why a hook was answered by its policy, if it was.
+    /// Why the policy answered a hook, if it did.
     pub(crate) fn policy(&self) -> Option<Reason> {
         match self {
             Taken::Event(_) => None,
@@ -29,11 +29,11 @@ impl Taken {
     }
 }
 
-/// What became of a request.
+/// The outcome of a request.
 pub(crate) type Outcome = Result<Taken, Reason>;
 
-/// The word for an outcome in metrics and in the answer's header.
-pub(crate) fn word(outcome: &Outcome) -> &'static str {
+/// The outcome's label in metrics and in the response header.
+pub(crate) fn outcome_label(outcome: &Outcome) -> &'static str {
     match outcome {
         Ok(Taken::Event(Accepted::Enqueued)) => "enqueued",
         Ok(Taken::Event(Accepted::Spooled)) => "spooled",
@@ -43,7 +43,7 @@ pub(crate) fn word(outcome: &Outcome) -> &'static str {
     }
 }
 
-/// Stream repeats after 408, 429 and 5xx and never after another 4xx: what may pass must not have one of those.
+/// Stream repeats after 408, 429 and 5xx and never after another 4xx: a refusal for a passing reason must use one of the former.
 pub(crate) fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::MissingApiKey
@@ -54,7 +54,7 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::BadEncoding
         | Reason::WrongKind
         | Reason::TooOld
-        // The HTTP library answers these, or nobody can.
+        // The HTTP library answers these, or no answer is possible.
         | Reason::MalformedHttp
         | Reason::TlsOnPlainPort
         | Reason::Http2OnPlainPort
@@ -77,7 +77,7 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::DeadlineExceeded
         | Reason::StoreUnavailable
         | Reason::StoreFull => StatusCode::SERVICE_UNAVAILABLE,
-        // Reasons of the worker, which has no caller to answer, and of hooks, which are answered 200 whatever happens.
+        // Reasons of the worker, which has no caller to answer, and of hooks, which are always answered 200.
         Reason::Rejected
         | Reason::RetriesExhausted
         | Reason::Unmatched
@@ -94,7 +94,7 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
     }
 }
 
-/// Whether a refusal passes: the same request may be taken later.
+/// Whether the same request may be accepted later.
 pub(crate) fn is_passing(reason: Reason) -> bool {
     matches!(status(reason), StatusCode::REQUEST_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE)
 }
@@ -162,9 +162,9 @@ pub(crate) fn advice(reason: Reason) -> &'static str {
     }
 }
 
-/// `closes`: its connection ends with it, and the protocol has a header for that.
+/// `closes` adds `Connection: close`, for protocols that have that header.
 pub(crate) fn response(outcome: Outcome, closes: bool) -> Response<Full<Bytes>> {
-    let value = HeaderValue::from_static(word(&outcome));
+    let value = HeaderValue::from_static(outcome_label(&outcome));
     let reason = match outcome {
         Ok(taken) => {
             let mut response = Response::new(Full::default());
@@ -194,12 +194,12 @@ pub(crate) fn response(outcome: Outcome, closes: bool) -> Response<Full<Bytes>> 
     response
 }
 
-/// Both parts are plain words of this file: nothing in them needs escaping.
+/// Both parts are literals of this file that need no escaping.
 fn refusal_body(reason: Reason) -> String {
     format!("{{\"code\":\"{}\",\"message\":\"{}\"}}\n", reason.code(), advice(reason))
 }
 
-/// The answer to a request whose headers never came whole, for the bare connection.
+/// The raw response to a request whose head was not complete in time.
 pub(crate) fn header_timeout() -> String {
     let body = refusal_body(Reason::HeaderTimeout);
     format!(

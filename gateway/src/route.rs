@@ -1,14 +1,14 @@
-//! Paths and methods: which kind of webhook a request is.
+//! Maps paths and methods to kinds of webhooks.
 
 use hyper::Method;
 use std::borrow::Cow;
 use streamgate_core::{id::Kind, path, reason::Reason};
 
-/// What a path means.
+/// The meaning of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) kind: Kind,
-    /// The type where the path gives it: these callbacks have no `type` in their body.
+    /// The event type, if the path implies it: these callbacks have no `type` in their body.
     pub(crate) event_type: Option<&'static str>,
 }
 
@@ -25,7 +25,7 @@ pub(crate) fn target(method: &Method, requested: &str) -> Result<Target, Reason>
     if method == Method::POST { Ok(target) } else { Err(Reason::MethodNotAllowed) }
 }
 
-/// The path without trailing and doubled slashes, which people and proxies write.
+/// The path without the trailing and doubled slashes that people and proxies write.
 fn plain(path: &str) -> Cow<'_, str> {
     if !path.contains("//") && (!path.ends_with('/') || path == "/") {
         return Cow::from(path);
@@ -34,7 +34,7 @@ fn plain(path: &str) -> Cow<'_, str> {
     Cow::from(parts.fold(String::new(), |plain, part| plain + "/" + part))
 }
 
-/// `type` of a query: the command's name as the URL has it, which nobody has signed.
+/// The `type` parameter of a query: a command's name in the URL, which is not signed.
 pub(crate) fn query_type(query: Option<&str>) -> Option<Cow<'_, str>> {
     let value = query?.split('&').find_map(|pair| pair.strip_prefix("type="))?;
     let decoded = percent_decode(value);

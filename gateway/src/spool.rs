@@ -1,5 +1,5 @@
-//! The order of trust: a confirmed publish, else a committed row on the gateway's own disk, else 503. What is on the disk goes
-//! on to the queue when that takes events again (`drain`).
+//! Makes events durable: by a confirmed publish, else by a committed row on the gateway's own disk; else the answer is 503. Rows
+//! on the disk are handed over when the queue takes events again (`hand_over`).
 
 use crate::progress::Progress;
 use std::collections::{HashMap, HashSet};
@@ -18,41 +18,41 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The longest wait between tries to let a row go while the disk fails. There is no last try: the event is in the queue, and
+/// The longest wait between tries to release a row while the disk fails. The tries never end: the event is in the queue, and
 /// would be handed over a second time.
 const RELEASE_BACKOFF: Duration = Duration::from_secs(2);
 
-/// When a queue is not waited for any longer.
+/// When the gateway stops waiting for the queue.
 #[derive(Clone, Copy, Debug)]
 pub struct SpoolPolicy {
-    /// The oldest unconfirmed publish is this old: new events go to the disk at once.
+    /// When the oldest unconfirmed publish is this old, new events go to the disk at once.
     pub spool_after: Duration,
-    /// A publish is this old: its event goes to the disk too. Its confirm, if it still comes, removes it there.
+    /// When a publish is this old, its event goes to the disk too. A confirm that still comes removes it there.
     pub confirm_timeout: Duration,
 }
 
-/// A queue with a disk behind it.
+/// A queue with a disk as its fallback.
 #[derive(Debug)]
 pub struct Spooled<Q, D> {
     pub(crate) state: Arc<SpoolState<Q, D>>,
 }
 
-/// What callers and the hand-over share.
+/// State shared by callers and the hand-over.
 #[derive(Debug)]
 pub(crate) struct SpoolState<Q, D> {
     pub(crate) queue: Arc<Q>,
     pub(crate) spool: Arc<D>,
     gate: Mutex<Gate>,
-    /// Keys of events on the disk whose publish is still under way, and how many publishes: not handed over while one may be
-    /// confirmed.
+    /// Keys of events on the disk whose publish is still under way, with the number of publishes. They are not handed over while
+    /// one of these may be confirmed.
     late: Mutex<HashMap<String, usize>>,
     confirm_timeout: Duration,
     pub(crate) progress: tokio::sync::Mutex<Progress>,
-    /// Notified of what changes for the hand-over: an event on the disk, an opened gate.
+    /// Notifies the hand-over of an event on the disk or an opened gate.
     pub(crate) news: Notify,
-    /// The end of a stop: what still goes on has had its time.
+    /// Cancelled at the end of a stop, when whatever still runs has had its time.
     pub(crate) given_up: CancellationToken,
-    /// Confirms that are awaited beyond their callers, and what follows them.
+    /// Confirms that are awaited after their callers have left, and the releases that follow.
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -98,7 +98,7 @@ impl<Q: Enqueue, D: Spool> Enqueue for Spooled<Q, D> {
 
     fn ready(&self) -> Result<(), StoreError> {
         let Err(spool) = self.state.spool.ready() else { return Ok(()) };
-        // Events go on while RabbitMQ takes them, but nothing stands behind it any more.
+        // Events still go to RabbitMQ, but there is no fallback any more.
         if matches!(spool, StoreError::Gone(_)) {
             return Err(spool);
         }
@@ -111,7 +111,7 @@ impl<Q: Enqueue, D: Spool> Enqueue for Spooled<Q, D> {
     }
 }
 
-/// What a committed row means to its caller.
+/// What a committed row means for its caller.
 fn kept(row: Option<i64>) -> Accepted {
     row.map_or(Accepted::Duplicate, |_| Accepted::Spooled)
 }
@@ -124,7 +124,7 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether events go to the queue now.
+    /// Whether new events go to the queue now.
     pub(crate) fn is_open(&self) -> bool {
         self.queue.ready().is_ok() && self.gate().is_open(Instant::now().into_std())
     }
@@ -141,12 +141,12 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         self.late_ones().contains_key(key)
     }
 
-    /// Publishes, and lets the gate know how that ends.
+    /// Publishes an event and reports the result to the gate.
     fn publish(self: &Arc<Self>, envelope: Envelope) -> Publish {
         self.publish_as(envelope, Ended::Failed)
     }
 
-    /// `refused`: how it ends where it is not confirmed.
+    /// `refused` is what the gate gets if the event is not confirmed.
     pub(crate) fn publish_as(self: &Arc<Self>, envelope: Envelope, refused: Ended) -> Publish {
         let ticket = self.gate().begin(Instant::now().into_std());
         let ticket = Ticket { state: Arc::clone(self), ticket, ended: Ended::GivenUp };
@@ -157,7 +157,7 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         })
     }
 
-    /// Makes an event durable on the disk, and lets the drain know.
+    /// Makes an event durable on the disk and notifies the hand-over.
     fn keep(self: &Arc<Self>, envelope: Envelope) -> Keep {
         let state = Arc::clone(self);
         Box::pin(async move {
@@ -167,7 +167,8 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         })
     }
 
-    /// The queue is slow or refuses; it is still better than a disk that does neither.
+    /// Tries the disk first because the queue is slow or refuses; but if the disk fails or is slow too, the queue is tried as
+    /// well.
     async fn keep_or_publish(self: &Arc<Self>, envelope: Envelope) -> Result<Accepted, StoreError> {
         let mut keep = self.keep(envelope.clone());
         match tokio::time::timeout(self.confirm_timeout, &mut keep).await {
@@ -183,8 +184,8 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         }
     }
 
-    /// Either has taken long: the disk makes the event durable, or its confirm, whichever is first. The row of what is confirmed
-    /// is let go. `late`: from before the row, or the publish, could be seen, so that the drain does not publish it too.
+    /// Waits for the row or the confirm, whichever makes the event durable first; a confirmed event's row is released. `late` was
+    /// marked before the row or the publish became visible, so that the hand-over does not publish the event too.
     async fn either(
         self: &Arc<Self>,
         late: Late<Q, D>,
@@ -195,11 +196,12 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         let row = tokio::select! {
             row = &mut keep => row,
             result = &mut publish => {
-                // Not published after all: the disk alone can make it durable.
+                // The publish failed: only the disk can make the event durable.
                 let Ok(()) = result else {
                     return keep.await.map(kept);
                 };
-                // A disk that hangs need not have it, and would gather such tasks: a row that it has all the same is a repeat.
+                // While the disk hangs no task waits for it, or such tasks would pile up. A row that it writes after all is a
+                // repeat.
                 if self.spool.ready().is_ok() {
                     self.tasks.spawn(async move {
                         if let Ok(Some(row)) = keep.await {
@@ -213,7 +215,7 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         };
         let row = match row {
             Ok(row) => row,
-            // The queue still may take it, for as long as the caller waits.
+            // The queue may still take it, for as long as the caller waits.
             Err(error) => return publish.await.map(|()| Accepted::Enqueued).map_err(|_| error),
         };
         self.tasks.spawn(async move {
@@ -226,14 +228,14 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         Ok(kept(row))
     }
 
-    /// Lets rows go whose events are in the queue.
+    /// Releases rows whose events are in the queue.
     pub(crate) async fn release(&self, rows: Vec<i64>) {
         let mut wait = Duration::from_millis(50);
         while let Err(error) = self.spool.release(rows.clone()).await {
             tracing::warn!(%error, events = rows.len(), "cannot remove events from the spool, trying again");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                // The disk is closed after this. They stay there, and are handed over once more.
+                // The disk is closed after this. The rows stay, and are handed over once more.
                 () = self.given_up.cancelled() => return,
             }
             wait = (wait * 2).min(RELEASE_BACKOFF);
@@ -242,7 +244,7 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
     }
 }
 
-/// A publish under way, as the gate knows it, however it ends.
+/// A publish under way, registered with the gate; its end is reported on drop.
 struct Ticket<Q: Enqueue, D: Spool> {
     state: Arc<SpoolState<Q, D>>,
     ticket: u64,
@@ -263,7 +265,7 @@ impl<Q: Enqueue, D: Spool> Drop for Ticket<Q, D> {
     }
 }
 
-/// A mark in `late`, taken away however the wait ends.
+/// A mark in `late`, removed on drop.
 struct Late<Q: Enqueue, D: Spool> {
     state: Arc<SpoolState<Q, D>>,
     key: String,

@@ -1,4 +1,4 @@
-//! The spool held against a model: a queue and a disk that fail in every way that RabbitMQ and SQLite may, callers that give
+//! Tests the spool with a model: a queue and a disk that fail in every way that RabbitMQ and SQLite may, callers that give
 //! up, and crashes. Whatever was answered 2xx is in the queue in the end.
 
 mod disk;
@@ -26,12 +26,12 @@ const DEADLINE: Duration = Duration::from_millis(4500);
 #[derive(Clone, Debug)]
 enum Op {
     Event,
-    /// One that was sent before, by its place.
+    /// Sends an earlier event again, chosen by its index.
     Repeat(usize),
     Broker(Broker),
     Disk(Disk),
     Pass(u64),
-    /// SIGKILL, and a new process on the same disk. The coin decides what the contracts leave open.
+    /// SIGKILL, and a new process on the same disk. The flag decides what the contracts leave open.
     Crash(bool),
 }
 
@@ -57,7 +57,7 @@ fn event(key: &str) -> Envelope {
     }
 }
 
-/// A gateway process: its spool, its drain, and the requests in its hands.
+/// A gateway process: its spool, its hand-over, and the requests in its hands.
 struct Process {
     spooled: Arc<Spooled<Queue, File>>,
     file: Arc<File>,
@@ -76,7 +76,7 @@ impl Process {
         Process { spooled, file, drain, requests: JoinSet::new() }
     }
 
-    /// Answered 2xx: it is in the ledger from then on.
+    /// Sends an event; its key is in the ledger once it is answered 2xx.
     fn send(&mut self, key: String, ledger: &Arc<Mutex<HashSet<String>>>) {
         let (spooled, ledger) = (Arc::clone(&self.spooled), Arc::clone(ledger));
         self.requests.spawn(async move {
@@ -160,7 +160,7 @@ fn weather() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Without cuts, crashes and failing disks.
+/// Whether an operation cuts no connection, crashes nothing and leaves the disk alone.
 fn calm(op: &Op) -> bool {
     !matches!(op, Op::Crash(_) | Op::Broker(Broker::Down) | Op::Disk(_) | Op::Repeat(_))
 }
@@ -175,7 +175,7 @@ proptest! {
         prop_assert_eq!(outcome.left, 0, "the spool is handed over");
     }
 
-    /// A queue that refuses, or stalls and goes on, costs no repeat.
+    /// A queue that refuses, or stalls and goes on, causes no repeats.
     #[test]
     fn a_stall_doubles_nothing(ops in proptest::collection::vec(weather().prop_filter("calm", calm), 1..80)) {
         let outcome = run(ops);
@@ -184,7 +184,8 @@ proptest! {
     }
 }
 
-/// Events that the queue never takes among others on the disk, by their places: how many copies of the others that made.
+/// Puts events on the disk of which the queue never takes those at `places`. Returns how many extra copies of the others that
+/// made.
 fn poisoned(events: usize, places: &HashSet<usize>) -> usize {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
@@ -207,7 +208,7 @@ fn poisoned(events: usize, places: &HashSet<usize>) -> usize {
         let messages = queue.messages.lock().unwrap();
         let came: HashSet<_> = messages.iter().cloned().collect();
         assert!(all.is_ok() && came == others, "{} of {}", came.len(), others.len());
-        // And live traffic goes to the queue.
+        // Live traffic goes to the queue, too.
         assert!(process.spooled.state.is_open() || queue.ready().is_err());
         messages.len() - came.len()
     })
@@ -236,7 +237,7 @@ async fn a_disk_that_hangs_keeps_no_event_from_a_queue_that_takes_it() {
     process.send("first".into(), &ledger);
     wait(10).await;
     assert!(!process.spooled.state.is_open(), "refused: it is on the disk");
-    // The drain's next offer is confirmed, and cannot be let go.
+    // The hand-over's next offer is confirmed, but its row cannot be released.
     process.file.mode.send_replace(Disk::Hangs);
     queue.turn(Broker::Up);
     wait(1000).await;
@@ -267,7 +268,7 @@ async fn an_event_that_was_held_goes_on_without_live_traffic() {
     let mut process = Process::start(&queue, platter);
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(process.file.usage().events, 1, "the other one has gone on");
-    // What shuts the gate does not reach the disk, and could not be a probe.
+    // The refused event shuts the gate but is not written to the disk, so it cannot serve as a probe.
     process.file.mode.send_replace(Disk::Fails);
     queue.turn(Broker::Nacks);
     process.send("third".into(), &Arc::default());

@@ -1,20 +1,20 @@
-//! Events on the disk that the queue may never take: too large for the broker, or for a queue of somebody else's that refuses
-//! them. One such event must not keep those behind it from going on.
+//! Events on the disk that the queue may never take: too large for RabbitMQ, or refused by a third party's bound queue. One such
+//! event must not block those behind it.
 //!
-//! Whatever is refused while others are offered with it says nothing of itself. An event that is refused alone is doubted; one
-//! that is refused alone again, after another was confirmed, is held: it stays on the disk and is offered more and more seldom.
+//! The refusal of a batch says nothing about a single event. An event that is refused alone is doubted; one that is refused
+//! alone again, after another was confirmed, is held: it stays on the disk and is offered less and less often.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Between offers of an event that is held: at first, and at the most.
+/// The first and the longest interval between offers of a held event.
 const HELD_FIRST: Duration = Duration::from_secs(30);
 const HELD_MOST: Duration = Duration::from_secs(600);
-/// Most that are remembered of either kind. What is forgotten is offered with the others again.
+/// Most rows that are remembered of either kind. A forgotten row is offered with the others again.
 const MOST: usize = 4096;
 
-/// By their numbers on the disk.
+/// Rows on the disk, by number.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
     doubted: BTreeSet<i64>,
@@ -28,7 +28,7 @@ struct Held {
 }
 
 impl Suspects {
-    /// Those that are not to be offered beside others.
+    /// Rows that must not be offered together with others.
     pub(crate) fn numbers(&self) -> BTreeSet<i64> {
         self.doubted.iter().chain(self.held.keys()).copied().collect()
     }
@@ -38,13 +38,13 @@ impl Suspects {
         self.held.len()
     }
 
-    /// One to offer alone, now that the queue takes events.
+    /// A row to offer alone, now that the queue takes events.
     pub(crate) fn next(&self, now: Instant) -> Option<i64> {
         let due = || self.held.iter().find(|(_, held)| held.until <= now).map(|(row, _)| *row);
         self.doubted.first().copied().or_else(due)
     }
 
-    /// One that was not yet doubted is refused alone.
+    /// Notes that a row which was not doubted yet was refused alone.
     pub(crate) fn doubt(&mut self, row: i64) {
         self.doubted.insert(row);
         if self.doubted.len() > MOST {
@@ -52,7 +52,7 @@ impl Suspects {
         }
     }
 
-    /// One of these is refused again, although the queue took others. Whether that is news.
+    /// Notes that a doubted or held row was refused again although the queue took others. Returns whether it was not held before.
     pub(crate) fn hold(&mut self, row: i64, now: Instant) -> bool {
         self.doubted.remove(&row);
         let before = self.held.get(&row).map(|held| held.wait);
@@ -64,13 +64,13 @@ impl Suspects {
         before.is_none()
     }
 
-    /// It is not on the disk any more.
+    /// Forgets a row that is not on the disk any more.
     pub(crate) fn clear(&mut self, row: i64) {
         self.doubted.remove(&row);
         self.held.remove(&row);
     }
 
-    /// Nothing was confirmed: what was refused meanwhile is not to blame.
+    /// Forgets doubts: nothing was confirmed meanwhile, so the refused rows are not to blame.
     pub(crate) fn forget_doubts(&mut self) {
         self.doubted.clear();
     }

@@ -25,7 +25,7 @@ pub enum TlsError {
     Setup(#[from] rustls::Error),
 }
 
-/// The gateway's TLS side.
+/// The gateway's TLS.
 #[derive(Clone, Debug)]
 pub struct Tls {
     current: Arc<Current>,
@@ -34,7 +34,7 @@ pub struct Tls {
     acme: Option<Arc<Acme>>,
 }
 
-/// What handshakes are answered with.
+/// The certificates with which handshakes are answered.
 #[derive(Debug, Default)]
 pub(crate) struct Current {
     certificate: ArcSwapOption<Certificate>,
@@ -47,17 +47,17 @@ impl Current {
         self.certificate.store(Some(Arc::new(certificate)));
     }
 
-    /// Whether this one is served.
+    /// Whether this certificate is the one served.
     fn is(&self, certificate: &Certificate) -> bool {
         self.certificate.load().as_ref().is_some_and(|served| served.key.cert == certificate.key.cert)
     }
 
-    /// Of the certificate that is served.
+    /// The validity of the served certificate.
     pub(crate) fn validity(&self) -> Option<Validity> {
         self.certificate.load().as_ref().map(|certificate| certificate.validity)
     }
 
-    /// Whether the certificate that is served is for all of these.
+    /// Whether the served certificate has all of these names.
     pub(crate) fn has_names(&self, names: &[String]) -> bool {
         let certificate = self.certificate.load();
         certificate.as_ref().is_some_and(|certificate| names.iter().all(|name| certificate.names.contains(name)))
@@ -66,7 +66,7 @@ impl Current {
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // An authority that checks a challenge asks for nothing else.
+        // An authority that checks a challenge offers no other protocol.
         let is_challenge = hello.alpn().is_some_and(|mut protocols| protocols.all(|one| one == acme::PROTOCOL));
         if is_challenge {
             return self.challenges.find(hello.server_name()?);
@@ -76,7 +76,7 @@ impl ResolvesServerCert for Current {
 }
 
 impl Tls {
-    /// TLS 1.2 and 1.3; HTTP/2 and HTTP/1.1 by ALPN. `data_dir`: this process's own, where what comes from an authority is kept.
+    /// TLS 1.2 and 1.3, with HTTP/2 and HTTP/1.1 by ALPN. `data_dir` is this process's own and keeps what an authority issues.
     pub fn load(config: &TlsConfig, data_dir: &Path, metrics: &Arc<Metrics>) -> Result<Tls, TlsError> {
         let current = Arc::new(Current::default());
         let mut server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -97,8 +97,8 @@ impl Tls {
         Ok(Tls { current, server: Arc::new(server), metrics: Arc::clone(metrics), acme })
     }
 
-    /// Uses this configuration from now on, and says whether another certificate is served; on an error the old one stays.
-    /// `at_once`: an operator asked for it, so that an ACME authority that refused is asked again without waiting.
+    /// Uses this configuration from now on, and returns whether another certificate is served; on an error the old one stays.
+    /// `at_once` means that an operator asked, so an ACME authority that refused is asked again without waiting.
     pub fn reload(&self, config: &TlsConfig, at_once: bool) -> Result<bool, TlsError> {
         match (config, &self.acme) {
             (TlsConfig::Files(files), None) => {
@@ -123,7 +123,7 @@ impl Tls {
         }
     }
 
-    /// Whether handshakes can succeed; and if so, what is not as it should be all the same.
+    /// An error if handshakes cannot succeed; else a warning if something is wrong with the certificate.
     pub fn ready(&self) -> Result<Option<String>, String> {
         self.acme.as_ref().map_or(Ok(None), |acme| acme.ready())
     }
@@ -133,7 +133,7 @@ impl Tls {
     }
 }
 
-/// The certificate that a gateway with this configuration serves, for clients of our own: they know it when they see it.
+/// The certificate that a gateway with this configuration serves, for clients of our own to recognise.
 pub fn leaf(config: &TlsConfig, data_dir: &Path) -> Result<CertificateDer<'static>, String> {
     match config {
         TlsConfig::Files(files) => certificate_files::leaf(&files.cert).map_err(|error| error.to_string()),
@@ -141,7 +141,7 @@ pub fn leaf(config: &TlsConfig, data_dir: &Path) -> Result<CertificateDer<'stati
     }
 }
 
-/// What `check` says of it. Asks the authority for its directory, and for nothing else.
+/// The report of `check`. Fetches only the authority's directory.
 pub async fn inspect(config: &TlsConfig, data_dir: &Path) -> Result<String, String> {
     match config {
         TlsConfig::Files(files) => {
@@ -151,7 +151,7 @@ pub async fn inspect(config: &TlsConfig, data_dir: &Path) -> Result<String, Stri
     }
 }
 
-/// Why a certificate that can be served may be refused by Stream all the same.
+/// Why Stream may refuse a certificate that can be served.
 pub fn doubt(config: &TlsConfig) -> Option<String> {
     match config {
         TlsConfig::Files(files) => certificate_files::doubt(files),

@@ -1,5 +1,5 @@
-//! Requests that wait for bytes of their body, and are not verified yet: bounded in all, for each connection and, where clients
-//! can be told apart, for each client. Where a bound is reached the newcomer gets the place of the request that has waited longest.
+//! Unverified requests that wait for bytes of their bodies. Their number is bounded in all, for each connection and, if
+//! clients can be told apart, for each client. At a bound the newcomer gets the place of the request that has waited longest.
 
 use crate::activity::Activity;
 use crate::budget::Short;
@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::sync::Notify;
 
-/// A connection may have a quarter of the places, a client half of them; but this many at least.
+/// A connection may have a quarter of the places and a client half of them, but either at least this many.
 const LEAST: usize = 8;
-/// Who holds so many bytes goes first where memory is short: most events take less, and that they went would bring little.
+/// When memory is short, requests that hold this much go first: most events take less, so displacing those would free little.
 const HEAVY: usize = 16 << 10;
 
 #[derive(Debug)]
@@ -26,9 +26,9 @@ pub(crate) struct Waiting {
 #[derive(Debug, Default)]
 struct Crowd {
     line: Line<Arc<Waiter>, u64>,
-    /// Those that hold much memory, in a line of their own too.
+    /// Those that hold much memory are in a line of their own, too.
     heavy: Line<Arc<Waiter>, u64>,
-    /// Those that were not displaced, in all and by group.
+    /// Requests that were not displaced, in all and by group.
     places: usize,
     by_group: HashMap<Group, usize>,
 }
@@ -39,7 +39,7 @@ enum Group {
     Client(IpAddr),
 }
 
-/// One request that waits.
+/// One waiting request.
 #[derive(Debug)]
 struct Waiter {
     connection: u64,
@@ -48,29 +48,29 @@ struct Waiter {
     last_byte: AtomicU64,
     is_displaced: AtomicBool,
     displaced: Notify,
-    /// Its number among those that hold much memory.
+    /// Its number in the line of those that hold much memory.
     heavy: OnceLock<u64>,
-    /// It has ended, and given back what it held.
+    /// It has ended and given back its memory.
     is_gone: AtomicBool,
 }
 
-/// One that was displaced.
+/// A displaced request.
 #[derive(Debug)]
 pub(crate) struct Displaced(Arc<Waiter>);
 
 impl Displaced {
-    /// Whether it has given back what it held.
+    /// Whether it has given back its memory.
     pub(crate) fn is_gone(&self) -> bool {
         self.0.is_gone.load(Ordering::SeqCst)
     }
 
-    /// Whether it held much. Where nobody who waits does, it is others that hold the memory.
+    /// Whether it held much memory. If no waiting request does, the memory is held elsewhere.
     pub(crate) fn is_heavy(&self) -> bool {
         self.0.heavy.get().is_some()
     }
 }
 
-/// A waiter's place, given up when it is dropped.
+/// A request's place, given up on drop.
 #[derive(Debug)]
 pub(crate) struct WaitingPlace<'a> {
     waiting: &'a Waiting,
@@ -79,7 +79,7 @@ pub(crate) struct WaitingPlace<'a> {
 }
 
 impl Waiting {
-    /// `most`: the places in all.
+    /// `most` is the number of places in all.
     pub(crate) fn new(most: usize) -> Waiting {
         Waiting { most: most.max(1), crowd: Mutex::default(), began: Instant::now() }
     }
@@ -99,8 +99,8 @@ impl Waiting {
         }
     }
 
-    /// A place for one more, if need be that of the request that has waited longest. `client`: its address, where clients can be told apart;
-    /// else everybody behind a balancer would be one.
+    /// Gives a newcomer a place, if necessary that of the request that has waited longest. `client` is its address, if
+    /// clients can be told apart; otherwise all clients behind a balancer would count as one.
     pub(crate) fn enter(&self, activity: &Activity, client: Option<IpAddr>) -> WaitingPlace<'_> {
         let now = self.now();
         let waiter = Arc::new(Waiter {
@@ -129,8 +129,8 @@ impl Waiting {
         WaitingPlace { waiting: self, number, waiter }
     }
 
-    /// Displaces, for its memory, the request that has waited longest for a byte, in all or of the same connection; but not this one, for
-    /// which a byte has just come. None where there is no other.
+    /// Displaces for its memory the request that has waited longest for a byte, among all or on the same connection. Never
+    /// displaces `than`, for which a byte has just come. `None` if there is no other.
     pub(crate) fn displace_other(&self, than: &WaitingPlace<'_>, among: Short) -> Option<Displaced> {
         let mut crowd = self.crowd();
         let group = Group::Connection(than.waiter.connection);
@@ -189,7 +189,8 @@ impl Crowd {
     }
 }
 
-/// The longest in a line but for one, which keeps its place there. `number`: its number in this line, if it has one.
+/// The longest waiter of a line other than `than`, which keeps its place there. `number` is that one's number in this line,
+/// if any.
 fn longest_other(
     line: &mut Line<Arc<Waiter>, u64>,
     than: Option<&WaitingPlace<'_>>,
@@ -208,7 +209,7 @@ impl Waiter {
         [Some(Group::Connection(self.connection)), self.client.map(Group::Client)].into_iter().flatten()
     }
 
-    /// Its place in a line; none where it is on its way out.
+    /// Its position in a line; `None` if it is displaced.
     fn key(waiter: &Arc<Waiter>) -> Option<u64> {
         if waiter.is_displaced() { None } else { Some(waiter.last_byte()) }
     }
@@ -223,12 +224,12 @@ impl Waiter {
 }
 
 impl WaitingPlace<'_> {
-    /// A byte came.
+    /// Notes that a byte came.
     pub(crate) fn byte(&self) {
         self.waiter.last_byte.store(self.waiting.now(), Ordering::Relaxed);
     }
 
-    /// It holds so many bytes now.
+    /// Notes that the request holds this many bytes now.
     pub(crate) fn holds(&self, bytes: usize) {
         if bytes >= HEAVY && self.waiter.heavy.get().is_none() {
             let number = self.waiting.crowd().heavy.add(Arc::clone(&self.waiter), self.waiter.last_byte());
@@ -236,7 +237,7 @@ impl WaitingPlace<'_> {
         }
     }
 
-    /// Completes when the place is another's.
+    /// Completes when the place is given away.
     pub(crate) async fn displaced(&self) {
         self.waiter.displaced.notified().await;
     }
@@ -271,7 +272,7 @@ mod tests {
         (0..places.len()).filter(|number| places[*number].displaced().now_or_never().is_some()).collect()
     }
 
-    /// A clock of microseconds must move between two bytes.
+    /// The clock of microseconds must advance between two bytes.
     fn tick(waiting: &Waiting) {
         let now = waiting.now();
         while waiting.now() == now {

@@ -1,4 +1,4 @@
-//! A stream that notifies the connection's [`Activity`] when bytes arrive, and when its socket takes none.
+//! A stream that notifies the connection's [`Activity`] when bytes arrive and when its socket blocks writes.
 
 use crate::activity::Activity;
 use std::io;
@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use streamgate_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes that tell protocols apart: the preface of HTTP/2 and the signature of PROXY are the longest.
+/// Enough bytes to distinguish protocols: the longest are the HTTP/2 preface and the PROXY signature.
 const OPENING: usize = 16;
 const TLS_HANDSHAKE: u8 = 0x16;
 const HTTP2: &[u8] = b"PRI * HTTP/2.0";
@@ -35,7 +35,7 @@ impl Opening {
         self.length += more;
     }
 
-    /// Why it cannot be read as HTTP/1.1.
+    /// Why the connection cannot be read as HTTP/1.1.
     pub(crate) fn reason(&self, is_too_large: bool) -> Reason {
         let bytes = &self.bytes[..self.length];
         match bytes.first() {
@@ -57,7 +57,7 @@ impl<S> Watched<S> {
         self.opening
     }
 
-    /// Notes a socket that takes nothing. That it takes something again shows at a flush only: TLS buffers what is written.
+    /// Notes a socket that blocks. Only a flush shows that it accepts writes again, because TLS buffers what is written.
     fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
         if polled.is_pending() {
             self.activity.is_blocked();

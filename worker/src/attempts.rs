@@ -1,4 +1,4 @@
-//! The line of each attempt in the log: which event, what came of it, and what comes next.
+//! The log line of each attempt: which event, what its result was, and what comes next.
 
 use crate::handler::HandlerError;
 use std::sync::{Mutex, PoisonError};
@@ -9,13 +9,13 @@ use streamgate_core::envelope::Envelope;
 use streamgate_core::ports::Settlement;
 use streamgate_service::config::Lines;
 
-/// Between summaries of what had no line.
+/// Interval between summaries of attempts without a line of their own.
 const SUMMARY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct AttemptLog {
     lines: Lines,
-    /// A service that is down must not fill the log.
+    /// Limits the lines, so that a service that is down does not fill the log.
     failures: Mutex<Allowance>,
 }
 
@@ -58,13 +58,13 @@ impl AttemptLog {
         }
     }
 
-    /// Each route by itself: one whose service is down hides no other, nor a dead letter.
+    /// Each route and outcome has its own allowance: a route whose service is down hides neither other routes nor dead letters.
     fn allows(&self, route: &str, outcome: &str) -> bool {
         let what = format!("{route}: {outcome}");
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).allows(&what, Instant::now())
     }
 
-    /// Says every minute what had no line of its own; until it is dropped.
+    /// Logs every minute how many attempts had no line of their own. Runs until it is dropped.
     pub(crate) async fn summaries(&self) {
         loop {
             tokio::time::sleep(SUMMARY).await;
@@ -72,7 +72,7 @@ impl AttemptLog {
         }
     }
 
-    /// What had no line of its own since the last summary.
+    /// Logs how many attempts had no line of their own since the last summary.
     pub(crate) fn summary(&self) {
         let left_out = self.failures.lock().unwrap_or_else(PoisonError::into_inner).take_left_out();
         if let Some(left_out) = left_out {
@@ -83,7 +83,7 @@ impl AttemptLog {
 
 struct Next {
     outcome: &'static str,
-    /// When the next attempt is due; none where there is none.
+    /// When the next attempt is due; `None` if there is no next attempt.
     again_in: Option<Duration>,
 }
 

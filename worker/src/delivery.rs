@@ -23,21 +23,22 @@ use streamgate_service::config::{Lines, Unmatched};
 use streamgate_service::metrics::{IntGauge, Metrics};
 use tokio_util::sync::CancellationToken;
 
-/// A lease outlives the handler's timeout by this, so that a holder that is alive never loses it.
+/// A lease outlives the handler's timeout by this, so that a live holder never loses it.
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
 
-/// How deliveries are worked on.
+/// How the worker treats deliveries.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Most handlers of a route at a time, where it says nothing itself.
+    /// Most handlers of a route at a time, unless the route has its own limit.
     pub concurrency: usize,
     pub handler_timeout: Duration,
-    /// Most fresh deliveries that the store hands out before the first is settled, and most bytes of their bodies.
+    /// Most fresh deliveries that the store hands out before the first is settled; `memory_budget` limits the bytes of their
+    /// bodies.
     pub prefetch: usize,
     pub memory_budget: usize,
-    /// How long a delivery may wait before the store takes it back; none where it never does.
+    /// How long a delivery may wait before the store takes it back; `None` if it never does.
     pub longest_wait: Option<Duration>,
-    /// How long an event waits for a worker that has the route which it names.
+    /// How long an event waits for a worker that has the route it names.
     pub claim_window: Duration,
     /// How long handlers may take to finish after the drain began.
     pub drain_timeout: Duration,
@@ -47,7 +48,7 @@ pub struct Policy {
     pub lines: Lines,
 }
 
-/// Takes deliveries to their end: what all of them share.
+/// Takes deliveries to their end; shared by all of them.
 #[derive(Debug)]
 pub(crate) struct Processor<D, C> {
     pub(crate) deliveries: Arc<D>,
@@ -69,8 +70,8 @@ struct Lease<'a, C> {
 }
 
 impl<D: Deliveries, C: Claims> Processor<D, C> {
-    /// Takes one delivery of a route to its end, or leaves it unsettled at the cut: then it is delivered again. `holder` is unique
-    /// to this call among all workers. `judged` gets what the attempt says of the handler, as soon as it is known.
+    /// Takes one delivery of a route to its end, or at the cut leaves it unsettled, to be delivered again. `holder` is unique
+    /// to this call among all workers. `judged` gets what the attempt says about the route's service, as soon as it is known.
     pub(crate) async fn work(
         &self,
         mut delivery: Delivery<D::Handle>,
@@ -85,7 +86,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         let length = timeout.saturating_add(LEASE_MARGIN);
         let mut alone = Precaution::of(delivery.abandoned) == Precaution::Alone;
         let (place, verdict, precaution) = loop {
-            // The place first, then the lease: who only waits for a turn has begun nothing, and is not to blame.
+            // The place comes before the lease: an event that only waits for its turn has not begun, and must not be blamed.
             let place = tokio::select! {
                 place = self.isolation.enter(holder, alone, timeout) => place,
                 () = cut.cancelled() => return,
@@ -121,13 +122,13 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         drop(place);
         tokio::select! {
             () = self.settle(delivery, &route.name, settlement, &key, holder) => {}
-            // A stop blames nobody. What is settled by now is recorded, or repeated.
+            // A stop blames no event. A settlement that is done by now is recorded, or the event repeats.
             () = cut.cancelled() => self.release(&key, holder).await,
         }
     }
 
-    /// Asks for the lease, and what is to be feared of the event. `counts`: what the queue knows of abandoned attempts and of
-    /// deliveries.
+    /// Claims the lease. Returns the verdict and the precaution that the event needs. The counts are the queue's own, of
+    /// abandoned attempts and of deliveries.
     async fn claim(
         &self,
         envelope: &Envelope,
@@ -143,7 +144,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             }
             Ok(verdict) => (verdict, Precaution::None),
             Err(error) => {
-                // Without claims an event may be handled twice; without handling it would be late for sure.
+                // Without a claim the event may be handled twice; unhandled it would be late for certain.
                 self.metrics.worker_claim_errors.inc();
                 tracing::debug!(%error, %key, "cannot claim, handling all the same");
                 (Verdict::Run { abandoned: 0 }, Precaution::unclaimed(redelivered))
@@ -151,7 +152,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         }
     }
 
-    /// Lets the next worker that gets the delivery have it at once.
+    /// Releases the claim, so that the next worker that gets the delivery can run it at once.
     async fn release(&self, key: &ClaimKey, holder: u64) {
         if let Err(error) = self.claims.conclude(key, holder, Conclusion::Released).await {
             self.metrics.worker_claim_errors.inc();
@@ -159,7 +160,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         }
     }
 
-    /// How the delivery ends, the attempt where it failed, and what it says of the handler.
+    /// Runs the handler. Returns how the delivery ends, the attempt if it failed, and what it says about the route's service.
     async fn handle(
         &self,
         envelope: &Envelope,
@@ -181,7 +182,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         self.metrics.worker_handle.with_label_values(&[&*route.name]).observe(started.elapsed().as_secs_f64());
         let result = result.map_or_else(
             |_| Err(HandlerError::unavailable(format!("the handler did not end within {timeout:?}"))),
-            // What a panic says may hold anything: it is named, not quoted.
+            // A panic's message may hold anything, so it is not quoted.
             |ended| ended.unwrap_or_else(|_| Err(HandlerError::retry("the handler panicked"))),
         );
         let health = result.as_ref().map_or_else(HandlerError::health, |()| Health::Up);
@@ -254,7 +255,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         metrics.worker_deliveries.with_label_values(&[route, outcome]).inc();
     }
 
-    /// Lets an event wait with its route's parked ones. No attempt is counted, and nothing claimed.
+    /// Moves an event to its route's parked ones. This counts no attempt and claims nothing.
     pub(crate) async fn park(&self, delivery: Delivery<D::Handle>, route: &Arc<str>) {
         if !delivery.is_live() {
             return;
@@ -274,7 +275,7 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
     }
 }
 
-/// What is under way, counted, however it ends.
+/// Counts what is running in a gauge, until it is dropped.
 struct Running<'m>(&'m IntGauge);
 
 impl Running<'_> {
@@ -290,7 +291,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// What the claim records of a settlement; nothing where the lease was not ours.
+/// What the claim records about a settlement; `None` if the lease was not ours.
 fn conclusion(settlement: &Settlement) -> Option<Conclusion> {
     match settlement {
         Settlement::Done => Some(Conclusion::Done),
@@ -301,7 +302,7 @@ fn conclusion(settlement: &Settlement) -> Option<Conclusion> {
 }
 
 impl<C: Claims> Lease<'_, C> {
-    /// Renews until it is dropped. A lease that cannot be renewed is no reason to break off a handler that runs.
+    /// Renews the lease until this is dropped. A failed renewal is no reason to stop a running handler.
     async fn renewed(&self) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(self.length / 3).await;

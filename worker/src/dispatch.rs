@@ -1,4 +1,5 @@
-//! The worker's loop: takes each delivery to its route's lane, runs what has its turn, and parks what is in others' way.
+//! The worker's loop: queues each delivery in its route's lane, starts those whose turn it is, and parks those that block
+//! other lanes.
 
 use crate::delivery::Processor;
 use crate::lanes::{Item, Lanes, Room, Start};
@@ -18,11 +19,11 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Between tries to get a delivery while the store fails.
+/// Wait between tries to get a delivery while the store fails.
 const STORE_BACKOFF: Duration = Duration::from_secs(1);
-/// Between looks at whether the routes were reloaded, where no delivery comes.
+/// Interval between checks whether the routes were reloaded, if no delivery comes.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long the stop may take to give back what nobody has begun; then it goes back with its connection.
+/// How long a stop may take to give back deliveries that no handler has begun; after it they go back with the connection.
 const GIVE_BACK: Duration = Duration::from_secs(1);
 /// Deliveries given back at a time.
 const GIVEN_BACK_AT_ONCE: usize = 16;
@@ -56,7 +57,7 @@ impl<H: Handle> Item for Waiting<H> {
 #[derive(Debug)]
 struct Shared<H> {
     lanes: Mutex<Lanes<Waiting<H>>>,
-    /// A handler has ended that others wait for.
+    /// Notified when a handler ends that others wait for, and when a breaker changes.
     freed: Notify,
 }
 
@@ -66,23 +67,23 @@ impl<H: Handle> Shared<H> {
     }
 }
 
-/// A place in a lane, for as long as a handler has it.
+/// A place in a lane, held while a handler runs.
 struct Turn<H: Handle> {
     shared: Arc<Shared<H>>,
     route: Arc<str>,
-    /// Of the event's body.
+    /// Length of the event's body.
     bytes: usize,
-    /// Until it is judged.
+    /// `None` once the probe is judged.
     probe: Option<Probe>,
 }
 
 impl<H: Handle> Turn<H> {
-    /// What the attempt says of the route's service.
+    /// Reports what the attempt says about the route's service.
     fn judged(&mut self, health: Health) {
         let probe = self.probe.take();
         let change = self.shared.lanes().judged(&self.route, probe, health, Instant::now());
         let Some(change) = change else {
-            // After a probe that asked nobody the next one may start at once. Of other attempts nothing has changed.
+            // After a probe that did not reach the service, the next one may start at once. Other attempts have changed nothing.
             return if probe.is_some() {
                 self.shared.freed.notify_one()
             };
@@ -105,7 +106,7 @@ impl<H: Handle> Turn<H> {
 
 impl<H: Handle> Drop for Turn<H> {
     fn drop(&mut self) {
-        // The service was not asked, or the attempt was cut off.
+        // The service was not called, or the attempt was cut off.
         if self.probe.is_some() {
             self.judged(Health::Unknown);
         }
@@ -115,37 +116,37 @@ impl<H: Handle> Drop for Turn<H> {
     }
 }
 
-/// Deliveries that come back to the dispatcher when each of their routes has its own.
+/// Deliveries that return to the dispatcher once each of their routes has its own copy.
 type Copied<D> = mpsc::UnboundedReceiver<Delivery<<D as Deliveries>::Handle>>;
 
-/// Takes deliveries from the store, and hands them to tasks.
+/// Takes deliveries from the store and hands them to tasks.
 pub(crate) struct Dispatcher<D: Deliveries, C> {
     processor: Arc<Processor<D, C>>,
-    /// Where handlers run.
+    /// The threads on which handlers run.
     threads: runtime::Handle,
     next_holder: u64,
     cut: CancellationToken,
     tasks: TaskTracker,
     shared: Arc<Shared<D::Handle>>,
-    /// Whose routes the lanes are.
+    /// The routes that the lanes were made from.
     router: Arc<Router>,
-    /// The routes whose parked events come.
+    /// The routes whose parked events are delivered.
     taking: Vec<Arc<str>>,
-    /// All routes ran at the last look, and their parked events come.
+    /// At the last look all routes ran and took their parked events.
     all_ran: bool,
-    /// What has its copies now.
+    /// Returns deliveries whose copies are durable.
     copied: mpsc::UnboundedSender<Delivery<D::Handle>>,
 }
 
 impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
-    /// `cut`: what is in hand is left where it is from then on.
+    /// From the `cut` on, what is in hand is left where it is.
     pub(crate) fn new(
         processor: Arc<Processor<D, C>>,
         threads: runtime::Handle,
         holder_seed: u64,
         cut: CancellationToken,
     ) -> (Dispatcher<D, C>, Copied<D>) {
-        // Bounded by what the store hands out.
+        // Bounded by the number of deliveries that the store hands out.
         let (copied, came) = mpsc::unbounded_channel();
         let policy = &processor.policy;
         let room = Room { deliveries: policy.prefetch, bytes: policy.memory_budget, longest_wait: policy.longest_wait };
@@ -167,8 +168,8 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         (dispatcher, came)
     }
 
-    /// Until the drain begins. Returns what is in hand then: tasks that settle it. Takes nothing before it is known which routes are
-    /// `paused`.
+    /// Runs until the drain begins, and returns the tasks that settle what is in hand then. Takes no delivery before `paused`
+    /// says which routes are paused.
     pub(crate) async fn run(
         mut self,
         mut copied: Copied<D>,
@@ -236,7 +237,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         }
     }
 
-    /// Makes the lanes those of the routes. What waits goes to the routes as they are now.
+    /// Makes the lanes match the routes, and offers waiting deliveries to the routes as they are now.
     fn adopt(&mut self) {
         let policy = &self.processor.policy;
         let limits = |route: &Route| route.limits(policy.concurrency, policy.handler_timeout);
@@ -244,7 +245,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
             self.router.routes().iter().map(|route| (Arc::clone(&route.name), limits(route))).collect();
         for (route, _) in self.shared.lanes().states() {
             if routes.iter().all(|(name, _)| *name != route) {
-                // Of a route that is gone it would stay as it was.
+                // The gauge of a removed route would keep its last value.
                 self.processor.metrics.worker_route_state.remove_label_values(&[&*route]).ok();
             }
         }
@@ -255,20 +256,20 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         }
     }
 
-    /// Takes a delivery to its lane, or settles it where it has none.
+    /// Queues a delivery in its lane, or settles it if no route matches.
     fn offer(&mut self, delivery: Delivery<D::Handle>) {
         let (processor, cut) = (Arc::clone(&self.processor), self.cut.clone());
         match self.router.pick(&delivery.envelope, delivery.parked.as_deref()) {
             Pick::Route(route) => {
                 let name = Arc::clone(&route.name);
-                // Lanes are made for the routes of this router.
+                // The lanes were made from this router's routes, so its lane exists.
                 let offered = self.shared.lanes().offer(&name, Waiting { delivery, route });
                 if let Err(Waiting { delivery, .. }) = offered {
                     self.give_back(delivery);
                 }
             }
             Pick::Each(routes) => self.copy(delivery, routes),
-            // Its queue is not taken any more: it stays there.
+            // The route's queue is not consumed any more, and the delivery stays there.
             Pick::Unknown(_) if delivery.parked.is_some() => self.give_back(delivery),
             Pick::Unknown(route) => {
                 let work = async move {
@@ -286,7 +287,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         }
     }
 
-    /// Makes an event of its own for each route. What is this delivery's comes back to be offered when all of them are durable.
+    /// Makes an event for each route. This delivery, which is the first one's, is offered again when all copies are durable.
     fn copy(&self, mut delivery: Delivery<D::Handle>, routes: Vec<Arc<Route>>) {
         let (processor, cut, copied) = (Arc::clone(&self.processor), self.cut.clone(), self.copied.clone());
         let work = async move {
@@ -304,7 +305,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         self.tasks.spawn(work);
     }
 
-    /// Starts whatever may start, then parks what is in the way of others. When a rate lets the next one start.
+    /// Starts whatever may start, then parks deliveries that block other lanes. Returns when a rate lets the next one start.
     fn turn(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let all_run = self.shared.lanes().all_run();
@@ -330,7 +331,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         self.shared.lanes().due(now)
     }
 
-    /// Takes what is parked for the routes that run, and shows which do.
+    /// Takes parked events of the routes that run, and shows each route's state.
     fn follow_states(&mut self, now: Instant) {
         let (taking, states) = {
             let lanes = self.shared.lanes();
@@ -371,10 +372,11 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         self.tasks.spawn(async move { processor.deliveries.give_back(delivery).await });
     }
 
-    /// The store has an event that may end the process, and wants nothing else to be in hand.
+    /// Gives back all waiting deliveries but suspects: the store has an event that may end the process, and must hand it out
+    /// alone.
     fn give_back_waiting(&self) {
         let waiting = self.shared.lanes().take_waiting();
-        // The one that is wanted alone may be here already.
+        // The event that must run alone may be here already.
         let (suspects, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(Item::is_suspect);
         others.into_iter().for_each(|waiting| self.give_back(waiting.delivery));
         for waiting in suspects {
@@ -384,7 +386,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         }
     }
 
-    /// What nobody has begun is for other workers.
+    /// Gives back what no handler has begun, for other workers.
     async fn give_back_all(&self) {
         let waiting = self.shared.lanes().take_waiting();
         let give_back = |Waiting { delivery, .. }| self.processor.deliveries.give_back(delivery);
@@ -393,7 +395,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
     }
 }
 
-/// The next delivery, however long the store fails meanwhile.
+/// The next delivery; retries as long as the store fails.
 async fn next<D: Deliveries>(deliveries: &D) -> Delivery<D::Handle> {
     loop {
         match deliveries.next().await {

@@ -1,4 +1,4 @@
-//! A command for each event: the body on its stdin, what stands beside it in its environment.
+//! Runs a command for each event: the body on its stdin, the event's metadata in its environment.
 
 use crate::handler::{BoxFuture, Context, Event, Handler, HandlerError};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -10,15 +10,15 @@ use streamgate_service::config::ExecConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-/// The exit code that asks for another attempt: EX_TEMPFAIL of sysexits.h.
+/// The exit code that asks for another attempt: `EX_TEMPFAIL` of sysexits.h.
 const RETRY: i32 = 75;
-/// What a command has of our environment; all else may be a secret.
+/// The only variables a command inherits from our environment; any other may hold a secret.
 const INHERITED: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"];
-/// Errors that pass when others end, by their numbers in Linux: EAGAIN, ENOMEM, ENFILE, EMFILE.
+/// Errors that pass once other processes end, by their Linux numbers: EAGAIN, ENOMEM, ENFILE, EMFILE.
 const EXHAUSTED: [i32; 4] = [11, 12, 23, 24];
-/// Between two tries to start one then.
+/// Delay between tries to start a command during such a shortage.
 const SHORTAGE: Duration = Duration::from_millis(100);
-/// Bytes of its output that are read at a time.
+/// Bytes of a command's output read at a time.
 const CHUNK: usize = 16 << 10;
 
 /// Runs one command for each event.
@@ -59,20 +59,20 @@ fn command(words: &[String], event: &Event, attempt: u32) -> Command {
     command.args(arguments).env_clear();
     command.envs(INHERITED.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
-        // The one beside the body, which is bounded: the body has the raw one.
+        // From the envelope, where its length is bounded; the raw type is in the body.
         .env("STREAMGATE_TYPE", &event.envelope().event_type)
         .env("STREAMGATE_KEY", event.key())
         .env("STREAMGATE_ID", event.id())
         .env("STREAMGATE_ATTEMPT", attempt.to_string())
         .env("STREAMGATE_CID", event.cid().unwrap_or_default());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own, so that what it started can be killed with it at the timeout and at the end of a drain, and so that no
-    // signal for us reaches it.
+    // A process group of its own, so that everything the command started can be killed with it at the timeout and at the end of a
+    // drain, and so that no signal meant for us reaches it.
     command.process_group(0).kill_on_drop(true);
     command
 }
 
-/// Starts it. A shortage of ours is waited for: it must not use up the event's attempts.
+/// Starts the command. Waits out a shortage of system resources, which must not use up the event's attempts.
 async fn spawn(command: &mut Command) -> std::io::Result<Child> {
     loop {
         match command.spawn() {
@@ -85,14 +85,14 @@ async fn spawn(command: &mut Command) -> std::io::Result<Child> {
     }
 }
 
-/// Its end, and what that means. Dropped before, the whole group is killed.
+/// Waits for the command to end and judges its exit code. If this is dropped first, the whole process group is killed.
 async fn run(mut child: Child, event: &Event) -> Result<(), HandlerError> {
     let group = Group(child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)));
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (mut output, mut errors) = (0, 0);
     let pumps = async {
         let write = async {
-            // It need not read what it does not want.
+            // A failed write is ignored: a command need not read its stdin.
             if let Some(mut stdin) = stdin {
                 stdin.write_all(event.body()).await.ok();
             }
@@ -103,18 +103,18 @@ async fn run(mut child: Child, event: &Event) -> Result<(), HandlerError> {
     };
     let ended = tokio::select! {
         biased;
-        // First: what goes on writing after it must not keep its end from being seen.
+        // The exit comes first: a descendant that keeps writing must not hide it.
         ended = child.wait() => ended,
         never = pumps => match never {},
     };
     group.has_ended();
     let ended = ended.map_err(|error| HandlerError::retry(format!("the command's end is not known: {error}")))?;
-    // Only how much it wrote: it may be what users wrote.
+    // Only the sizes are logged: the output may contain what users wrote.
     tracing::debug!(key = event.key(), status = %ended, stdout_bytes = output, stderr_bytes = errors, "the command has ended");
     verdict(ended)
 }
 
-/// Reads all of it and throws it away, so that nobody waits for a full pipe.
+/// Reads everything and throws it away, so that the command never blocks on a full pipe.
 async fn count(from: Option<impl AsyncRead + Unpin>, bytes: &mut u64) {
     let Some(mut from) = from else { return };
     let mut chunk = vec![0; CHUNK];
@@ -123,7 +123,8 @@ async fn count(from: Option<impl AsyncRead + Unpin>, bytes: &mut u64) {
     }
 }
 
-/// 0 is done, 75 asks for another attempt, and every other code says that none can help. What is killed has decided nothing.
+/// 0 is success, 75 asks for another attempt, and any other code means that no attempt can help. A killed command has decided
+/// nothing.
 fn verdict(ended: ExitStatus) -> Result<(), HandlerError> {
     match ended.code() {
         Some(0) => Ok(()),
@@ -133,7 +134,7 @@ fn verdict(ended: ExitStatus) -> Result<(), HandlerError> {
     }
 }
 
-/// A process group that is killed when this is dropped, unless its leader has ended.
+/// A process group that is killed on drop, unless its leader has ended.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -145,7 +146,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // Nobody may be left in it.
+            // Fails when the group is empty already.
             kill_process_group(group, Signal::KILL).ok();
         }
     }

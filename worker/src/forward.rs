@@ -1,4 +1,4 @@
-//! Forwarding to an HTTP service: a drop-in for the webhook endpoint that the service already has.
+//! Forwards events to an HTTP service: a drop-in for the webhook endpoint that the service already has.
 
 use crate::handler::{BoxFuture, Context, Event, Handler, HandlerError};
 use bytes::Bytes;
@@ -13,15 +13,15 @@ use streamgate_core::envelope::{Envelope, header};
 use streamgate_service::config::ForwardConfig;
 use streamgate_service::http_client::ServiceClient;
 
-/// Bytes of an answer that are read, and thrown away, so that the connection can be used again.
+/// Bytes of a response that are read and thrown away, so that the connection can be reused.
 const MAX_ANSWER: usize = 64 << 10;
-/// How long that may take: the verdict is known, and a slow answer is not worth the wait.
+/// How long reading them may take: the verdict is known already, and a slow response is not worth the wait.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
-/// An answer that is read within this leaves its connection free for the next event at once.
+/// A response that is read within this time frees its connection for the next event at once.
 const ANSWER_AT_HAND: Duration = Duration::from_millis(20);
 
-/// One service: where it is, and what every request to it carries.
+/// One service: its URL, and the headers that every request to it carries.
 pub(crate) struct Service {
     pub(crate) client: ServiceClient,
     pub(crate) url: Uri,
@@ -43,10 +43,10 @@ impl Service {
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("streamgate/", env!("CARGO_PKG_VERSION"))));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // Replies are read as they come.
+        // Responses are not decompressed.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for (name, value) in &config.headers {
-            // The configuration has tried each of them already.
+            // The configuration has validated each of them already.
             if let Ok(mut value) = HeaderValue::from_str(value.expose()) {
                 value.set_sensitive(true);
                 headers.insert(name, value);
@@ -55,17 +55,17 @@ impl Service {
         Service { client, url: config.url.clone(), timeout: config.timeout, headers }
     }
 
-    /// The webhook as Stream sent it, to this URL.
+    /// The webhook as Stream sent it, addressed to `url`.
     pub(crate) fn request(&self, url: Uri, envelope: &Envelope) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(envelope.body.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = url;
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
-        // For an empty body too, where HTTP libraries leave it out of a POST and servers then stumble.
+        // Set for an empty body too: HTTP libraries omit it from an empty POST, and some servers then fail.
         headers.insert(CONTENT_LENGTH, HeaderValue::from(envelope.body.len()));
         for (name, value) in envelope.further.iter() {
-            // A configured header stands.
+            // A configured header takes precedence.
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
                 headers.entry(name).or_insert(value);
             }
@@ -83,7 +83,7 @@ impl Service {
             (header::TRACEPARENT, envelope.traceparent.as_deref()),
         ];
         for (name, value) in own {
-            // All of them were bounded to printable ASCII when the event was taken.
+            // All of them were bounded to printable ASCII when the event was accepted.
             if let Some(Ok(value)) = value.map(HeaderValue::from_str) {
                 headers.insert(HeaderName::from_static(name), value);
             }
@@ -119,8 +119,8 @@ impl Handler for Forward {
     }
 }
 
-/// Reads what is left of the answer within bounds; what it says is nobody's business here. A slow rest is read beside, so
-/// that it cannot take the verdict past the handler's time.
+/// Reads the rest of the response within bounds and ignores it. A slow rest is read in a task of its own, so that it cannot
+/// delay the verdict past the handler's timeout.
 async fn finish(response: Response<Incoming>) {
     let rest = tokio::spawn(async {
         let rest = Limited::new(response.into_body(), MAX_ANSWER).collect();
@@ -129,8 +129,8 @@ async fn finish(response: Response<Incoming>) {
     drop(tokio::time::timeout(ANSWER_AT_HAND, rest).await);
 }
 
-/// What an answer means. Only what says that this very request can never be taken ends the event; the rest is retried, a
-/// missing endpoint and a refused token too: both are mended by a deployment, and the event should meet it.
+/// What a response means. Only a status which says that this very request can never succeed ends the event. All others are
+/// retried, even a missing endpoint or a refused token: a deployment fixes both, and the event should still be there.
 fn verdict(status: StatusCode, headers: &HeaderMap, now: jiff::Timestamp) -> Result<(), HandlerError> {
     let message = format!("the service answered {}", status.as_u16());
     match status.as_u16() {
@@ -138,7 +138,7 @@ fn verdict(status: StatusCode, headers: &HeaderMap, now: jiff::Timestamp) -> Res
         400 | 405 | 410 | 413 | 415 | 422 => Err(HandlerError::reject(message)),
         code => {
             let wait = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
-            // With these it says that it takes nothing, whatever the event.
+            // These statuses mean that the service takes nothing, whatever the event.
             let error = if matches!(code, 429 | 500..) { HandlerError::unavailable } else { HandlerError::retry };
             Err(error(message).not_before(wait))
         }

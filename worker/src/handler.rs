@@ -1,4 +1,4 @@
-//! What business logic sees: an event, its context, and how to say that it failed.
+//! What business logic sees: an event, its context, and how to report a failure.
 
 use bytes::Bytes;
 use std::borrow::Cow;
@@ -19,17 +19,17 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub struct Event(pub(crate) Envelope);
 
 impl Event {
-    /// The event's `type`, as the body has it; none where the body has none.
+    /// The body's `type`; `None` if the body has none.
     pub fn event_type(&self) -> Option<String> {
         raw_type(&self.0).map(Cow::into_owned)
     }
 
-    /// X-Webhook-Id: the same over Stream's retries.
+    /// X-Webhook-Id, the same in all of Stream's retries.
     pub fn id(&self) -> &str {
         &self.0.id
     }
 
-    /// The idempotency key. Delivery is at least once: a handler that must act once remembers this.
+    /// The idempotency key. Delivery is at least once: a handler that must act only once remembers this key.
     pub fn key(&self) -> &str {
         &self.0.key
     }
@@ -39,7 +39,7 @@ impl Event {
         &self.0.app
     }
 
-    /// `channel_type:channel_id`, where the event has one.
+    /// `channel_type:channel_id`, if the event has one.
     pub fn cid(&self) -> Option<&str> {
         self.0.cid.as_deref()
     }
@@ -49,14 +49,14 @@ impl Event {
         &self.0.body
     }
 
-    /// The envelope with everything that came beside the body.
+    /// The body together with all metadata.
     pub fn envelope(&self) -> &Envelope {
         &self.0
     }
 }
 
-/// The type as the signed body has it; nothing that came beside it stands above that. Only a callback of a pending message has
-/// its type from its path, and no body can call itself one.
+/// The type in the signed body, which outranks all unsigned metadata. Only a callback of a pending message has its type from its
+/// path, and no body can claim to be one.
 pub(crate) fn raw_type(envelope: &Envelope) -> Option<Cow<'_, str>> {
     let beside = Some(&envelope.event_type).filter(|name| *name != UNKNOWN_TYPE).map(Cow::from);
     match beside {
@@ -65,12 +65,12 @@ pub(crate) fn raw_type(envelope: &Envelope) -> Option<Cow<'_, str>> {
     }
 }
 
-/// What a handler may want to know beside the event.
+/// What else a handler may want to know about an attempt.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Which attempt this is, from 1.
+    /// The number of this attempt, from 1.
     pub attempt: u32,
-    /// How long the handler may take before it counts as failed.
+    /// How long the handler may take before the attempt counts as failed.
     pub timeout: Duration,
 }
 
@@ -92,8 +92,8 @@ impl HandlerError {
         HandlerError { message: message.into(), retryable: true, retry_after: None, is_unreadable, is_unavailable }
     }
 
-    /// What the handler stands on is down, whatever the event: another attempt may help once that is back. So many of these in a row
-    /// open the route's breaker.
+    /// Something that the handler depends on is down, whatever the event: another attempt may help once it is back. The route's
+    /// breaker opens after several of these in a row.
     pub fn unavailable(message: impl Into<String>) -> HandlerError {
         HandlerError { is_unavailable: true, ..HandlerError::retry(message) }
     }
@@ -103,7 +103,7 @@ impl HandlerError {
         HandlerError::retry(message).not_before(Some(wait))
     }
 
-    /// The next attempt comes after this long at the earliest, where it is given.
+    /// Delays the next attempt by at least `wait`, if given.
     #[must_use]
     pub fn not_before(self, wait: Option<Duration>) -> HandlerError {
         HandlerError { retry_after: wait, ..self }
@@ -114,12 +114,12 @@ impl HandlerError {
         HandlerError { retryable: false, ..HandlerError::retry(message) }
     }
 
-    /// What it is about cannot be read.
+    /// The handler's input cannot be read.
     pub(crate) fn unreadable(message: String) -> HandlerError {
         HandlerError { is_unreadable: true, ..HandlerError::reject(message) }
     }
 
-    /// What it says of what the handler stands on.
+    /// What the failure says about the service that the handler depends on.
     pub(crate) fn health(&self) -> Health {
         if self.is_unavailable { Health::Down { retry_after: self.retry_after } } else { Health::Up }
     }

@@ -1,5 +1,5 @@
-//! Which handlers run at the same time: one whose event was abandoned again and again runs alone, so that what ends the process
-//! or hangs takes no other with it.
+//! Which handlers run at the same time. An event that was abandoned again and again runs alone, so that if it ends the process
+//! or hangs, it takes no other event with it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,22 +7,22 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Beyond a handler's timeout, after which it can only be one that blocks its thread: nobody waits for that.
+/// After its timeout plus this, a handler can only be blocking its thread, and is no longer waited for.
 const MARGIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(crate) struct Isolation {
     state: Mutex<State>,
-    /// Notified of each change that somebody waits for.
+    /// Notified of each change while somebody waits for one.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     running: HashMap<u64, Running>,
-    /// Those of them that run alone.
+    /// How many of them run alone.
     alone: usize,
-    /// Handlers that wait to run alone: nobody else begins.
+    /// Handlers that wait to run alone: while there are any, no other handler begins.
     wanting: usize,
     waiting: usize,
 }
@@ -30,15 +30,15 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Running {
     alone: bool,
-    /// From then on it is not waited for.
+    /// From then on it is no longer waited for.
     overdue: Instant,
 }
 
-/// What a handler that wants to begin finds.
+/// Whether a handler may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Free,
-    /// Until something changes, or until then at the latest.
+    /// Blocked until something changes, or until this instant at the latest.
     Blocked(Option<Instant>),
 }
 
@@ -73,7 +73,8 @@ impl Isolation {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the right to run a handler, which lasts until the place is dropped. `id`: unique among all that run.
+    /// Waits for the right to run a handler, which lasts until the returned place is dropped. `id` is unique among running
+    /// handlers.
     pub(crate) async fn enter(&self, id: u64, alone: bool, timeout: Duration) -> Place<'_> {
         if let Some(place) = self.try_enter(id, alone, timeout) {
             return place;
@@ -101,14 +102,14 @@ impl Isolation {
         let place = Place { isolation: self, id };
         drop((wanting, waiting));
         if others_wait {
-            // The last one that was woken just now waits on this thread, where nobody can take it from: it must look before a
-            // handler blocks the thread.
+            // The last of the waiters that were just woken is queued on this thread, where no other thread can steal it: it
+            // must check before a handler blocks the thread.
             tokio::task::yield_now().await;
         }
         place
     }
 
-    /// As nearly always: nobody waits, and nothing stands in the way.
+    /// The usual case: nobody waits, and nothing blocks this handler.
     fn try_enter(&self, id: u64, alone: bool, timeout: Duration) -> Option<Place<'_>> {
         let (mut state, now) = (self.lock(), Instant::now());
         let is_free = state.waiting == 0 && state.way(alone, now) == Way::Free;
@@ -130,15 +131,15 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.isolation.lock();
         state.end(self.id);
-        let heard = state.waiting > 0;
+        let is_awaited = state.waiting > 0;
         drop(state);
-        if heard {
+        if is_awaited {
             self.isolation.changed.notify_waiters();
         }
     }
 }
 
-/// One of those that want or wait, however it ends.
+/// Counts one handler in `wanting` or `waiting` until it is dropped.
 struct Count<'i> {
     isolation: &'i Isolation,
     of: fn(&mut State) -> &mut usize,
@@ -203,7 +204,7 @@ mod tests {
         let blocked = isolation.enter(1, false, TIMEOUT).await;
         let alone = isolation.enter(2, true, TIMEOUT).await;
         assert_eq!(started.elapsed(), TIMEOUT + MARGIN);
-        // Nor is one that was to run alone.
+        // The same holds for a blocked handler that was to run alone.
         let other = isolation.enter(3, false, TIMEOUT).await;
         assert_eq!(started.elapsed(), 2 * (TIMEOUT + MARGIN));
         drop((blocked, alone, other));

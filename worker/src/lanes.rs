@@ -1,6 +1,6 @@
-//! Which delivery runs next, and which one makes room for others: one lane for each route, with its own limit and its own queue.
+//! Which delivery runs next, and which one makes room for others. Each route has one lane, with its own limits and its own queue.
 //!
-//! No clock and no IO: time is an argument, and the dispatcher (`dispatch`) starts and parks what is returned here.
+//! There is no clock and no IO here: time is an argument, and `dispatch` starts and parks the deliveries that this returns.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use streamgate_core::breaker::{Breaker, BreakerPolicy, Change, Health, Probe};
 use streamgate_core::rate::{Pace, Rate};
 
-/// What a route allows.
+/// A route's limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most handlers at a time.
@@ -16,12 +16,12 @@ pub struct Limits {
     pub rate: Option<Rate>,
     /// How long a handler may take.
     pub handler_timeout: Duration,
-    /// None: its events are tried whatever happened to those before.
+    /// `None`: its events are tried whatever happened to earlier ones.
     pub breaker: Option<BreakerPolicy>,
 }
 
 impl Limits {
-    /// How many may wait so that the last of them begins in that time.
+    /// How many deliveries may wait so that the last of them begins within `longest`.
     pub fn most_waiting(&self, longest: Duration) -> usize {
         let times = |one: Duration| usize::try_from(longest.as_nanos() / one.as_nanos().max(1)).unwrap_or(usize::MAX);
         let by_time = self.concurrency.saturating_mul(times(self.handler_timeout));
@@ -36,18 +36,19 @@ pub(crate) struct Room {
     pub(crate) deliveries: usize,
     /// Most bytes of bodies.
     pub(crate) bytes: usize,
-    /// How long one may wait for its handler before the store takes it back; none where it never does.
+    /// How long a delivery may wait for its handler before the store takes it back; `None` if it never does.
     pub(crate) longest_wait: Option<Duration>,
 }
 
-/// What waits in a lane. `bytes`: of its body.
+/// A delivery that waits in a lane.
 pub(crate) trait Item {
     fn bytes(&self) -> usize;
-    /// Whether it was parked before: then it is not parked again.
+    /// Whether it was parked before; then it is not parked again.
     fn is_parked(&self) -> bool;
-    /// Whether it may have to run alone: what may end the process waits for no place, for it keeps all others from theirs.
+    /// Whether it may have to run alone. A delivery that may end the process waits for no place, because it keeps all others
+    /// from theirs.
     fn is_suspect(&self) -> bool;
-    /// Whether it can still be settled. What the store has taken back comes once more.
+    /// Whether it can still be settled. The store delivers again what it has taken back.
     fn is_live(&self) -> bool;
 }
 
@@ -55,7 +56,7 @@ pub(crate) trait Item {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Start<T> {
     pub(crate) item: T,
-    /// It is to find out whether the service answers again.
+    /// Set if it finds out whether the service responds again.
     pub(crate) probe: Option<Probe>,
 }
 
@@ -63,9 +64,9 @@ pub(crate) struct Start<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Running = 0,
-    /// Its service failed so many times in a row.
+    /// Its breaker is open: its service failed too many times in a row.
     Open = 1,
-    /// A person said so.
+    /// A person paused it.
     Paused = 2,
 }
 
@@ -77,17 +78,17 @@ struct Lane<T> {
     breaker: Option<Breaker>,
     is_paused: bool,
     running: usize,
-    /// Of the bodies that run.
+    /// Bytes of the bodies that run.
     running_bytes: usize,
-    /// One has started since the last look.
+    /// A delivery has started or ended since the last look.
     has_moved: bool,
-    /// There is no place, or no room for more bodies, or its rate keeps it; and none started for a while.
+    /// None has started for a while, for lack of a place, of room for more bodies, or because of its rate.
     is_stuck: bool,
     fresh: VecDeque<T>,
     parked: VecDeque<T>,
-    /// The last start was a fresh one: where both wait, a parked one is next.
+    /// The last delivery to start was fresh: if both queues have one, a parked one is next.
     fresh_was_last: bool,
-    /// None of the present routes; it is there for what still runs.
+    /// The route no longer exists; the lane stays for handlers that still run.
     is_retired: bool,
 }
 
@@ -122,7 +123,7 @@ impl<T: Item> Lane<T> {
         self.limits = limits;
     }
 
-    /// Whether none may start now.
+    /// Whether no delivery may start now.
     fn is_shut(&self, now: Instant) -> bool {
         self.is_paused || self.breaker.as_ref().is_some_and(|breaker| !breaker.may_start(now))
     }
@@ -144,7 +145,8 @@ impl<T: Item> Lane<T> {
         self.running < self.limits.concurrency
     }
 
-    /// The next one that may start: that in turn, where there is a place and room for it and its rate allows; else a suspect.
+    /// The next delivery that may start: the one in turn, if it has a place, room for its body and a rate that allows it;
+    /// else a suspect.
     fn next(&self, share: usize, now: Instant) -> Option<Next> {
         let next = if self.takes_parked() { self.parked.front() } else { self.fresh.front() };
         let fits = |item: &T| self.running == 0 || self.running_bytes + item.bytes() <= share;
@@ -159,7 +161,7 @@ impl<T: Item> Lane<T> {
         !self.parked.is_empty() && (self.fresh_was_last || self.fresh.is_empty())
     }
 
-    /// When its rate lets the next one start; none where it may at once.
+    /// When the rate lets the next one start; `None` if it may start at once.
     fn paced_until(&self, now: Instant) -> Option<Instant> {
         self.pace.as_ref().and_then(|pace| pace.wait_until(now))
     }
@@ -176,7 +178,7 @@ impl<T: Item> Lane<T> {
     }
 }
 
-/// Which one of a lane starts.
+/// Which delivery of a lane starts.
 enum Next {
     InTurn,
     Fresh(usize),
@@ -197,7 +199,7 @@ impl<T: Item> Lanes<T> {
         Lanes { lanes: Vec::new(), room, waiting_bytes: 0, paused: BTreeSet::new() }
     }
 
-    /// From now on there are these routes. Returns what waited, to be offered anew: it may belong elsewhere now.
+    /// Replaces the routes. Returns all waiting deliveries, to be offered again: they may belong elsewhere now.
     pub(crate) fn adopt(&mut self, routes: Vec<(Arc<str>, Limits)>) -> Vec<T> {
         let mut waited = Vec::new();
         for lane in &mut self.lanes {
@@ -220,7 +222,7 @@ impl<T: Item> Lanes<T> {
         waited
     }
 
-    /// From now on these routes are paused, and no others.
+    /// Pauses these routes and resumes all others.
     pub(crate) fn pause(&mut self, paused: BTreeSet<Arc<str>>) {
         for lane in &mut self.lanes {
             lane.is_paused = paused.contains(&lane.route);
@@ -228,7 +230,7 @@ impl<T: Item> Lanes<T> {
         self.paused = paused;
     }
 
-    /// Lets a delivery wait for its turn. Returns it where there is no such lane.
+    /// Queues a delivery in its route's lane. Returns it as the error if there is no such lane.
     pub(crate) fn offer(&mut self, route: &str, item: T) -> Result<(), T> {
         let Some(lane) = self.lanes.iter_mut().find(|lane| *lane.route == *route && !lane.is_retired) else {
             return Err(item);
@@ -242,7 +244,7 @@ impl<T: Item> Lanes<T> {
         Ok(())
     }
 
-    /// The next one to run, counted as running until `ended`.
+    /// The next delivery to run, counted as running until `ended`.
     pub(crate) fn next_start(&mut self, now: Instant) -> Option<Start<T>> {
         let share = self.share();
         let may_start = |lane: &Lane<T>| {
@@ -263,7 +265,7 @@ impl<T: Item> Lanes<T> {
         Some(Start { item, probe: lane.breaker.as_mut().and_then(Breaker::start) })
     }
 
-    /// When a rate lets the next one start, or a probe is due.
+    /// The earliest instant at which a rate lets the next one start or a probe is due.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         let waits = self.lanes.iter().filter(|lane| lane.has_place() && lane.waiting() > 0);
         let paced = waits.filter_map(|lane| lane.paced_until(now));
@@ -272,11 +274,11 @@ impl<T: Item> Lanes<T> {
         paced.chain(probes).min()
     }
 
-    /// One that is to make room: any of a lane that lets none start; else the newest of the lane where most wait, where it is in
-    /// the way of another lane that could handle more; or one that would not begin in time. A lane that is alone is in nobody's way.
+    /// A delivery to park: any of a lane that is shut; else one that would not begin in time; else the newest of the lane
+    /// where most wait, if it is in the way of another lane that could handle more. A lane that is alone is in nobody's way.
     pub(crate) fn next_park(&mut self, now: Instant) -> Option<T> {
         let is_shut = |lane: &Lane<T>| !lane.fresh.is_empty() && lane.is_shut(now);
-        // All of these go, so in their order.
+        // All of a shut lane are parked, so this keeps their order.
         let item = match self.lanes.iter_mut().find(|lane| is_shut(lane)) {
             Some(shut) => shut.fresh.pop_front(),
             None => {
@@ -288,14 +290,14 @@ impl<T: Item> Lanes<T> {
         Some(item)
     }
 
-    /// A lane whose last one would not begin in time.
+    /// A lane whose last waiting delivery would not begin in time.
     fn late(&self) -> Option<usize> {
         let longest = self.room.longest_wait?;
         let is_late = |lane: &Lane<T>| !lane.fresh.is_empty() && lane.waiting() > lane.limits.most_waiting(longest);
         self.lanes.iter().position(is_late)
     }
 
-    /// How many bytes of bodies the handlers of one lane may hold, and what waits in all of them.
+    /// Most bytes of bodies that the handlers of one lane may hold, and that all waiting deliveries may hold together.
     fn share(&self) -> usize {
         match self.lanes.len() {
             0 | 1 => self.room.bytes,
@@ -303,9 +305,9 @@ impl<T: Item> Lanes<T> {
         }
     }
 
-    /// One that was parked before and came to a lane that lets none start, or none for a while: it stays where it is.
+    /// A parked delivery to give back, from a lane that is shut or stuck: it stays in the store.
     pub(crate) fn next_give_back(&mut self, now: Instant) -> Option<T> {
-        // Of a stuck one the oldest stays, or its turn would never come.
+        // A stuck lane keeps its oldest, or the turn of parked ones would never come.
         let is_idle = |lane: &&mut Lane<T>| {
             (lane.is_shut(now) && !lane.parked.is_empty()) || (lane.is_stuck && lane.parked.len() > 1)
         };
@@ -326,7 +328,7 @@ impl<T: Item> Lanes<T> {
         self.lanes.iter().enumerate().any(is_idle).then_some(place)
     }
 
-    /// Waiting deliveries fill over half of the room, or of what handlers leave of it.
+    /// Whether waiting deliveries fill over half of the room, or over what the handlers leave of it.
     fn is_crowded(&self) -> bool {
         let waiting: usize = self.lanes.iter().map(|lane| lane.fresh.len()).sum();
         let handlers: usize = self.lanes.iter().map(|lane| lane.limits.concurrency).sum();
@@ -334,13 +336,13 @@ impl<T: Item> Lanes<T> {
         waiting > most || self.waiting_bytes > self.share()
     }
 
-    /// What an attempt says of the route's service. What that changes.
+    /// Passes the result of an attempt to the route's breaker. Returns what that changes.
     pub(crate) fn judged(&mut self, route: &str, probe: Option<Probe>, health: Health, now: Instant) -> Option<Change> {
         let lane = self.lanes.iter_mut().find(|lane| *lane.route == *route)?;
         lane.breaker.as_mut()?.end(probe, health, now)
     }
 
-    /// A handler has ended. Whether others of its lane wait for that.
+    /// Takes note that a handler has ended. Returns whether others of its lane wait for that.
     pub(crate) fn ended(&mut self, route: &str, bytes: usize) -> bool {
         let Some(place) = self.lanes.iter().position(|lane| *lane.route == *route) else { return false };
         let Some(lane) = self.lanes.get_mut(place) else { return false };
@@ -354,13 +356,13 @@ impl<T: Item> Lanes<T> {
         waits
     }
 
-    /// The routes whose parked events may come.
+    /// The routes whose parked events may be delivered.
     pub(crate) fn taking_parked(&self, now: Instant) -> Vec<Arc<str>> {
         let taking = self.lanes.iter().filter(|lane| !lane.is_retired && !lane.is_shut(now) && !lane.is_stuck);
         taking.map(|lane| Arc::clone(&lane.route)).collect()
     }
 
-    /// Whether all routes run, and take what is parked.
+    /// Whether all routes run and take parked events.
     pub(crate) fn all_run(&self) -> bool {
         self.lanes.iter().all(|lane| lane.state() == State::Running && !lane.is_stuck)
     }
@@ -383,7 +385,7 @@ impl<T: Item> Lanes<T> {
         present.map(|lane| (Arc::clone(&lane.route), lane.state())).collect()
     }
 
-    /// Everything that waits: at the end.
+    /// Removes and returns all waiting deliveries.
     pub(crate) fn take_waiting(&mut self) -> Vec<T> {
         self.waiting_bytes = 0;
         self.lanes.iter_mut().flat_map(|lane| lane.parked.drain(..).chain(lane.fresh.drain(..))).collect()

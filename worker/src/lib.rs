@@ -1,7 +1,7 @@
-//! Streamgate's working side: takes deliveries, claims them, runs the handler that their type names, settles them.
+//! Streamgate's worker: takes deliveries, claims them, runs the handler of the route that matches their type, and settles them.
 //!
-//! Knows the ports, not the stores. A delivery leaves the queue only when its handler succeeded, or when it stands in the
-//! dead letters with a reason.
+//! This crate knows the ports, not the stores. A delivery leaves the queue only when its handler succeeded, or when it is in
+//! the dead letters with a reason.
 
 mod attempts;
 mod delivery;

@@ -1,4 +1,5 @@
-//! Which routes a person has paused, as this worker knows it: read again and again, so that a pause holds within a second.
+//! Which routes a person has paused, as far as this worker knows. The records are polled, so that a pause takes effect within
+//! a second.
 
 use crate::router::Router;
 use arc_swap::ArcSwap;
@@ -9,11 +10,11 @@ use streamgate_core::ports::RouteRecords;
 use streamgate_core::route_record::{Known, PATIENCE, Pause, Records};
 use tokio::sync::watch;
 
-/// Between two looks at the records; and until the first that is of use.
+/// Interval between polls of the records, and the interval until the first successful one.
 const LOOK: Duration = Duration::from_millis(200);
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 
-/// The paused routes; none before anything is known.
+/// The paused routes; `None` until they are known.
 pub(crate) type Paused = Option<BTreeSet<Arc<str>>>;
 
 /// Follows the records.
@@ -30,7 +31,7 @@ impl<R: RouteRecords> Pauses<R> {
         (Pauses { records, router, paused, last: BTreeMap::new() }, follow)
     }
 
-    /// Until it is dropped.
+    /// Runs until it is dropped.
     pub(crate) async fn run(mut self) {
         let mut known = Known::new(R::GRACE, Instant::now());
         loop {
@@ -57,7 +58,7 @@ impl<R: RouteRecords> Pauses<R> {
         let router = self.router.load_full();
         for (route, record) in known.found(found, &router.names(), Instant::now()) {
             if let Err(error) = self.records.write(&route, &record).await {
-                // With the next look.
+                // Written again with the next poll.
                 tracing::debug!(%error, route, "cannot write the record of a route");
                 return;
             }
@@ -78,7 +79,7 @@ impl<R: RouteRecords> Pauses<R> {
             tracing::info!(route, "the route is resumed");
         }
         self.last = pauses;
-        // Of routes that are not here, too: a reload may bring them.
+        // Includes routes that this worker does not have: a reload may bring them.
         let paused = known.records().iter().filter(|(_, record)| record.pause.is_some());
         let names: BTreeSet<Arc<str>> = paused.map(|(route, _)| Arc::from(route.as_str())).collect();
         self.paused.send_if_modified(|paused| {

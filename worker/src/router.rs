@@ -7,27 +7,27 @@ use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::{breaker::BreakerPolicy, envelope::Envelope, pattern::Pattern, rate::Rate, retry::Ladder};
 
-/// A handler and the events that it is for.
+/// A handler and the events it handles.
 #[derive(Clone)]
 pub struct Route {
     pub name: Arc<str>,
     pub events: Vec<Pattern>,
     /// Empty: every app.
     pub apps: Vec<String>,
-    /// Empty: whatever the channel.
+    /// Empty: every type of channel.
     pub channel_types: Vec<String>,
     pub handler: Arc<dyn Handler>,
-    /// None: that of the worker.
+    /// `None`: the worker's ladder.
     pub ladder: Option<Ladder>,
-    /// None: that of the worker.
+    /// `None`: the worker's timeout.
     pub handler_timeout: Option<Duration>,
-    /// Most handlers of this route at a time. None: as many as the worker says.
+    /// Most handlers of this route at a time. `None`: the worker's `concurrency`.
     pub concurrency: Option<usize>,
-    /// Most starts of handlers in a time. None: any number.
+    /// Most handlers that may start in a period. `None`: unlimited.
     pub rate: Option<Rate>,
-    /// When its service is not asked any more. None: whatever happens, it is.
+    /// When to stop calling the route's service. `None`: never.
     pub breaker: Option<BreakerPolicy>,
-    /// Matching goes on behind it: the next route that matches gets a copy of its own.
+    /// Matching goes on after this route: the next route that matches gets a copy of its own.
     pub fan_out: bool,
 }
 
@@ -38,7 +38,7 @@ impl std::fmt::Debug for Route {
 }
 
 impl Route {
-    /// For events of every app and channel, with the worker's own policies.
+    /// A route for events of every app and channel, with the worker's own policies.
     pub fn new(name: impl Into<Arc<str>>, events: Vec<Pattern>, handler: Arc<dyn Handler>) -> Route {
         Route {
             name: name.into(),
@@ -55,7 +55,7 @@ impl Route {
         }
     }
 
-    /// What it allows, where the worker's own policies are these.
+    /// The route's limits; the arguments are the worker's defaults.
     pub fn limits(&self, concurrency: usize, handler_timeout: Duration) -> Limits {
         Limits {
             concurrency: self.concurrency.unwrap_or(concurrency),
@@ -65,7 +65,7 @@ impl Route {
         }
     }
 
-    /// `event_type`: asked only where it decides, for it is read from the body.
+    /// `event_type` is called only where it decides, because it is read from the body.
     fn takes<'t>(&self, envelope: &Envelope, event_type: impl FnOnce() -> &'t str) -> bool {
         let channel_type = || envelope.cid.as_deref().and_then(|cid| Some(cid.split_once(':')?.0));
         (self.apps.is_empty() || self.apps.contains(&envelope.app))
@@ -82,13 +82,13 @@ impl Route {
 #[derive(Clone, Debug, Default)]
 pub struct Router(Vec<Arc<Route>>);
 
-/// Where an event belongs.
+/// Which routes an event belongs to.
 #[derive(Clone, Debug)]
 pub(crate) enum Pick {
     Route(Arc<Route>),
-    /// Each of these gets an event of its own; at least two.
+    /// Each of these at least two routes gets an event of its own.
     Each(Vec<Arc<Route>>),
-    /// It goes by a route's name, and there is none of that name.
+    /// The event names a route that does not exist here.
     Unknown(String),
     /// No route takes it.
     Unmatched,
@@ -108,7 +108,7 @@ impl Router {
         &self.0
     }
 
-    /// The pattern that an event's type comes near to, the nearest first.
+    /// The pattern most similar to the event's type, if any is similar enough.
     pub(crate) fn nearest(&self, event_type: &str) -> Option<&str> {
         const LIKE: f64 = 0.8;
         let likeness = |pattern: &&str| strsim::jaro_winkler(pattern, event_type);
@@ -117,8 +117,8 @@ impl Router {
         near.max_by(|one, other| likeness(one).total_cmp(&likeness(other)))
     }
 
-    /// `parked`: the route that it was parked for. That, or the route on which an attempt of it failed before, is its route, and
-    /// it goes to no other, and no copy is made of it.
+    /// An event that was parked for a route, or that failed on one before, belongs to that route alone and is never copied.
+    /// `parked` names the former.
     pub(crate) fn pick(&self, envelope: &Envelope, parked: Option<&str>) -> Pick {
         if let Some(name) = parked.or(envelope.route.as_deref()) {
             let named = self.0.iter().find(|route| *route.name == *name);

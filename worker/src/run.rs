@@ -16,10 +16,10 @@ use streamgate_core::ports::{Claims, Deliveries, RouteRecords};
 use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long the cut waits for what is in hand: a handler that blocks its thread does not notice it.
+/// How long an abort waits for what is in hand: a handler that blocks its thread does not notice the abort.
 const CUT: Duration = Duration::from_secs(1);
 
-/// What a worker works on.
+/// The stores a worker works with.
 #[derive(Debug)]
 pub struct Stores<D, C, R> {
     pub deliveries: Arc<D>,
@@ -38,7 +38,7 @@ pub struct Worker<D, C, R> {
 }
 
 impl<D: Deliveries, C: Claims, R: RouteRecords> Worker<D, C, R> {
-    /// Starts the threads for handlers. `holder_seed`: random, so that holders of claims differ between workers.
+    /// Starts the threads for handlers. `holder_seed` is random, so that holders of claims differ between workers.
     pub fn new(
         stores: Stores<D, C, R>,
         router: Arc<ArcSwap<Router>>,
@@ -53,11 +53,11 @@ impl<D: Deliveries, C: Claims, R: RouteRecords> Worker<D, C, R> {
         Ok(Worker { processor: Arc::new(processor), records, threads: Threads::start()?, holder_seed })
     }
 
-    /// Runs until the drain, and until what was in hand is settled or the drain's time is over.
+    /// Runs until the drain begins, then until what was in hand is settled or `drain_timeout` is over.
     pub async fn run(&self, shutdown: Shutdown) {
         let cut = shutdown.abort.child_token();
         let _last = LastSummary(&self.processor.attempts);
-        // The log alone: a task that is aborted may hold what it has for a while, and the store is closed after this.
+        // Holds the log alone: an aborted task may keep what it owns for a while, and the store is closed after this.
         let attempts = Arc::clone(&self.processor.attempts);
         let _summaries = AbortOnDropHandle::new(tokio::spawn(async move { attempts.summaries().await }));
         let (pauses, paused) = Pauses::new(Arc::clone(&self.records), Arc::clone(&self.processor.router));
@@ -85,7 +85,7 @@ impl<D: Deliveries, C: Claims, R: RouteRecords> Worker<D, C, R> {
     }
 }
 
-/// Says at the end what had no line, however that comes.
+/// Logs the last summary, however the worker ends.
 struct LastSummary<'a>(&'a AttemptLog);
 
 impl Drop for LastSummary<'_> {

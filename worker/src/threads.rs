@@ -1,5 +1,5 @@
-//! Threads of their own for handlers of events: one that blocks its thread, or computes for long, keeps other events waiting
-//! and nothing else. Hooks, connections and the store go on, on threads that it cannot take.
+//! Separate threads for event handlers: one that blocks its thread, or computes for long, delays other events and nothing else.
+//! Hooks, connections and the store run on threads that it cannot block.
 
 use std::io;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -11,13 +11,13 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// As many as there are cores, or as TOKIO_WORKER_THREADS says.
+    /// Starts as many threads as there are cores, or as TOKIO_WORKER_THREADS says.
     pub(crate) fn start() -> io::Result<Threads> {
         let runtime = Builder::new_multi_thread().thread_name("events").enable_all().build()?;
         Ok(Threads { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
 
-    /// Where tasks are spawned onto them.
+    /// Spawns tasks onto these threads.
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }
@@ -26,7 +26,7 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // What still runs has had its time; a runtime that waits for it may not be dropped where tasks run.
+            // What still runs has had its time. A runtime that waits for its tasks must not be dropped in an async context.
             runtime.shutdown_background();
         }
     }

@@ -1,6 +1,6 @@
-//! Events that no route takes, and events of a route that is not here. Both are logged once an hour for each app and type, the
-//! first with the pattern that comes nearest. Most are a slip of the configuration, and nobody would miss what is acknowledged
-//! in silence.
+//! Events that no route matches, and events that name a route this worker does not have. Both are logged once an hour for each
+//! app and type, the former with the most similar pattern. Most are a mistake in the configuration that nobody would notice if
+//! they were acknowledged silently.
 
 use crate::delivery::Processor;
 use crate::router::Router;
@@ -12,16 +12,16 @@ use streamgate_core::reason::Reason;
 use streamgate_service::config::Unmatched;
 
 const EVERY: Duration = Duration::from_secs(60 * 60);
-/// Apps and types that are remembered: types are Stream's, but for those of custom events.
+/// Most apps and types that are remembered. Stream defines the types, except those of custom events, which are unbounded.
 const MOST: usize = 1024;
 
-/// A deployment takes no longer than this to bring a route everywhere.
+/// A rolling deployment has brought a route to every worker within this time.
 const ROLLING: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Debug, Default)]
 pub(crate) struct UnmatchedLog {
     said: Mutex<HashMap<(String, String), Instant>>,
-    /// The names of routes that events named and this worker did not have, and since when.
+    /// Routes that events named and this worker did not have, and since when.
     missing: Mutex<HashMap<String, Instant>>,
 }
 
@@ -44,7 +44,7 @@ impl UnmatchedLog {
         );
     }
 
-    /// How long events have named a route that is not here. A route that comes and goes is missing from the first time on.
+    /// How long events have named a missing route. A route that comes and goes counts as missing from the first time on.
     fn missing_for(&self, route: &str, now: Instant) -> Duration {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         if missing.len() >= MOST && !missing.contains_key(route) {
@@ -74,7 +74,7 @@ impl UnmatchedLog {
         if said.len() >= MOST {
             said.retain(|_, at| now.saturating_duration_since(*at) < EVERY);
         }
-        // Types without end make no lines without end.
+        // Unbounded types must not make unbounded log lines.
         if said.len() >= MOST {
             return false;
         }
@@ -83,11 +83,11 @@ impl UnmatchedLog {
     }
 }
 
-/// The route's label of what goes to none.
+/// The `route` label of an event without a route.
 const NONE: &str = "none";
 
 impl<D: Deliveries, C: Claims> Processor<D, C> {
-    /// Settles an event that no route takes, as `worker.unmatched` says.
+    /// Settles an event that no route matches, as `worker.unmatched` says.
     pub(crate) async fn unmatched(&self, delivery: Delivery<D::Handle>, router: &Router) {
         let (app, event_type) = (delivery.envelope.app.clone(), delivery.envelope.event_type.clone());
         let settlement = match self.policy.unmatched {
@@ -100,14 +100,14 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         }
     }
 
-    /// Lets an event wait for a worker that has its route: others have it while a deployment rolls. Nobody else may handle it.
+    /// Leaves an event to a worker that has its route: in a rolling deployment others have it. This worker must not handle it.
     pub(crate) async fn unknown_route(&self, delivery: Delivery<D::Handle>, route: &str) {
         let envelope = &delivery.envelope;
         self.unmatched_log.unknown(&envelope.app, &envelope.event_type, route);
         let age_ms = jiff::Timestamp::now().as_millisecond().saturating_sub(envelope.received_at_ms);
         let window = self.policy.claim_window;
         let is_old = u128::try_from(age_ms).is_ok_and(|age_ms| age_ms > window.as_millis());
-        // An old event, replayed or parked for long, may meet a deployment that rolls.
+        // The age alone is not enough: an old event, replayed or long parked, may meet a rolling deployment.
         let is_old = self.unmatched_log.missing_for(route, Instant::now()) >= window.min(ROLLING) && is_old;
         let (settlement, outcome) = match is_old {
             true => {
@@ -119,7 +119,8 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
         self.settle_unhandled(delivery, Some(route.into()), settlement, [NONE, outcome]).await;
     }
 
-    /// Settles what no handler had and nobody claimed. `labels`: route and outcome. Whether it is settled.
+    /// Settles an event that no handler ran for and nobody claimed. `labels` are route and outcome. Returns whether it is
+    /// settled.
     pub(crate) async fn settle_unhandled(
         &self,
         delivery: Delivery<D::Handle>,

@@ -21,20 +21,20 @@ use streamgate_service::config::AcmeConfig;
 use streamgate_service::http_client::{self, HttpClient, causes};
 use tokio::time::Instant;
 
-/// For one request.
+/// Limit of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often the authority is asked whether it has checked the names, or signed; and for how long.
+/// How often, and how long, the authority is asked whether it has checked the names or signed the certificate.
 const POLLS: RetryPolicy =
     RetryPolicy::new().initial_delay(Duration::from_secs(1)).backoff(1.0).timeout(Duration::from_secs(240));
-/// The longest that a request may be put off by an authority's Retry-After.
+/// The longest delay, in seconds, that an authority's Retry-After may ask for.
 const LONGEST_PAUSE: u64 = 240;
-/// For getting what is signed, failures included: it counts against the authority's limits.
+/// How long to keep fetching a signed certificate, failures included: it counts against the authority's limits.
 const FETCH: Duration = Duration::from_secs(300);
 const FETCH_PAUSE: Duration = Duration::from_secs(5);
-/// Chains have some kilobytes, of up to 100 names a few more.
-const MOST_ANSWER: usize = 1 << 20;
-/// Most characters of what an authority says that stand in a log line or in /readyz.
-const MOST_WORDS: usize = 400;
+/// A chain has a few kilobytes, and some more with up to 100 names.
+const MAX_ANSWER: usize = 1 << 20;
+/// Most characters of an authority's message in a log line or in /readyz.
+const MAX_DESCRIPTION: usize = 400;
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,8 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn new(cause: Cause, what: impl std::fmt::Display) -> Failure {
         // It may come from the network, and goes to logs and /readyz.
-        let what: String = what.to_string().chars().filter(|letter| !letter.is_control()).take(MOST_WORDS).collect();
+        let what: String =
+            what.to_string().chars().filter(|character| !character.is_control()).take(MAX_DESCRIPTION).collect();
         Failure { cause, what }
     }
 
@@ -62,7 +63,7 @@ impl Failure {
             Some("serverInternal") => Cause::Unreachable,
             Some(_) | None => Cause::Refused,
         };
-        Failure::new(cause, words(problem))
+        Failure::new(cause, description(problem))
     }
 }
 
@@ -82,8 +83,8 @@ impl From<KeptError> for Failure {
     }
 }
 
-/// The authority's own words.
-fn words(problem: &Problem) -> String {
+/// The authority's own description of a problem.
+fn description(problem: &Problem) -> String {
     let mut text = problem.detail.clone().unwrap_or_else(|| "no reason given".to_owned());
     for part in &problem.subproblems {
         if let (Some(Identifier::Dns(name)), Some(detail)) = (&part.identifier, &part.detail) {
@@ -97,7 +98,7 @@ fn words(problem: &Problem) -> String {
     text
 }
 
-/// Says whether the directory answers as one.
+/// Checks that the URL serves an ACME directory.
 pub(super) async fn answers(config: &AcmeConfig) -> Result<(), Failure> {
     let client = http_client::client(config.ca.as_deref()).map_err(Failure::setup)?;
     let request = Request::get(&config.directory).body(Full::default()).map_err(Failure::setup)?;
@@ -110,7 +111,7 @@ pub(super) async fn answers(config: &AcmeConfig) -> Result<(), Failure> {
     }
 }
 
-/// PEM: a new key, then the chain of a new certificate. `refused`: what is noted once the authority may count a certificate.
+/// Returns a new key and the chain of a new certificate, in PEM. `refused` is noted once the authority may count a certificate.
 pub(super) async fn obtain(
     config: &AcmeConfig,
     kept: &Kept,
@@ -120,7 +121,7 @@ pub(super) async fn obtain(
     let (account, is_new) = account(config, kept).await?;
     let contacts: Vec<_> = config.contact.iter().map(|mail| format!("mailto:{mail}")).collect();
     let contacts: Vec<_> = contacts.iter().map(String::as_str).collect();
-    // A certificate does not depend on it.
+    // The contacts do not affect the certificate.
     if let Err(error) = account.update_contacts(&contacts).await {
         let failure = Failure::from(error);
         tracing::warn!(%failure, "the certificate authority did not take gateway.tls.acme.contact");
@@ -141,8 +142,8 @@ pub(super) async fn obtain(
     Ok(key.serialize_pem() + &signed(&mut order, request.der()).await?)
 }
 
-/// The account of the key that is kept; the authority makes one where it knows none, or knows it no more. And whether its key is
-/// new.
+/// The account of the kept key, which the authority creates if it does not know the key or has forgotten it. Also returns whether
+/// the key is new.
 async fn account(config: &AcmeConfig, kept: &Kept) -> Result<(Account, bool), Failure> {
     let Some(pem) = kept.account()? else { return Ok((new_account(config, kept).await?, true)) };
     match key(&pem) {
@@ -157,7 +158,7 @@ async fn account(config: &AcmeConfig, kept: &Kept) -> Result<(Account, bool), Fa
     }
 }
 
-/// Its key is kept before it is used: otherwise each attempt could leave an account behind.
+/// Creates an account. Its key is kept before it is used, or each attempt could leave an account behind.
 async fn new_account(config: &AcmeConfig, kept: &Kept) -> Result<Account, Failure> {
     let pem = KeyPair::generate().map_err(Failure::setup)?.serialize_pem();
     kept.keep_account(pem.clone()).await?;
@@ -171,7 +172,7 @@ async fn another_account(config: &AcmeConfig, kept: &Kept, error: &Error) -> Res
     new_account(config, kept).await
 }
 
-/// Of an account that was deactivated (RFC 8555, section 7.3.6): its key is of no use any more.
+/// Whether the account was deactivated (RFC 8555, section 7.3.6), after which its key is useless.
 fn is_closed(error: &Error) -> bool {
     matches!(error, Error::Api(problem) if kind(problem) == Some("unauthorized"))
 }
@@ -189,20 +190,20 @@ async fn register(config: &AcmeConfig, (key, der): AccountKey) -> Result<Account
     Ok(builder.create_from_key((key, der.into()), config.directory.clone()).await?.0)
 }
 
-/// The last word of a problem's type (RFC 8555, section 6.7).
+/// The last segment of a problem's type (RFC 8555, section 6.7).
 fn kind(problem: &Problem) -> Option<&str> {
     problem.r#type.as_deref()?.rsplit(':').next()
 }
 
 /// Proves that the names lead here.
 async fn prove(order: &mut Order, challenges: &Challenges) -> Result<(), Failure> {
-    // Taken back when this ends, however it does.
+    // The proofs are withdrawn when this ends, in whatever way.
     let mut proofs = challenges.proofs();
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
         match authorization.status {
-            // Proved lately, for another order.
+            // Proved recently, for another order.
             AuthorizationStatus::Valid => continue,
             AuthorizationStatus::Pending => {}
             AuthorizationStatus::Invalid
@@ -228,11 +229,11 @@ async fn prove(order: &mut Order, challenges: &Challenges) -> Result<(), Failure
     Ok(())
 }
 
-/// The chain, in PEM. Once the authority may have signed, a failure here is not answered with another order soon.
+/// Returns the chain, in PEM. Once the authority may have signed, a failure here is not followed by another order soon.
 async fn signed(order: &mut Order, request: &[u8]) -> Result<String, Failure> {
     if let Err(error) = order.finalize_csr(request).await {
         let failure = Failure::from(error);
-        // Without an answer it may have been heard all the same.
+        // Without an answer the authority may have received the request all the same.
         if failure.cause != Cause::Unreachable {
             return Err(failure);
         }
@@ -267,14 +268,14 @@ async fn refusal(order: &mut Order) -> Failure {
         for problem in problems {
             let comma = if text.is_empty() { "" } else { "; " };
             // Writing to a string never fails.
-            write!(text, "{comma}{name}: {}", words(problem)).ok();
+            write!(text, "{comma}{name}: {}", description(problem)).ok();
         }
     }
     let what = format!("the authority must reach this gateway at port 443 of each name, and did not: {text}");
     Failure::new(Cause::Refused, what)
 }
 
-/// The library's requests, over the client that all calls use.
+/// Sends the library's requests over the same kind of client as all other calls.
 struct Web(HttpClient);
 
 impl instant_acme::HttpClient for Web {
@@ -293,7 +294,7 @@ impl instant_acme::HttpClient for Web {
     }
 }
 
-/// One request and its whole answer, bounded in time and size. The directory names further URLs: they are no less secure.
+/// Sends one request and reads the whole answer, bounded in time and size. URLs that the directory names must be https, too.
 async fn ask(client: HttpClient, request: Request<Full<Bytes>>) -> Result<BytesResponse, Failure> {
     if request.uri().scheme() != Some(&Scheme::HTTPS) {
         return Err(Failure::new(Cause::Refused, format!("{} is not an https:// address", request.uri())));
@@ -301,12 +302,12 @@ async fn ask(client: HttpClient, request: Request<Full<Bytes>>) -> Result<BytesR
     let host = request.uri().host().unwrap_or_default().to_owned();
     let answer = async {
         let (mut parts, body) = client.request(request).await.map_err(|error| causes(&error))?.into_parts();
-        // The library adds any number of seconds to its clock.
+        // The library would add any number of seconds to its clock.
         let pause = parts.headers.get(RETRY_AFTER).and_then(|pause| pause.to_str().ok()?.trim().parse::<u64>().ok());
         if pause.is_some_and(|pause| pause > LONGEST_PAUSE) {
             parts.headers.remove(RETRY_AFTER);
         }
-        let body = Limited::new(body, MOST_ANSWER).collect().await.map_err(|error| error.to_string())?;
+        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
         Ok(BytesResponse { parts, body: Box::new(body.to_bytes()) })
     };
     match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {

@@ -1,4 +1,4 @@
-//! The certificates by which the authority recognises us (RFC 8737).
+//! The certificates that prove our names to the authority (RFC 8737).
 
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::crypto::ring;
@@ -7,9 +7,9 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The protocol of a connection that only checks a challenge.
+/// The ALPN protocol of a connection that only checks a challenge.
 pub(crate) const PROTOCOL: &[u8] = b"acme-tls/1";
-/// Length of the digest that the certificate carries, SHA-256's.
+/// Length of the SHA-256 digest that the certificate carries.
 const DIGEST: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +40,7 @@ impl Challenges {
     }
 }
 
-/// Challenges of one order; they are taken back when this is dropped.
+/// The challenges of one order, withdrawn on drop.
 #[derive(Debug)]
 pub(super) struct Proofs<'c> {
     of: &'c Challenges,
@@ -65,7 +65,7 @@ impl Drop for Proofs<'_> {
     }
 }
 
-/// Self-signed, with the digest of the key authorization in an extension of its own.
+/// A self-signed certificate with the digest of the key authorization in its extension.
 fn certificate(name: &str, digest: &[u8]) -> Result<CertifiedKey, ChallengeError> {
     if digest.len() != DIGEST {
         return Err(ChallengeError::Digest(digest.len()));
@@ -76,7 +76,8 @@ fn certificate(name: &str, digest: &[u8]) -> Result<CertifiedKey, ChallengeError
     let certificate = params.self_signed(&key)?;
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let signing = ring::default_provider().key_provider.load_private_key(private)?;
-    // Not checked against each other as `CertifiedKey::from_der` would: that does not know the extension, which is critical.
+    // Not checked against each other as `CertifiedKey::from_der` would: that rejects the extension, which is critical and
+    // unknown to it.
     Ok(CertifiedKey::new(vec![certificate.der().clone()], signing))
 }
 

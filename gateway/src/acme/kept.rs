@@ -1,4 +1,4 @@
-//! What is kept in the data directory for one authority: the account's key, the certificate with its key, the last failure.
+//! Files in the data directory for one authority: the account's key, the certificate with its key, the last failure.
 
 use super::schedule::Failures;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ const FOLDER: &str = "acme";
 const ACCOUNT: &str = "account.pem";
 /// Key and chain in one file, so that no crash leaves a key with another key's certificate.
 const CERTIFICATE: &str = "certificate.pem";
-/// There while an attempt runs, and after one that failed.
+/// Exists while an attempt runs, and after a failed one.
 const ATTEMPT: &str = "attempt.json";
 
 #[derive(Debug, thiserror::Error)]
@@ -21,17 +21,17 @@ pub(super) struct KeptError {
     error: io::Error,
 }
 
-/// An attempt that failed, or that its process did not survive.
+/// An attempt that failed, or during which the process ended.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Attempt {
     pub(super) domains: Vec<String>,
     pub(super) failures: Failures,
     pub(super) why: String,
-    /// No other attempt before, in seconds since the Unix epoch.
+    /// The earliest time of the next attempt, in seconds since the Unix epoch.
     pub(super) retry_at: i64,
 }
 
-/// The folder of one authority: another one has another account, and its certificates are not interchangeable.
+/// The folder of one authority: each authority has its own account, and certificates are not interchangeable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
     data_dir: PathBuf,
@@ -39,24 +39,24 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// `directory`: the authority's URL.
+    /// `directory` is the authority's URL.
     pub(super) fn at(data_dir: &Path, directory: &str) -> Kept {
         let plain = |byte: u8| if byte.is_ascii_alphanumeric() || byte == b'.' { char::from(byte) } else { '-' };
         let name: String = directory.trim_start_matches("https://").bytes().map(plain).collect();
         Kept { data_dir: data_dir.to_owned(), folder: data_dir.join(FOLDER).join(name) }
     }
 
-    /// PEM: the key, then the chain.
+    /// The key, then the chain, in PEM.
     pub(super) fn certificate(&self) -> Result<Option<String>, KeptError> {
         self.read(CERTIFICATE)
     }
 
-    /// PEM: the account's key.
+    /// The account's key, in PEM.
     pub(super) fn account(&self) -> Result<Option<String>, KeptError> {
         self.read(ACCOUNT)
     }
 
-    /// The last attempt, where it failed. One that cannot be read counts as none.
+    /// The last attempt, if it failed. An unreadable record counts as none.
     pub(super) fn attempt(&self) -> Option<Attempt> {
         serde_json::from_str(&self.read(ATTEMPT).ok()??).ok()
     }
@@ -75,11 +75,11 @@ impl Kept {
     }
 
     pub(super) fn forget_attempt(&self) {
-        // One that stays delays an attempt after a restart, and no more.
+        // A record that stays only delays an attempt after a restart.
         drop(std::fs::remove_file(self.folder.join(ATTEMPT)));
     }
 
-    /// A file that is no text was damaged: another takes its place.
+    /// Reads a file. A file that is not valid text is damaged and counts as missing, so it is replaced.
     fn read(&self, name: &str) -> Result<Option<String>, KeptError> {
         let path = self.folder.join(name);
         match private::read(&path) {
@@ -91,7 +91,7 @@ impl Kept {
         }
     }
 
-    /// On a thread that may wait for the disk.
+    /// Writes a file on a thread that may wait for the disk.
     async fn keep(&self, name: &str, text: String) -> Result<(), KeptError> {
         let (kept, path) = (self.clone(), self.folder.join(name));
         let write = move || {

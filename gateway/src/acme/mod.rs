@@ -1,7 +1,7 @@
-//! A certificate that is got from an ACME authority and renewed while the gateway serves.
+//! Gets a certificate from an ACME authority and renews it while the gateway serves.
 //!
-//! The old certificate is served until there is a new one, however long that takes; why it takes long stands in the log and
-//! in /readyz.
+//! The old certificate is served until there is a new one, however long that takes; the log and /readyz say why it takes
+//! long.
 
 mod authority;
 mod challenge;
@@ -25,9 +25,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-/// The wall clock is looked at this often: it may step.
+/// How often the wall clock is read, because it may step.
 const LOOK: Duration = Duration::from_secs(60);
-/// For one attempt in all.
+/// Limit of one whole attempt.
 const ATTEMPT: Duration = Duration::from_secs(900);
 
 /// Keeps a certificate valid.
@@ -40,11 +40,11 @@ pub(crate) struct Acme {
     state: Mutex<State>,
 }
 
-/// What an operator wants.
+/// What the operator wants.
 #[derive(Clone, Debug)]
 struct Wish {
     config: AcmeConfig,
-    /// How often an attempt at once was asked for.
+    /// How often an immediate attempt was requested.
     asks: u64,
 }
 
@@ -54,12 +54,12 @@ struct State {
     served: Option<Kept>,
     /// Why the last attempt failed, while another certificate is due.
     trouble: Option<String>,
-    /// The certificate that is served, and where it belongs, while the disk does not take it.
+    /// The served certificate and its folder, while the disk does not accept it.
     unkept: Option<(Kept, String)>,
 }
 
 impl Acme {
-    /// Serves the certificate that is kept, if there is one.
+    /// Serves the kept certificate, if there is one.
     pub(crate) fn open(config: &AcmeConfig, data_dir: &Path, current: Arc<Current>, metrics: Arc<Metrics>) -> Acme {
         let wish = watch::Sender::new(Wish { config: config.clone(), asks: 0 });
         let acme = Acme { data_dir: data_dir.to_owned(), wish, current, metrics, state: Mutex::default() };
@@ -67,7 +67,7 @@ impl Acme {
         acme
     }
 
-    /// Uses this configuration from now on. `at_once`: after a failure too, whose wait is not over.
+    /// Uses this configuration from now on. `at_once` ignores the wait after a failure.
     pub(crate) fn reload(&self, config: &AcmeConfig, at_once: bool) {
         self.wish.send_if_modified(|wish| {
             let is_other = wish.config != *config;
@@ -77,7 +77,7 @@ impl Acme {
         });
     }
 
-    /// Whether there is a certificate; and if so, what is not as it should be all the same.
+    /// An error if there is no certificate; else a warning if something is wrong with it.
     pub(crate) fn ready(&self) -> Result<Option<String>, String> {
         let state = self.state();
         let why = state.trouble.as_deref().unwrap_or("the authority was asked for one");
@@ -145,7 +145,7 @@ impl Acme {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves what is kept of an authority. Where that cannot be used, another one is due.
+    /// Serves the kept certificate of an authority. If it is unusable, a new one is due.
     fn serve_kept(&self, kept: &Kept) {
         let text = match kept.certificate() {
             Ok(Some(text)) => text,
@@ -163,8 +163,8 @@ impl Acme {
         self.state().served = Some(kept.clone());
     }
 
-    /// When the next certificate is due, in seconds since the Unix epoch. None: now, for there is none of this authority, or it
-    /// lacks a name.
+    /// When the next certificate is due, in seconds since the Unix epoch. `None` means now: there is no certificate of this
+    /// authority, or it lacks a name.
     fn due(&self, kept: &Kept, config: &AcmeConfig) -> Option<i64> {
         if self.state().served.as_ref() != Some(kept) || !self.current.has_names(&config.domains) {
             return None;
@@ -172,7 +172,7 @@ impl Acme {
         self.current.validity().map(renewal)
     }
 
-    /// Failures in a row for these names, from before a restart, and until when to wait after them.
+    /// Failures in a row for these names from before a restart, and until when to wait after them.
     fn last_attempt(&self, kept: &Kept, config: &AcmeConfig) -> (Option<Failures>, Instant) {
         let Some(last) = kept.attempt().filter(|last| last.domains == config.domains) else {
             return (None, Instant::now());
@@ -187,15 +187,15 @@ impl Acme {
         (Some(last.failures), Instant::now() + left)
     }
 
-    /// One attempt. The least time until the next, where there is a certificate.
+    /// Makes one attempt. On success returns the least time until the next one.
     async fn attempt(&self, kept: &Kept, config: &AcmeConfig, failures: Option<Failures>) -> Result<Duration, Failure> {
-        // Before the authority is asked for anything: a process that dies in each attempt must not ask each time it starts, nor
-        // one whose disk takes nothing.
+        // The attempt is noted before anything is asked of the authority, so that a process that dies in each attempt, or one
+        // that cannot write to its disk, does not ask at every start.
         let unended = "the process ended during the attempt";
         self.note(kept, config, Failures::unended(failures), unended).await?;
         let refused = Acme::noted(config, Failures::and(failures, Cause::Refused), unended);
         let (current, held, asked) = (Arc::clone(&self.current), kept.clone(), config.clone());
-        // A task of its own: a panic of the library's, at an answer that nobody expected, ends the attempt alone.
+        // In a task of its own, so that a panic of the library at an unexpected answer ends only the attempt.
         let task = tokio::spawn(async move { authority::obtain(&asked, &held, &current.challenges, &refused).await });
         let pem = match tokio::time::timeout(ATTEMPT, AbortOnDropHandle::new(task)).await {
             Ok(Ok(obtained)) => obtained?,
@@ -219,7 +219,7 @@ impl Acme {
         Ok(least_between(validity))
     }
 
-    /// Writes the certificate that is served, if that is still to be done.
+    /// Writes the served certificate, if it is not written yet.
     async fn keep_again(&self) {
         let Some((kept, pem)) = self.state().unkept.clone() else { return };
         match kept.keep_certificate(pem).await {
@@ -257,14 +257,14 @@ fn time(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
-/// The certificate that the authority gave last, for clients on this machine.
+/// The last certificate that the authority gave, for clients on this machine.
 pub(crate) fn leaf(config: &AcmeConfig, data_dir: &Path) -> Result<CertificateDer<'static>, String> {
     let kept = Kept::at(data_dir, &config.directory).certificate().map_err(|error| error.to_string())?;
     let text = kept.ok_or("the authority has given no certificate yet")?;
     CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| streamgate_service::pem::problem(&error))
 }
 
-/// What `check` says: looks, and makes neither an account nor an order.
+/// The report of `check`, which makes neither an account nor an order.
 pub(crate) async fn inspect(config: &AcmeConfig, data_dir: &Path) -> Result<String, String> {
     let kept = Kept::at(data_dir, &config.directory);
     let certificate = match kept.certificate().map_err(|error| error.to_string())? {

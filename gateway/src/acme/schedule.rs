@@ -4,16 +4,16 @@ use crate::certificate::Validity;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// An authority that issues what is used up at once must not be asked in a loop.
+/// An authority that issues certificates which are due at once must not be asked in a loop.
 const LEAST_BETWEEN: Duration = Duration::from_secs(10);
 
-/// When two thirds of a certificate's life are over: of 90 days there are 30 left to get the next one.
+/// After two thirds of a certificate's life: of 90 days, 30 are left to get the next one.
 pub(super) fn renewal(validity: Validity) -> i64 {
     validity.not_after - life(validity) / 3
 }
 
-/// The least time between a certificate and the next order. To a clock that is wrong by years each new certificate looks used
-/// up, and authorities allow a few orders a week.
+/// The least time between a certificate and the next order. If the clock is wrong by years, each new certificate looks
+/// expired, and authorities allow only a few orders a week.
 pub(super) fn least_between(validity: Validity) -> Duration {
     Duration::from_secs((life(validity) / 3).max(0).unsigned_abs()).max(LEAST_BETWEEN)
 }
@@ -22,22 +22,22 @@ fn life(validity: Validity) -> i64 {
     validity.not_after - validity.not_before
 }
 
-/// What went wrong, as far as the next attempt depends on it.
+/// The cause of a failure, as far as the next attempt depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Cause {
-    /// The authority took a nonce for used (RFC 8555, section 6.5): the next attempt has others.
+    /// The authority did not accept the nonce (RFC 8555, section 6.5): the next attempt uses others.
     Nonce,
-    /// No answer, or none that makes sense; a disk that takes nothing; a process that ended during the attempt.
+    /// No usable answer; a disk that cannot be written; or a process that ended during the attempt.
     Unreachable,
-    /// The authority says no, mostly because it could not reach the names; or it may have issued what we could not get.
+    /// The authority refused, mostly because it could not reach the names; or it may have issued what we could not fetch.
     Refused,
     /// Too many orders.
     RateLimited,
 }
 
 impl Cause {
-    /// The wait after the first failure in a row, doubled with each further one, and the longest.
+    /// The wait after the first failure in a row, which doubles with each further one, and the longest wait.
     fn waits(self) -> (Duration, Duration) {
         let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
         match self {
@@ -50,7 +50,7 @@ impl Cause {
     }
 }
 
-/// Failures in a row, all for the same cause.
+/// Failures in a row, all with the same cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Failures {
     cause: Cause,
@@ -58,13 +58,13 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// One more: a failure of another cause begins a row of its own.
+    /// Adds a failure: another cause starts a new row.
     pub(super) fn and(before: Option<Failures>, cause: Cause) -> Failures {
         let count = before.filter(|before| before.cause == cause).map_or(0, |before| before.count);
         Failures { cause, count: count.saturating_add(1) }
     }
 
-    /// For an attempt whose process ends before it does: not less than what was to be waited for before.
+    /// For an attempt during which the process ends: the wait is never shorter than the one before.
     pub(super) fn unended(before: Option<Failures>) -> Failures {
         match before {
             Some(before) if matches!(before.cause, Cause::Refused | Cause::RateLimited) => before,

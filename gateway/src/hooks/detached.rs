@@ -1,4 +1,4 @@
-//! Work that goes on when nobody waits for it any more.
+//! Work that continues when its caller has gone.
 
 use super::Answering;
 use crate::answered::Answered;
@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio_util::task::TaskTracker;
 
-/// Work that outlives its caller: a client that hangs up and repeats finds the answer to the first. A task from
-/// the start would do as well, at the price of two more switches on the way of each answer.
+/// Work that outlives its caller: a client that hangs up and repeats gets the first answer. A task from the start would do as
+/// well, at the price of two more task switches for each answer.
 pub(super) struct Detached {
     pub(super) work: Option<Answering>,
     pub(super) tasks: TaskTracker,
@@ -18,7 +18,8 @@ impl Future for Detached {
     type Output = Answered;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
-        // Taken out for the poll: what panics must not be polled again. After its end it waits for ever, as any future may.
+        // Taken out for the poll, because work that panics must not be polled again. After its end this stays pending, as any
+        // future may.
         let Some(mut work) = self.work.take() else { return Poll::Pending };
         let polled = work.as_mut().poll(cx);
         if polled.is_pending() {

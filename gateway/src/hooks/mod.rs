@@ -23,20 +23,20 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Answers that are being remembered at a time: a store that hangs must not make them pile up.
+/// Most answers that are being remembered at a time: a store that hangs must not make them pile up.
 const REMEMBERING: usize = 256;
 /// How long a stop waits for them.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// One hook to be answered.
+/// A hook to be answered.
 #[derive(Debug)]
 pub struct Asked {
     pub(crate) call: Envelope,
-    /// Whether its key tells it from others: a repeat of it gets its answer.
+    /// Whether its key identifies it, so that a repeat gets the same answer.
     pub(crate) repeatable: bool,
     /// When the policy answers.
     pub(crate) deadline: Instant,
-    /// The drain's time is over.
+    /// Cancelled when the drain's time is over.
     pub(crate) given_up: CancellationToken,
 }
 
@@ -44,17 +44,17 @@ type Answering = Pin<Box<dyn Future<Output = Answered> + Send>>;
 
 /// Answers hooks.
 pub trait AnswerHook: Send + Sync + 'static {
-    /// From headers read to answer written; `None` for a push, which is not a hook.
+    /// The time from reading the headers to writing the answer; `None` for a push, which is not a hook.
     fn deadline(&self, kind: Kind) -> Option<Duration>;
-    /// Whether a hook of this kind gets the first answer to the same signed body, whatever id it comes under.
+    /// Whether a hook of this kind gets the first answer to the same signed body, whatever its id.
     fn is_by_body(&self, kind: Kind) -> bool;
-    /// Whether somebody is configured to answer the command of this name.
+    /// Whether a handler is configured for the command of this name.
     fn knows_command(&self, name: &str) -> bool;
     fn answer(self: Arc<Self>, asked: Asked) -> Answering;
-    /// The answer of the policy to a signed hook that nobody is asked about. `body`: empty where it is not at hand.
+    /// The policy's answer to a signed hook for which no handler is asked. `body` is empty if it is not available.
     fn by_policy(&self, kind: Kind, body: &[u8], reason: Reason) -> Answered;
-    /// The answer to a hook that is refused for a passing reason. None where a refusal says as much: an unsigned one that the
-    /// policy allows, which Stream takes a refusal for.
+    /// The answer to a hook that is refused for a passing reason. `None` if a refusal has the same effect: Stream treats it
+    /// as allowed, which is the policy for an unsigned hook.
     fn refused(&self, kind: Kind, reason: Reason, is_signed: bool) -> Option<Answered>;
 }
 
@@ -64,25 +64,25 @@ impl std::fmt::Debug for dyn AnswerHook {
     }
 }
 
-/// Hooks over any stores.
+/// Answers hooks with any stores.
 #[derive(Debug)]
 pub struct Hooks<C, A> {
     calls: Arc<C>,
     answers: Arc<A>,
     before_message_send: HookPolicy,
     custom_commands: HookPolicy,
-    /// Names of commands that have an answer of their own.
+    /// Names of commands that have a handler of their own.
     commands: HashSet<String>,
     metrics: Arc<Metrics>,
     /// Hooks that are being answered here, by key, until their answer is remembered.
     in_work: Mutex<HashMap<String, watch::Receiver<Option<Answered>>>>,
     remembering: Arc<Semaphore>,
-    /// Whatever goes on beside the connections.
+    /// Tasks that outlive their connections.
     tasks: TaskTracker,
 }
 
 impl<C: Ask, A: Answers> Hooks<C, A> {
-    /// `commands`: names of commands that have an answer of their own; they alone may be asked for by a URL.
+    /// `commands` are the names of commands with a handler of their own; a URL may name only these.
     pub fn new(
         config: &HooksConfig,
         commands: HashSet<String>,
@@ -120,7 +120,7 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         self.in_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks, and decides where there is no answer.
+    /// Asks a worker; the policy answers if there is no answer.
     async fn ask(&self, asked: Asked) -> Answered {
         let Asked { call, deadline, given_up, .. } = asked;
         let (kind, body) = (call.kind, call.body.clone());
@@ -130,7 +130,7 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         }
         let answer = tokio::select! {
             biased;
-            // First: what nobody waits for is not asked.
+            // First, so that no worker is asked when nobody waits for the answer.
             () = given_up.cancelled() => Err(Reason::Draining),
             answer = self.calls.ask(call, left) => answer,
             () = tokio::time::sleep_until(deadline) => Err(Reason::HookTimeout),

@@ -1,4 +1,4 @@
-//! One answer for each call: a repeat gets the first one's, and waits for it while it is being made, here or at another gateway.
+//! One answer for each call: a repeat waits for the first answer and gets it, also from another gateway.
 
 use super::detached::Detached;
 use super::{AnswerHook, Asked, Hooks};
@@ -14,31 +14,31 @@ use streamgate_core::{
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
-/// Between looks at an answer that another gateway is waiting for. A repeat meets another gateway seldom, and then waits for
-/// one hook: not worth a connection of its own on which Redis could tell.
+/// Interval between looks for an answer that another gateway waits for. Repeats rarely meet another gateway, and then wait
+/// for one hook only: that does not justify a connection of its own for notifications from Redis.
 const LOOK: Duration = Duration::from_millis(20);
-/// For looking up an earlier answer, but never more than a quarter of what is left: most hooks have none.
+/// Limit for looking up an earlier answer, but never more than a quarter of the time left: most hooks have none.
 const LOOKING: Duration = Duration::from_millis(200);
-/// How long the answer to an id is remembered. Stream asks once; who repeats is a proxy on the way.
+/// How long the answer to an id is remembered. Stream asks once; repeats come from proxies on the way.
 const REPEATS: Duration = Duration::from_secs(120);
 /// How long remembering an answer may take.
 const REMEMBER: Duration = Duration::from_secs(1);
-/// How long a mark outlives its call's deadline; at the least, for clocks differ.
+/// How long a mark outlives its call's deadline, at least, because clocks differ.
 const MARKED: Duration = Duration::from_secs(1);
 
-/// What is known of a call before it is asked.
+/// What is known about a call before a worker is asked.
 enum Known {
     Answered(Answered),
-    /// Nothing, and it is marked as in work: ask, and remember.
+    /// No answer is known, and the call is now marked as in work: ask, and remember.
     First,
-    /// Nothing could be learned: the same, without a mark.
+    /// The memory could not be read: ask and remember, but without a mark.
     Unmarked,
-    /// It is being answered, and the result did not come in time: neither asked again nor remembered.
+    /// Another gateway is answering it, and its answer did not come in time: neither ask nor remember.
     Elsewhere,
 }
 
 impl<C: Ask, A: Answers> Hooks<C, A> {
-    /// The answer of a call that has an id: the first one, for every repeat.
+    /// Answers a call that has an id; every repeat gets the first answer.
     pub(super) async fn once(self: Arc<Self>, asked: Asked) -> Answered {
         let key = asked.call.key.clone();
         let (mut receiver, first) = match self.in_work().entry(key.clone()) {
@@ -55,7 +55,7 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
             let tasks = self.tasks.clone();
             return Detached { work: Some(Box::pin(place.first(asked, sender))), tasks }.await;
         }
-        // Its own deadline may come before that of the first.
+        // The repeat's own deadline may come before that of the first.
         let reason = tokio::select! {
             biased;
             answer = receiver.wait_for(Option::is_some) => match answer.as_deref() {
@@ -69,7 +69,7 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         self.by_policy(asked.call.kind, &asked.call.body, reason)
     }
 
-    /// What is known of a call, here and at other gateways.
+    /// Looks up what is known about a call, here and at other gateways.
     async fn known(&self, key: &str, asked: &Asked) -> Known {
         let mut unknown = Known::Unmarked;
         loop {
@@ -96,7 +96,7 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
     }
 }
 
-/// The place of a hook that is being answered, given up however that ends.
+/// The entry of a hook that is being answered, removed on drop.
 struct InWork<C: Ask, A: Answers> {
     hooks: Arc<Hooks<C, A>>,
     key: String,
@@ -105,7 +105,7 @@ struct InWork<C: Ask, A: Answers> {
 }
 
 impl<C: Ask, A: Answers> InWork<C, A> {
-    /// Answers, and passes the answer to repeats of the call that came meanwhile.
+    /// Answers, and passes the answer to repeats that came meanwhile.
     async fn first(self, asked: Asked, sender: watch::Sender<Option<Answered>>) -> Answered {
         let known = tokio::select! {
             biased;
@@ -123,7 +123,7 @@ impl<C: Ask, A: Answers> InWork<C, A> {
         };
         sender.send_replace(Some(answered.clone()));
         if is_first {
-            // Beside the answer; until it is done, repeats find the answer here.
+            // Concurrently with the answer; until this is done, repeats find the answer in memory.
             match Arc::clone(&self.hooks.remembering).try_acquire_owned() {
                 Ok(permit) => {
                     let tasks = self.hooks.tasks.clone();
@@ -137,7 +137,7 @@ impl<C: Ask, A: Answers> InWork<C, A> {
     }
 
     async fn remember(self, answer: Bytes, is_said: bool, marked_until: Instant, permit: OwnedSemaphorePermit) {
-        // What nobody said is not said again for longer than a proxy may repeat the question.
+        // A policy's answer is not repeated for longer than a proxy may repeat the call.
         let window = if is_said { self.window } else { self.window.min(REPEATS) };
         let remembering = self.hooks.answers.remember(&self.key, answer, window);
         let remembered = tokio::time::timeout(REMEMBER, remembering).await;
@@ -149,8 +149,8 @@ impl<C: Ask, A: Answers> InWork<C, A> {
         if let Some(error) = error {
             self.hooks.metrics.hook_memory_errors.inc();
             tracing::debug!(error, "cannot remember the answer to a hook; a repeat of it would be asked again");
-            // Else a repeat would wait for an answer that does not come, until the mark lapses.
-            // Only while it is ours: after that it may be another gateway's.
+            // Otherwise a repeat would wait for an answer that never comes, until the mark lapses. The mark is removed only
+            // while it is ours: later it may be another gateway's.
             while Instant::now() < marked_until {
                 let forgetting = tokio::time::timeout(REMEMBER, self.hooks.answers.forget(&self.key)).await;
                 if matches!(forgetting, Ok(Ok(()))) {

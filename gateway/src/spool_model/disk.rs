@@ -9,9 +9,9 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Disk {
     Works,
-    /// No commit succeeds. After a crash one that failed may be there all the same.
+    /// No commit succeeds. After a crash, a failed commit may be found done all the same.
     Fails,
-    /// No commit ends until it changes.
+    /// No commit ends until the mode changes.
     Hangs,
 }
 
@@ -23,12 +23,12 @@ pub(super) struct Platter {
     next: i64,
 }
 
-/// SQLite, as its contract has it: a commit that returned is there, one that failed is not, until a crash decides anew.
+/// SQLite by its contract: a commit that returned is there, one that failed is not there, until a crash decides anew.
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) mode: watch::Sender<Disk>,
     platter: Mutex<Platter>,
-    /// Commits that failed: a crash may find them done.
+    /// Failed commits, which a crash may find done.
     open: Mutex<Vec<Write>>,
 }
 
@@ -62,7 +62,7 @@ impl File {
         File { mode: watch::channel(Disk::Works).0, platter: Mutex::new(platter), open: Mutex::default() }
     }
 
-    /// A crash in the middle of whatever goes on.
+    /// A crash at any moment.
     pub(super) fn crash(&self, coin: bool) -> Platter {
         let mut platter = self.platter.lock().unwrap().clone();
         if coin {

@@ -13,11 +13,11 @@ pub(super) enum Broker {
     Up,
     /// Refuses, as a queue at its limit does.
     Nacks,
-    /// Takes, and confirms nothing until it changes.
+    /// Takes messages but confirms nothing until the mode changes.
     Silent,
-    /// Takes nothing, as under a memory alarm; what it was given before is confirmed.
+    /// Takes nothing, as under a memory alarm, but confirms what it was given before.
     Blocked,
-    /// No connection. What it had not confirmed is in the queue, or is not.
+    /// There is no connection. Each unconfirmed message either is in the queue or is not.
     Down,
 }
 
@@ -29,9 +29,9 @@ pub(super) struct Queue {
     mode: Mutex<Broker>,
     pub(super) messages: Mutex<Vec<String>>,
     held: Mutex<Vec<(String, Reply)>>,
-    /// Events that it never takes, and that cost the connection, with all that is under way on it.
+    /// Events that it never takes, and that end the connection with everything under way on it.
     pub(super) poison: Mutex<HashSet<String>>,
-    /// How often that was, and until when there is none.
+    /// How often a connection was lost, and until when there is none.
     lost: Mutex<(u64, Option<Instant>)>,
 }
 

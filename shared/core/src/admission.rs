@@ -1,4 +1,4 @@
-//! What is judged before the body is read: the form of the headers, the key, and the announced length.
+//! Judges a request before its body is read: the form of its headers, the API key, and the declared length.
 
 use crate::{
     apps::{AppKey, Apps},
@@ -10,7 +10,7 @@ use crate::{
 /// Longest X-Api-Key, in bytes. Stream's have 12 characters.
 const MAX_API_KEY: usize = 128;
 
-/// A header that may stand once.
+/// A header that may occur only once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Single<'a> {
     Absent,
@@ -18,19 +18,19 @@ pub enum Single<'a> {
     Repeated,
 }
 
-/// What the edge saw of a request before its body.
+/// What is known about a request before its body.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     pub api_key: Single<'a>,
     pub signature: Single<'a>,
     pub content_encoding: Option<&'a [u8]>,
-    /// Bytes announced, where they were.
+    /// The Content-Length, if there is one.
     pub content_length: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes, on the wire and after inflation.
+    /// Most bytes of a body, on the wire and after inflation.
     pub max_body: usize,
 }
 
@@ -43,7 +43,7 @@ pub struct Admitted<'a> {
     pub declared: Declared,
 }
 
-/// Only final refusals: a stranger learns nothing of the load, and Stream is not asked to repeat what can never be taken.
+/// Only refuses for good: a stranger learns nothing about the load, and Stream never repeats what can never be accepted.
 pub fn admit<'a>(facts: &Facts<'a>, apps: &'a Apps, limits: &Limits) -> Result<Admitted<'a>, Reason> {
     let api_key = match facts.api_key {
         Single::Absent => apps.only().ok_or(Reason::MissingApiKey)?.0,
@@ -68,7 +68,7 @@ fn api_key(header: &[u8]) -> Option<&str> {
     if well_formed { std::str::from_utf8(header).ok() } else { None }
 }
 
-/// Whether gzip is inflated is decided by its magic bytes; deflate and br have none. None for what could never be read.
+/// Gzip is recognised by its magic bytes instead; deflate and br have none. `None` for an encoding that can never be read.
 fn declared(encoding: &[u8]) -> Option<Declared> {
     let encoding = encoding.trim_ascii();
     let is = |known: &[u8]| encoding.eq_ignore_ascii_case(known);

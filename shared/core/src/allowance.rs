@@ -1,25 +1,25 @@
-//! Lines in the log of what strangers or a broken service can cause at will: so many a second, and the rest as counts.
+//! Limits the log lines that strangers or a broken service can cause at will; the excess is counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// Lines a second. Chosen: enough to see what goes on, and a day of it is under a gigabyte.
+/// Lines a second. Chosen: enough to see what goes on, and a day's lines are under a gigabyte.
 const MOST: usize = 10;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, Default)]
 pub struct Allowance {
-    /// When the present second began, and its lines.
+    /// When the current second began, and its number of lines.
     second: Option<(Instant, usize)>,
-    /// What had a line in it.
+    /// What had a line in the current second.
     said: BTreeSet<String>,
-    /// How often each thing happened that had no line, since they were last taken.
+    /// How often each thing happened without a line, since these counts were last taken.
     left_out: BTreeMap<String, u64>,
 }
 
 impl Allowance {
-    /// Whether what happened may have a line; it is counted if not. `what`: of a closed set. Each has its first line of a second
-    /// however many lines others have: a flood of one hides no other.
+    /// Whether an occurrence of `what`, from a closed set, may have a line; if not, it is counted. Each thing may have its
+    /// first line of a second however many lines others have: a flood of one hides no other.
     pub fn allows(&mut self, what: &str, now: Instant) -> bool {
         if self.second.is_none_or(|(began, _)| now.saturating_duration_since(began) >= SECOND) {
             self.second = Some((now, 0));
@@ -36,7 +36,7 @@ impl Allowance {
         allows
     }
 
-    /// What had no line since the last call, as `unknown_key 12, not_found 3`.
+    /// What had no line since the last call, like `unknown_key 12, not_found 3`.
     pub fn take_left_out(&mut self) -> Option<String> {
         let left_out = std::mem::take(&mut self.left_out);
         let counts: Vec<_> = left_out.into_iter().map(|(what, count)| format!("{what} {count}")).collect();

@@ -1,17 +1,17 @@
-//! The apps that may send, by API key.
+//! The apps that may send webhooks, by API key.
 
 use crate::signature::SigningKey;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// One API key of an app, with every secret that may have signed.
+/// An API key of an app, with every secret that may have signed its webhooks.
 #[derive(Clone, Debug)]
 pub struct AppKey {
     pub app: Arc<str>,
     pub secrets: Vec<SigningKey>,
 }
 
-/// All keys of all apps. Swapped whole on reload.
+/// All keys of all apps. Replaced as a whole on reload.
 #[derive(Clone, Debug, Default)]
 pub struct Apps {
     by_key: HashMap<String, AppKey>,
@@ -26,7 +26,7 @@ impl Apps {
         self.by_key.get(api_key)
     }
 
-    /// The key of a request that names none: some proxies drop the header, and where there is one key the signature decides anyway.
+    /// The only key, for requests without an X-Api-Key: some proxies drop that header, and the signature decides anyway.
     pub fn only(&self) -> Option<(&str, &AppKey)> {
         let (api_key, key) = self.by_key.iter().next().filter(|_| self.by_key.len() == 1)?;
         Some((api_key, key))

@@ -1,29 +1,29 @@
-//! What became of an event's attempts so far: it travels with the event, so that its dead letter can tell the whole story.
+//! The results of an event's attempts so far, which travel with the event so that a dead letter shows them all.
 
 use crate::envelope::{parse_rfc3339, rfc3339};
 use serde_json::{Value, json};
 
-/// Attempts that are kept, the newest of them.
+/// The newest attempts that are kept.
 const MAX_ATTEMPTS: usize = 8;
-/// Bytes of the text that holds them.
+/// Most bytes of their JSON.
 const MAX_BYTES: usize = 1024;
-/// Bytes of one error: its class and cause stand first.
+/// Most bytes of one error, whose class and cause come first.
 const MAX_ERROR: usize = 96;
 
-/// One attempt that failed.
+/// A failed attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// Which one it was, from 1.
+    /// Its number, from 1.
     pub number: u32,
     /// When it ended, in milliseconds since the Unix epoch.
     pub at_ms: i64,
     /// How long it took.
     pub took_ms: u64,
-    /// Never what a service answered.
+    /// Never contains a service's response.
     pub error: String,
 }
 
-/// The newest, oldest first.
+/// The newest attempts, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attempts(Vec<Attempt>);
 
@@ -45,7 +45,7 @@ impl Attempts {
         self.0.is_empty()
     }
 
-    /// A list of objects: `n`, `at`, `ms`, `error`.
+    /// A list of objects with `n`, `at`, `ms` and `error`.
     pub fn to_json(&self) -> String {
         let attempts = self.0.iter().map(|Attempt { number, at_ms, took_ms, error }| {
             json!({"n": number, "at": rfc3339(*at_ms), "ms": took_ms, "error": error})
@@ -53,7 +53,7 @@ impl Attempts {
         Value::from_iter(attempts).to_string()
     }
 
-    /// Of this version or another: what cannot be read is left out.
+    /// Reads the JSON of this version or another, and skips what is unreadable.
     pub fn parse(json: &str) -> Attempts {
         let attempts: Vec<Value> = serde_json::from_str(json).unwrap_or_default();
         let mut read = Attempts::default();

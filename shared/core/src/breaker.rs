@@ -1,4 +1,4 @@
-//! Whether a route's service is asked at all: after so many failures in a row it is not, until a probe succeeds.
+//! A circuit breaker: after several failures in a row a route's service is not called any more, until a probe succeeds.
 
 use crate::retry::MAX_RETRY_AFTER;
 use std::num::NonZeroU32;
@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 /// When a breaker opens, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerPolicy {
-    /// So many failures in a row open it.
+    /// This many failures in a row open the breaker.
     pub failures: NonZeroU32,
-    /// Until the first probe.
+    /// The wait before the first probe.
     pub open: Duration,
-    /// After each probe that fails the next wait is twice as long, and this at most.
+    /// Each failed probe doubles the wait, up to this.
     pub longest: Duration,
 }
 
@@ -22,21 +22,21 @@ impl Default for BreakerPolicy {
     }
 }
 
-/// What an attempt says of the service.
+/// What an attempt says about the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It answered, be it that it refused the event.
+    /// The service responded, even if it refused the event.
     Up,
-    /// No connection, no answer in time, 5xx or 429.
+    /// No connection, no response in time, 5xx or 429.
     Down { retry_after: Option<Duration> },
-    /// It was not asked.
+    /// The service was not called.
     Unknown,
 }
 
-/// What became of a breaker.
+/// A change of a breaker's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The next attempt is a probe after that wait.
+    /// The next attempt is a probe after this wait.
     Opened {
         wait: Duration,
     },
@@ -52,23 +52,23 @@ enum State {
     Closed {
         failures: u32,
     },
-    /// `until`: the probe is due then. `wait`: how long this took, or will take.
+    /// A probe is due at `until`. `wait` is the wait without Retry-After, which a failed probe doubles.
     Open {
         until: Instant,
         wait: Duration,
     },
-    /// The probe is on its way.
+    /// The probe is under way.
     Probing {
         wait: Duration,
         probe: Probe,
     },
 }
 
-/// One attempt that is to find out whether the service answers again.
+/// An attempt that finds out whether the service responds again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe(u64);
 
-/// Of one route in one worker.
+/// The breaker of one route in one worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Breaker {
     policy: BreakerPolicy,
@@ -90,7 +90,7 @@ impl Breaker {
         }
     }
 
-    /// When a probe is due; none where nothing is waited for.
+    /// When a probe is due; `None` while none is waited for.
     pub fn due(&self) -> Option<Instant> {
         match self.state {
             State::Open { until, .. } => Some(until),
@@ -102,7 +102,7 @@ impl Breaker {
         matches!(self.state, State::Closed { .. })
     }
 
-    /// An attempt that may start does; as the probe where it is open.
+    /// Starts an attempt that may start; returns a probe if the breaker is open.
     pub fn start(&mut self) -> Option<Probe> {
         let State::Open { wait, .. } = self.state else { return None };
         self.probes += 1;
@@ -111,7 +111,7 @@ impl Breaker {
         Some(probe)
     }
 
-    /// An attempt has ended. What is still on its way when the breaker opens changes nothing by its failure: it is not the probe.
+    /// Ends an attempt. Failures of attempts that began before the breaker opened change nothing, because they are not the probe.
     pub fn end(&mut self, probe: Option<Probe>, health: Health, now: Instant) -> Option<Change> {
         let is_probe = matches!(self.state, State::Probing { probe: current, .. } if probe == Some(current));
         match (self.state, health) {
@@ -129,7 +129,7 @@ impl Breaker {
                 let wait = self.open(longer, retry_after, now);
                 Some(Change::StillOpen { wait })
             }
-            // It says nothing of the service, so the next one is the probe.
+            // The probe says nothing about the service, so the next attempt is the probe.
             (State::Probing { wait, .. }, Health::Unknown) if is_probe => {
                 self.state = State::Open { until: now, wait };
                 None
@@ -219,7 +219,8 @@ mod tests {
     }
 
     proptest! {
-        /// Of any run: no attempt starts while a probe is on its way, and a service that answers closes it with the next attempt.
+        /// In any run, no attempt starts while a probe is under way, and a service that responds closes the breaker with the
+        /// next attempt.
         #[test]
         fn it_is_never_stuck(steps in proptest::collection::vec((0..4u8, 0..3u8, 0..40u32), 0..200)) {
             let (mut breaker, mut now) = (Breaker::new(policy()), Instant::now());

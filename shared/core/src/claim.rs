@@ -1,13 +1,13 @@
 //! The worker's claim: who may run a handler for an event and route, as a pure state machine.
 //!
-//! Queues deliver at least once, and retry copies may exist beside their originals. The claim lets one of them run at a
-//! time, and none after the event is finished. It is an optimisation of safety's cost, never its base: a store that forgets
+//! Queues deliver at least once, and retry copies may exist next to their originals. The claim lets one of them run at a
+//! time, and none after the event is finished. It saves repeats, but no promise rests on it: a store that forgets
 //! costs repeats, not losses, because only a settled delivery leaves the queue.
 //!
-//! It also counts the attempts that were begun and never concluded, which alone tell poison apart from bad luck: a queue's
+//! It also counts the attempts that were begun and never concluded. Only these distinguish poison from bad luck: a queue's
 //! own count of deliveries includes those that no handler ever saw.
 
-/// What is claimed: an event, for one route, in one of its lives.
+/// An event, for one route, in one of its lives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClaimKey {
     /// The event's idempotency key.
@@ -22,11 +22,11 @@ impl std::fmt::Display for ClaimKey {
     }
 }
 
-/// What is recorded under a claim key. `abandoned` counts the attempts of this number that were begun and never concluded:
+/// The state recorded under a claim key. `abandoned` counts the attempts of this number that were begun and never concluded:
 /// their leases lapsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// A handler runs for the copy with this attempt. `holder` tells holders apart; `until_ms` is by the store's clock.
+    /// A handler runs for the copy with this attempt. `holder` identifies the holder; `until_ms` is a time of the store's clock.
     Leased {
         attempt: u32,
         abandoned: u32,
@@ -45,11 +45,11 @@ pub enum State {
 /// What to do with a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The lease is held: run the handler.
+    /// The lease is granted: run the handler.
     Run { abandoned: u32 },
     /// Another holder's lease is live: come back later, without counting an attempt.
     Wait,
-    /// The event goes on in a newer copy, or is finished: settle this one, run nothing.
+    /// The event goes on in a newer copy, or is finished: settle this one without running a handler.
     Superseded,
 }
 
@@ -62,11 +62,11 @@ pub enum Conclusion {
         attempt: u32,
     },
     Dead,
-    /// Nothing was decided, and nobody is to blame: the delivery goes back as it came.
+    /// Nothing was decided, and the event is not to blame: the delivery goes back as it came.
     Released,
 }
 
-/// A delivery asks for the lease. Returns the verdict and, where it changes, the state to record.
+/// Claims the lease for a delivery. Returns the verdict and, if it changes, the state to record.
 pub fn claim(
     recorded: Option<State>,
     attempt: u32,
@@ -81,11 +81,11 @@ pub fn claim(
     match recorded {
         None => run(0),
         Some(State::Leased { until_ms, .. }) if until_ms > now_ms => (Verdict::Wait, None),
-        // A copy that is older than the recorded one was settled before that one came to be.
+        // A copy older than the recorded one was settled before the recorded one was made.
         Some(State::Leased { attempt: held, .. } | State::Retrying { attempt: held, .. }) if attempt < held => {
             (Verdict::Superseded, None)
         }
-        // The holder is gone, and concluded nothing.
+        // The holder is gone and concluded nothing.
         Some(State::Leased { attempt: held, abandoned, .. }) if attempt == held => run(abandoned.saturating_add(1)),
         Some(State::Retrying { attempt: held, abandoned }) if attempt == held => run(abandoned),
         // A later attempt proves that the recorded one was concluded.
@@ -94,7 +94,7 @@ pub fn claim(
     }
 }
 
-/// The holder asks for more time. Returns the state to record, or none where the lease is no longer its own.
+/// Extends the holder's lease. Returns the state to record, or `None` if the lease is no longer the holder's.
 pub fn renew(recorded: Option<State>, holder: u64, now_ms: i64, lease_ms: i64) -> Option<State> {
     match recorded {
         Some(State::Leased { attempt, abandoned, holder: held, .. }) if held == holder => {
@@ -104,13 +104,13 @@ pub fn renew(recorded: Option<State>, holder: u64, now_ms: i64, lease_ms: i64) -
     }
 }
 
-/// The holder concludes. Returns what is recorded from then on. Never goes backwards: success outweighs all, and a copy
-/// that lost its lease cannot undo what its successor recorded.
+/// Concludes the holder's claim. Returns the state from then on. It never goes backwards: success outranks everything, and a
+/// copy that lost its lease cannot undo what its successor recorded.
 pub fn conclude(recorded: Option<State>, holder: u64, conclusion: Conclusion) -> Option<State> {
     match (conclusion, recorded) {
         (Conclusion::Done, _) | (_, Some(State::Done)) => Some(State::Done),
         (Conclusion::Dead, _) | (_, Some(State::Dead)) => Some(State::Dead),
-        // Another's lease stands: whatever comes next waits for its holder.
+        // Another holder's lease is recorded: whatever comes next waits for that holder.
         (Conclusion::Retrying { .. } | Conclusion::Released, Some(State::Leased { holder: other, .. }))
             if other != holder =>
         {
@@ -119,7 +119,7 @@ pub fn conclude(recorded: Option<State>, holder: u64, conclusion: Conclusion) ->
         (Conclusion::Retrying { attempt }, Some(State::Retrying { attempt: held, .. })) if held >= attempt => recorded,
         (Conclusion::Retrying { attempt }, _) => Some(State::Retrying { attempt, abandoned: 0 }),
         (Conclusion::Released, Some(State::Retrying { .. })) => recorded,
-        // What earlier holders abandoned still counts.
+        // Attempts that earlier holders abandoned still count.
         (Conclusion::Released, Some(State::Leased { attempt, abandoned, .. })) => {
             (abandoned > 0).then_some(State::Retrying { attempt, abandoned })
         }
@@ -219,7 +219,7 @@ mod tests {
         dead: bool,
         /// Processes that died, or whose lease lapsed, while a handler ran.
         abandoned: u32,
-        /// The most that the event was ever blamed for.
+        /// The highest count that the event was ever blamed for.
         blamed: u32,
     }
 
@@ -234,10 +234,10 @@ mod tests {
     enum Step {
         Deliver(usize),
         Succeed(usize),
-        /// Fails; a retry copy is made. The flag: the claim store did not take the new state.
+        /// Fails and makes a retry copy. The flag means that the claim store lost the new state.
         Retry(usize, bool),
         Bury(usize),
-        /// The process dies: its copy comes back.
+        /// The process dies, and its copy returns to the queue.
         Crash(usize),
         /// The publish of a copy was repeated.
         Duplicate(usize),
@@ -251,7 +251,7 @@ mod tests {
     const LAST_ATTEMPT: u32 = 6;
 
     impl World {
-        /// Returns whether two handlers ran at once without a lapse or a loss of the store.
+        /// Returns false if two handlers ran at once without a lapse or a loss of the store.
         fn step(&mut self, step: Step) -> bool {
             let pick = |n: usize, len: usize| (len > 0).then(|| n % len);
             match step {
@@ -313,7 +313,7 @@ mod tests {
                 Step::Pass(ms) => self.now_ms += ms,
                 Step::Forget => {
                     self.recorded = None;
-                    // The holder that runs now has lost its lease without a lapse: the exception that the promise names.
+                    // The running holder has lost its lease without a lapse, which is the exception that the promise names.
                     self.running.iter_mut().for_each(|run| run.until_ms = self.now_ms);
                 }
             }
@@ -349,7 +349,7 @@ mod tests {
     }
 
     proptest! {
-        // Two runs at once take five steps in the right order: the default of 256 paths seldom finds such.
+        // Two handlers at once take five steps in the right order, which the default of 256 cases rarely finds.
         #![proptest_config(ProptestConfig::with_cases(10_000))]
         #[test]
         fn none_runs_twice_without_a_lapse_and_none_ends_nowhere(steps in steps()) {

@@ -10,18 +10,18 @@ const NONCE: usize = 16;
 /// One dead letter.
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
-    /// Its number in the store: grows with time.
+    /// Its number in the store, which grows with time.
     pub number: i64,
     pub envelope: Envelope,
-    /// The word of a [`Reason`], of this version or another.
+    /// The name of a [`Reason`] of this version or another.
     pub reason: String,
-    /// At most 512 bytes; never what a service answered.
+    /// At most 512 bytes; never contains a service's response.
     pub error: Option<String>,
-    /// Milliseconds since the Unix epoch.
+    /// In milliseconds since the Unix epoch.
     pub died_at_ms: i64,
 }
 
-/// Which dead letter is meant. Two may share a number, by chance.
+/// Identifies a dead letter. Two may share a number by chance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeadLetterId {
     pub number: i64,
@@ -36,10 +36,10 @@ impl DeadLetter {
         DeadLetterId { number: self.number, life: u128::from_be_bytes(life) }
     }
 
-    /// The event as it goes back to its queue: the first attempt of a new life. The life's nonce is made from the dead letter,
-    /// so that each move of it, by any tool and however often, begins the same life, and the claim absorbs the copies of an interrupted
-    /// replay. What no queue was bound for has not lived yet, what is parked lives still, and both go back as they came. What named a
-    /// route that is gone goes to whichever route takes it.
+    /// The event as it returns to its queue: the first attempt of a new life. The life's nonce is derived from the dead
+    /// letter, so that each move of it, by any tool and however often, begins the same life, and the claim absorbs the copies
+    /// of an interrupted replay. An unrouted event has not lived yet and a parked one lives still, so both return as they
+    /// came. An event whose route is unknown goes to any route that matches.
     pub fn replayed(&self) -> Envelope {
         let envelope = self.envelope.clone();
         if [Reason::Unrouted, Reason::Parked].map(Reason::as_str).contains(&&*self.reason) {
@@ -53,20 +53,20 @@ impl DeadLetter {
     }
 }
 
-/// Which dead letters are meant. Everything given must hold.
+/// Selects dead letters. Everything given must match.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Numbers, webhook ids (but for those of digits only) or idempotency keys; empty means any.
+    /// Numbers, webhook ids (unless they are all digits) or idempotency keys; empty matches any.
     pub ids: Vec<String>,
     pub reason: Option<Reason>,
     pub event_type: Option<Pattern>,
     pub route: Option<String>,
     pub app: Option<String>,
-    /// Letters after at least so many attempts.
+    /// Dead letters after at least this many attempts.
     pub attempts: Option<u32>,
-    /// Letters that died then or later, in milliseconds since the Unix epoch.
+    /// Dead letters that died then or later, in milliseconds since the Unix epoch.
     pub died_since_ms: Option<i64>,
-    /// Letters that died before this, in milliseconds since the Unix epoch.
+    /// Dead letters that died before then, in milliseconds since the Unix epoch.
     pub died_before_ms: Option<i64>,
     /// Events that name this user anywhere, see [`names_user`].
     pub user: Option<String>,
@@ -75,7 +75,7 @@ pub struct Filter {
 impl Filter {
     pub fn matches(&self, dead_letter: &DeadLetter) -> bool {
         let envelope = &dead_letter.envelope;
-        // Digits are a number, and never a webhook id as well: one word must not name two dead letters.
+        // Digits are always a number, never a webhook id: one argument must not select two dead letters.
         let named = |id: &String| match id.parse::<i64>() {
             Ok(number) => number == dead_letter.number,
             Err(_) => *id == envelope.id || *id == envelope.key,
@@ -98,7 +98,7 @@ mod tests {
     use crate::further::FurtherHeaders;
     use crate::id::Kind;
 
-    /// Of the seventh attempt.
+    /// A dead letter of the seventh attempt.
     fn dead_letter(body: &'static [u8]) -> DeadLetter {
         let envelope = Envelope {
             app: "chat".into(),

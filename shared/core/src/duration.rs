@@ -1,8 +1,8 @@
-//! Durations as people read them.
+//! Durations for people to read.
 
 use std::time::Duration;
 
-/// To about two digits, so that its `Debug` form is what a person would write: `1.2s`, `840ms`, `75s`.
+/// Rounds to about two digits, so that the `Debug` form is what a person would write: `1.2s`, `840ms`, `75s`.
 pub fn rounded(duration: Duration) -> Duration {
     let ms = duration.as_millis();
     let step = match ms {

@@ -1,7 +1,7 @@
-//! An event on its way: the signed bytes and what travels beside them, with the versioned form in which stores keep it.
+//! An event on its way: the signed bytes with their metadata, and the versioned form in which stores keep it.
 //!
-//! Readers ignore headers that they do not know and have a default for each that is missing, so old and new processes can
-//! share a queue during a rolling upgrade.
+//! Readers ignore unknown headers and have a default for each missing one, so that old and new processes can share a queue during
+//! a rolling upgrade.
 
 use crate::attempts::Attempts;
 use crate::claim::ClaimKey;
@@ -12,15 +12,15 @@ use std::borrow::Cow;
 
 /// The version of the header format that this build writes.
 pub const VERSION: u32 = 1;
-/// What stands for a type that is absent or cannot be a routing key; the raw one stays in the body.
+/// Replaces a type that is absent or cannot be a routing key; the raw one stays in the body.
 pub const UNKNOWN_TYPE: &str = "unknown";
-/// How the types of callbacks of pending messages begin: their paths give them, their bodies have none.
+/// Prefix of the types of pending-message callbacks, which their paths imply and their bodies lack.
 pub const PENDING: &str = "pending_message.";
 const MAX_TYPE: usize = 128;
 const MAX_CID: usize = 256;
 
 pub mod header {
-    //! Names of the headers beside a stored event.
+    //! Names of the headers of a stored event.
     pub const WEBHOOK_ID: &str = "x-webhook-id";
     pub const WEBHOOK_ATTEMPT: &str = "x-webhook-attempt";
     pub const API_KEY: &str = "x-api-key";
@@ -29,7 +29,7 @@ pub mod header {
     pub const KEY: &str = "x-streamgate-key";
     pub const RECEIVED_AT: &str = "x-streamgate-received-at";
     pub const ATTEMPT: &str = "x-streamgate-attempt";
-    /// What became of the attempts before.
+    /// The results of earlier attempts.
     pub const ATTEMPTS: &str = "x-streamgate-attempts";
     pub const TYPE: &str = "x-streamgate-type";
     pub const CID: &str = "x-streamgate-cid";
@@ -39,41 +39,41 @@ pub mod header {
     pub const FURTHER: &str = "x-streamgate-further-headers";
 }
 
-/// One event, from the answer to the gateway's caller until it is settled.
+/// One event, from the gateway's answer until it is settled.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
     pub app: String,
     pub kind: Kind,
-    /// X-Webhook-Id, or what stands for it.
+    /// X-Webhook-Id, or the id that replaces it.
     pub id: String,
-    /// Safe for routing keys: at most 128 bytes of `[A-Za-z0-9_.-]`, else [`UNKNOWN_TYPE`].
+    /// Safe for routing keys: at most 128 bytes of `[A-Za-z0-9_.-]`, or [`UNKNOWN_TYPE`].
     pub event_type: String,
     /// The idempotency key, see [`idempotency_key`].
     pub key: String,
-    /// X-Webhook-Attempt: which try of Stream's this was, from 1.
+    /// X-Webhook-Attempt: the number of Stream's attempt, from 1.
     pub webhook_attempt: u32,
     pub api_key: String,
-    /// 64 hex digits, lower case.
+    /// 64 hex digits in lower case.
     pub signature: String,
-    /// Milliseconds since the Unix epoch.
+    /// In milliseconds since the Unix epoch.
     pub received_at_ms: i64,
-    /// Which try of the worker's this is, from 1.
+    /// The number of the worker's attempt, from 1.
     pub attempt: u32,
-    /// What became of those before it.
+    /// The results of earlier attempts.
     pub attempts: Attempts,
     pub cid: Option<String>,
     /// The route that this copy belongs to, once a worker has chosen one.
     pub route: Option<String>,
-    /// Set on a replayed dead letter: makes its claims distinct from those of the first life.
+    /// Set on a replayed dead letter, so that its claims differ from those of the first life.
     pub replay: Option<String>,
     pub traceparent: Option<String>,
-    /// Stream's headers beyond the four: passed on to services.
+    /// Stream's headers beyond the four, which are passed on to services.
     pub further: FurtherHeaders,
     /// The uncompressed bytes that Stream signed.
     pub body: Bytes,
 }
 
-/// What a store keeps in fields of its own rather than among the headers.
+/// Metadata that a store keeps in fields of its own rather than in headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Properties {
     pub app: String,
@@ -83,13 +83,13 @@ pub struct Properties {
 }
 
 impl Envelope {
-    /// The key of the worker's claim: one for each route and each life of the event.
+    /// The key of the worker's claim, one for each route and each life of the event.
     pub fn claim_key(&self, route: &str) -> ClaimKey {
         let life = format!("{route}|{}", self.replay.as_deref().unwrap_or_default());
         ClaimKey { event: self.key.clone(), life }
     }
 
-    /// Every header to keep beside the body.
+    /// All headers to store with the body.
     pub fn headers(&self) -> Vec<(&'static str, Cow<'_, str>)> {
         let mut headers = vec![
             (header::VERSION, Cow::from(VERSION.to_string())),
@@ -117,7 +117,7 @@ impl Envelope {
         headers
     }
 
-    /// Reads back what [`headers`](Envelope::headers) wrote, in this version or another.
+    /// Reads what [`headers`](Envelope::headers) wrote, in this version or another.
     pub fn restore<'h>(properties: Properties, header: impl Fn(&str) -> Option<&'h str>, body: Bytes) -> Envelope {
         let text = |name| header(name).map(str::to_owned);
         let number = |name| header(name).and_then(|value| value.parse().ok());
@@ -145,7 +145,7 @@ impl Envelope {
     }
 }
 
-/// Bodies stay out of every log: only their length shows.
+/// Bodies stay out of every log: only their length is shown.
 impl std::fmt::Debug for Envelope {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Envelope")
@@ -157,7 +157,7 @@ impl std::fmt::Debug for Envelope {
     }
 }
 
-/// The type as it may stand in a routing key, a label or a header.
+/// The type, if it is safe in a routing key, a label or a header; else [`UNKNOWN_TYPE`].
 pub fn safe_type(raw: Option<&str>) -> &str {
     let safe = |name: &&str| {
         (1..=MAX_TYPE).contains(&name.len())
@@ -166,12 +166,12 @@ pub fn safe_type(raw: Option<&str>) -> &str {
     raw.filter(safe).unwrap_or(UNKNOWN_TYPE)
 }
 
-/// A channel id short and printable enough to travel in a header.
+/// The channel id, if it is short and printable enough for a header.
 pub fn safe_cid(raw: Option<&str>) -> Option<&str> {
     raw.filter(|cid| (1..=MAX_CID).contains(&cid.len()) && cid.bytes().all(|byte| matches!(byte, 0x20..=0x7e)))
 }
 
-/// A W3C traceparent, or nothing.
+/// A valid W3C traceparent.
 pub fn safe_traceparent(raw: Option<&[u8]>) -> Option<&str> {
     const LENGTHS: [usize; 4] = [2, 32, 16, 2];
     let text = std::str::from_utf8(raw?).ok()?;
@@ -182,7 +182,7 @@ pub fn safe_traceparent(raw: Option<&[u8]>) -> Option<&str> {
     well_formed.then_some(text)
 }
 
-/// Milliseconds since the Unix epoch as RFC 3339.
+/// Formats milliseconds since the Unix epoch as RFC 3339.
 pub fn rfc3339(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms).unwrap_or_default().to_string()
 }
@@ -285,7 +285,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a broker holds beside an event is read, and what was read is written and read back as it is.
+        /// Whatever headers a broker holds can be read, and what was read is written and read back unchanged.
         #[test]
         fn any_headers_are_read_and_read_back(values in proptest::collection::vec(any::<String>(), 14)) {
             let names = [

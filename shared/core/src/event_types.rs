@@ -1,6 +1,6 @@
-//! The event types that Stream documents. Others come too: Stream adds some, and custom events have their app's own.
+//! The event types that Stream documents. Others occur too: Stream adds types, and apps define custom events.
 
-/// Of chat, with those of moderation that chat's hooks carry; in order.
+/// The types of chat, including those of moderation that chat's hooks carry, in order.
 pub const CHAT: [&str; 74] = [
     "campaign.completed",
     "campaign.started",
@@ -78,10 +78,10 @@ pub const CHAT: [&str; 74] = [
     "user_group.updated",
 ];
 
-/// Types that no event hook of chat can be asked for: callbacks of pending messages have hooks of their own, and two are not sent.
+/// Types that a chat event hook cannot subscribe to: callbacks of pending messages have hooks of their own, and two are not sent.
 const NOT_IN_HOOKS: [&str; 4] =
     ["message.unflagged", "pending_message.deleted", "pending_message.passed_on", "user.unflagged"];
-/// Types of moderation that an event hook of chat can be asked for.
+/// Types of moderation that a chat event hook can subscribe to.
 const MODERATION_IN_HOOKS: [&str; 6] = [
     "appeal.accepted",
     "appeal.created",
@@ -91,13 +91,13 @@ const MODERATION_IN_HOOKS: [&str; 6] = [
     "moderation.text_analysis.complete",
 ];
 
-/// The types that an event hook of chat can be asked for, beside `*`: those of WHEvent in Stream's OpenAPI (August 2026).
+/// The types besides `*` that a chat event hook can subscribe to: those of WHEvent in Stream's OpenAPI (August 2026).
 pub fn in_hooks() -> impl Iterator<Item = &'static str> + Clone {
     let chat = CHAT.into_iter().filter(|name| !NOT_IN_HOOKS.contains(name));
     chat.chain(MODERATION_IN_HOOKS)
 }
 
-/// Beginnings of the types of Stream's other products, which an app may send to the same URL.
+/// Prefixes of the types of Stream's other products, which an app may send to the same URL.
 pub const OTHER_PRODUCTS: [&str; 6] = ["appeal.", "call.", "feeds.", "ingress.", "moderation.", "review_queue_item."];
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! A JSON object of which some fields are read or replaced and all others stay as they were written, digit by digit: what a
-//! later version of Stream adds survives, and so does a number that no float holds.
+//! A JSON object in which single fields are read or replaced while all others stay as they were written, digit by digit: fields
+//! that a later version of Stream adds survive, and so do numbers that no float can represent.
 
 use crate::peek::{text, text_lossy};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -7,20 +7,20 @@ use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use std::borrow::Cow;
 
-/// Fields in their order, each once. Shows none of its values.
+/// Fields in order, each once. `Debug` shows none of their values.
 #[derive(Clone, Default)]
 pub struct Fields(Vec<Field>);
 
 #[derive(Clone)]
 struct Field {
     name: String,
-    /// The name in JSON where it was written otherwise than a writer would: half a surrogate pair has no other form.
+    /// The name in JSON if it cannot be written from `name`: an unpaired surrogate has no other form.
     literal: Option<Box<RawValue>>,
     value: Box<RawValue>,
 }
 
 impl Fields {
-    /// None where the text is no JSON object.
+    /// `None` if the text is not a JSON object.
     pub fn parse(json: &[u8]) -> Option<Fields> {
         serde_json::from_slice(json).ok()
     }
@@ -34,30 +34,30 @@ impl Fields {
         self.0.iter().map(|field| (field.name.as_str(), &*field.value))
     }
 
-    /// The value as a tree, or none where it is nested more than 127 deep. A number that no float holds exactly is rounded in it,
-    /// though not in the object itself, and half a surrogate pair is U+FFFD.
+    /// The value as a tree, or `None` if it is nested more than 127 levels deep. In the tree, but not in this object, a
+    /// number that no float can represent exactly is rounded, and an unpaired surrogate is U+FFFD.
     pub fn value(&self, name: &str) -> Option<Value> {
         let json = self.get(name)?.get();
         serde_json::from_str(json).ok().or_else(|| serde_json::from_str(&whole(json)).ok())
     }
 
-    /// Adds an item to a list, whose items stay as they were written; the list is made where there is none.
+    /// Appends an item to a list, whose other items stay as written. Creates the list if there is none.
     pub fn push(&mut self, name: &str, item: &Value) {
         let there: Option<Vec<Box<RawValue>>> = self.get(name).and_then(|raw| serde_json::from_str(raw.get()).ok());
         let mut items: Vec<String> = there.iter().flatten().map(|item| item.get().to_owned()).collect();
         items.push(item.to_string());
-        // Values that are JSON, with commas between.
+        // The items are JSON values, so joined by commas they are a JSON list.
         if let Ok(value) = RawValue::from_string(format!("[{}]", items.join(","))) {
             self.put(Field { name: name.to_owned(), literal: None, value });
         }
     }
 
-    /// The string, with U+FFFD for half a surrogate pair, or none where the value is of another kind.
+    /// The string, with U+FFFD for an unpaired surrogate, or `None` if the value is not a string.
     pub fn text(&self, name: &str) -> Option<String> {
         text_lossy(self.get(name)?).map(Cow::into_owned)
     }
 
-    /// An object within.
+    /// A nested object.
     pub fn object(&self, name: &str) -> Option<Fields> {
         Fields::parse(self.get(name)?.get().as_bytes())
     }
@@ -66,7 +66,7 @@ impl Fields {
         self.0.is_empty()
     }
 
-    /// The object as text.
+    /// The object as JSON text.
     pub fn to_json(&self) -> String {
         let mut json = String::from("{");
         for Field { name, literal, value } in &self.0 {
@@ -79,15 +79,15 @@ impl Fields {
         json
     }
 
-    /// Puts the value in the place of an earlier one, or at the end.
+    /// Replaces the value of an existing field, or appends a new one.
     pub fn set(&mut self, name: &str, value: &Value) {
-        // A tree of values can always be written.
+        // Serialising a tree of values never fails.
         if let Ok(value) = to_raw_value(value) {
             self.put(Field { name: name.to_owned(), literal: None, value });
         }
     }
 
-    /// As `set`, digit by digit.
+    /// Like `set`, but keeps the value digit by digit.
     pub fn set_raw(&mut self, name: &str, value: Box<RawValue>) {
         self.put(Field { name: name.to_owned(), literal: None, value });
     }
@@ -138,7 +138,7 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// The JSON with U+FFFD for each half of a surrogate pair.
+/// The JSON with U+FFFD for each unpaired surrogate.
 fn whole(json: &str) -> String {
     let mut whole = String::with_capacity(json.len());
     let mut rest = json;
@@ -161,7 +161,7 @@ fn whole(json: &str) -> String {
     whole
 }
 
-/// Each new field is looked for among those before it: with more, a hostile body would cost more than its bytes.
+/// Each new field is compared with all earlier ones, so without a limit a hostile body could cost far more than its bytes.
 const MAX_FIELDS: usize = 4096;
 
 #[cfg(test)]

@@ -1,20 +1,22 @@
-//! The headers of a webhook beyond the four that Stream documents: `target-agent`, which public Stream apps filter on, and whatever
-//! Stream may add. Nobody signs them, so they are passed on within bounds, and none that a service could take for its own proxy's.
+//! The headers of a webhook beyond the four that Stream documents: `target-agent`, which public Stream apps filter on, and
+//! others that Stream may add. They are not signed, so they are passed on within bounds, except those that a service could
+//! mistake for its own proxy's.
 
 /// Most headers of a webhook that are passed on.
 const MAX_HEADERS: usize = 16;
-/// Bytes of one name, of one value, and of all of them.
+/// Most bytes of a name, of a value, and of all headers.
 const MAX_NAME: usize = 64;
 const MAX_VALUE: usize = 256;
 const MAX_BYTES: usize = 1024;
 
-/// Passed on though its name does not begin with `x-`.
+/// Passed on although its name does not begin with `x-`.
 const TARGET_AGENT: &str = "target-agent";
-/// What the gateway reads itself.
+/// Headers that the gateway reads itself.
 const READ: [&str; 4] = ["x-api-key", "x-signature", "x-webhook-attempt", "x-webhook-id"];
-/// How the names of what it writes itself begin.
+/// Prefix of headers that Streamgate writes itself.
 const OURS: &str = "x-streamgate-";
-/// How proxies say who a client is and what it asked for: services believe these, so they must be a proxy's.
+/// Prefixes of headers in which proxies describe the client and its request: services trust these, so they must come from a
+/// proxy.
 const PROXIES: [&str; 35] = [
     "x-accel-",
     "x-access-",
@@ -53,16 +55,16 @@ const PROXIES: [&str; 35] = [
     "x-webauth-",
 ];
 
-/// Names in lower case with their values, each name once.
+/// Lower-case names with their values, each name once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FurtherHeaders(Vec<(String, String)>);
 
 impl FurtherHeaders {
-    /// Those of a request that are passed on. `headers`: in lower case. Of a name that stands twice the first is taken; what is over
-    /// the bounds is left out.
+    /// The headers of a request that are passed on. `headers` have lower-case names. The first value of a name counts, and
+    /// headers over the bounds are left out.
     pub fn of<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> FurtherHeaders {
         let (mut further, mut bytes) = (FurtherHeaders::default(), 0);
-        // The one that is known to matter comes first: those of a proxy on the way must not push it out.
+        // The known header comes first, so that headers of a proxy on the way cannot push it out.
         let (known, others): (Vec<_>, Vec<_>) =
             headers.into_iter().filter(|(name, _)| is_passed_on(name)).partition(|(name, _)| *name == TARGET_AGENT);
         for (name, value) in known.into_iter().chain(others) {
@@ -86,12 +88,12 @@ impl FurtherHeaders {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// As one header beside a stored event: a JSON list of pairs.
+    /// A JSON list of pairs, stored as one header next to the event.
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(&self.0).unwrap_or_default()
     }
 
-    /// Reads back what [`to_json`](FurtherHeaders::to_json) wrote. The same bounds hold, since others may have written it.
+    /// Reads what [`to_json`](FurtherHeaders::to_json) wrote. The same bounds apply, because other writers may exist.
     pub(crate) fn parse(json: &str) -> FurtherHeaders {
         let pairs: Vec<(String, String)> = serde_json::from_str(json).unwrap_or_default();
         FurtherHeaders::of(pairs.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
@@ -99,7 +101,7 @@ impl FurtherHeaders {
 }
 
 fn is_passed_on(name: &str) -> bool {
-    // No underscore and no dot: servers make `-` of them, and `x-real_ip` would be read as X-Real-IP.
+    // No underscore and no dot: servers turn them into `-`, and would read `x-real_ip` as X-Real-IP.
     let is_safe = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
     name == TARGET_AGENT
         || (name.len() <= MAX_NAME

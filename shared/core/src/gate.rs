@@ -1,18 +1,18 @@
-//! Whether new events go to the queue or to the gateway's own disk: a queue that does not confirm in time must not make
+//! Decides whether new events go to the queue or to the gateway's own disk: a queue that does not confirm in time must not make
 //! callers wait for it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// The publishes that are under way, and what they say of the queue.
+/// The publishes under way, and what they say about the queue.
 #[derive(Debug)]
 pub struct Gate {
-    /// When the oldest unconfirmed publish is this old, nothing more is sent after it.
+    /// Once the oldest unconfirmed publish is this old, nothing more is published after it.
     spool_after: Duration,
-    /// When each began, by its ticket: tickets grow with time, so the first is the oldest.
+    /// When each publish began, by its ticket: tickets grow with time, so the first is the oldest.
     unconfirmed: BTreeMap<u64, Instant>,
     next: u64,
-    /// Shut from a failure on, until something is confirmed.
+    /// Set by a failure, until something is confirmed.
     shut: bool,
 }
 
@@ -20,7 +20,7 @@ pub struct Gate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Confirmed,
-    /// Refused, sent back, or lost with its connection.
+    /// Refused, returned, or lost with its connection.
     Failed,
     /// Nobody waits for it any more.
     GivenUp,
@@ -34,12 +34,12 @@ impl Gate {
     /// Whether new events go to the queue.
     pub fn is_open(&mut self, now: Instant) -> bool {
         let oldest = self.unconfirmed.first_key_value().map(|(_, began)| *began);
-        // Remembered: a caller that gives up must not make the queue look well.
+        // Remembered, because a caller that gives up must not make the queue look healthy.
         self.shut |= oldest.is_some_and(|began| now.saturating_duration_since(began) >= self.spool_after);
         !self.shut
     }
 
-    /// A publish begins; its ticket.
+    /// Begins a publish and returns its ticket.
     pub fn begin(&mut self, now: Instant) -> u64 {
         let ticket = self.next;
         self.next += 1;
@@ -47,7 +47,7 @@ impl Gate {
         ticket
     }
 
-    /// A publish ended. Returns whether that opened the gate.
+    /// Ends a publish. Returns whether that opened the gate.
     pub fn end(&mut self, ticket: u64, how: Ended) -> bool {
         self.unconfirmed.remove(&ticket);
         match how {
@@ -60,7 +60,7 @@ impl Gate {
         }
     }
 
-    /// The queue can be reached and nothing waits on the disk: the next event is the probe.
+    /// Opens the gate when the queue is reachable and nothing waits on the disk: the next event is the probe.
     pub fn open(&mut self) {
         self.shut = false;
     }

@@ -1,6 +1,6 @@
-//! Synchronous hooks: what their bodies say of the message, and what Stream is answered when no worker did.
+//! Synchronous hooks: reads the message from their bodies, and makes Stream's answer if no worker gave one.
 //!
-//! An answer is always JSON with HTTP 200. An empty one, or another status, counts as a failed hook for Stream, which pauses
+//! An answer is always JSON with HTTP 200. Stream counts an empty answer or another status as a failed hook, and pauses
 //! hooks that fail.
 
 use crate::peek::{each_field, field, text};
@@ -10,30 +10,30 @@ use std::borrow::Cow;
 /// Longest name of a custom command, in bytes.
 const MAX_COMMAND: usize = 64;
 
-/// Bytes of a reply's shape, for the log.
+/// Most bytes of an answer's shape in the log.
 pub const MAX_SHAPE: usize = 80;
 
-/// What Stream is answered when a hook has no answer in time.
+/// The answer if a hook has none in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
     /// The request's own message, unchanged.
     Allow,
-    /// A message of type `error`: its sender sees it, nobody else.
+    /// A message of type `error`, which only the sender sees.
     Reject,
 }
 
-/// The request's `message`, as it is written; none where there is no such object.
+/// The request's `message` as written; `None` if there is no such object.
 pub fn message(body: &[u8]) -> Option<&RawValue> {
     field(body, "message").filter(|value| value.get().starts_with('{'))
 }
 
-/// The name of a custom command, as the signed body has it.
+/// The name of a custom command in the signed body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SignedCommand<'a> {
-    /// The message has none: a click on a button of a standalone MML message, say.
+    /// The message has none, for example after a click on a button of a standalone MML message.
     Absent,
     Name(Cow<'a, str>),
-    /// It is no name. It must not become a part of a path or a header, and nothing else may stand for it.
+    /// It is not a valid name. It must not become part of a path or a header, and no other name may replace it.
     Malformed,
 }
 
@@ -56,15 +56,15 @@ pub fn is_command_name(name: &str) -> bool {
     (1..=MAX_COMMAND).contains(&name.len()) && name.bytes().all(is_safe)
 }
 
-/// Whether these bytes can be an answer to Stream: a JSON object whose `message` is an object, or null, which deletes the message.
-/// Anything else, `{"error":"…"}` with status 200 say, must not pass for the service's decision.
+/// Whether these bytes are a valid answer to Stream: a JSON object whose `message` is an object, or null, which deletes the
+/// message. Anything else, like `{"error":"…"}` with status 200, must not pass for the service's decision.
 pub fn is_answer(bytes: &[u8]) -> bool {
     let is_object = bytes.trim_ascii_start().starts_with(b"{");
     let is_message = |value: &RawValue| value.get().starts_with('{') || value.get() == "null";
     is_object && serde_json::from_slice::<&RawValue>(bytes).is_ok() && field(bytes, "message").is_some_and(is_message)
 }
 
-/// What stands there instead of an answer, without any of its values: `{"errorMessage":string,"code":number}`. At most
+/// Describes an invalid answer without any of its values: `{"errorMessage":string,"code":number}`. At most
 /// [`MAX_SHAPE`] bytes.
 pub fn shape(bytes: &[u8]) -> String {
     let mut shape = match serde_json::from_slice::<&RawValue>(bytes) {
@@ -99,8 +99,8 @@ fn kind(value: &RawValue) -> &'static str {
     }
 }
 
-/// The request's own message, so that nothing changes. `{"message":null}` would delete it, so where it cannot be read an
-/// empty one stands for it, which changes nothing either.
+/// The request's own message, so that nothing changes. `{"message":null}` would delete it, so an unreadable message is
+/// replaced by an empty one, which changes nothing either.
 pub fn unchanged(body: &[u8]) -> Vec<u8> {
     let message = message(body).map_or("{}", RawValue::get);
     format!("{{\"message\":{message}}}").into_bytes()
@@ -112,7 +112,7 @@ pub fn rejection(text: &str) -> Vec<u8> {
     format!("{{\"message\":{{\"type\":\"error\",\"text\":{text}}}}}").into_bytes()
 }
 
-/// The answer to a hook that has none. `text`: what the sender reads where it is rejected.
+/// The policy's answer. The sender reads `text` if the policy rejects.
 pub fn fallback(on_failure: OnFailure, text: &str, body: &[u8]) -> Vec<u8> {
     match on_failure {
         OnFailure::Allow => unchanged(body),

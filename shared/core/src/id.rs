@@ -2,10 +2,10 @@
 
 use sha2::{Digest, Sha256};
 
-/// Longest X-Webhook-Id that is kept as it is, in bytes. Stream sends UUIDs; a longer one is a stranger's, and is hashed.
+/// Longest X-Webhook-Id that is kept as it is, in bytes. Stream sends UUIDs; a longer one is not Stream's, and is hashed.
 pub const MAX_ID: usize = 128;
 
-/// The three kinds of webhook that Stream sends. Their names are part of the idempotency key, of routing keys and of labels.
+/// The three kinds of webhook that Stream sends. Their names are part of idempotency keys, routing keys and labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     Push,
@@ -27,8 +27,8 @@ impl Kind {
     }
 }
 
-/// The X-Webhook-Id header as a webhook id; none where it is absent or empty. One that is over [`MAX_ID`] bytes or outside
-/// printable ASCII is replaced by its own digest, so that an id is always safe to log, to store and to send in a header.
+/// The X-Webhook-Id header as a webhook id; `None` if it is absent or empty. A value over [`MAX_ID`] bytes or outside
+/// printable ASCII is replaced by its digest, so that an id is always safe to log, to store and to send in a header.
 pub fn header_id(header: Option<&[u8]>) -> Option<String> {
     let id = header.filter(|id| !id.is_empty())?;
     let is_safe = id.len() <= MAX_ID && id.iter().all(|byte| matches!(byte, 0x20..=0x7e));
@@ -44,27 +44,27 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// What makes two webhooks of an app and kind the same one.
+/// What identifies a webhook of an app and kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By<'a> {
-    /// The body that Stream signed, whatever id it comes under: the signature stands for it.
+    /// The body that Stream signed, whatever its id: the signature identifies it.
     Body,
-    /// The X-Webhook-Id, or what stands for it. It is not signed, so a part of the signature belongs to the key: an id under
-    /// which another body came neither shadows an event nor repeats one.
+    /// The X-Webhook-Id, or the id that replaces it. It is not signed, so the key also contains a part of the signature: the
+    /// same id with another body neither hides an event nor repeats one.
     Id(&'a str),
 }
 
-/// What is known of a push when its key is made.
+/// What is known about a push when its key is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PushFacts<'a> {
     pub id: &'a str,
-    /// The type where the path gives it, of a pending-message callback.
+    /// The type that the path of a pending-message callback implies.
     pub path_type: Option<&'a str>,
-    /// Whether the signed body says when it was made.
+    /// Whether the signed body contains its date.
     pub is_dated: bool,
 }
 
-/// `dedup.by`
+/// The setting `dedup.by`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DedupBy {
     #[default]
@@ -73,8 +73,8 @@ pub enum DedupBy {
 }
 
 impl DedupBy {
-    /// A body without a date may come again legitimately: two equal events would be one. Callbacks of pending messages have no
-    /// date, but each message has one of each.
+    /// A body without a date may legitimately occur again, so two equal events would count as one. Callbacks of pending
+    /// messages have no date, but there is only one of each for a message.
     pub fn of_push<'a>(self, push: &PushFacts<'a>) -> By<'a> {
         match self {
             DedupBy::Body if push.is_dated || push.path_type.is_some() => By::Body,
@@ -83,8 +83,8 @@ impl DedupBy {
     }
 }
 
-/// `app:kind:` and the first 32 hex digits of the signature, or `app:kind:id:` and the first 16. `path_type` stands in front of
-/// either, with a slash: both callbacks of a pending message may carry one body.
+/// `app:kind:` and the first 32 hex digits of the signature, or `app:kind:id:` and the first 16. `path_type` and a slash precede
+/// the last part, because both callbacks of a pending message may carry the same body.
 pub fn idempotency_key(app: &str, kind: Kind, path_type: Option<&str>, by: By<'_>, signature_hex: &str) -> String {
     let signature = |digits: usize| signature_hex.get(..digits).unwrap_or(signature_hex);
     let (place, slash) = path_type.map_or(("", ""), |path| (path, "/"));
@@ -94,7 +94,7 @@ pub fn idempotency_key(app: &str, kind: Kind, path_type: Option<&str>, by: By<'_
     }
 }
 
-/// 128 bits that stand for a key where millions of keys are remembered.
+/// 128 bits that represent a key where millions of keys are remembered.
 pub fn fingerprint(key: &str) -> [u8; 16] {
     let digest: [u8; 32] = Sha256::digest(key).into();
     let [first @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = digest;
@@ -138,7 +138,7 @@ mod tests {
         for (key, expected) in cases {
             assert_eq!(key, expected);
         }
-        // No id makes a key of the other form: one has a colon behind the kind, the other has none.
+        // No id makes a key of the other form: one has a second colon after the kind, the other does not.
         assert_ne!(push(None, By::Id(""), &a), push(None, By::Body, &a));
     }
 

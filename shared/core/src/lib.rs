@@ -1,7 +1,7 @@
 //! Streamgate's protocol, decisions and ports.
 //!
 //! Pure: no IO, no clock, no randomness, no environment. Time, secrets and random numbers are arguments, so every decision
-//! can be tested by a table, and both services and every store share one meaning of each word.
+//! can be tested by a table, and both services and all stores share the same terms.
 
 pub mod admission;
 pub mod allowance;

@@ -1,10 +1,10 @@
-//! Globs over an event's type: `*` is any run of characters, dots included, `?` is any one character.
+//! Globs over event types: `*` matches any run of characters, dots included, and `?` any one character.
 
-/// A glob that matches whole types: `message.*`, `*.new`, `*`.
+/// A glob that must match the whole type: `message.*`, `*.new`, `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(String);
 
-/// Why a pattern was not taken.
+/// Why a pattern is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
     #[error("an empty pattern matches no event; write \"*\" for every event")]
@@ -30,12 +30,12 @@ impl Pattern {
         &self.0
     }
 
-    /// Whether it matches every type, without a look at one.
+    /// Whether it matches every type.
     pub fn is_everything(&self) -> bool {
         self.0.bytes().all(|byte| byte == b'*')
     }
 
-    /// Linear in the length of the type for each `*`: after a mismatch only the last `*` is widened.
+    /// Linear in the length of the type for each `*`: after a mismatch only the last `*` is extended.
     pub fn matches(&self, event_type: &str) -> bool {
         let (pattern, text) = (self.0.as_bytes(), event_type.as_bytes());
         let (mut p, mut t) = (0, 0);
@@ -49,7 +49,7 @@ impl Pattern {
                 Some(b'?') => {
                     p += 1;
                     t += 1;
-                    // One character, not one byte: skip what continues it.
+                    // `?` is one character, not one byte: skip its continuation bytes.
                     while t < text.len() && !event_type.is_char_boundary(t) {
                         t += 1;
                     }

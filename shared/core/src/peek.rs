@@ -1,32 +1,32 @@
-//! The few fields of a body that routing needs, read without building a tree.
+//! Reads the few fields of a body that routing needs, without building a tree.
 //!
-//! The signature has already said that the body is Stream's, so nothing here may fail: what cannot be read is absent, and
-//! the event goes on. Last of duplicate keys wins, as in the JSON parsers of Stream's SDKs.
+//! The signature has already proved that the body is Stream's, so nothing here may fail: an unreadable field counts as
+//! absent, and the event goes on. The last of duplicate keys wins, as in the JSON parsers of Stream's SDKs.
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-/// What a body says of itself.
+/// The fields found in a body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peek<'a> {
     pub event_type: Option<Cow<'a, str>>,
     pub cid: Option<Cow<'a, str>>,
-    /// Milliseconds since the Unix epoch. On the wire it is RFC 3339 text, or an integer of nanoseconds.
+    /// In milliseconds since the Unix epoch. On the wire it is RFC 3339 text, or an integer of nanoseconds.
     pub created_at_ms: Option<i64>,
 }
 
-/// Reads what is there. A body that is no JSON object, or breaks off, yields what came before.
+/// Reads the fields. A body that is not a JSON object, or is truncated, yields those before the error.
 pub fn peek(body: &[u8]) -> Peek<'_> {
     let mut found = Peek::default();
     let mut json = serde_json::Deserializer::from_slice(body);
-    // The error is of no interest: `found` keeps what was read before it.
+    // The error does not matter: `found` keeps what was read before it.
     drop((&mut json).deserialize_map(Fields(&mut found)));
     found
 }
 
-/// The value of one field of an object, as it is written; the last one where it stands twice. None where the JSON is no
-/// object, breaks off before it, or holds it as something that is no UTF-8.
+/// The value of one field of an object, as written; the last one if the key is repeated. `None` if the JSON is not an
+/// object, is truncated before the field, or the value is not UTF-8.
 pub fn field<'a>(json: &'a [u8], name: &str) -> Option<&'a RawValue> {
     let mut found = None;
     let mut json = serde_json::Deserializer::from_slice(json);
@@ -34,7 +34,7 @@ pub fn field<'a>(json: &'a [u8], name: &str) -> Option<&'a RawValue> {
     found
 }
 
-/// Shows the fields of an object in their order, until `more` says that it is enough, or to where the JSON breaks off.
+/// Visits the fields of an object in order, until `more` returns false or the JSON is truncated.
 pub fn each_field<'a>(json: &'a [u8], more: impl FnMut(&str, &'a RawValue) -> bool) {
     let mut json = serde_json::Deserializer::from_slice(json);
     drop((&mut json).deserialize_map(Each(more)));
@@ -93,7 +93,7 @@ impl<'de> Visitor<'de> for Fields<'_, 'de> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        // A key is borrowed raw, so that an escaped or exotic key elsewhere in the object cannot end the reading.
+        // A key is borrowed raw, so that an escaped or unusual key elsewhere in the object cannot end the reading.
         while let Some(key) = map.next_key::<&'de RawValue>()? {
             match text(key).as_deref() {
                 Some("type") => self.0.event_type = text(map.next_value()?),
@@ -108,19 +108,19 @@ impl<'de> Visitor<'de> for Fields<'_, 'de> {
     }
 }
 
-/// The string, or nothing where the value is of another kind.
+/// The string, or `None` if the value is not a string.
 pub fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     #[derive(serde::Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
     serde_json::from_str::<Text<'_>>(value.get()).ok().map(|text| text.0)
 }
 
-/// As [`text`], but with U+FFFD for half a surrogate pair, as clients show it.
+/// Like [`text`], but with U+FFFD for an unpaired surrogate, as clients show it.
 pub fn text_lossy(value: &RawValue) -> Option<Cow<'_, str>> {
     value.get().strip_prefix('"')?.strip_suffix('"').map(unescaped)
 }
 
-/// The string that is written so between its quotes; half a surrogate pair is U+FFFD, as in the SDKs' languages.
+/// Unescapes the inner part of a JSON string; an unpaired surrogate is U+FFFD, as in the SDKs' languages.
 pub fn unescaped(inner: &str) -> Cow<'_, str> {
     if !inner.contains('\\') {
         return Cow::Borrowed(inner);
@@ -129,9 +129,9 @@ pub fn unescaped(inner: &str) -> Cow<'_, str> {
     let mut rest = inner;
     while let Some((before, escape)) = rest.split_once('\\') {
         text.push_str(before);
-        let Some(letter) = escape.chars().next() else { break };
-        rest = &escape[letter.len_utf8()..];
-        match letter {
+        let Some(escaped) = escape.chars().next() else { break };
+        rest = &escape[escaped.len_utf8()..];
+        match escaped {
             'n' => text.push('\n'),
             't' => text.push('\t'),
             'r' => text.push('\r'),
@@ -161,7 +161,7 @@ fn unit(text: &str) -> Option<u16> {
     u16::from_str_radix(text.get(..4)?, 16).ok()
 }
 
-/// The second half of a pair.
+/// The second half of a surrogate pair.
 fn unit_of_pair(text: &str) -> Option<u16> {
     unit(text).filter(|unit| (0xdc00..0xe000).contains(unit))
 }

@@ -1,4 +1,4 @@
-//! Who a request comes from: the peer of the connection, or the client whom a trusted proxy names.
+//! The client that a request comes from: the connection's peer, or the one that a trusted proxy names.
 
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
@@ -7,13 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(Vec<IpNet>);
 
-/// An address or a network that cannot be read.
+/// An invalid address or network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid network {0:?}: expected an address or a network, like \"192.0.2.1\" or \"10.0.0.0/8\"")]
 pub struct InvalidNetwork(String);
 
 impl Networks {
-    /// Each an address, or a network in CIDR form.
+    /// Parses addresses, and networks in CIDR form.
     pub fn parse(texts: &[String]) -> Result<Networks, InvalidNetwork> {
         let one = |text: &String| {
             let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
@@ -22,42 +22,43 @@ impl Networks {
         texts.iter().map(one).collect::<Result<_, _>>().map(Networks)
     }
 
-    /// An IPv4 address that came over an IPv6 socket is the IPv4 address.
+    /// An IPv4 address that came over an IPv6 socket counts as the IPv4 address.
     pub fn contain(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 }
 
-/// Whose word counts, and who may send.
+/// Which proxies are trusted, and who may send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
-    /// Absent: everybody.
+    /// `None`: everybody.
     pub allow_from: Option<Networks>,
-    /// Whose X-Forwarded-For and PROXY headers count. Absent: nobody's X-Forwarded-For, and everybody's PROXY header.
+    /// Proxies whose X-Forwarded-For and PROXY headers count. `None`: no X-Forwarded-For counts, and every PROXY header does.
     pub trusted_proxies: Option<Networks>,
-    /// Whether a PROXY header stands in front of each connection.
+    /// Whether each connection begins with a PROXY header.
     pub proxy_protocol: bool,
 }
 
-/// Where a request comes from, as far as that is known.
+/// Where a request comes from, as far as known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
     pub address: IpAddr,
-    /// Whether it is the client for certain; else it may be a proxy that many stand behind.
+    /// Whether this is certainly the client; otherwise it may be a proxy in front of many clients.
     pub is_told_apart: bool,
 }
 
 impl Peers {
-    /// Whether the connections of this peer begin with a PROXY header that counts. Those of others have none: what they send is
-    /// read as it is.
+    /// Whether the connections of this peer begin with a PROXY header that counts. Other peers send none: their bytes are
+    /// read as they are.
     pub fn has_header(&self, peer: IpAddr) -> bool {
         self.proxy_protocol && self.trusted_proxies.as_ref().is_none_or(|proxies| proxies.contain(peer))
     }
 
-    /// The client of a request. `peer`: the other end of the connection, or whom its PROXY header names. `forwarded`: the
-    /// X-Forwarded-For headers in their order. Each proxy appends whom it had the request from, so the last address that is no
-    /// trusted proxy's is the client; what stands before it anybody may have written.
+    /// The client of a request. `peer` is the other end of the connection, or the client that its PROXY header names;
+    /// `forwarded` are the X-Forwarded-For headers in order. Each proxy appends the address that it received the request
+    /// from, so the last address that does not belong to a trusted proxy is the client; anybody may have written those before
+    /// it.
     pub fn client<'h>(&self, peer: IpAddr, forwarded: impl DoubleEndedIterator<Item = &'h [u8]>) -> Client {
         let Some(proxies) = &self.trusted_proxies else {
             return Client { address: peer.to_canonical(), is_told_apart: self.proxy_protocol };
@@ -155,7 +156,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client writes in front, it cannot be taken for another.
+        /// Whatever a client writes into the header, it cannot pass for another client.
         #[test]
         fn nobody_writes_who_they_are(written in "[ -~]{0,60}") {
             let peers = Peers { trusted_proxies: Some(networks(&["10.0.0.0/8"])), ..Peers::default() };

@@ -1,4 +1,4 @@
-//! What the services need of a store. No ack, tag or lease of a particular store shows here, so that RabbitMQ with Redis,
+//! What the services need from a store. No ack, tag or lease of a particular store appears here, so that RabbitMQ with Redis,
 //! the embedded store and a test double are the same to the gateway and the worker.
 
 use crate::{
@@ -21,30 +21,30 @@ pub enum StoreError {
     Full(String),
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// What is written would not be found after a restart.
+    /// Writes would not be found after a restart.
     #[error("the data directory is gone: {0}")]
     Gone(String),
 }
 
-/// What became of an event that was offered.
+/// How an event was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// Durable now.
+    /// The event is durable now.
     Enqueued,
-    /// Durable on the gateway's own disk, from where it goes on to the queue.
+    /// The event is durable on the gateway's own disk, and will be handed over to the queue.
     Spooled,
-    /// A repeat of one that is durable.
+    /// The event repeats one that is durable already.
     Duplicate,
 }
 
 /// Makes events durable.
 pub trait Enqueue: Send + Sync + 'static {
-    /// Returns only when the event outlives the process and the machine's power.
+    /// Returns only when the event survives the process and a power failure.
     fn enqueue(&self, envelope: Envelope) -> impl Future<Output = Result<Accepted, StoreError>> + Send;
     /// Whether an event could be made durable now; the error says why not.
     fn ready(&self) -> Result<(), StoreError>;
-    /// How many connections to it have ended. What was confirmed while one ended may have been returned unrouted. One that is only
-    /// blocked has not ended.
+    /// How many connections to it have ended. Events that were confirmed while one ended may have been returned unrouted. A
+    /// blocked connection has not ended.
     fn connections_lost(&self) -> u64 {
         0
     }
@@ -52,10 +52,10 @@ pub trait Enqueue: Send + Sync + 'static {
 
 /// A gateway's own disk, which keeps events while their queue takes none.
 pub trait Spool: Send + Sync + 'static {
-    /// Returns only when the event outlives the process and the machine's power: its number, which grows; none where the
+    /// Returns the event's number only when the event survives the process and a power failure; numbers grow. `None` if the
     /// event was kept before.
     fn keep(&self, envelope: Envelope) -> impl Future<Output = Result<Option<i64>, StoreError>> + Send;
-    /// Up to `most` events with a number over `after` that is not in `skip`, oldest first; fewer where they are large, but at
+    /// Up to `most` events with numbers over `after` and not in `skip`, oldest first; fewer if they are large, but at
     /// least one if there is one.
     fn read(
         &self,
@@ -63,7 +63,7 @@ pub trait Spool: Send + Sync + 'static {
         most: usize,
         skip: BTreeSet<i64>,
     ) -> impl Future<Output = Result<Vec<(i64, Envelope)>, StoreError>> + Send;
-    /// Lets events go that are durable elsewhere.
+    /// Removes events that are durable elsewhere.
     fn release(&self, numbers: Vec<i64>) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Whether an event could be kept now; the error says why not.
     fn ready(&self) -> Result<(), StoreError>;
@@ -74,7 +74,7 @@ pub trait Spool: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     pub events: u64,
-    /// Of the disk, with all that is kept beside the events.
+    /// Bytes on the disk, including everything that is stored with the events.
     pub bytes: u64,
 }
 
@@ -89,11 +89,11 @@ pub trait Seen: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Delivery<H> {
     pub envelope: Envelope,
-    /// Attempts that were begun and never concluded, where the queue counts them; elsewhere the claim does.
+    /// Attempts that were begun and never concluded, if the queue counts them; otherwise the claim does.
     pub abandoned: u32,
-    /// How often it was handed out before. Not all of that was handled: what is only prefetched counts too.
+    /// How often it was delivered before. Includes deliveries that were only prefetched and never handled.
     pub redelivered: u32,
-    /// The route that it was parked for, where it was.
+    /// The route for which it was parked, if it was.
     pub parked: Option<Arc<str>>,
     /// What the store needs to settle it.
     pub handle: H,
@@ -103,14 +103,14 @@ pub struct Delivery<H> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
     Done,
-    /// A copy of the event goes on elsewhere, or it is finished: let this one go and record nothing.
+    /// A copy of the event goes on elsewhere, or it is finished: remove this one and record nothing.
     Superseded,
-    /// Once more after `delay`, as attempt number `attempt`.
+    /// Delivered again after `delay`, as attempt number `attempt`.
     Retry {
         delay: Duration,
         attempt: u32,
     },
-    /// Once more after `delay`, as it came: another process holds the lease.
+    /// Delivered again after `delay`, unchanged, because another process holds the lease.
     Wait {
         delay: Duration,
     },
@@ -122,7 +122,7 @@ pub enum Settlement {
 
 /// What a store needs to settle a delivery.
 pub trait Handle: Send + 'static {
-    /// Whether it can be settled still. Where not, the store hands the event out once more.
+    /// Whether it can still be settled. If not, the store delivers the event again.
     fn is_live(&self) -> bool {
         true
     }
@@ -139,12 +139,12 @@ impl<H: Handle> Delivery<H> {
 #[must_use = "the event is delivered again unless its delivery is finished"]
 pub struct Settled<H>(pub H);
 
-/// What became of a delivery that was to be parked.
+/// The result of parking a delivery.
 #[derive(Debug)]
 pub enum Parked<H> {
-    /// It waits with its route's others.
+    /// It waits with the route's other parked events.
     Kept,
-    /// There is no room for it; it is still in hand.
+    /// There is no room for it, and it is still in hand.
     Full(Box<Delivery<H>>),
 }
 
@@ -153,28 +153,28 @@ pub trait Deliveries: Send + Sync + 'static {
     type Handle: Handle;
     /// The next event, fresh or parked; waits for one. Cancel-safe.
     fn next(&self) -> impl Future<Output = Result<Delivery<Self::Handle>, StoreError>> + Send;
-    /// Whether `next` returns the parked events of these routes, and of no others, from now on. One that is on its way may come
-    /// all the same.
+    /// From now on `next` returns the parked events of these routes and of no others, except those that are on their way
+    /// already.
     fn take_parked(&self, routes: &[Arc<str>]);
-    /// Returns when the store wants everything back that no handler has begun with: an event may end the process, and is to be alone
-    /// in hand. Cancel-safe.
+    /// Returns when the store wants everything back that no handler has begun: an event may end the process, and must be the
+    /// only one in hand. Cancel-safe.
     fn recalled(&self) -> impl Future<Output = ()> + Send;
-    /// A handler is about to run for it: from here on the store may count its time.
+    /// Notes that a handler is about to run: from here on the store may count its time.
     fn begin(&self, delivery: &Delivery<Self::Handle>);
-    /// Lets the event wait with the other parked ones of the route, as it is: no attempt is counted.
+    /// Moves the event to the route's parked ones, unchanged: no attempt is counted.
     fn park(
         &self,
         delivery: Delivery<Self::Handle>,
         route: Arc<str>,
     ) -> impl Future<Output = Result<Parked<Self::Handle>, StoreError>> + Send;
-    /// Makes it an event of the first of these routes, and a copy for each other one; all of them durable when it returns. Later
-    /// deliveries of it may come without the route's name: then the copies are made once more, and claims absorb them.
+    /// Makes it the event of the first of these routes, with a copy for each other one; all are durable when this returns. If
+    /// it is delivered again without the route's name, the copies are made once more, and claims absorb them.
     fn copy(
         &self,
         delivery: &mut Delivery<Self::Handle>,
         routes: &[Arc<str>],
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Puts it back to where it came from, for any worker to take.
+    /// Returns it to where it came from, for any worker to take.
     fn give_back(&self, delivery: Delivery<Self::Handle>) -> impl Future<Output = ()> + Send;
     /// Makes the settlement durable: a retry or a dead letter stands in its queue when this returns. The delivery stays in hand until
     /// [`finish`](Deliveries::finish). `route`: the one that the delivery went to, if any. A failure leaves the event in the queue: it
@@ -185,14 +185,14 @@ pub trait Deliveries: Send + Sync + 'static {
         route: Option<Arc<str>>,
         settlement: Settlement,
     ) -> impl Future<Output = Result<Settled<Self::Handle>, StoreError>> + Send;
-    /// Lets go of a delivery whose settlement is durable. What must be recorded of it is recorded before: a crash in between delivers
-    /// the event again, and the record then tells a repeat from a new event.
+    /// Removes a delivery whose settlement is durable. The caller records what it must before this: a crash in between delivers the
+    /// event again, and the record then shows that it is a repeat.
     fn finish(&self, settled: Settled<Self::Handle>) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Whether events would come now; the error says why not.
+    /// Whether events could be delivered now; the error says why not.
     fn ready(&self) -> Result<(), StoreError>;
 }
 
-/// Keeps the state machine of [`crate::claim`].
+/// Stores the state machine of [`crate::claim`].
 pub trait Claims: Send + Sync + 'static {
     fn claim(
         &self,
@@ -216,21 +216,21 @@ pub trait Claims: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-/// Keeps who has paused which route.
+/// Stores who has paused which route.
 pub trait RouteRecords: Send + Sync + 'static {
-    /// How long it may be empty without meaning anything: other workers write back what they know.
+    /// How long the store may be empty without that meaning anything: other workers write back what they know.
     const GRACE: Duration;
     fn read(&self) -> impl Future<Output = Result<Records, StoreError>> + Send;
-    /// Keeps the record, unless one of a later epoch, or of the same, stands there. Whether it did.
+    /// Stores the record, unless one with the same or a later epoch is there. Returns whether it was stored.
     fn write(&self, route: &str, record: &RouteRecord) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
 
-/// What became of dead letters that were to be replayed or dropped.
+/// The result of replaying or dropping dead letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// That many are gone from where they were.
+    /// How many were moved.
     pub count: usize,
-    /// Why the others are not, where something stopped it.
+    /// Why the others were not, if something stopped it.
     pub stopped: Option<StoreError>,
 }
 
@@ -253,40 +253,40 @@ pub trait DeadLetters: Send + Sync + 'static {
     fn page(&self, from: Option<PageToken>, limit: usize) -> impl Future<Output = Result<Page, StoreError>> + Send;
     /// Puts the dead letters back into the queue, see [`DeadLetter::replayed`].
     fn replay(&self, dead_letters: Vec<DeadLetterId>) -> impl Future<Output = Moved> + Send;
-    /// Gives back what is held between calls. The next call begins anew.
+    /// Releases what is held between calls. The next call starts anew.
     fn release(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Removes the dead letters for good.
     fn discard(&self, dead_letters: Vec<DeadLetterId>) -> impl Future<Output = Moved> + Send;
 }
 
-/// The life of what a service works on, from its start to its end. The parts themselves are the ports above.
+/// The life of a service's backend, from its start to its end. The parts themselves are the ports above.
 pub trait Lifecycle: Send + Sync + 'static {
-    /// Whether it could do its part now; the error says why not. It may do its part and still have something to say.
+    /// An error if it cannot work now; else a warning, if there is one.
     fn ready(&self) -> Result<Option<String>, String>;
-    /// Shows its state in the metrics. Never returns.
+    /// Updates its state in the metrics. Never returns.
     fn watch(&self) -> impl Future<Output = ()> + Send;
-    /// Takes nothing new, gives back what nobody has begun, and ends what goes on by itself, until `by` at the latest.
+    /// Takes nothing new, gives back what no handler has begun, and ends background work, until `by` at the latest.
     fn stop(&self, by: Instant) -> impl Future<Output = ()> + Send;
-    /// Ends its connections and threads after what they were given is done. Later uses fail, and a second call
+    /// Ends its connections and threads after their pending work is done. Later uses fail, and a second call
     /// does nothing.
     fn close(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// Asks a worker for an answer that a caller waits for.
 pub trait Ask: Send + Sync + 'static {
-    /// The answer, a JSON object; or why there is none: nobody there (known within a second), nobody with a handler, a
-    /// handler that failed, or no connection. The caller owns the deadline: it drops the call, and an answer that comes later is
+    /// The answer, a JSON object; or why there is none: no worker (known within a second), no worker with a handler, a failed
+    /// handler, or no connection. The caller owns the deadline: it drops the call, and an answer that comes later is
     /// dropped and counted. `within`: how much time the worker has.
     fn ask(&self, call: Envelope, within: Duration) -> impl Future<Output = Result<Bytes, Reason>> + Send;
 }
 
-/// A question handed to a worker.
+/// A call handed to a worker.
 #[derive(Debug)]
 pub struct Call<H> {
     pub envelope: Envelope,
     /// The caller waits for the answer no longer than this.
     pub within: Duration,
-    /// What answers it.
+    /// What the store needs to answer it.
     pub handle: H,
 }
 
@@ -295,7 +295,7 @@ pub trait Calls: Send + Sync + 'static {
     type Handle: Send + 'static;
     /// The next call; waits for one. Cancel-safe.
     fn next(&self) -> impl Future<Output = Result<Call<Self::Handle>, StoreError>> + Send;
-    /// Replies with the answer, or with why there is none. A call that is never answered is handed out again while there is time.
+    /// Replies with the answer, or with why there is none. A call without a reply is delivered again while there is time.
     fn answer(
         &self,
         handle: Self::Handle,
@@ -303,27 +303,27 @@ pub trait Calls: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-/// Who answers a call that may be a repeat.
+/// What to do about a call that may be a repeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// It is the first of its key: ask, then remember.
+    /// It is the first with its key: ask, then remember.
     First,
-    /// The first is being answered elsewhere.
+    /// The first one is being answered elsewhere.
     InWork,
     Answered(Bytes),
 }
 
-/// Remembers what calls were answered, so that a repeat gets the first answer again.
+/// Remembers answers to calls, so that a repeat gets the first answer again.
 pub trait Answers: Send + Sync + 'static {
-    /// `within`: how long the call may be in work, after which the next one of its key is the first.
+    /// `within` is how long the call may be in work; after that the next one with its key is the first.
     fn begin(&self, key: &str, within: Duration) -> impl Future<Output = Result<Turn, StoreError>> + Send;
-    /// `window`: for how long.
+    /// `window` is how long the answer is remembered.
     fn remember(
         &self,
         key: &str,
         answer: Bytes,
         window: Duration,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Of a call whose answer could not be remembered: it is not in work any more, so that a repeat is asked again.
+    /// Ends the work on a call whose answer could not be remembered, so that a repeat is asked again.
     fn forget(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
 }

@@ -1,23 +1,23 @@
-//! The PROXY header in front of a connection, version 1 or 2: how many bytes of it are still to come, and whom it names. Not a byte
-//! more is asked for, because what follows is the client's.
+//! Parses the PROXY header in front of a connection, version 1 or 2: how many bytes of it are missing, and which client it
+//! names. Never asks for more bytes than that, because those after it are the client's.
 
 use proxy_header::{ParseConfig, ProxyHeader};
 use std::net::IpAddr;
 
-/// The longest header of version 1, with its line break (the protocol's section 2.1).
+/// The longest header of version 1, including its line break (the protocol's section 2.1).
 const LONGEST_V1: usize = 107;
-/// Version 2: the signature, and all that stands before the addresses.
+/// Version 2: the signature, and the length of everything before the addresses.
 const SIGNATURE_V2: usize = 12;
 const FIXED_V2: usize = 16;
-/// Addresses and their extensions in version 2. Chosen: those of load balancers take under 200 bytes.
+/// Most bytes of addresses and extensions in version 2. Chosen: those of load balancers take under 200.
 const LONGEST_V2: usize = 1024;
 
-/// What comes after the bytes that were read.
+/// The state of the header after the bytes read so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// So many bytes have to be read at least.
+    /// At least this many more bytes have to be read.
     Incomplete(usize),
-    /// It is whole. The client that it names; none where the proxy speaks for itself, as in a health check.
+    /// It is complete. The client that it names; `None` if the proxy connects on its own behalf, as for a health check.
     Whole(Option<IpAddr>),
 }
 
@@ -26,7 +26,7 @@ pub enum Header {
 #[error("expected a PROXY header, version 1 or 2, in front of the connection")]
 pub struct BrokenHeader;
 
-/// Looks at the bytes that were read so far.
+/// Parses the bytes read so far.
 pub fn header(read: &[u8]) -> Result<Header, BrokenHeader> {
     let length = match read {
         // No header of either version is shorter.
@@ -63,7 +63,7 @@ mod tests {
     use proptest::prelude::*;
     use proxy_header::ProxiedAddress;
 
-    /// What is read of these bytes, and how many of them.
+    /// The client that the bytes name, and the number of bytes read for that.
     fn read(bytes: &[u8]) -> Option<(Option<IpAddr>, usize)> {
         let mut length = 0;
         loop {

@@ -1,12 +1,12 @@
-//! At most so many starts in a time: the generic cell rate algorithm, which needs no timer and one number of state.
+//! Limits starts to a rate, by the generic cell rate algorithm, which needs no timer and one number of state.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-/// What may be caught up with at once: timers do not fire to the millisecond.
+/// How early a start may be, because timers do not fire to the millisecond.
 const SLACK: Duration = Duration::from_millis(10);
 
-/// At most `count` in each `per`, evenly spread.
+/// At most `count` starts in each `per`, evenly spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     pub count: NonZeroU32,
@@ -14,17 +14,17 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Between two starts.
+    /// The time between two starts.
     pub fn interval(self) -> Duration {
         self.per / self.count.get()
     }
 }
 
-/// Keeps to a rate.
+/// Keeps starts to a rate.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     interval: Duration,
-    /// When the next start is due if none is early.
+    /// The theoretical time of the next start.
     next: Option<Instant>,
 }
 
@@ -33,7 +33,7 @@ impl Pace {
         Pace { interval: rate.interval(), next: None }
     }
 
-    /// When the next start may be: none where it may be now.
+    /// The earliest time of the next start; `None` if it may be now.
     pub fn wait_until(&self, now: Instant) -> Option<Instant> {
         self.next.and_then(|next| next.checked_sub(SLACK)).filter(|earliest| *earliest > now)
     }
@@ -62,7 +62,7 @@ mod tests {
         starts
     }
 
-    /// However often somebody looks: not more than the rate and what is caught up with, and nearly all of it.
+    /// However often the pace is checked: at most the rate plus the slack is used, and nearly all of the rate.
     #[test]
     fn a_rate_is_kept_and_used() {
         for (count, seconds) in [(1, 1), (50, 1), (333, 1), (5_000, 1), (7, 60)] {

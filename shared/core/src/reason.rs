@@ -1,24 +1,24 @@
-//! Every reason to refuse a request or to give up on an event, in one enum.
+//! All reasons to refuse a request or to give up on an event, in one enum.
 //!
-//! It feeds the status, the response code, the log field, the metric label and the dead-letter record, so these can never
-//! disagree. Status codes are the gateway's business (`gateway/src/response.rs`).
+//! It feeds the status, the response code, the log field, the metric label and the dead-letter record, so that these always
+//! agree. Only the gateway maps reasons to status codes (`gateway/src/response.rs`).
 
-/// The reasons with their words, each written once: one that is added here is in the list and has a word.
+/// Declares each reason once with its name: it is then in `ALL`, too.
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
-        /// Why a request was refused, why an event stands in the dead letters, or why a hook was answered by its policy.
+    ($($(#[$doc:meta])* $name:ident = $label:literal,)*) => {
+        /// Why a request was refused, why an event is in the dead letters, or why a hook was answered by its policy.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[$doc])* $name,)*
         }
 
         impl Reason {
-            pub const ALL: [Reason; [$($word),*].len()] = [$(Reason::$name),*];
+            pub const ALL: [Reason; [$($label),*].len()] = [$(Reason::$name),*];
 
-            /// The word in logs, metrics and dead letters.
+            /// The name in logs, metrics and dead letters.
             pub fn as_str(self) -> &'static str {
                 match self {
-                    $(Reason::$name => $word,)*
+                    $(Reason::$name => $label,)*
                 }
             }
         }
@@ -28,20 +28,20 @@ macro_rules! reasons {
 reasons! {
     NotFound = "not_found",
     MethodNotAllowed = "method_not_allowed",
-    /// Not HTTP that can be read.
+    /// The input is not readable HTTP.
     MalformedHttp = "malformed_http",
     HeadTooLarge = "head_too_large",
-    /// A TLS handshake where plain HTTP is spoken.
+    /// A TLS handshake on a port for plain HTTP.
     TlsOnPlainPort = "tls_on_plain_port",
     /// HTTP/2 without TLS.
     Http2OnPlainPort = "http2_on_plain_port",
-    /// The handshake failed: the peer does not speak TLS, or does not like the certificate.
+    /// The handshake failed: the peer does not speak TLS, or does not accept the certificate.
     TlsFailed = "tls_failed",
-    /// A PROXY header where none is expected.
+    /// A PROXY header that is not expected.
     UnexpectedProxyHeader = "unexpected_proxy_header",
-    /// None that can be read, where there must be one.
+    /// There is no readable PROXY header, although one is required.
     MissingProxyHeader = "missing_proxy_header",
-    /// Its peer is not in `gateway.allow_from`.
+    /// The peer is not in `gateway.allow_from`.
     PeerNotAllowed = "peer_not_allowed",
     MissingApiKey = "missing_api_key",
     MalformedApiKey = "malformed_api_key",
@@ -51,7 +51,7 @@ reasons! {
     WrongSignature = "wrong_signature",
     UnsupportedEncoding = "unsupported_encoding",
     BadGzip = "bad_gzip",
-    /// Does not inflate as its Content-Encoding says.
+    /// The body does not inflate as its Content-Encoding says.
     BadEncoding = "bad_encoding",
     /// An event's body on the path of another kind.
     WrongKind = "wrong_kind",
@@ -61,7 +61,7 @@ reasons! {
     HeaderTimeout = "header_timeout",
     BodyTimeout = "body_timeout",
     BodyIncomplete = "body_incomplete",
-    /// It had waited longest for its body, and another request needed its place.
+    /// The request had waited longest for its body, and another one needed its place.
     Displaced = "displaced",
     InFlightLimit = "in_flight_limit",
     MemoryBudget = "memory_budget",
@@ -71,34 +71,34 @@ reasons! {
     StoreFull = "store_full",
     /// The handler or the forwarded-to service said that no retry can help.
     Rejected = "rejected",
-    /// Every step of the retry ladder was climbed.
+    /// The last step of the retry ladder failed.
     RetriesExhausted = "retries_exhausted",
     /// No route matched, and `worker.unmatched = "dead"`.
     Unmatched = "unmatched",
-    /// It names a route that no worker has had for the whole of `worker.claim_window`.
+    /// No worker has had the route that the event names for the whole of `worker.claim_window`.
     RouteUnknown = "route_unknown",
-    /// It waits until its route takes it.
+    /// The event waits until its route can handle it.
     Parked = "parked",
-    /// Its route is full, open or paused, and what is parked for it takes no more.
+    /// The event's route is full, open or paused, and its queue of parked events is full, too.
     ParkedFull = "parked_full",
-    /// Begun again and again and never concluded: its handler ends or hangs the worker.
+    /// Begun again and again and never concluded: handling the event ends or hangs the worker.
     Poison = "poison",
-    /// RabbitMQ itself took it out of its queue, by a policy.
+    /// RabbitMQ itself removed the event from its queue, because of a policy.
     DroppedByBroker = "dropped_by_broker",
-    /// No queue was bound for it.
+    /// No queue was bound for the event.
     Unrouted = "unrouted",
-    /// Nobody is there to answer a synchronous hook.
+    /// No worker is there to answer a synchronous hook.
     NoWorker = "no_worker",
-    /// Workers are there, but none has a handler for this hook.
+    /// No worker has a handler for this hook.
     Unhandled = "unhandled",
-    /// The hook's handler failed, or what it answered is no answer.
+    /// The hook's handler failed, or its answer is invalid.
     HookFailed = "hook_failed",
     /// The hook's handler did not answer within the deadline.
     HookTimeout = "hook_timeout",
 }
 
 impl Reason {
-    /// Those for which workers give up on an event.
+    /// The reasons for which workers give up on an event.
     pub const OF_WORKERS: [Reason; 6] = [
         Reason::Rejected,
         Reason::RetriesExhausted,
@@ -108,12 +108,12 @@ impl Reason {
         Reason::Poison,
     ];
 
-    /// The word in the answer. An unknown key and a wrong signature share one, so that a stranger cannot probe for keys.
+    /// The code in the response. An unknown key and a wrong signature share one, so that a stranger cannot probe for keys.
     pub fn code(self) -> &'static str {
         if matches!(self, Reason::UnknownKey | Reason::WrongSignature) { "unauthorized" } else { self.as_str() }
     }
 
-    /// The reason of that name: reads back what a store kept.
+    /// The reason with this name, as kept in a store.
     pub fn parse(name: &str) -> Option<Reason> {
         Reason::ALL.into_iter().find(|reason| reason.as_str() == name)
     }

@@ -1,10 +1,11 @@
-//! What happens again and again: one line in the log at once for each cause, then one a minute with the count.
+//! Limits log lines about recurring events: one line at once for each cause, then one a minute with the count.
 
 use std::time::{Duration, Instant};
 
-/// Chosen: often enough to see that it lasts, seldom enough to read the rest.
+/// Chosen: often enough to see that it goes on, rarely enough to read the rest.
 const EVERY: Duration = Duration::from_secs(60);
-/// Causes that have lines of their own. Beyond them, as where each text holds another id, there are no further lines within the minute.
+/// Causes that have lines of their own. Beyond them, for example if each text contains another id, there are no more lines
+/// within a minute.
 const CAUSES: usize = 8;
 
 #[derive(Clone, Debug, Default)]
@@ -18,7 +19,8 @@ struct Cause {
 }
 
 impl Repeated {
-    /// It happened, for this cause. Returns how often it did since the last line about it, this time included, where a line is due.
+    /// Counts an occurrence. If a line about this cause is due, returns how often it occurred since the last line, including
+    /// this time.
     pub fn happened(&mut self, cause: &str, now: Instant) -> Option<u64> {
         let causes = &mut self.0;
         let is_old = |cause: &Cause| now.saturating_duration_since(cause.last) >= EVERY;
@@ -38,7 +40,7 @@ impl Repeated {
         Some(times)
     }
 
-    /// What happened since its last line, with the count.
+    /// The causes that occurred since their last line, with their counts.
     pub fn take_unsaid(&mut self) -> Vec<(String, u64)> {
         let unsaid = self.0.iter_mut().filter(|cause| cause.unsaid > 0);
         unsaid.map(|cause| (cause.text.clone(), std::mem::take(&mut cause.unsaid))).collect()

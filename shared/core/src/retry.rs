@@ -1,4 +1,4 @@
-//! The retry ladder: which wait comes after which attempt, and when to give up.
+//! The retry ladder: how long to wait after each attempt, and when to give up.
 
 use crate::{ports::Settlement, reason::Reason};
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 /// Longest error text kept with a dead letter, in bytes.
 pub const MAX_ERROR: usize = 512;
 
-/// The longest wait that a service can ask for by Retry-After where our own are shorter.
+/// The longest wait that a service can request by Retry-After, if our own are shorter.
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// The waits between attempts: `["1s", "5s", …]`, then the dead letters.
+/// The waits between attempts: `["1s", "5s", …]`, followed by the dead letters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ladder(Vec<Duration>);
 
@@ -18,40 +18,40 @@ impl Ladder {
         Ladder(steps)
     }
 
-    /// The wait after attempt number `attempt` (from 1) failed, or none: give up. `retry_after` makes it not shorter.
+    /// The wait after attempt number `attempt` (from 1) failed; `None` means give up. `retry_after` can only make it longer.
     pub fn after(&self, attempt: u32, retry_after: Option<Duration>) -> Option<Duration> {
         let place = usize::try_from(attempt.saturating_sub(1)).ok()?;
         let step = *self.0.get(place)?;
         Some(retry_after.map_or(step, |asked| step.max(asked.min(self.longest()))))
     }
 
-    /// The longest wait that can come of this ladder.
+    /// The longest wait that this ladder can result in.
     pub fn longest(&self) -> Duration {
         self.0.iter().copied().max().unwrap_or_default().max(MAX_RETRY_AFTER)
     }
 
-    /// The shortest step: where a delivery waits while another process holds its lease.
+    /// The shortest step, which a delivery waits while another process holds its lease.
     pub fn shortest(&self) -> Duration {
         self.0.iter().copied().min().unwrap_or(Duration::from_secs(1))
     }
 }
 
-/// Abandoned attempts from which on a delivery is handled alone: what else runs should not die with it.
+/// From this many abandoned attempts on, a delivery is handled alone, so that other handlers do not die with it.
 pub const ALONE_FROM: u32 = 5;
-/// Abandoned attempts from which on a delivery is not handled any more.
+/// From this many abandoned attempts on, a delivery is not handled any more.
 const POISON_FROM: u32 = 10;
-/// Deliveries from which on one is handled alone where no claim tells how many attempts were begun. Chosen far above what restarts,
-/// dropped connections and looks at the queue cause.
+/// From this many deliveries on, an event is handled alone if no claim counts the attempts that were begun. Chosen far above
+/// the number that restarts, dropped connections and looks at the queue cause.
 const UNKNOWN_ALONE_FROM: u32 = 100;
 
-/// What to do about a delivery whose earlier attempts were begun and never concluded. The process died or hung each time; a handler
-/// that fails or panics is concluded, and not meant here.
+/// How to treat a delivery whose earlier attempts were begun and never concluded, because the process died or hung each time. A
+/// handler that fails or panics does conclude its attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precaution {
     None,
-    /// While no other handler runs.
+    /// Handle it while no other handler runs.
     Alone,
-    /// Not at all: to the dead letters.
+    /// Do not handle it: it goes to the dead letters.
     Dead,
 }
 
@@ -64,7 +64,7 @@ impl Precaution {
         }
     }
 
-    /// Where only deliveries are counted: never to the dead letters, for no handler may have seen it.
+    /// If only deliveries are counted: never a dead letter, because possibly no handler has seen the event.
     pub fn unclaimed(redelivered: u32) -> Precaution {
         if redelivered < UNKNOWN_ALONE_FROM { Precaution::None } else { Precaution::Alone }
     }

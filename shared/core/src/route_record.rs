@@ -1,39 +1,40 @@
-//! Whether a route runs or a person has paused it: records that all workers share, and what a worker makes of what it reads.
+//! Records of whether a route runs or a person has paused it, shared by all workers, and what a worker concludes from them.
 //!
-//! Running is a record too: a store that was emptied answers nothing, which must not be taken for "nobody paused it". Each record has an
-//! epoch; the later one holds, wherever it is found.
+//! A running route has a record too: a store that was emptied has none, which must not count as "nobody paused it". Each
+//! record has an epoch; the later one holds, wherever it is found.
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long a worker that has just started waits for the records; then it runs its routes without.
+/// How long a worker that just started waits for the records before it runs its routes without them.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A person's pause.
+/// A pause by a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pause {
     pub by: String,
     pub why: Option<String>,
 }
 
-/// Of one route.
+/// The state of one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteRecord {
-    /// Of two records the one with the later epoch holds. Milliseconds since the Unix epoch where a person wrote it; 0: nobody ever did.
+    /// Of two records the one with the later epoch holds. Milliseconds since the Unix epoch, or 0 if no person has changed
+    /// the state.
     pub epoch: u64,
-    /// None: it runs.
+    /// `None`: the route runs.
     pub pause: Option<Pause>,
 }
 
-/// By the names of routes.
+/// Records by route name.
 pub type Records = BTreeMap<String, RouteRecord>;
 
 impl RouteRecord {
-    /// Of a route that nobody has paused yet.
+    /// A route that nobody has paused yet.
     pub const RUNNING: RouteRecord = RouteRecord { epoch: 0, pause: None };
 
-    /// What follows when a person pauses or resumes it now.
+    /// The record that follows when a person pauses or resumes the route now.
     pub fn next(before: Option<&RouteRecord>, pause: Option<Pause>, now_ms: i64) -> RouteRecord {
         let least = before.map_or(1, |before| before.epoch.saturating_add(1));
         RouteRecord { epoch: u64::try_from(now_ms).unwrap_or_default().max(least), pause }
@@ -47,7 +48,7 @@ impl RouteRecord {
         .to_string()
     }
 
-    /// None where it cannot be read.
+    /// `None` if the text is unreadable.
     pub fn parse(json: &str) -> Option<RouteRecord> {
         let read: Value = serde_json::from_str(json).ok()?;
         let text = |key: &str| Some(read.get(key)?.as_str()?.to_owned());
@@ -61,11 +62,12 @@ impl RouteRecord {
     }
 }
 
-/// What one worker knows.
+/// What one worker knows about its routes.
 #[derive(Debug)]
 pub struct Known {
     records: Records,
-    /// How long a store that lacks a route's record is given, in which other workers write back what they know. After that nobody knows anything.
+    /// How long a store without a route's record is given, so that other workers can write back theirs. After that no worker
+    /// has one.
     grace: Duration,
     started: Instant,
     /// Since when the store has been found without the record of a route.
@@ -92,7 +94,7 @@ impl Known {
         self.records.get(route)?.pause.as_ref()
     }
 
-    /// The store does not answer. Whether this is the moment from which the routes run without it.
+    /// Notes that the store does not answer. Returns whether from this moment the routes run without it.
     pub fn failed(&mut self, now: Instant) -> bool {
         self.lacking_since = None;
         let is_over = !self.is_settled && now.saturating_duration_since(self.started) >= PATIENCE;
@@ -100,7 +102,8 @@ impl Known {
         is_over
     }
 
-    /// These stand in the store. Returns what is to be written there: what is known better here, and the routes that have no record.
+    /// Takes the records found in the store. Returns those to write there: later ones known here, and those of routes without
+    /// a record.
     pub fn found(&mut self, found: &Records, routes: &[&str], now: Instant) -> Records {
         if !self.is_settled && routes.iter().any(|route| !found.contains_key(*route)) {
             let since = *self.lacking_since.get_or_insert(now);
@@ -156,7 +159,7 @@ mod tests {
         let (mut known, now) = (Known::new(GRACE, Instant::now()), Instant::now());
         assert!(known.found(&of(&[("app", paused(5))]), &["app"], now).is_empty());
         assert!(known.is_settled() && known.pause_of("app").is_some());
-        // A flushed store, one that was restored from before the pause, and one where it was resumed.
+        // A flushed store, one restored from before the pause, and one in which the route was resumed.
         assert_eq!(known.found(&Records::new(), &["app"], now), of(&[("app", paused(5))]));
         let older = of(&[("app", RouteRecord::RUNNING)]);
         assert_eq!(known.found(&older, &["app"], now), of(&[("app", paused(5))]));

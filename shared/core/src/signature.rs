@@ -5,7 +5,7 @@ use sha2::Sha256;
 
 type HmacSha256 = Hmac<Sha256>;
 
-/// An API secret, ready to sign and verify: the key schedule is computed once, not per request.
+/// An API secret, ready to sign and verify: the key schedule is computed once, not for each request.
 #[derive(Clone)]
 pub struct SigningKey(HmacSha256);
 
@@ -15,7 +15,7 @@ impl SigningKey {
         SigningKey(HmacSha256::new_from_slice(secret).expect("HMAC takes a key of any length"))
     }
 
-    /// The signature of a body: what Stream puts into X-Signature.
+    /// The signature that Stream puts into X-Signature for this body.
     pub fn sign(&self, body: &[u8]) -> Signature {
         let mut mac = self.0.clone();
         mac.update(body);
@@ -44,13 +44,13 @@ impl Signature {
         self.0
     }
 
-    /// Lower case, as Stream's SDKs compare it.
+    /// In lower case, as Stream's SDKs compare it.
     pub fn to_hex(self) -> String {
         hex::encode(self.0)
     }
 }
 
-/// Takes the body piece by piece and says at the end whether any secret of the key signed it.
+/// Takes the body piece by piece, and at the end says whether any secret of the key signed it.
 #[derive(Clone)]
 pub struct Verifier {
     macs: Vec<HmacSha256>,
@@ -68,7 +68,7 @@ impl Verifier {
         }
     }
 
-    /// Constant time in each comparison, and every secret is compared: which one matched does not show either.
+    /// Each comparison takes constant time and every secret is compared, so that timing does not reveal which one matched.
     pub fn verify(self) -> bool {
         let expected = self.expected.0;
         self.macs.into_iter().fold(false, |found, mac| mac.verify_slice(&expected).is_ok() | found)

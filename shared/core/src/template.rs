@@ -1,13 +1,13 @@
-//! Texts with places in braces: `Ticket for {user}: {args}`.
+//! Texts with placeholders in braces: `Ticket for {user}: {args}`.
 
-/// What may stand in a place.
+/// The value of a placeholder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
     /// The command's name.
     Command,
-    /// What stands behind it.
+    /// The text after the command's name.
     Args,
-    /// The user's name, or the id where there is none.
+    /// The user's name, or the id of a user without a name.
     User,
 }
 
@@ -22,7 +22,7 @@ enum Piece {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template(Vec<Piece>);
 
-/// Why a text is no template.
+/// Why a text is not a valid template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     #[error("has a {{ without its }}; a brace that is meant as such is written twice")]
@@ -57,7 +57,7 @@ impl Template {
         Ok(Template(pieces))
     }
 
-    /// Values are put in as they are, and never read as templates again.
+    /// Inserts values as they are; braces in them are not placeholders.
     pub fn fill(&self, value: impl Fn(Slot) -> String) -> String {
         let piece = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),

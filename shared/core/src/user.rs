@@ -1,22 +1,22 @@
-//! Whether an event has anything of a user in it: for erasing, so rather too often than too seldom.
+//! Whether an event contains data of a user. It serves erasing, so it errs on the side of yes.
 //!
 //! Stream puts users in many places (`user`, `members`, `mentioned_users`, `latest_reactions`, `target_user`, `created_by`, …), and
-//! a body may be deeply nested, repeat a key, hold bytes that are no UTF-8 or break off. So the body is walked token by token,
-//! without a tree and without recursion, and whatever cannot be read is passed over.
+//! a body may be deeply nested, repeat a key, contain invalid UTF-8 or be truncated. So the body is walked token by token,
+//! without a tree and without recursion, and unreadable parts are skipped.
 
 use std::borrow::Cow;
 
-/// What the value of a key can say of a user.
+/// What the value of a key can say about a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Says {
     Nothing,
-    /// Users: objects whose `id` is one, or ids.
+    /// Users: objects with an `id`, or ids.
     User,
-    /// An id, or several.
+    /// One or several ids.
     Id,
 }
 
-/// Whether some place of the body names this user.
+/// Whether any place in the body names this user.
 pub fn names_user(body: &[u8], id: &str) -> bool {
     let mut walk = Walk { rest: body, open: Vec::new(), key: Says::Nothing, at_key: false };
     while let Some((&byte, rest)) = walk.rest.split_first() {
@@ -49,9 +49,9 @@ pub fn names_user(body: &[u8], id: &str) -> bool {
 
 struct Walk<'b> {
     rest: &'b [u8],
-    /// Open objects and lists, the innermost last: whether it is an object, and what it says.
+    /// Open objects and lists, the innermost last: whether each is an object, and what it says.
     open: Vec<(bool, Says)>,
-    /// Of the innermost object's latest key.
+    /// What the latest key of the innermost object says.
     key: Says,
     /// Whether the next string is a key.
     at_key: bool,
@@ -66,7 +66,7 @@ impl<'b> Walk<'b> {
         self.open.last().map_or(Says::Nothing, |(_, says)| *says)
     }
 
-    /// What a value says that stands here: that of its key, or in a list that of the list.
+    /// What a value at this place says: in an object its key decides, in a list the list.
     fn value(&self) -> Says {
         if self.is_object() { self.key } else { self.container() }
     }
@@ -90,7 +90,7 @@ impl<'b> Walk<'b> {
     }
 }
 
-/// What a key says in a container. By the forms of Stream's names, so that those of a later version are known too.
+/// What a key says in a container. Judged by the forms of Stream's names, so that names of later versions are recognised.
 fn says(key: &str, container: Says) -> Says {
     const PEOPLE: [&str; 3] = ["member", "members", "thread_participants"];
     let is_id = (key == "id" && container == Says::User)
@@ -160,7 +160,7 @@ mod tests {
             names_user(&[br#"{"user":{"id":""#.as_slice(), &body].concat(), &id);
         }
 
-        /// Whatever the id, it is found as a JSON writer writes it.
+        /// Any id is found in the form that a JSON writer gives it.
         #[test]
         fn any_id_is_found(id in any::<String>(), text in any::<String>()) {
             let body = serde_json::json!({"text": text, "members": [{"user": {"name": text, "id": id}}]}).to_string();

@@ -1,24 +1,24 @@
-//! What goes back to Stream: a message, changed as far as the handler says.
+//! The answer that goes back to Stream: a message, changed only where the handler changed it.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 use streamgate_core::fields::Fields;
 
-/// The answer to a hook. Made by [`BeforeMessageSend`](super::BeforeMessageSend) or [`Command`](super::Command), then
-/// changed field by field; what is not named stays as Stream sent it.
+/// The answer to a hook. [`BeforeMessageSend`](super::BeforeMessageSend) and [`Command`](super::Command) make it; setters then
+/// change single fields, and all other fields stay as Stream sent them.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// None deletes the message.
+    /// `None` deletes the message.
     message: Option<Fields>,
 }
 
 impl Answer {
-    /// The message with all its fields, unknown ones too.
+    /// The message with all its fields, including unknown ones.
     pub(super) fn of(message: Fields) -> Answer {
         Answer { message: Some(message) }
     }
 
-    /// A message of type `error`, and nothing else of it.
+    /// A message that has only the type `error` and a text.
     pub(super) fn error(text: &str) -> Answer {
         Answer::of(Fields::default()).message_type("error").text(text)
     }
@@ -28,7 +28,7 @@ impl Answer {
         Answer { message: None }
     }
 
-    /// Sets any field of the message, a custom one too.
+    /// Sets any field of the message, also a custom one.
     pub fn set(mut self, field: &str, value: impl Into<Value>) -> Answer {
         if let Some(message) = &mut self.message {
             message.set(field, &value.into());
@@ -45,7 +45,7 @@ impl Answer {
         self.set("type", message_type)
     }
 
-    /// Whether the message counts as unread and notifies.
+    /// A silent message does not count as unread and notifies nobody.
     pub fn silent(self, silent: bool) -> Answer {
         self.set("silent", silent)
     }
@@ -70,7 +70,7 @@ impl Answer {
         self.set("attachments", attachments)
     }
 
-    /// Adds one attachment to those that are there.
+    /// Appends one attachment.
     pub fn attachment(mut self, attachment: impl Into<Value>) -> Answer {
         if let Some(message) = &mut self.message {
             message.push("attachments", &attachment.into());

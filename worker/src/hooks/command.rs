@@ -1,4 +1,4 @@
-//! A custom command, as a handler sees it.
+//! A custom command as a handler sees it.
 
 use super::request::{Request, Unreadable};
 use super::{Answer, Hook};
@@ -6,12 +6,12 @@ use bytes::Bytes;
 use serde_json::Value;
 use streamgate_core::envelope::Envelope;
 
-/// A /command that a user has sent, or a click on a button of its answer.
+/// A /command that a user sent, or a click on a button of its answer.
 ///
-/// A command with buttons is answered `ephemeral` first; the click calls it again, with the button's name and value in
-/// `form_data`, and the last answer is `regular`, or [`cancel`](Command::cancel).
+/// A command with buttons is first answered `ephemeral`. A click calls the command again, with the button's name and value in
+/// `form_data`; the last answer is `regular`, or [`cancel`](Command::cancel).
 ///
-/// What cannot be read is an error, and not absent: with `?` such a hook is answered by its policy.
+/// What cannot be read is an error, not absent: a handler that returns it with `?` leaves the answer to the policy.
 #[derive(Clone, Debug)]
 pub struct Command {
     envelope: Envelope,
@@ -28,12 +28,12 @@ impl From<Hook> for Command {
 }
 
 impl Command {
-    /// Without the slash.
+    /// The name without the slash.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What stands behind the name; empty where nothing does.
+    /// The text after the name, which may be empty.
     pub fn args(&self) -> Result<String, Unreadable> {
         self.request.message_text("args").map(Option::unwrap_or_default)
     }
@@ -43,17 +43,17 @@ impl Command {
         self.request.of_message(field)
     }
 
-    /// Any field of the request beside the message.
+    /// Any field of the request outside the message.
     pub fn request(&self, field: &str) -> Result<Option<Value>, Unreadable> {
         self.request.of_request(field)
     }
 
-    /// Who sends it.
+    /// The id of the user who sent it.
     pub fn user_id(&self) -> Result<Option<String>, Unreadable> {
         self.request.text_of("user", "id")
     }
 
-    /// The user's name, or the id where there is none.
+    /// The user's name, or the id of a user without a name.
     pub fn user_name(&self) -> Result<Option<String>, Unreadable> {
         self.request.user_name()
     }
@@ -68,12 +68,12 @@ impl Command {
         Ok(self.request.object("form_data")?.is_some_and(|form| !form.is_empty()))
     }
 
-    /// What a button or an input of that name was set to.
+    /// The value of the button or input of that name.
     pub fn form(&self, name: &str) -> Result<Option<String>, Unreadable> {
         self.request.text_of("form_data", name)
     }
 
-    /// X-Webhook-Id, or what stands for it.
+    /// X-Webhook-Id, or the id that replaces it where there is none.
     pub fn id(&self) -> &str {
         &self.envelope.id
     }
@@ -88,7 +88,7 @@ impl Command {
         &self.envelope.body
     }
 
-    /// A message that only the sender sees, and that is not stored. Buttons of an earlier answer are gone.
+    /// A message that only the sender sees and that is not stored. It removes the buttons of an earlier answer.
     pub fn ephemeral(&self, text: impl Into<String>) -> Answer {
         let answer = self.pass().message_type("ephemeral").text(text);
         match self.is_action() {
@@ -97,7 +97,7 @@ impl Command {
         }
     }
 
-    /// A message for everybody in the channel. Buttons of an earlier answer are gone.
+    /// A message for everybody in the channel. It removes the buttons of an earlier answer.
     pub fn regular(&self, text: impl Into<String>) -> Answer {
         self.pass().message_type("regular").text(text).attachments(Value::Null)
     }
@@ -112,7 +112,7 @@ impl Command {
         Answer::nothing()
     }
 
-    /// The message as it is.
+    /// The message unchanged.
     pub fn pass(&self) -> Answer {
         Answer::of(self.request.message())
     }

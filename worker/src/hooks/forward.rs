@@ -1,4 +1,4 @@
-//! Hooks answered by an HTTP service: what it says goes back to Stream as it is.
+//! Hooks answered by an HTTP service, whose answer goes back to Stream unchanged.
 
 use super::{Hook, HookHandler};
 use crate::forward::Service;
@@ -15,12 +15,12 @@ use tokio::time::Instant;
 /// Most bytes of an answer: far over any message, which Stream limits to a few KiB.
 const MAX_ANSWER: usize = 256 << 10;
 
-/// Until a service that has said nothing is called again, doubled each time: one that is being restarted is away for a moment.
+/// Wait before a service that did not respond at all is called again, doubled each time: one that restarts is back in a moment.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// What must be left of the hook's time for another try: a service needs some to answer.
 const RESERVE: Duration = Duration::from_millis(150);
 
-/// Asks one URL, in which `{type}` is the command's name.
+/// Asks one URL, in which `{type}` stands for the command's name.
 #[derive(Clone, Debug)]
 pub struct ForwardHook(Arc<Service>);
 
@@ -54,7 +54,7 @@ impl HookHandler for ForwardHook {
     }
 }
 
-/// Calls the service; while there is time it is called again where it has said nothing, for Stream asks once.
+/// Calls the service, again and again while there is time and it did not respond at all, because Stream asks only once.
 async fn connected(
     service: &Service,
     url: &Uri,
@@ -78,7 +78,7 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     std::iter::successors(Some(error), |error| error.source()).last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// The URL with the command's name in its place. The name is escaped, dots too: it must not climb to other paths.
+/// The URL with the command's name in its place. The name is escaped, dots included: it must not reach other paths.
 fn place(url: &Uri, command: &str) -> Option<Uri> {
     let text = url.to_string();
     if !text.contains(COMMAND_PLACE) {

@@ -1,4 +1,4 @@
-//! Who answers which hook.
+//! Which handler answers which hook.
 
 use super::{Answer, BeforeMessageSend, Command};
 use crate::handler::{BoxFuture, HandlerError};
@@ -31,7 +31,7 @@ impl Hook {
         &self.envelope
     }
 
-    /// When the policy answers instead.
+    /// The deadline, after which the policy answers instead.
     pub fn until(&self) -> Instant {
         self.until
     }
@@ -40,8 +40,8 @@ impl Hook {
         self.envelope
     }
 
-    /// The command's name: as the signed body has it, and only where that has none as the gateway took it from the URL. Empty
-    /// where the signed one is no name.
+    /// The command's name from the signed body; only if the body has none, the one that the gateway took from the URL. Empty
+    /// if the signed one is not a valid name.
     pub fn command(&self) -> String {
         match hook::command(&self.envelope.body) {
             SignedCommand::Name(name) => name.into_owned(),
@@ -51,12 +51,13 @@ impl Hook {
     }
 }
 
-/// Answers hooks, with a JSON object whose `message` is an object or null. A failure is answered by the kind's policy, and its text goes into the log.
+/// Answers hooks with a JSON object whose `message` is an object or null. The kind's policy answers after a failure, whose
+/// text is logged.
 pub trait HookHandler: Send + Sync + 'static {
     fn answer(&self, hook: Hook) -> BoxFuture<Result<Bytes, HandlerError>>;
 }
 
-/// Typed handlers: a function from a hook to an answer.
+/// Adapts a typed function from a hook to an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct AnsweredBy<F, H>(F, std::marker::PhantomData<fn(H)>);
 
@@ -96,7 +97,7 @@ where
 #[derive(Clone, Default)]
 pub struct Hooks {
     pub before_message_send: Option<Arc<dyn HookHandler>>,
-    /// By the command's name.
+    /// By command name.
     pub commands: HashMap<String, Arc<dyn HookHandler>>,
     /// For every other command.
     pub any_command: Option<Arc<dyn HookHandler>>,
@@ -113,12 +114,12 @@ impl std::fmt::Debug for Hooks {
 }
 
 impl Hooks {
-    /// Whether there is nobody to answer anything.
+    /// Whether no hook has a handler.
     pub fn is_empty(&self) -> bool {
         self.before_message_send.is_none() && self.commands.is_empty() && self.any_command.is_none()
     }
 
-    /// What is answered here, in words for people.
+    /// The hooks that have a handler, for people to read.
     pub fn names(&self) -> Vec<String> {
         let moderation = self.before_message_send.iter().map(|_| "before-message-send".to_owned());
         let mut commands: Vec<_> = self.commands.keys().map(|name| format!("/{name}")).collect();
@@ -134,7 +135,7 @@ impl Hooks {
                 let any = self.any_command.as_ref().filter(|_| hook::is_command_name(&name));
                 self.commands.get(&name).or(any)
             }
-            // Pushes come by the queue of events.
+            // Pushes come through the queue of events.
             Kind::Push => None,
         }
     }

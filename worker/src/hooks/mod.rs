@@ -1,5 +1,5 @@
-//! Synchronous hooks: who answers which, and the loop that does. Their capacity is their own: a backlog of events never
-//! delays an answer.
+//! Synchronous hooks: which handler answers which, and the loop that runs them. They have capacity of their own, so that a
+//! backlog of events never delays an answer.
 
 mod answer;
 mod command;

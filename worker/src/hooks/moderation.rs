@@ -1,4 +1,4 @@
-//! Before-message-send, as a handler sees it.
+//! Before-message-send as a handler sees it.
 
 use super::request::{Request, Unreadable};
 use super::{Answer, Hook};
@@ -8,7 +8,7 @@ use streamgate_core::envelope::Envelope;
 
 /// A message that is about to be sent or updated. Stream stores what the answer makes of it.
 ///
-/// What cannot be read is an error, and not absent: with `?` such a message goes by `on_unreadable`.
+/// What cannot be read is an error, not absent: `on_unreadable` decides about a message whose handler returns it with `?`.
 #[derive(Clone, Debug)]
 pub struct BeforeMessageSend {
     envelope: Envelope,
@@ -23,7 +23,7 @@ impl From<Hook> for BeforeMessageSend {
 }
 
 impl BeforeMessageSend {
-    /// The message's text; empty where it has none. Half a character's code is U+FFFD in it, as clients show it.
+    /// The message's text, which may be empty. An unpaired surrogate becomes U+FFFD, as clients show it.
     pub fn text(&self) -> Result<String, Unreadable> {
         self.request.message_text("text").map(Option::unwrap_or_default)
     }
@@ -33,17 +33,17 @@ impl BeforeMessageSend {
         self.request.of_message(field)
     }
 
-    /// Any field of the request beside the message: `user`, `channel`, `request_info`.
+    /// Any field of the request outside the message: `user`, `channel`, `request_info`.
     pub fn request(&self, field: &str) -> Result<Option<Value>, Unreadable> {
         self.request.of_request(field)
     }
 
-    /// Who sends it.
+    /// The id of the user who sends it.
     pub fn user_id(&self) -> Result<Option<String>, Unreadable> {
         self.request.text_of("user", "id")
     }
 
-    /// The user's name, or the id where there is none.
+    /// The user's name, or the id of a user without a name.
     pub fn user_name(&self) -> Result<Option<String>, Unreadable> {
         self.request.user_name()
     }
@@ -53,7 +53,7 @@ impl BeforeMessageSend {
         self.request.text_of("channel", "cid")
     }
 
-    /// X-Webhook-Id, or what stands for it.
+    /// X-Webhook-Id, or the id that replaces it where there is none.
     pub fn id(&self) -> &str {
         &self.envelope.id
     }
@@ -68,7 +68,7 @@ impl BeforeMessageSend {
         &self.envelope.body
     }
 
-    /// Lets the message through, as it is.
+    /// Lets the message through unchanged.
     pub fn pass(&self) -> Answer {
         Answer::of(self.request.message())
     }
@@ -79,7 +79,7 @@ impl BeforeMessageSend {
         self.pass()
     }
 
-    /// Keeps it from being stored; its sender reads this text.
+    /// Rejects the message; its sender sees this text.
     pub fn reject(&self, text: impl AsRef<str>) -> Answer {
         Answer::error(text.as_ref())
     }

@@ -1,4 +1,4 @@
-//! Answers to commands from the configuration, without code.
+//! Commands answered by templates of the configuration, without code.
 
 use super::{Answer, Command, Hook, HookHandler, Unreadable};
 use crate::handler::{BoxFuture, HandlerError};
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use streamgate_core::template::{Slot, Template};
 use streamgate_service::config::{ReplyConfig, ReplyType};
 
-/// Fills a template.
+/// Answers with a filled template.
 #[derive(Clone, Debug)]
 pub struct Reply {
     text: Template,

@@ -1,13 +1,14 @@
-//! What a hook's signed body says, and where it says nothing that can be read: what is unreadable must not be taken for absent.
+//! Reads a hook's signed body, and keeps what is unreadable apart from what is absent.
 
 use crate::handler::HandlerError;
 use serde_json::Value;
 use streamgate_core::fields::Fields;
 use streamgate_core::hook;
 
-/// A field, or all, of a hook's body cannot be read: no JSON, too many fields, or another kind of value than it must be.
+/// A hook's body, or a field of it, cannot be read: it is not JSON, has too many fields, or has a value of the wrong type.
 ///
-/// In a handler `?` hands it on: a message that is about to be sent then goes by `on_unreadable`, a command by its policy.
+/// A handler passes it on with `?`: then `on_unreadable` decides about a message that is about to be sent, and the policy
+/// answers a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} cannot be read")]
 pub struct Unreadable(String);
@@ -18,7 +19,7 @@ impl From<Unreadable> for HandlerError {
     }
 }
 
-/// A request and its message. None: unreadable.
+/// A request and its message. `None`: unreadable.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
     request: Option<Fields>,
@@ -27,20 +28,20 @@ pub(super) struct Request {
 
 impl Request {
     pub(super) fn read(body: &[u8]) -> Request {
-        // As Stream's clients would show it.
+        // Invalid UTF-8 is replaced as Stream's clients would show it.
         let body = String::from_utf8_lossy(body);
         let request = Fields::parse(body.as_bytes());
         let raw = request.as_ref().map(|request| request.get("message").map(serde_json::value::RawValue::get));
         let message = match raw {
             Some(None | Some("null")) => Some(Fields::default()),
             Some(Some(raw)) => Fields::parse(raw.as_bytes()),
-            // With too many fields around it.
+            // The request has too many fields; its message may still be readable.
             None => hook::message(body.as_bytes()).and_then(|raw| Fields::parse(raw.get().as_bytes())),
         };
         Request { request, message }
     }
 
-    /// The message; empty where it cannot be read, which as an answer changes nothing.
+    /// The message; empty if it cannot be read, which as an answer changes nothing.
     pub(super) fn message(&self) -> Fields {
         self.message.clone().unwrap_or_default()
     }
@@ -70,8 +71,8 @@ impl Request {
         object(self.fields()?, name)
     }
 
-    /// The user's name, or the id where there is none. Stream writes the fields that an app has set, the name among them, either
-    /// beside the id or in an object `Custom`, as in the examples of its documentation.
+    /// The user's name, or the id of a user without a name. Stream writes an app's own fields, the name among them, either
+    /// next to the id or in an object `Custom`, as in the examples of its documentation.
     pub(super) fn user_name(&self) -> Result<Option<String>, Unreadable> {
         let Some(user) = self.object("user")? else { return Ok(None) };
         let named = |fields: &Fields| fields.text("name").filter(|name| !name.is_empty());
@@ -91,7 +92,7 @@ fn unreadable(what: &str) -> Unreadable {
     Unreadable(what.to_owned())
 }
 
-/// Whether a field has no value, by absence or by null.
+/// Whether a field is missing or null.
 fn is_absent(fields: &Fields, name: &str) -> bool {
     fields.get(name).is_none_or(|value| value.get() == "null")
 }

@@ -1,4 +1,4 @@
-//! The loop that answers hooks: bounded concurrency, a timeout each, and a drain that answers what is in hand.
+//! The loop that answers hooks: bounded concurrency, a timeout for each, and a drain that answers what is in hand.
 
 use super::{Hook, Hooks};
 use arc_swap::ArcSwap;
@@ -14,7 +14,7 @@ use streamgate_service::{metrics::Metrics, shutdown::Shutdown};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-/// Between tries to get a call while the store fails.
+/// Wait between tries to get a call while the store fails.
 const STORE_BACKOFF: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ pub struct CallWorker<C> {
     policy: CallPolicy,
 }
 
-/// Answers calls: what all of them share.
+/// What all answers share.
 #[derive(Debug)]
 struct Answerer<C> {
     calls: Arc<C>,
@@ -45,7 +45,7 @@ impl<C: Calls> CallWorker<C> {
         CallWorker { answerer: Arc::new(Answerer { calls, hooks, metrics }), policy }
     }
 
-    /// Runs until the drain, and until what was in hand is answered or the drain's time is over.
+    /// Runs until the drain begins, then until what was in hand is answered or `drain_timeout` is over.
     pub async fn run(&self, shutdown: Shutdown) {
         let running = Arc::new(Semaphore::new(self.policy.concurrency));
         let tasks = TaskTracker::new();
@@ -100,7 +100,7 @@ impl<C: Calls> Answerer<C> {
                     Ok(Ok(Ok(body))) if is_answer(&body) => Ok(body),
                     Ok(Ok(Ok(body))) => Err((Reason::HookFailed, not_an_answer(&body))),
                     Ok(Ok(Err(error))) => Err((Reason::HookFailed, error.to_string())),
-                    // What a panic says may hold anything: it is named, not quoted.
+                    // A panic's message may hold anything, so it is not quoted.
                     Ok(Err(_)) => Err((Reason::HookFailed, "the handler panicked".to_owned())),
                     Err(_) => {
                         Err((Reason::HookTimeout, format!("the handler did not end within {:?}", rounded(within))))
@@ -114,8 +114,8 @@ impl<C: Calls> Answerer<C> {
             tracing::warn!(kind, key, %reason, error, "a hook has no answer");
             reason
         });
-        let word = answer.as_ref().map_or_else(|reason| reason.as_str(), |_| "answered");
-        self.metrics.worker_calls.with_label_values(&[kind, word]).inc();
+        let outcome = answer.as_ref().map_or_else(|reason| reason.as_str(), |_| "answered");
+        self.metrics.worker_calls.with_label_values(&[kind, outcome]).inc();
         if let Err(error) = self.calls.answer(handle, answer).await {
             tracing::debug!(%error, key, "cannot answer a hook; its caller goes by its policy");
         }

@@ -1,4 +1,4 @@
-//! Rules of the configuration before any other handler of before-message-send.
+//! Rules of the configuration, applied before any other handler of before-message-send.
 
 use super::{Hook, HookHandler};
 use crate::handler::{BoxFuture, HandlerError};
@@ -7,18 +7,18 @@ use std::sync::Arc;
 use streamgate_core::hook::{OnFailure, rejection, unchanged};
 use streamgate_core::rules::{Judgement, Rules};
 
-/// Bytes of a body whose judgement takes long enough to be made on a thread for that.
+/// A body of this size takes long enough to judge that a blocking thread does it.
 const LONG: usize = 16 << 10;
 
-/// Judges what a message says; what passes goes on. Whatever cannot be read, by rules or by the handler that is asked, goes by
-/// `on_unreadable`.
+/// Judges what a message says, and hands on what passes. `on_unreadable` decides about a message that the rules or the next
+/// handler cannot read.
 #[derive(Clone)]
 pub struct Screen {
     pub rules: Arc<Rules>,
     pub on_unreadable: OnFailure,
-    /// What its sender reads where an unreadable message is rejected.
+    /// The text that the sender sees if an unreadable message is rejected.
     pub failure_text: Arc<str>,
-    /// None: what passes is let through.
+    /// `None`: a message that passes the rules is let through.
     pub then: Option<Arc<dyn HookHandler>>,
 }
 

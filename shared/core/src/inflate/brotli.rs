@@ -1,4 +1,4 @@
-//! Brotli (RFC 7932), with a window that is bounded.
+//! Brotli (RFC 7932) with a bounded window.
 
 use super::Piece;
 use crate::reason::Reason;
@@ -6,18 +6,18 @@ use brotli_decompressor::{Allocator, BrotliDecompressStream, BrotliResult, Brotl
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The largest window, in bits: 4 MiB. The default of encoders.
+/// The largest window, in bits: 4 MiB, the default of encoders.
 const MAX_WINDOW_BITS: u32 = 22;
-/// Bytes of the wire that one step takes. 1.25 kB can set up 768 prefix codes, which costs as much as to inflate some 100 kB.
+/// Bytes from the wire for one step. 1.25 kB can set up 768 prefix codes, which costs as much as inflating some 100 kB.
 pub(super) const WIRE_STEP: usize = 4 << 10;
-/// A decoder with its window and tables, which it allocates as it needs them: a few kilobytes for most bodies, and at most the window
-/// and three groups of 256 prefix codes of 1,080 entries of 4 bytes (RFC 7932, 9.2), 3.3 MiB.
+/// A decoder that allocates its window and tables as it needs them: a few kilobytes for most bodies, and at most the window
+/// and three groups of 256 prefix codes with 1,080 entries of 4 bytes (RFC 7932, section 9.2), which are 3.3 MiB.
 pub(super) struct Brotli<'w> {
     state: BrotliState<Counted, Counted, Counted>,
     counted: Counted,
     rest: &'w [u8],
     is_over: bool,
-    /// Bytes of the wire that may still be taken in this step.
+    /// Bytes of the wire that this step may still take.
     pub(super) ration: usize,
 }
 
@@ -50,7 +50,7 @@ impl<'w> Brotli<'w> {
         if window_bits(wire).is_none_or(|bits| bits > MAX_WINDOW_BITS) {
             return Err(Reason::BadEncoding);
         }
-        // Strict: without the windows of up to 1 GiB that the RFC does not have.
+        // Strict: without the windows of up to 1 GiB, which the RFC does not define.
         let counted = Counted::default();
         let state = BrotliState::new_strict(counted.clone(), counted.clone(), counted.clone());
         Ok(Brotli { state, counted, rest: wire, is_over: false, ration: WIRE_STEP })
@@ -83,10 +83,10 @@ impl<'w> Brotli<'w> {
         match result {
             BrotliResult::ResultFailure => return Err(Reason::BadEncoding),
             BrotliResult::ResultSuccess => self.is_over = true,
-            // It breaks off.
+            // The body is truncated.
             BrotliResult::NeedsMoreInput if given == 0 && self.rest.is_empty() => return Err(Reason::BadEncoding),
             BrotliResult::NeedsMoreInput if given == 0 => return Ok(Piece::Rationed),
-            // There was room: it would never end.
+            // There was room for output, so this would never end.
             BrotliResult::NeedsMoreOutput if given == 0 => return Err(Reason::BadEncoding),
             BrotliResult::NeedsMoreInput | BrotliResult::NeedsMoreOutput => {}
         }
@@ -97,7 +97,7 @@ impl<'w> Brotli<'w> {
     }
 }
 
-/// WBITS, which the first byte has (RFC 7932, 9.1). None where there is no byte, or where it is the mark of a large window.
+/// WBITS from the first byte (RFC 7932, section 9.1). `None` if there is no byte, or if it marks a large window.
 fn window_bits(wire: &[u8]) -> Option<u32> {
     let first = u32::from(*wire.first()?);
     Some(match (first & 1, first >> 1 & 7, first >> 4 & 7) {

@@ -1,17 +1,17 @@
-//! Content-Encoding `deflate`: zlib (RFC 1950), as the RFC has it, or deflate alone (RFC 1951), as some senders have it.
+//! Content-Encoding `deflate`: zlib (RFC 1950), as the standard says, or raw deflate (RFC 1951), as some senders do.
 
 use super::{Piece, WIRE_STEP};
 use crate::reason::Reason;
 use flate2::{Decompress, FlushDecompress, Status};
 
-/// The compression method of zlib's header, in the low bits of its first byte (RFC 1950, 2.2).
+/// The compression method in zlib's header, in the low bits of the first byte (RFC 1950, section 2.2).
 const METHOD: u8 = 8;
 
 pub(super) struct Deflate<'w> {
     decoder: Decompress,
     rest: &'w [u8],
     is_over: bool,
-    /// Bytes of the wire that may still be taken in this step.
+    /// Bytes of the wire that this step may still take.
     pub(super) ration: usize,
 }
 
@@ -43,7 +43,7 @@ impl<'w> Deflate<'w> {
             self.ration = self.ration.saturating_sub(taken);
             self.is_over = status == Status::StreamEnd;
             match (given, taken) {
-                // It breaks off.
+                // The body is truncated.
                 (0, 0) if !self.is_over => return Err(Reason::BadEncoding),
                 (0, _) => {}
                 (given, _) => return Ok(Piece::Bytes(given)),
@@ -52,8 +52,8 @@ impl<'w> Deflate<'w> {
     }
 }
 
-/// Whether the header of zlib is there: its method, and two bytes that are a multiple of 31. Deflate alone begins otherwise, for its
-/// blocks of that type have padding that encoders leave 0.
+/// Whether there is a zlib header: the method, and two bytes that form a multiple of 31. Raw deflate begins differently: its
+/// blocks of that type have padding, which encoders leave 0.
 fn is_zlib(wire: &[u8]) -> bool {
     matches!(wire, [first, second, ..] if first & 0x0f == METHOD && u16::from_be_bytes([*first, *second]) % 31 == 0)
 }

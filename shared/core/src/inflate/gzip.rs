@@ -1,25 +1,25 @@
-//! Gzip (RFC 1952): any number of members, each bounded.
+//! Gzip (RFC 1952): several members, each bounded.
 
 use super::{Piece, WIRE_STEP};
 use crate::reason::Reason;
 use flate2::bufread::GzDecoder;
 use std::io::{self, BufRead, Read};
 
-/// Members of one body, and bytes of each optional field in a member's header (RFC 1952, 2.3). Stream sends one member
-/// without such fields; each member costs a decoder.
+/// Most members of a body, and most bytes of each optional field in a member's header (RFC 1952, section 2.3). Stream sends one
+/// member without such fields; each member costs a decoder.
 pub(super) const MAX_MEMBERS: usize = 16;
 pub(super) const MAX_HEADER_FIELD: usize = 1 << 10;
 
-/// The members of a gzip body, one after the other (RFC 1952, 2.2).
+/// The members of a gzip body, one after the other (RFC 1952, section 2.2).
 pub(super) struct Members<'w> {
-    /// None after the last one.
+    /// `None` after the last member.
     decoder: Option<GzDecoder<Rationed<'w>>>,
     begun: usize,
-    /// Bytes of the wire that may still be taken in this step.
+    /// Bytes of the wire that this step may still take.
     pub(super) ration: usize,
 }
 
-/// The wire, of which a decoder gets only so much at a time.
+/// The wire, which a decoder reads in rations.
 struct Rationed<'w> {
     rest: &'w [u8],
     ration: usize,
@@ -70,14 +70,14 @@ impl<'w> Members<'w> {
         Ok(())
     }
 
-    /// Fills some of the buffer.
+    /// Fills a part of the buffer.
     pub(super) fn read(&mut self, into: &mut [u8]) -> Result<Piece, Reason> {
         while let Some(decoder) = &mut self.decoder {
             decoder.get_mut().ration = self.ration;
             let read = decoder.read(into);
             let Rationed { rest, ration } = *decoder.get_ref();
             self.ration = ration;
-            // Known once the header is whole. One that breaks off, or is none, is an error of the read.
+            // Known once the header is complete. A truncated or invalid header is an error of the read.
             let is_too_long = decoder.header().is_some_and(|header| {
                 let fields = [header.extra(), header.filename(), header.comment()];
                 fields.into_iter().flatten().any(|field| field.len() > MAX_HEADER_FIELD)

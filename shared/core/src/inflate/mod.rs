@@ -1,10 +1,10 @@
-//! Reads a body as it arrives, and inflates one that is gzip by its magic bytes, whatever Content-Encoding says, or deflate or br by
-//! that header: Stream sends plain bodies and gzip, tunnels and proxies compress anew.
+//! Reads a body as it arrives, and inflates it: gzip is recognised by its magic bytes, whatever Content-Encoding says,
+//! deflate and br by that header. Stream sends plain bodies and gzip; tunnels and proxies may compress them anew.
 //!
 //! Stream signs the uncompressed bytes, so a receiver must inflate before it can authenticate. What a stranger can make it
-//! spend is bounded: until the signature has matched only the bytes that arrived are kept. A compressed body is inflated twice, once
-//! through the signature check keeping nothing, and again into memory of a length that is known by then. One that is over within
-//! the first step, with which nobody else's turn comes, is kept from there.
+//! spend is bounded: until the signature matches, only the bytes that arrived are kept. A compressed body is inflated twice:
+//! once through the signature check, keeping nothing, and then into memory of a length that is known. A body that ends within
+//! the first step, before any other request could have its turn, is kept from that step.
 
 mod brotli;
 mod deflate;
@@ -18,23 +18,24 @@ use gzip::Members;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// The first allocation, in bytes: most events fit, and a stranger's connection costs no more than this.
 const FIRST_ALLOCATION: usize = 4096;
-/// Bytes that any body may inflate to. Chosen: the largest events of the protocol's samples are a tenth of it.
+/// Bytes that any body may inflate to. Chosen: the largest events in the protocol's samples have a tenth of it.
 const FREE: usize = 256 << 10;
-/// Beyond [`FREE`], bytes for each byte on the wire. Chosen: chat text of one repeated letter is 56:1, a bomb 1000:1.
+/// Beyond [`FREE`], inflated bytes for each byte on the wire. Chosen: chat text of one repeated letter has 56:1, a bomb 1000:1.
 const RATIO: usize = 200;
-/// Bytes that one step inflates, and bytes of the wire that it may take for them: a stream of empty blocks inflates to nothing and
-/// costs a table each. A few milliseconds at the most, after which other requests have their turn.
+/// Bytes that one step inflates, and bytes it may take from the wire for that: a stream of empty blocks inflates to nothing,
+/// and each costs a table. A step takes a few milliseconds at most, after which other requests have their turn.
 const STEP: usize = 128 << 10;
 const WIRE_STEP: usize = 64 << 10;
 const BUFFER: usize = 16 << 10;
 
-/// Bytes that an inflation holds beside its input and output, and beside what [`Check::held`] says: the decoder's window and tables (48 KiB), and a buffer.
+/// Bytes that an inflation holds besides its input, its output and [`Check::held`]: the decoder's window and tables (48 KiB),
+/// and a buffer.
 pub const INFLATION: usize = (48 << 10) + BUFFER;
 
-/// What Content-Encoding says of a body, as far as it is believed.
+/// The Content-Encoding of a body, as far as it is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Declared {
-    /// Nothing, identity, or gzip, which is known by its magic bytes.
+    /// None, identity, or gzip, which is recognised by its magic bytes.
     Plain,
     Deflate,
     Brotli,
@@ -48,36 +49,36 @@ pub enum Format {
     Brotli,
 }
 
-/// Collects the bytes of one request body. Errors are final: drop it.
+/// Collects the bytes of one request body. Errors are final: drop it after one.
 #[derive(Debug)]
 pub struct WireBody {
     bytes: Vec<u8>,
-    /// Of the bytes as they came.
+    /// Verifies the bytes as they came.
     verifier: Verifier,
-    /// For what a compressed body inflates to.
+    /// Verifies what a compressed body inflates to.
     fresh: Verifier,
     declared: Declared,
     limit: usize,
-    /// Unknown until two bytes have come.
+    /// `None` until two bytes have come.
     is_gzip: Option<bool>,
 }
 
-/// A body that came whole.
+/// A complete body.
 #[derive(Debug)]
 pub enum Whole {
-    /// Found to be signed by the app.
+    /// Verified: the app signed it.
     Signed(Vec<u8>),
-    /// Not known yet: the signature is over what it inflates to.
+    /// Not verified yet, because the signature covers the inflated bytes.
     Compressed(Compressed),
 }
 
 impl WireBody {
-    /// `limit`: the most bytes on the wire.
+    /// `limit` is the most bytes on the wire.
     pub fn new(verifier: Verifier, declared: Declared, limit: usize) -> WireBody {
         WireBody { bytes: Vec::new(), fresh: verifier.clone(), verifier, declared, limit, is_gzip: None }
     }
 
-    /// By how many bytes the buffer has to grow for a piece of this length: by doubling, and never beyond the limit. The caller
+    /// How many bytes the buffer has to grow for a piece of this length: it doubles, but never exceeds the limit. The caller
     /// pays for them from its budget before it pushes the piece.
     pub fn growth(&self, piece: usize) -> Result<usize, Reason> {
         let length = self.bytes.len().saturating_add(piece);
@@ -111,8 +112,8 @@ impl WireBody {
         Ok(())
     }
 
-    /// The end of the body. A plain one is checked here, and so is one that is said to be compressed: some proxies inflate a body and
-    /// leave the header.
+    /// Ends the body. Verifies it as it came if it is not gzip, even if the header says that it is compressed: some proxies
+    /// inflate a body and leave the header.
     pub fn finish(mut self) -> Result<Whole, Reason> {
         let is_gzip = self.is_gzip == Some(true);
         if self.is_gzip.is_none() {
@@ -133,12 +134,12 @@ impl WireBody {
     }
 }
 
-/// A compressed body that came whole and was not inflated yet.
+/// A complete compressed body that was not inflated yet.
 #[derive(Debug)]
 pub struct Compressed {
     wire: Vec<u8>,
     verifier: Verifier,
-    /// What it may be, the likeliest first.
+    /// The formats it may have, the likeliest first.
     formats: &'static [Format],
 }
 
@@ -152,7 +153,7 @@ impl Compressed {
         limit.min(FREE.saturating_add(self.wire.len().saturating_mul(RATIO)))
     }
 
-    /// Begins the first pass. `limit`: the most bytes that it may inflate to.
+    /// Begins the first pass. `limit` is the most bytes that it may inflate to.
     pub fn check(&self, limit: usize) -> Result<Check<'_>, Reason> {
         let mut check =
             Check { body: self, most: self.most(limit), formats: self.formats, reading: None, buffer: vec![0; BUFFER] };
@@ -160,34 +161,34 @@ impl Compressed {
         Ok(check)
     }
 
-    /// Begins the second pass. `format`, `length`: what the first one found.
+    /// Begins the second pass. `format` and `length` are the results of the first.
     pub fn inflate(&self, format: Format, length: usize) -> Result<Inflate<'_>, Reason> {
         Ok(Inflate { decoder: Decoder::new(format, &self.wire)?, bytes: vec![0; length], filled: 0 })
     }
 }
 
-/// A compressed body that was found to be signed by the app.
+/// A compressed body that the app has signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Checked {
-    /// It was over within the first step: here it is.
+    /// It ended within the first step, so here it is.
     Short(Vec<u8>),
-    /// It inflates to so many bytes.
+    /// It inflates to `length` bytes.
     Long { format: Format, length: usize },
 }
 
-/// The first pass: who signed it, and how long it is.
+/// The first pass: verifies the signature and finds the length.
 #[derive(Debug)]
 pub struct Check<'w> {
     body: &'w Compressed,
     most: usize,
-    /// What it may still be.
+    /// The formats that were not tried yet.
     formats: &'static [Format],
-    /// None before the first and after the last.
+    /// `None` before the first format and after the last.
     reading: Option<Reading<'w>>,
     buffer: Vec<u8>,
 }
 
-/// The body taken for one of the formats.
+/// The body, read as one of the formats.
 #[derive(Debug)]
 struct Reading<'w> {
     format: Format,
@@ -197,7 +198,7 @@ struct Reading<'w> {
 }
 
 impl<'w> Check<'w> {
-    /// Takes the body for the next of its formats that it can be.
+    /// Begins to read the body as the next format that is possible.
     fn begin(&mut self) -> Result<(), Reason> {
         let mut refused = Reason::BadEncoding;
         while let [format, others @ ..] = self.formats {
@@ -222,7 +223,7 @@ impl<'w> Check<'w> {
         }
     }
 
-    /// Goes on for a while. Returns what is known of the body once all of it was found to be signed by the app.
+    /// Does one step. Returns a result once the whole body is verified.
     pub fn step(&mut self) -> Result<Option<Checked>, Reason> {
         let Some(reading) = &mut self.reading else { return Err(Reason::BadEncoding) };
         match reading.step(&mut self.buffer, self.most) {
@@ -236,7 +237,7 @@ impl<'w> Check<'w> {
 impl Reading<'_> {
     fn step(&mut self, buffer: &mut [u8], most: usize) -> Result<Option<Checked>, Reason> {
         let mut inflated = 0;
-        // Gone with this call, unless the body is over and signed by then.
+        // Dropped with this call, unless the body ends in it and is verified.
         let mut kept = (self.length == 0).then(Vec::new);
         self.decoder.ration();
         while inflated < STEP {
@@ -273,7 +274,7 @@ impl Reading<'_> {
     }
 }
 
-/// The second pass: into memory.
+/// The second pass: inflates into memory.
 #[derive(Debug)]
 pub struct Inflate<'w> {
     decoder: Decoder<'w>,
@@ -282,7 +283,7 @@ pub struct Inflate<'w> {
 }
 
 impl Inflate<'_> {
-    /// Goes on for a while. Returns the body once it is whole.
+    /// Does one step. Returns the body once it is complete.
     pub fn step(&mut self) -> Result<Option<Vec<u8>>, Reason> {
         let until = self.filled.saturating_add(STEP).min(self.bytes.len());
         self.decoder.ration();
@@ -290,7 +291,7 @@ impl Inflate<'_> {
             match self.decoder.read(rest)? {
                 Piece::Bytes(read) => self.filled += read,
                 Piece::Rationed => break,
-                // Shorter than a moment ago: that cannot be.
+                // Shorter than in the first pass, which is impossible.
                 Piece::End => return Err(Reason::BadEncoding),
             }
         }
@@ -299,7 +300,7 @@ impl Inflate<'_> {
     }
 }
 
-/// One reading of a compressed body.
+/// A decoder of one format.
 #[derive(Debug)]
 enum Decoder<'w> {
     Gzip(Members<'w>),
@@ -307,12 +308,12 @@ enum Decoder<'w> {
     Brotli(Box<Brotli<'w>>),
 }
 
-/// What a look at a decoder brings.
+/// The result of reading from a decoder.
 enum Piece {
     Bytes(usize),
     /// The step's ration of the wire is used up.
     Rationed,
-    /// All is over, as the format wants it.
+    /// The body ended as its format requires.
     End,
 }
 
@@ -334,7 +335,7 @@ impl<'w> Decoder<'w> {
         }
     }
 
-    /// Fills some of the buffer.
+    /// Fills a part of the buffer.
     fn read(&mut self, into: &mut [u8]) -> Result<Piece, Reason> {
         match self {
             Decoder::Gzip(members) => members.read(into),
@@ -430,7 +431,7 @@ mod tests {
     #[test]
     fn bombs_stop_early_and_repetitive_chat_does_not() {
         let equal = |length: usize| vec![b'a'; length];
-        // 56:1 and authentic, and the most that is free.
+        // 56:1 and authentic, up to the free bytes.
         for length in [5_000, BUFFER, BUFFER + 1, STEP, STEP + BUFFER, FREE] {
             assert_eq!(read(&gzip(&equal(length)), 4096, &equal(length), 4 * MIB), Ok(equal(length)));
         }
@@ -477,7 +478,7 @@ mod tests {
 
     #[test]
     fn a_step_takes_little_of_the_wire_whatever_it_inflates_to() {
-        // Stored blocks of no length (RFC 1951, 3.2.4): five bytes each, and nothing comes of them.
+        // Stored blocks without data (RFC 1951, section 3.2.4): five bytes each that inflate to nothing.
         let header = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
         let wire = [&header[..], &[0, 0, 0, 0xff, 0xff].repeat(100_000), &[1, 0, 0, 0xff, 0xff], &[0; 8]].concat();
         let key = SigningKey::new(b"secret");
@@ -509,7 +510,7 @@ mod tests {
         encoded
     }
 
-    /// A body as each format has it, with what Content-Encoding says of it.
+    /// A body in each format, with its Content-Encoding.
     fn compressed(body: &[u8]) -> Vec<(Declared, Vec<u8>)> {
         let [zlib, raw] = deflate(body);
         vec![
@@ -564,9 +565,9 @@ mod tests {
     #[test]
     fn a_window_of_brotli_is_bounded() {
         let body = vec![b'a'; 100];
-        // 22 bits are what encoders take; 24 are 16 MiB.
+        // Encoders use up to 22 bits; 24 are 16 MiB.
         assert_eq!(read_as(Declared::Brotli, &br(&body, 22), 4096, &body, MIB), Ok(body.clone()));
-        // An encoder takes a smaller window for a short body: the first byte says 24 (RFC 7932, 9.1).
+        // An encoder takes a smaller window for a short body, so this first byte says 24 (RFC 7932, section 9.1).
         assert_eq!(read_as(Declared::Brotli, &[0x0f, 0x02], 4096, b"", MIB), Err(Reason::BadEncoding));
         assert_eq!(
             read_as(Declared::Brotli, &[0x11, 0x02], 4096, b"", MIB),

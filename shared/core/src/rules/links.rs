@@ -1,4 +1,4 @@
-//! Links as chat clients make them of a text: addresses with a scheme, and bare domains of a top-level domain that exists.
+//! Finds links as chat clients do: addresses with a scheme, and bare domains with an existing top-level domain.
 
 use regex::Regex;
 use std::sync::LazyLock;
@@ -8,10 +8,10 @@ static TARGET: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\]\(\s*<?
 /// Labels with dots between them.
 static DOMAIN: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?:[\p{L}\p{N}](?:[\p{L}\p{N}-]*[\p{L}\p{N}])?\.)+[\p{L}\p{N}-]*[\p{L}\p{N}]").ok());
-/// Where an address ends, beside white space.
+/// Characters besides white space that end an address.
 const ENDS: [char; 8] = ['<', '>', '"', '\'', '(', ')', '[', ']'];
 
-/// The addresses of a text's links, in lower case, without scheme and closing slash. A mail address is none.
+/// The addresses of a text's links, in lower case, without scheme and closing slash. Mail addresses do not count.
 pub(super) fn links(text: &str) -> Vec<String> {
     let (Some(scheme), Some(domain)) = (&*SCHEME, &*DOMAIN) else { return Vec::new() };
     let mut links = Vec::new();
@@ -25,7 +25,7 @@ pub(super) fn links(text: &str) -> Vec<String> {
         links.push(address);
     }
     bare(&text[rest..], domain, &mut links);
-    // A link of markdown leads wherever its author says, however that is written.
+    // A markdown link leads to its target in whatever form the target is written.
     let targets = TARGET.iter().flat_map(|target| target.captures_iter(text)).filter_map(|found| found.get(1));
     for target in targets.map(|target| target.as_str()) {
         let is_known = links.iter().any(|link| target.contains(link));
@@ -36,13 +36,13 @@ pub(super) fn links(text: &str) -> Vec<String> {
     links.iter().map(|link| link.trim_end_matches(['/', '.', ',', '!', '?', ';']).to_lowercase()).collect()
 }
 
-/// From where a link begins to where it ends.
+/// The text up to the end of the link that begins here.
 fn address(text: &str) -> &str {
     let is_end = |character: char| character.is_whitespace() || ENDS.contains(&character);
     text.split(is_end).next().unwrap_or_default()
 }
 
-/// Domains without a scheme.
+/// Finds domains without a scheme.
 fn bare<'t>(text: &'t str, domain: &Regex, links: &mut Vec<&'t str>) {
     let mut from = 0;
     while let Some(found) = domain.find_at(text, from) {

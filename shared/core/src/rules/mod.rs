@@ -1,6 +1,6 @@
 //! Rules for before-message-send that need no code: limits, and patterns over what a chat user wrote.
 //!
-//! A pattern is matched in linear time, whatever the text: a sender cannot make one expensive.
+//! Matching is linear in the length of the text, so that no sender can make a pattern expensive.
 
 mod links;
 mod views;
@@ -15,12 +15,12 @@ use std::ops::Range;
 use views::{TooLong, View};
 use written::{Form, Written};
 
-/// What a pattern that matches does.
+/// The action of a pattern that matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The message is not stored; its sender reads the rule's text.
+    /// The message is not stored; its sender sees the rule's text.
     Reject,
-    /// Whatever the pattern matches is replaced by the rule's text; where Stream takes no change, the message is not stored.
+    /// The rule's text replaces each match; where Stream accepts no change, the message is not stored.
     Mask,
 }
 
@@ -39,7 +39,7 @@ impl PartialEq for Rule {
 
 impl Eq for Rule {}
 
-/// Limits first, then the rules that reject, then all that mask.
+/// Applied in this order: limits, rules that reject, rules that mask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// Most characters of the text.
@@ -47,7 +47,7 @@ pub struct Rules {
     /// Most links in the text, the attachments and the poll.
     pub max_links: Option<usize>,
     pub rules: Vec<Rule>,
-    /// Where patterns look. Default: everywhere.
+    /// The parts that patterns are matched against. Default: all.
     pub parts: Vec<Part>,
 }
 
@@ -57,18 +57,18 @@ impl Default for Rules {
     }
 }
 
-/// What becomes of a message.
+/// The rules' decision about a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Judgement {
     Pass,
     Reject(String),
-    /// The message's JSON with what was masked.
+    /// The message's JSON after masking.
     Mask(String),
-    /// No JSON, or too much of it: nothing was judged.
+    /// Not JSON, or too long: nothing was judged.
     Unreadable,
 }
 
-/// What a user reads whose message cannot be masked.
+/// What the sender sees if the message cannot be masked.
 const NOT_ALLOWED: &str = "This message is not allowed here.";
 
 impl Rules {
@@ -76,14 +76,14 @@ impl Rules {
         self.max_length.is_none() && self.max_links.is_none() && self.rules.is_empty()
     }
 
-    /// Whether some rule changes messages.
+    /// Whether any rule changes messages.
     pub fn masks(&self) -> bool {
         self.rules.iter().any(|rule| matches!(rule.action, Action::Mask))
     }
 
-    /// Judges the message of a hook's signed body.
+    /// Judges the message in a hook's signed body.
     pub fn judge(&self, body: &[u8]) -> Judgement {
-        // As Stream's clients would show it: bytes that are no UTF-8 are U+FFFD.
+        // Invalid UTF-8 becomes U+FFFD, as Stream's clients would show it.
         let body = String::from_utf8_lossy(body);
         if serde_json::from_str::<&RawValue>(&body).is_err() {
             return Judgement::Unreadable;
@@ -127,14 +127,14 @@ impl Rules {
             return Judgement::Pass;
         }
         masked.push_str(&message[copied..]);
-        // What is left may read as what was masked, or the masks may make it emphasis.
+        // The remaining text may match as well, or the masks may turn it into emphasis.
         match self.matches_none(&masked) {
             true => Judgement::Mask(masked),
             false => Judgement::Reject(NOT_ALLOWED.to_owned()),
         }
     }
 
-    /// Whether no rule has anything against this message.
+    /// Whether no rule objects to this message.
     fn matches_none(&self, message: &str) -> bool {
         let Ok(written) = written::written(message, &self.parts) else { return false };
         let written = written.into_iter().filter(Written::is_read);
@@ -162,7 +162,7 @@ impl Rules {
         })
     }
 
-    /// The text with what the rules mask, if any of them matches.
+    /// The text after masking, if any rule matches.
     fn masked(&self, text: &Readings<'_>) -> Option<String> {
         let masks = self.rules.iter().filter(|rule| rule.action == Action::Mask);
         let mut found: Vec<(Range<usize>, &str)> =
@@ -170,12 +170,12 @@ impl Rules {
         if found.is_empty() {
             return None;
         }
-        // Of two that begin at the same place the longer one stands.
+        // Of two matches with the same start, the longer one comes first.
         found.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
         let (mut masked, mut copied, original) = (String::new(), 0, &*text.written.text);
         for (Range { start, end }, mask) in found {
             if start < copied {
-                // What overlaps an earlier one goes with it.
+                // A match that overlaps an earlier one is covered by that one's mask.
                 copied = copied.max(end);
                 continue;
             }
@@ -188,8 +188,9 @@ impl Rules {
     }
 }
 
-/// Links that a reader sees: those of the text, or of the translation or markup that has more, of the poll, and where attachments lead.
-/// An attachment that Stream made of an address in the text leads there once more, often by another address.
+/// The number of links that a reader sees: those of the text, or of the translation or markup that has more; of the poll; and
+/// the targets of attachments. An attachment that Stream made from an address in the text leads there once more, often by
+/// another address.
 fn links_of(texts: &[Readings<'_>]) -> usize {
     let is_text = |one: &&Readings<'_>| {
         let Written { form, part, .. } = one.written;
@@ -206,7 +207,7 @@ fn links_of(texts: &[Readings<'_>]) -> usize {
     text.len() + targets.len().saturating_sub(previews) + polls.count()
 }
 
-/// A string, with the ways in which it reads.
+/// A string with its alternative readings.
 struct Readings<'m> {
     written: Written<'m>,
     views: Vec<View>,
@@ -222,7 +223,7 @@ impl<'m> Readings<'m> {
         pattern.is_match(&self.written.text) || self.views.iter().any(|view| pattern.is_match(&view.text))
     }
 
-    /// What of the string the pattern matches, in whatever reading. A match of nothing is none.
+    /// The parts of the string that the pattern matches in any reading. Empty matches do not count.
     fn found(&self, pattern: &Regex) -> Vec<Range<usize>> {
         let as_written = pattern.find_iter(&self.written.text).map(|found| found.range());
         let as_read = self.views.iter().flat_map(|view| {
@@ -231,7 +232,7 @@ impl<'m> Readings<'m> {
         as_written.chain(as_read).filter(|range| !range.is_empty()).collect()
     }
 
-    /// Of the reading that has the most.
+    /// The links of the reading that has the most.
     fn links(&self) -> Vec<String> {
         let as_read = self.views.iter().map(|view| links::links(&view.text));
         let all = as_read.chain([links::links(&self.written.text)]);
@@ -403,7 +404,7 @@ mod tests {
             }
         }
 
-        /// However deep and however escaped: a message is rejected where some string of it that others read matches.
+        /// However deep and however escaped: a message is rejected if any string that others read matches.
         #[test]
         fn a_word_is_found_wherever_it_stands(
             keys in proptest::collection::vec("[a-f]{1,3}", 1..8),

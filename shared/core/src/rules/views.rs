@@ -1,7 +1,8 @@
-//! How a text reads, beside how it is written: chat users write around rules with characters that nobody sees, with marks, and with
-//! letters of other alphabets. A pattern is tried on the text and on each of these views; what it matches is found again in the text.
+//! Alternative readings of a text: chat users evade rules with invisible characters, with markup, and with letters of other
+//! alphabets. A pattern is matched against the text and each of these views; a match in a view is mapped back to the text.
 //!
-//! ASCII is never folded (`m` looks like `rn`, `0` like `O`), nor is a word of one alphabet: honest Russian or Greek is no Latin word.
+//! ASCII is never folded (`m` looks like `rn`, `0` like `O`), and neither is a word of one alphabet: real Russian or Greek is
+//! not a Latin word.
 
 use regex::Regex;
 use std::ops::Range;
@@ -11,29 +12,29 @@ use unicode_normalization::char::{canonical_combining_class, compose};
 use unicode_script::{Script, UnicodeScript};
 use unicode_security::{MixedScript, confusable_detection::skeleton};
 
-/// Characters that are not drawn: zero-width ones, the soft hyphen, controls of direction, variation selectors, control characters.
+/// Characters that are not drawn: zero-width ones, the soft hyphen, direction controls, variation selectors, control characters.
 static INVISIBLE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"[\p{Default_Ignorable_Code_Point}\p{Cc}\x{fff9}-\x{fffb}&&[^\t\n\r]]+").ok());
-/// Runs of what markdown emphasises with.
+/// Runs of markdown's emphasis characters.
 static EMPHASIS: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"[*~`_]+").ok());
-/// What is not read of a link or picture in markdown: the brackets, and the address.
+/// Invisible parts of a markdown link or picture: the brackets and the address.
 static LINK: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"(!?\[)([^\[\]\n]*)(\]\([^()\n]*\))").ok());
-/// Before punctuation it is not read.
+/// A backslash before punctuation, which is not shown.
 static ESCAPE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\\[!-/:-@\[-`{-~]").ok());
 static TAG: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"</?([A-Za-z][A-Za-z0-9]*)?[^<>]*>").ok());
-/// Tags within a word; others part words.
+/// Tags that do not separate words; all others do.
 const INLINE: [&str; 18] = [
     "a", "b", "code", "del", "em", "font", "i", "ins", "mark", "s", "small", "span", "strike", "strong", "sub", "sup",
     "u", "wbr",
 ];
-/// How much longer a view may be than its text: a single character can stand for a sentence.
+/// How many times longer a view may be than its text: one character can expand to a sentence.
 const MOST: usize = 4;
 
-/// A text as it reads.
+/// One reading of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct View {
     pub(super) text: String,
-    /// Where each character begins here, and what of the original it stands for.
+    /// Where each character begins in `text`, and the part of the original it represents.
     places: Vec<(usize, Range<usize>)>,
 }
 
@@ -47,7 +48,7 @@ impl View {
         View { text, places }
     }
 
-    /// What of the original the characters of this range stand for.
+    /// The part of the original that this range represents.
     pub(super) fn original(&self, range: Range<usize>) -> Range<usize> {
         let first = self.places.partition_point(|(at, _)| *at < range.start);
         let end = self.places.partition_point(|(at, _)| *at < range.end);
@@ -57,7 +58,7 @@ impl View {
     }
 }
 
-/// A character, and the bytes of the original that it stands for.
+/// A character, and the bytes of the original that it represents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Unit {
     character: char,
@@ -68,7 +69,7 @@ struct Unit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooLong;
 
-/// The ways in which a text reads otherwise than it is written: at most two. `is_markup`: tags are not read.
+/// At most two readings that differ from the text as written. In markup, tags are skipped.
 pub(super) fn views(text: &str, is_markup: bool) -> Result<Vec<View>, TooLong> {
     let is_plain = |byte: u8| match byte {
         b'*' | b'_' | b'~' | b'`' | b'[' | b'\\' => false,
@@ -89,7 +90,7 @@ pub(super) fn views(text: &str, is_markup: bool) -> Result<Vec<View>, TooLong> {
     Ok(views)
 }
 
-/// The characters that are drawn, without what only gives them their form.
+/// The characters that are drawn, without markup.
 fn drawn(text: &str, is_markup: bool) -> Vec<Unit> {
     let mut hidden: Vec<Range<usize>> = Vec::new();
     let mut parting: Vec<Range<usize>> = Vec::new();
@@ -124,7 +125,7 @@ fn drawn(text: &str, is_markup: bool) -> Vec<Unit> {
     units.collect()
 }
 
-/// Ranges in their order, asked about ever later places.
+/// Sorted ranges, queried at ascending positions.
 struct Cover {
     ranges: std::iter::Peekable<std::vec::IntoIter<Range<usize>>>,
     end: usize,
@@ -143,8 +144,8 @@ impl Cover {
     }
 }
 
-/// The marks of emphasis. Which of them markdown would pair depends on its dialect, so all are left out that touch a letter: not the
-/// asterisk of `2*3`, and not the underscore of `snake_case`.
+/// Emphasis marks. Which of them markdown pairs depends on its dialect, so all that touch a letter are left out, but not the
+/// asterisk in `2*3` and not the underscore in `snake_case`.
 fn emphasis(text: &str) -> Vec<Range<usize>> {
     let Some(marks) = &*EMPHASIS else { return Vec::new() };
     let is_emphasis = |range: &Range<usize>| {
@@ -163,7 +164,7 @@ fn emphasis(text: &str) -> Vec<Range<usize>> {
     marks.find_iter(text).map(|found| found.range()).filter(is_emphasis).collect()
 }
 
-/// NFKC, letter by letter with what is combined with it.
+/// Applies NFKC to each letter together with its combining characters.
 fn normalized(units: &[Unit], bytes: usize) -> Result<Vec<Unit>, TooLong> {
     let mut normalized = Vec::with_capacity(units.len());
     let mut rest = units;
@@ -191,7 +192,7 @@ fn normalized(units: &[Unit], bytes: usize) -> Result<Vec<Unit>, TooLong> {
     Ok(normalized)
 }
 
-/// Marks over a letter or around it, and the vowels and finals of Korean syllables.
+/// Marks over or around a letter, and the vowels and finals of Korean syllables.
 fn is_combined(character: char) -> bool {
     canonical_combining_class(character) != 0 || is_enclosing(character) || matches!(character, '\u{1160}'..='\u{11ff}')
 }
@@ -201,7 +202,7 @@ fn is_enclosing(character: char) -> bool {
     matches!(character, '\u{488}' | '\u{489}' | '\u{1abe}' | '\u{20dd}'..='\u{20e0}' | '\u{20e2}'..='\u{20e4}' | '\u{a670}'..='\u{a672}')
 }
 
-/// Without marks that no letter was composed with, but for those of the letter's own script, as vowels of Hindi or Hebrew are.
+/// Removes marks that did not compose with a letter, except those of the letter's own script, such as vowels in Hindi or Hebrew.
 fn unmarked(units: &[Unit]) -> Vec<Unit> {
     let mut unmarked: Vec<Unit> = Vec::with_capacity(units.len());
     for unit in units {
@@ -217,7 +218,7 @@ fn unmarked(units: &[Unit]) -> Vec<Unit> {
     unmarked
 }
 
-/// With letters that look like ASCII's made those, in words that mix scripts.
+/// Replaces letters that look like ASCII letters with those, in words that mix scripts.
 fn folded(units: &[Unit]) -> Vec<Unit> {
     let mut folded = units.to_vec();
     for word in folded.chunk_by_mut(|one, next| one.character.is_alphanumeric() && next.character.is_alphanumeric()) {
@@ -232,7 +233,7 @@ fn folded(units: &[Unit]) -> Vec<Unit> {
     folded
 }
 
-/// The ASCII letter or digit that a character looks like, in its own case or in the other.
+/// The ASCII letter or digit that a character resembles, in its own case or the other.
 fn ascii_of(character: char) -> Option<char> {
     if character.is_ascii() {
         return None;
@@ -240,7 +241,7 @@ fn ascii_of(character: char) -> Option<char> {
     let lower = single(character.to_lowercase());
     let upper = single(character.to_uppercase());
     if character.is_uppercase() {
-        // First the lower case: a capital I looks like an l, but its lower case is an i.
+        // The lower case first: a capital I looks like an l, but its lower case is an i.
         lower.and_then(look_alike).map(|found| found.to_ascii_uppercase()).or_else(|| look_alike(character))
     } else {
         look_alike(character).or_else(|| upper.and_then(look_alike).map(|found| found.to_ascii_lowercase()))
@@ -251,7 +252,7 @@ fn look_alike(character: char) -> Option<char> {
     let mut bytes = [0; 4];
     let prototype: String = skeleton(character.encode_utf8(&mut bytes)).collect();
     match &*prototype {
-        // What an ASCII m is made of, too.
+        // The skeleton of an ASCII m, too.
         "rn" => Some('m'),
         _ => single(prototype.chars()).filter(char::is_ascii_alphanumeric),
     }
@@ -267,7 +268,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Whether some way to read the text matches.
+    /// Whether any reading of the text matches.
     fn reads(pattern: &str, text: &str) -> bool {
         let pattern = Regex::new(pattern).unwrap();
         pattern.is_match(text) || views(text, false).unwrap().iter().any(|view| pattern.is_match(&view.text))
@@ -353,11 +354,11 @@ mod tests {
         ];
         let words = r"(?i)\b(?:cafe|cac|coc|poc|pop|hate|sad|ano|nino|schon|tres|etre|ca|oh|no|ok|cook|hop|top|kapa|caca|cap|car|bee)\b";
         for sentence in sentences {
-            // As some keyboards and file systems write it.
+            // Decomposed, as some keyboards and file systems write it.
             let apart: String = sentence.nfd().collect();
             assert!(!reads(words, &apart), "{apart}: {:?}", views(&apart, false).unwrap());
             assert!(!reads(words, sentence), "{sentence}: {:?}", views(sentence, false).unwrap());
-            // Without a Latin letter there is nothing to fold: no view has one.
+            // Without a Latin letter there is nothing to fold, so no view has one.
             let is_latin = |text: &str| text.bytes().any(|byte| byte.is_ascii_alphabetic());
             assert!(
                 is_latin(sentence) || views(sentence, false).unwrap().iter().all(|view| !is_latin(&view.text)),
@@ -392,7 +393,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every range of a view stands for a part of the text, whose ends are characters' ends.
+        /// Every range of a view represents a part of the text that begins and ends at character boundaries.
         #[test]
         fn every_place_is_one_of_the_text(text in "[a-c*_~`\u{200b}\u{301}\u{336}а-вﬁ한\u{1161}é\u{1f600}\n ]{0,40}", any in any::<String>()) {
             for text in [text, any] {

@@ -1,28 +1,28 @@
-//! What a chat user wrote in a message and others will read: its strings, wherever they stand, with the places that they have in
-//! the JSON. Never ids, users or the addresses of uploads.
+//! The strings in a message that a chat user wrote and others will read, with their positions in the JSON. Ids, users and the
+//! addresses of uploads are never among them.
 //!
-//! The JSON is walked token by token, without a tree and without recursion, and read as Stream's clients show it: half a surrogate
-//! pair is U+FFFD, and each value of a key that stands twice counts.
+//! The JSON is walked token by token, without a tree and without recursion, and read as Stream's clients show it: an unpaired
+//! surrogate is U+FFFD, and every value of a repeated key counts.
 
 use crate::peek::unescaped;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Most keys of a message, and most bytes: far over what Stream takes (5 KB), and where judging gets slow.
+/// Most keys and bytes of a message: far over what Stream accepts (5 KB), and where judging gets slow.
 const MAX_FIELDS: usize = 4096;
 const MAX_BYTES: usize = 256 << 10;
 
-/// The parts of a message that rules look at.
+/// The parts of a message that rules can judge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// With what is made of it: `html`, `mml`, and the message that it quotes.
+    /// The text with its derivatives: `html`, `mml`, and the quoted message.
     Text,
-    /// What stands behind a command.
+    /// The text after a command.
     Args,
     I18n,
     Attachments,
     Poll,
-    /// Fields that Stream does not know.
+    /// Fields unknown to Stream.
     Custom,
 }
 
@@ -45,11 +45,11 @@ impl Part {
 pub(super) enum Form {
     /// The message's own `text`.
     Text,
-    /// With tags, which nobody reads: `html` and `mml`.
+    /// Text with tags, which are not shown: `html` and `mml`.
     Markup,
-    /// Where a click on an attachment leads.
+    /// The target of a click on an attachment.
     Target,
-    /// The address in the text that Stream made an attachment of: no words.
+    /// The address in the text from which Stream made an attachment; not prose.
     Preview,
     Other,
 }
@@ -60,18 +60,18 @@ pub(super) struct Written<'m> {
     pub(super) text: Cow<'m, str>,
     pub(super) part: Part,
     pub(super) form: Form,
-    /// Whether Stream takes it from an answer.
+    /// Whether Stream accepts changes to it in an answer.
     pub(super) is_changeable: bool,
-    /// Its literal in the message's JSON, with the quotes.
+    /// The range of its literal in the message's JSON, including the quotes.
     pub(super) literal: Range<usize>,
 }
 
-/// Too long, or with too many fields.
+/// The message is too long or has too many fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooMuch;
 
 impl Written<'_> {
-    /// Whether there is something to read; an empty text is, for a rule may be against those.
+    /// Whether a reader sees it. An empty text counts, because a rule may reject empty texts.
     pub(super) fn is_read(&self) -> bool {
         match self.form {
             Form::Text => true,
@@ -81,7 +81,7 @@ impl Written<'_> {
     }
 }
 
-/// Fields of a message that Stream sets or reads as something else than words.
+/// Fields of a message that Stream sets, or that are not prose.
 const STREAMS: [&str; 45] = [
     "before_message_send_failed",
     "channel",
@@ -130,10 +130,10 @@ const STREAMS: [&str; 45] = [
     "user_id",
 ];
 
-/// What of a key's value is no words.
+/// Which values under a key are not prose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Skip {
-    /// Ids and times: strings, and lists of them. A user could hide words in an object.
+    /// Ids and times: strings, and lists of them. Objects count, because a user could hide words there.
     Scalars,
     /// Users.
     Objects,
@@ -141,7 +141,7 @@ enum Skip {
     All,
 }
 
-/// Wherever the key stands.
+/// What to skip under this key, at any depth.
 fn skip(key: &str) -> Option<Skip> {
     const USERS: [&str; 4] = ["user", "users", "created_by", "updated_by"];
     const UPLOADS: [&str; 4] = ["image_url", "asset_url", "thumb_url", "mime_type"];
@@ -159,7 +159,7 @@ fn skip(key: &str) -> Option<Skip> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counts {
     Nothing,
-    /// The message itself, or the one that it quotes.
+    /// The message itself, or the message it quotes.
     Message {
         is_quoted: bool,
     },
@@ -172,7 +172,7 @@ enum Counts {
 }
 
 impl Counts {
-    /// What the fields of an object, or the items of a list, count as that counts as this.
+    /// What the fields of an object or the items of a list count as, if the container counts as this.
     fn within(self, is_object: bool) -> Counts {
         match self {
             Counts::As { skip: Some(Skip::Objects), .. } if is_object => Counts::Nothing,
@@ -189,7 +189,7 @@ impl Counts {
             Counts::Nothing => Counts::Nothing,
             Counts::Message { is_quoted } => {
                 let part = |part, is_changeable| {
-                    // A quoted one is another's, and the answer cannot change it.
+                    // A quoted message belongs to somebody else, and the answer cannot change it.
                     let part = if is_quoted { Part::Text } else { part };
                     let form = match key {
                         "text" if !is_quoted => Form::Text,
@@ -228,22 +228,22 @@ impl Counts {
     }
 }
 
-/// What an attachment shows or plays rather than says.
+/// Whether the value is shown or played rather than read.
 fn is_media(key: &str) -> bool {
     let is_address = key.ends_with("_url") && key != "og_scrape_url";
     is_address || key.ends_with("_icon") || ["type", "url", "giphy"].contains(&key)
 }
 
-/// Bytes of a language's code with its quotes.
+/// Most bytes of a language code with its quotes.
 const MAX_LANGUAGE: usize = 14;
 
-/// The strings of a message that count. `message`: a JSON object.
+/// The strings that count in `message`, a JSON object.
 pub(super) fn written<'m>(message: &'m str, parts: &[Part]) -> Result<Vec<Written<'m>>, TooMuch> {
     if message.len() > MAX_BYTES {
         return Err(TooMuch);
     }
     let mut written = Vec::new();
-    // Open objects and lists, the innermost last: whether it is an object, and what it counts as.
+    // Open objects and lists, the innermost last: whether each is an object, and what it counts as.
     let mut open: Vec<(bool, Counts)> = Vec::new();
     let (mut at, mut fields) = (0, 0);
     let (mut is_at_key, mut value, mut key) = (false, Counts::Message { is_quoted: false }, Cow::Borrowed(""));
@@ -271,7 +271,7 @@ pub(super) fn written<'m>(message: &'m str, parts: &[Part]) -> Result<Vec<Writte
                         value = around.under(&key);
                         is_at_key = false;
                     }
-                    // The code of a language.
+                    // A language code.
                     (false, Counts::As { part: Part::I18n, .. }) if at - here <= MAX_LANGUAGE && key == "language" => {}
                     (false, Counts::As { skip: Some(Skip::Scalars), .. }) => {}
                     (false, Counts::As { part, form, is_changeable, .. }) if parts.contains(&part) => {
@@ -296,7 +296,7 @@ pub(super) fn written<'m>(message: &'m str, parts: &[Part]) -> Result<Vec<Writte
     Ok(written)
 }
 
-/// Where the string ends whose first byte is this.
+/// The end of the string whose first byte is at `at`.
 fn end_of_string(json: &[u8], mut at: usize) -> usize {
     while let Some(byte) = json.get(at).filter(|byte| **byte != b'"') {
         at += if *byte == b'\\' { 2 } else { 1 };
@@ -379,7 +379,7 @@ mod tests {
         assert!(written(&format!("{{\"text\":\"{}\"}}", "x".repeat(MAX_BYTES)), &Part::ALL).is_err());
     }
 
-    /// A string in JSON, each unit of UTF-16 escaped or not; a half is always.
+    /// A JSON string in which any UTF-16 unit may be escaped; an unpaired surrogate always is.
     fn literal(units: &[(u16, bool)]) -> String {
         let escape = |unit: u16| format!("\\u{unit:04x}");
         let mut text = String::from("\"");
