@@ -22,7 +22,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::envelope::{Envelope, safe_type};
-use streamgate_core::id::{By, Kind, idempotency_key};
+use streamgate_core::id::{KeyedBy, Kind, idempotency_key};
 use streamgate_core::ports::Enqueue;
 use streamgate_core::signature::SigningKey;
 use streamgate_store::sqlite::{Embedded, Options};
@@ -270,7 +270,7 @@ fn envelope(body: &Bytes, signature: &str) -> Envelope {
         app: "chat".into(),
         kind: Kind::Push,
         event_type: safe_type(Some("message.new")).into(),
-        key: idempotency_key("chat", Kind::Push, None, By::Id(&id), signature),
+        key: idempotency_key("chat", Kind::Push, None, KeyedBy::Id(&id), signature),
         id,
         webhook_attempt: 1,
         api_key: "bench".into(),

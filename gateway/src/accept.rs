@@ -2,7 +2,7 @@
 
 use crate::acme;
 use crate::activity::Activity;
-use crate::connection::{self, Ends, FAREWELL};
+use crate::connection::{self, ConnectionSettings, FAREWELL};
 use crate::connections::{Connections, Place, Stuck};
 use crate::proxy;
 use crate::receive::{Arrival, Intake};
@@ -115,7 +115,7 @@ impl<E: Enqueue> Gateway<E> {
                     tasks.spawn(self.connection(stream, place, &ends, arrival));
                 }
                 Event::Arrived(Err(error)) => self.refused(&error).await,
-                Event::Relieved => self.connections.moves_on(),
+                Event::Relieved => self.connections.clear_stuck(),
                 Event::Drain => (stage, began) = (Stage::Quieting, Instant::now()),
                 Event::Over if stage == Stage::Quieting => {
                     stage = Stage::TurningAway;
@@ -157,7 +157,7 @@ impl<E: Enqueue> Gateway<E> {
     async fn refused(&self, error: &std::io::Error) {
         if error.raw_os_error().is_some_and(|number| EXHAUSTED.contains(&number)) {
             tracing::error!(%error, "cannot accept a connection; raise the limit of open files");
-            self.connections.is_stuck(Stuck::Descriptors);
+            self.connections.note_stuck(Stuck::Descriptors);
             // Evicting a connection gives a descriptor back.
             self.connections.evict();
             tokio::time::sleep(ACCEPT_BACKOFF).await;
@@ -175,7 +175,7 @@ impl<E: Enqueue> Gateway<E> {
         arrival: Arrival,
     ) -> impl Future<Output = ()> + Send + use<E> {
         let cut = ends.abort.clone();
-        let ends = Ends::new(&self.config, ends.drain.clone(), arrival);
+        let ends = ConnectionSettings::new(&self.config, ends.drain.clone(), arrival);
         let (intake, tls, activity) = (Arc::clone(&self.intake), self.tls.clone(), Arc::clone(&place.activity));
         let serve = async move {
             let mut stream = stream;
@@ -247,7 +247,13 @@ fn is_gone(error: &std::io::Error) -> bool {
 }
 
 /// Performs the handshake, which is bounded like a head: a peer that never ends it holds a place, and is the first to lose it.
-async fn secure<E: Enqueue>(stream: TcpStream, tls: &Tls, intake: Arc<Intake<E>>, activity: Arc<Activity>, ends: Ends) {
+async fn secure<E: Enqueue>(
+    stream: TcpStream,
+    tls: &Tls,
+    intake: Arc<Intake<E>>,
+    activity: Arc<Activity>,
+    ends: ConnectionSettings,
+) {
     let handshake = tokio::time::timeout(ends.header_timeout, tls.acceptor().accept(stream));
     let result = tokio::select! {
         result = handshake => result,

@@ -23,7 +23,7 @@ const KEY_END: usize = 4;
 
 /// What a log line says about a request besides its outcome, without any of the body's content.
 #[derive(Debug)]
-pub(crate) struct About {
+pub(crate) struct RequestDetails {
     peer: IpAddr,
     key_end: Option<[u8; KEY_END]>,
     id: Option<String>,
@@ -35,11 +35,11 @@ pub(crate) struct About {
     pub(crate) bytes: Option<usize>,
 }
 
-impl About {
-    pub(crate) fn of(peer: IpAddr, headers: &HeaderMap) -> About {
+impl RequestDetails {
+    pub(crate) fn of(peer: IpAddr, headers: &HeaderMap) -> RequestDetails {
         let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let streams = [header::SIGNATURE, header::WEBHOOK_ID];
-        About {
+        RequestDetails {
             peer,
             key_end: headers.get(header::API_KEY).and_then(|key| end(key.as_bytes())),
             id: header_id(headers.get(header::WEBHOOK_ID).map(|id| id.as_bytes())),
@@ -63,7 +63,7 @@ fn shown(end: [u8; KEY_END]) -> String {
 
 /// Whose webhook it was, as far as known.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Of<'a> {
+pub(crate) struct WebhookSource<'a> {
     pub(crate) app: Option<&'a str>,
     pub(crate) kind: Option<Kind>,
     pub(crate) is_signed: bool,
@@ -98,7 +98,13 @@ impl AccessLog {
     }
 
     /// Counts and logs an answered webhook.
-    pub(crate) fn answered(&self, of: Of<'_>, outcome: &Outcome, about: &About, first_byte: Instant) {
+    pub(crate) fn answered(
+        &self,
+        of: WebhookSource<'_>,
+        outcome: &Outcome,
+        about: &RequestDetails,
+        first_byte: Instant,
+    ) {
         let (app, kind, label) =
             (of.app.unwrap_or(NONE), of.kind.map_or(NONE, Kind::as_str), response::outcome_label(outcome));
         self.count(app, kind, label, first_byte);
@@ -108,7 +114,7 @@ impl AccessLog {
                     self.hook_unanswered(kind, reason);
                 }
                 if self.lines == Lines::All {
-                    let About { peer, id, event_type, bytes, .. } = about;
+                    let RequestDetails { peer, id, event_type, bytes, .. } = about;
                     let ms = milliseconds(first_byte);
                     tracing::info!(app, kind, id, r#type = event_type, outcome = label, status = 200, ms, bytes, %peer, "webhook");
                 }
@@ -117,7 +123,7 @@ impl AccessLog {
         }
     }
 
-    fn refused(&self, of: &Of<'_>, reason: Reason, about: &About, first_byte: Instant) {
+    fn refused(&self, of: &WebhookSource<'_>, reason: Reason, about: &RequestDetails, first_byte: Instant) {
         let (app, kind) = (of.app.unwrap_or(NONE), of.kind.map_or(NONE, Kind::as_str));
         let status = response::status(reason);
         let is_final = status != hyper::StatusCode::SERVICE_UNAVAILABLE;
@@ -136,7 +142,7 @@ impl AccessLog {
         if !has_line {
             return;
         }
-        let About { peer, key_end, id, declared, bytes, .. } = about;
+        let RequestDetails { peer, key_end, id, declared, bytes, .. } = about;
         let (status, ms, advice) = (status.as_u16(), milliseconds(first_byte), response::advice(reason));
         tracing::warn!(
             app,
@@ -206,7 +212,7 @@ impl AccessLog {
         }
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(times) = connections.happened(reason.as_str(), Instant::now()) {
-            tracing::warn!(%reason, times, %peer, advice = response::advice(reason), "refused what is not a webhook");
+            tracing::warn!(%reason, times, %peer, advice = response::advice(reason), "refused input that is not a webhook");
         }
     }
 
@@ -227,13 +233,13 @@ impl AccessLog {
     pub(crate) fn summary(&self) {
         let left_out = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take_left_out();
         if let Some(left_out) = left_out {
-            tracing::warn!(left_out, "refused more webhooks than there are lines");
+            tracing::warn!(left_out, "more refused webhooks than log lines");
         }
-        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner).take_unsaid();
+        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner).take_unlogged();
         for (reason, times) in connections {
-            tracing::warn!(reason, times, "refused more of what is not a webhook");
+            tracing::warn!(reason, times, "refused more input that is not a webhook");
         }
-        let repeated = self.repeated.lock().unwrap_or_else(PoisonError::into_inner).take_unsaid();
+        let repeated = self.repeated.lock().unwrap_or_else(PoisonError::into_inner).take_unlogged();
         for (what, times) in repeated {
             tracing::warn!(times, "{what}");
         }

@@ -157,14 +157,14 @@ impl Activity {
     }
 
     /// Notes that the socket blocks writes.
-    pub(crate) fn is_blocked(&self) {
+    pub(crate) fn note_blocked(&self) {
         if self.blocked_since.load(Ordering::Relaxed) == NEVER {
             self.blocked_since.store(self.now(), Ordering::Relaxed);
         }
     }
 
     /// Notes that the socket took everything that was to be written.
-    pub(crate) fn is_flushed(&self) {
+    pub(crate) fn note_flushed(&self) {
         if self.blocked_since.load(Ordering::Relaxed) != NEVER {
             self.blocked_since.store(NEVER, Ordering::Relaxed);
         }
@@ -423,11 +423,11 @@ mod tests {
     #[test]
     fn a_socket_that_takes_nothing_is_written_to_since_the_first_time() {
         let activity = activity();
-        activity.is_blocked();
+        activity.note_blocked();
         let Phase::Writing(since) = activity.phase() else { panic!("{activity:?}") };
-        activity.is_blocked();
+        activity.note_blocked();
         assert_eq!(activity.phase(), Phase::Writing(since));
-        activity.is_flushed();
+        activity.note_flushed();
         assert!(matches!(activity.phase(), Phase::Idle(_)));
     }
 

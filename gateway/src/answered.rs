@@ -15,7 +15,7 @@ pub struct Answered {
 pub(crate) enum Source {
     Worker,
     /// The first answer to the same hook, repeated.
-    First,
+    Repeat,
     /// The policy's: there was no answer, for this reason.
     Policy(Reason),
 }
@@ -24,16 +24,16 @@ impl Answered {
     /// Why the policy answered, if it did.
     pub(crate) fn policy(&self) -> Option<Reason> {
         match self.source {
-            Source::Worker | Source::First => None,
+            Source::Worker | Source::Repeat => None,
             Source::Policy(reason) => Some(reason),
         }
     }
 
     /// The label in metrics and in the answer's header.
-    pub(crate) fn word(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         match self.source {
             Source::Worker => "answered",
-            Source::First => "repeated",
+            Source::Repeat => "repeated",
             Source::Policy(reason) => reason.as_str(),
         }
     }

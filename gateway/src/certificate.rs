@@ -8,11 +8,11 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertificateError {
-    #[error("no certificate in it")]
+    #[error("it contains no certificate")]
     Empty,
     #[error("the certificate cannot be parsed: {0}")]
     Malformed(String),
-    #[error("the certificate does not fit the key: {0}")]
+    #[error("the certificate does not match the key: {0}")]
     Mismatch(rustls::Error),
     #[error("cannot read it as PEM: {}", streamgate_service::pem::problem(.0))]
     Pem(pem::Error),

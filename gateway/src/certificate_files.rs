@@ -26,8 +26,8 @@ pub enum CertificateFileError {
     #[error("{} (gateway.tls.key) holds no private key", path.display())]
     NoKey { path: PathBuf },
     #[error(
-        "the key in {} (gateway.tls.key) is encrypted, and there is nobody to type its password: decrypt it with `openssl pkey -in {} \
-         -out …`, and keep the result from others by its mode", path.display(), path.display()
+        "the key in {} (gateway.tls.key) is encrypted, and nobody can enter its password: decrypt it with `openssl pkey -in {} \
+         -out …`, and make the result readable by its owner only", path.display(), path.display()
     )]
     Encrypted { path: PathBuf },
     #[error(
@@ -38,7 +38,7 @@ pub enum CertificateFileError {
         "the key in {} (gateway.tls.key) is on the curve P-521, which is not supported: use P-256, P-384, RSA or Ed25519", path.display()
     )]
     UnsupportedCurve { path: PathBuf },
-    #[error("the certificate in {} does not fit the key in {}: {error}", cert.display(), key.display())]
+    #[error("the certificate in {} does not match the key in {}: {error}", cert.display(), key.display())]
     Mismatch { cert: PathBuf, key: PathBuf, error: rustls::Error },
     #[error("the certificate in {} cannot be parsed: {error}", path.display())]
     Malformed { path: PathBuf, error: String },
@@ -88,8 +88,8 @@ pub(crate) fn doubt(files: &CertificateFiles) -> Option<String> {
         verifier.verify_server_cert(leaf, intermediates, &ServerName::try_from(name).ok()?, &[], UnixTime::now());
     let error = verified.err()?;
     Some(format!(
-        "{path}: no authority that this machine trusts vouches for it ({error}): Stream refuses a private authority's certificate, and \
-         one without its intermediates"
+        "{path}: not signed by an authority that this machine trusts ({error}): Stream refuses certificates of private authorities, and \
+         those without their intermediates"
     ))
 }
 
@@ -168,7 +168,7 @@ mod tests {
             (own.clone(), own.clone(), "holds no private key"),
             (key.clone(), key.clone(), "holds no certificate"),
             (P521_CERT.to_owned(), P521_KEY.to_owned(), "P-521"),
-            (own.clone(), KeyPair::generate().unwrap().serialize_pem(), "does not fit"),
+            (own.clone(), KeyPair::generate().unwrap().serialize_pem(), "does not match"),
         ];
         for (cert, key, expected) in cases {
             let files = CertificateFiles { cert: directory.path().join("cert"), key: directory.path().join("key") };

@@ -17,7 +17,7 @@ pub(crate) enum Leaving {
 
 /// What has to happen to a connection when its time is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
+pub(crate) enum ClockAction {
     /// A head was not complete in time; its first byte came at this instant.
     HeadTimeout(Instant),
     /// The peer is to be notified that the connection ends.
@@ -41,7 +41,7 @@ pub(crate) struct Times {
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Doing {
+pub(crate) struct ConnectionStatus {
     pub(crate) phase: Phase,
     /// Since when the oldest answer waits to be taken, whatever else is in hand.
     pub(crate) unwritten: Option<Instant>,
@@ -50,35 +50,35 @@ pub(crate) struct Doing {
 }
 
 /// What has to happen if the connection stays as it is, and when; `None` if another clock limits its phase.
-pub(crate) fn next(doing: &Doing, leaving: Leaving, times: &Times) -> Option<(Instant, Stop)> {
-    let untaken = doing.unwritten.map(|since| (since + times.write_timeout, Stop::Now));
+pub(crate) fn next(doing: &ConnectionStatus, leaving: Leaving, times: &Times) -> Option<(Instant, ClockAction)> {
+    let untaken = doing.unwritten.map(|since| (since + times.write_timeout, ClockAction::Now));
     let other = by_phase(doing.phase, leaving, doing.is_verified, times);
     [untaken, other].into_iter().flatten().min_by_key(|(at, _)| *at)
 }
 
-fn by_phase(phase: Phase, leaving: Leaving, is_verified: bool, times: &Times) -> Option<(Instant, Stop)> {
+fn by_phase(phase: Phase, leaving: Leaving, is_verified: bool, times: &Times) -> Option<(Instant, ClockAction)> {
     // Whatever was in hand when the peer was notified is answered within this time. A request that comes later is from a peer
     // that ignores the notice, and extends nothing.
     let last = |at: Instant| at + times.write_timeout + times.goodbye;
     let next = match (phase, leaving) {
         (Phase::Busy | Phase::Reading(_) | Phase::Lingering(_) | Phase::Writing(_), Leaving::Grace(began)) => {
-            (began, Stop::Notify)
+            (began, ClockAction::Notify)
         }
         // Requests have deadlines of their own, and so does lingering.
         (Phase::Busy, Leaving::No | Leaving::Notified(_) | Leaving::Evicted(_))
         | (Phase::Reading(_), Leaving::No | Leaving::Evicted(_))
         | (Phase::Lingering(_), Leaving::No) => return None,
-        (Phase::Reading(_) | Phase::Lingering(_), Leaving::Notified(at)) => (last(at), Stop::Now),
-        (Phase::Writing(since), Leaving::No | Leaving::Notified(_)) => (since + times.write_timeout, Stop::Now),
-        (Phase::Lingering(_) | Phase::Writing(_) | Phase::Head(_), Leaving::Evicted(at)) => (at, Stop::Now),
+        (Phase::Reading(_) | Phase::Lingering(_), Leaving::Notified(at)) => (last(at), ClockAction::Now),
+        (Phase::Writing(since), Leaving::No | Leaving::Notified(_)) => (since + times.write_timeout, ClockAction::Now),
+        (Phase::Lingering(_) | Phase::Writing(_) | Phase::Head(_), Leaving::Evicted(at)) => (at, ClockAction::Now),
         (Phase::Head(since), Leaving::No | Leaving::Grace(_) | Leaving::Notified(_)) => {
-            (since + times.header_timeout, Stop::HeadTimeout(since))
+            (since + times.header_timeout, ClockAction::HeadTimeout(since))
         }
-        (Phase::Idle(since), Leaving::No) => (since + times.keep_alive, Stop::Notify),
-        (Phase::Idle(since), Leaving::Grace(began)) => (since.max(began) + times.grace, Stop::Notify),
-        (Phase::Idle(_), Leaving::Evicted(at)) if !is_verified => (at, Stop::Now),
+        (Phase::Idle(since), Leaving::No) => (since + times.keep_alive, ClockAction::Notify),
+        (Phase::Idle(since), Leaving::Grace(began)) => (since.max(began) + times.grace, ClockAction::Notify),
+        (Phase::Idle(_), Leaving::Evicted(at)) if !is_verified => (at, ClockAction::Now),
         (Phase::Idle(since), Leaving::Notified(at) | Leaving::Evicted(at)) => {
-            ((since.max(at) + times.goodbye).min(last(at)), Stop::Now)
+            ((since.max(at) + times.goodbye).min(last(at)), ClockAction::Now)
         }
     };
     Some(next)
@@ -104,17 +104,18 @@ mod tests {
         let (reading, writing, busy) = (Phase::Reading(early), Phase::Writing(early), Phase::Busy);
         let (no, grace, notified, evicted) =
             (Leaving::No, Leaving::Grace(late), Leaving::Notified(late), Leaving::Evicted(late));
-        let head_timeout = Some((early + 5 * second, Stop::HeadTimeout(early)));
-        let unwritten = Some((early + 4 * second, Stop::Now));
-        let notify = Some((late, Stop::Notify));
-        let cut = Some((late, Stop::Now));
-        let goodbye = Some((late + second / 2, Stop::Now));
-        let last = Some((late + 4 * second + second / 2, Stop::Now));
-        let next =
-            |phase, leaving, is_verified| super::next(&Doing { phase, unwritten: None, is_verified }, leaving, &times);
+        let head_timeout = Some((early + 5 * second, ClockAction::HeadTimeout(early)));
+        let unwritten = Some((early + 4 * second, ClockAction::Now));
+        let notify = Some((late, ClockAction::Notify));
+        let cut = Some((late, ClockAction::Now));
+        let goodbye = Some((late + second / 2, ClockAction::Now));
+        let last = Some((late + 4 * second + second / 2, ClockAction::Now));
+        let next = |phase, leaving, is_verified| {
+            super::next(&ConnectionStatus { phase, unwritten: None, is_verified }, leaving, &times)
+        };
         let cases = [
-            (idle, no, Some((early + 75 * second, Stop::Notify))),
-            (idle, grace, Some((late + second / 4, Stop::Notify))),
+            (idle, no, Some((early + 75 * second, ClockAction::Notify))),
+            (idle, grace, Some((late + second / 4, ClockAction::Notify))),
             (idle, notified, goodbye),
             (idle, evicted, goodbye),
             (lingering, no, None),
@@ -145,12 +146,12 @@ mod tests {
         }
         // A connection that becomes idle after the notice has the same time from then on.
         let after = Phase::Idle(late + second);
-        assert_eq!(next(after, notified, true), Some((late + second + second / 2, Stop::Now)));
+        assert_eq!(next(after, notified, true), Some((late + second + second / 2, ClockAction::Now)));
         // But a peer that ignores the notice does not get more for ever.
         assert_eq!(next(Phase::Idle(late + 60 * second), notified, true), last);
         // An answer that is not taken ends a connection whatever else it does.
         for phase in [busy, reading, writing, lingering] {
-            let doing = Doing { phase, unwritten: Some(early), is_verified: true };
+            let doing = ConnectionStatus { phase, unwritten: Some(early), is_verified: true };
             assert_eq!(super::next(&doing, no, &times), unwritten, "{phase:?}");
         }
     }

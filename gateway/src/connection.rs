@@ -1,7 +1,7 @@
 //! One connection: protocol by ALPN, timeouts, and a graceful end.
 
 use crate::activity::Activity;
-use crate::clock::{self, Doing, Leaving, Stop, Times};
+use crate::clock::{self, ClockAction, ConnectionStatus, Leaving, Times};
 use crate::head::MAX_HEAD;
 use crate::receive::{AnswerBody, Arrival, Intake};
 use crate::repoll::Repoll;
@@ -40,7 +40,7 @@ pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// When and why a connection ends from outside.
 #[derive(Clone, Debug)]
-pub(crate) struct Ends {
+pub(crate) struct ConnectionSettings {
     drain: CancellationToken,
     pub(crate) header_timeout: Duration,
     keep_alive: Duration,
@@ -48,9 +48,9 @@ pub(crate) struct Ends {
     arrival: Arrival,
 }
 
-impl Ends {
-    pub(crate) fn new(config: &GatewayConfig, drain: CancellationToken, arrival: Arrival) -> Ends {
-        Ends {
+impl ConnectionSettings {
+    pub(crate) fn new(config: &GatewayConfig, drain: CancellationToken, arrival: Arrival) -> ConnectionSettings {
+        ConnectionSettings {
             drain,
             header_timeout: config.header_timeout,
             keep_alive: config.keep_alive,
@@ -94,8 +94,12 @@ fn answering<E: Enqueue>(
     })
 }
 
-pub(crate) async fn serve_http1<IO, E>(stream: IO, intake: Arc<Intake<E>>, activity: Arc<Activity>, ends: Ends)
-where
+pub(crate) async fn serve_http1<IO, E>(
+    stream: IO,
+    intake: Arc<Intake<E>>,
+    activity: Arc<Activity>,
+    ends: ConnectionSettings,
+) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     E: Enqueue,
 {
@@ -132,8 +136,12 @@ where
     }
 }
 
-pub(crate) async fn serve_http2<IO, E>(stream: IO, intake: Arc<Intake<E>>, activity: Arc<Activity>, ends: Ends)
-where
+pub(crate) async fn serve_http2<IO, E>(
+    stream: IO,
+    intake: Arc<Intake<E>>,
+    activity: Arc<Activity>,
+    ends: ConnectionSettings,
+) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     E: Enqueue,
 {
@@ -165,7 +173,7 @@ enum End {
 }
 
 /// Drives a connection until it ends by itself or its clock ends it.
-async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &Ends) -> End {
+async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends: &ConnectionSettings) -> End {
     let mut timer = pin!(tokio::time::sleep(ends.keep_alive));
     let (times, repoll, mut leaving) = (ends.times::<C>(), Repoll::new(), Leaving::No);
     let mut failed = None;
@@ -177,13 +185,13 @@ async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends
             stop = poll_fn(|cx| match repoll.poll(cx, |cx| connection.as_mut().poll(cx)) {
                 Poll::Ready(ended) => {
                     failed = ended.err();
-                    Poll::Ready(Stop::Now)
+                    Poll::Ready(ClockAction::Now)
                 }
                 Poll::Pending => clock(timer.as_mut(), activity, leaving, &times, cx),
             }) => match stop {
-                Stop::Notify => leaving = Leaving::Notified(now()),
-                Stop::HeadTimeout(first_byte) => return End::HeadTimeout(first_byte),
-                Stop::Now => return failed.map_or(End::Over, End::Failed),
+                ClockAction::Notify => leaving = Leaving::Notified(now()),
+                ClockAction::HeadTimeout(first_byte) => return End::HeadTimeout(first_byte),
+                ClockAction::Now => return failed.map_or(End::Over, End::Failed),
             },
             () = activity.evicted.cancelled(), if has_place => leaving = Leaving::Evicted(now()),
             () = ends.drain.cancelled(), if stays => {
@@ -202,12 +210,12 @@ fn clock(
     leaving: Leaving,
     times: &Times,
     cx: &mut Context<'_>,
-) -> Poll<Stop> {
+) -> Poll<ClockAction> {
     let phase = activity.poll_phase(cx);
     if activity.is_struck_out() && matches!(leaving, Leaving::No | Leaving::Grace(_)) {
-        return Poll::Ready(Stop::Notify);
+        return Poll::Ready(ClockAction::Notify);
     }
-    let doing = Doing { phase, unwritten: activity.unwritten_since(), is_verified: activity.is_verified() };
+    let doing = ConnectionStatus { phase, unwritten: activity.unwritten_since(), is_verified: activity.is_verified() };
     let Some((at, stop)) = clock::next(&doing, leaving, times) else { return Poll::Pending };
     let at = Instant::from_std(at);
     if timer.deadline() != at {

@@ -80,10 +80,10 @@ impl Connections {
             // Created before the check, so that no notification after it is missed.
             let freed = self.freed.notified();
             if let Some(place) = self.take(peer) {
-                self.moves_on();
+                self.clear_stuck();
                 return place;
             }
-            self.is_stuck(Stuck::Places);
+            self.note_stuck(Stuck::Places);
             // One eviction at a time, whatever wakes this loop.
             if evicted.is_none_or(|at| at.elapsed() >= NEXT) && self.evict() {
                 evicted = Some(Instant::now());
@@ -155,7 +155,7 @@ impl Connections {
     }
 
     /// Notes that no connection can be accepted now.
-    pub(crate) fn is_stuck(&self, why: Stuck) {
+    pub(crate) fn note_stuck(&self, why: Stuck) {
         let mut stuck = self.stuck();
         if stuck.is_none_or(|(_, before)| before != why) {
             *stuck = Some((Instant::now(), why));
@@ -167,18 +167,18 @@ impl Connections {
     }
 
     /// Notes that connections are accepted again.
-    pub(crate) fn moves_on(&self) {
+    pub(crate) fn clear_stuck(&self) {
         *self.stuck() = None;
     }
 
     /// Whether a new connection could be accepted now; the error says why not.
     pub(crate) fn ready(&self) -> Result<(), &'static str> {
         match *self.stuck() {
-            Some((_, Stuck::Descriptors)) => Err(
-                "no connection can be taken: the limit of open files is reached; raise it (ulimit -n, LimitNOFILE=)",
-            ),
+            Some((_, Stuck::Descriptors)) => {
+                Err("cannot accept connections: the limit of open files is reached; raise it (ulimit -n, LimitNOFILE=)")
+            }
             Some((since, Stuck::Places)) if since.elapsed() >= STUCK => {
-                Err("no connection can be taken: gateway.max_connections are open and busy")
+                Err("cannot accept connections: gateway.max_connections are open, and all are busy")
             }
             Some((_, Stuck::Places)) | None => Ok(()),
         }
@@ -243,9 +243,9 @@ mod tests {
     #[test]
     fn want_of_descriptors_is_told_until_a_connection_is_taken() {
         let connections = Connections::new(1, Metrics::new());
-        connections.is_stuck(Stuck::Descriptors);
+        connections.note_stuck(Stuck::Descriptors);
         assert!(connections.ready().is_err());
-        connections.moves_on();
+        connections.clear_stuck();
         assert_eq!(connections.ready(), Ok(()));
     }
 }

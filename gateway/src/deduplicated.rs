@@ -27,7 +27,7 @@ impl<Q: Enqueue, S: Seen> Enqueue for Deduplicated<Q, S> {
             Ok(false) => {}
             Err(error) => {
                 self.metrics.gateway_dedup_errors.inc();
-                tracing::debug!(%error, "cannot look up what was seen; going on without");
+                tracing::debug!(%error, "cannot look up whether an event was seen; going on without");
             }
         }
         let key = envelope.key.clone();

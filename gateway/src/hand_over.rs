@@ -85,7 +85,7 @@ async fn hand_over_all<Q: Enqueue, D: Spool>(state: &Arc<SpoolState<Q, D>>, stop
         }
         tokio::select! {
             () = sleep(pause) => {}
-            () = state.news.notified(), if step == Step::Idle => {}
+            () = state.changed.notified(), if step == Step::Idle => {}
             () = stop.cancelled() => {}
         }
     }
@@ -182,8 +182,8 @@ async fn ask_again<Q: Enqueue, D: Spool>(
         tracing::error!(
             key,
             bytes,
-            "the queue takes other events and not this one: it stays in the spool, and is offered now and then. See the log of \
-             RabbitMQ: is it larger than max_message_size, or bound to a further queue that refuses it?"
+            "the queue takes other events but not this one: it stays in the spool and is offered again now and then. See the log of \
+             RabbitMQ: is it larger than max_message_size, or does another bound queue refuse it?"
         );
     }
     Ok(Step::Refused)

@@ -43,16 +43,19 @@ pub(crate) struct Head {
 
 /// What the response needs to know about every request, refused or not.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manner {
+pub(crate) struct RequestTraits {
     /// Whether it is HTTP/1, where a header closes the connection.
     pub(crate) is_http1: bool,
     /// Whether it sent `Expect: 100-continue`: if it is refused, there is no body to read on.
-    pub(crate) expects: bool,
+    pub(crate) expects_continue: bool,
 }
 
-impl Manner {
-    pub(crate) fn of(parts: &Parts) -> Manner {
-        Manner { is_http1: parts.version <= Version::HTTP_11, expects: parts.headers.contains_key(EXPECT) }
+impl RequestTraits {
+    pub(crate) fn of(parts: &Parts) -> RequestTraits {
+        RequestTraits {
+            is_http1: parts.version <= Version::HTTP_11,
+            expects_continue: parts.headers.contains_key(EXPECT),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use streamgate_core::{
     attempts::Attempts,
     envelope::{Envelope, PENDING, safe_cid, safe_type},
     hook::{self, SignedCommand},
-    id::{By, DedupBy, Kind, PushFacts, body_id, idempotency_key},
+    id::{DedupBy, KeyedBy, Kind, PushFacts, body_id, idempotency_key},
     peek::{Peek, peek},
     ports::{Accepted, Enqueue, StoreError},
     reason::Reason,
@@ -63,8 +63,8 @@ fn command<'b>(body: &'b [u8], query_type: Option<String>, hooks: &dyn AnswerHoo
 }
 
 /// The log's advice about a command for which no handler is asked.
-const NO_COMMAND: &str = "a command without a name that can be used: it is [A-Za-z0-9_-]{1,64} in the signed message, or where that \
-                          has none the `type` of the URL, if hooks.custom_commands has it (commands, by_url)";
+const NO_COMMAND: &str = "invalid or missing command name: expected [A-Za-z0-9_-]{1,64} in the signed message or, if that \
+                          has none, in the `type` of the URL, if hooks.custom_commands lists it (commands, by_url)";
 
 /// Makes the event or the call from a signed body. `hooks` knows which commands there are.
 pub(crate) fn envelope(
@@ -91,7 +91,7 @@ pub(crate) fn envelope(
         // A refusal has its own log line; this reason is answered by the policy instead.
         if *reason == Reason::Unhandled {
             let peer = client.address;
-            tracing::debug!(app = &*app, kind = kind.as_str(), id, %reason, %peer, "not asked: {NO_COMMAND}");
+            tracing::debug!(app = &*app, kind = kind.as_str(), id, %reason, %peer, "no handler is asked: {NO_COMMAND}");
         }
     })?;
     let by = match kind {
@@ -99,8 +99,8 @@ pub(crate) fn envelope(
             let is_dated = peek.created_at_ms.is_some();
             identity.by.of_push(&PushFacts { id: &id, path_type, is_dated })
         }
-        Kind::BeforeMessageSend | Kind::CustomCommand if hooks.is_by_body(kind) => By::Body,
-        Kind::BeforeMessageSend | Kind::CustomCommand => By::Id(&id),
+        Kind::BeforeMessageSend | Kind::CustomCommand if hooks.is_by_body(kind) => KeyedBy::Body,
+        Kind::BeforeMessageSend | Kind::CustomCommand => KeyedBy::Id(&id),
     };
     Ok(Envelope {
         key: idempotency_key(&app, kind, path_type, by, &signature),

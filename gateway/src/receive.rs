@@ -1,11 +1,11 @@
 //! One request: admit it, read its body, make it durable or have a handler answer it, respond. Every path ends within
 //! `answer_deadline`.
 
-use crate::access_log::{About, AccessLog, Of};
+use crate::access_log::{AccessLog, RequestDetails, WebhookSource};
 use crate::activity::{InHand, Unwritten};
 use crate::budget::Share;
 use crate::deadline::Deadline;
-use crate::head::{self, Head, Manner};
+use crate::head::{self, Head, RequestTraits};
 use crate::hooks::{AnswerHook, Asked};
 use crate::intake::{self, Identity};
 use crate::linger::linger;
@@ -112,7 +112,7 @@ impl<E: Enqueue> Intake<E> {
     ) -> impl Future<Output = Response<AnswerBody>> + Send + use<E> {
         let head_read = tokio::time::Instant::now();
         let (parts, body) = request.into_parts();
-        let manner = Manner::of(&parts);
+        let manner = RequestTraits::of(&parts);
         let client = head::client(&self.peers, in_hand.connection().peer(), &parts.headers);
         let target = if head::is_too_large(&parts) {
             Err(Reason::HeadTooLarge)
@@ -122,7 +122,7 @@ impl<E: Enqueue> Intake<E> {
             Err(Reason::PeerNotAllowed)
         };
         let admitted = target.and_then(|target| head::admit(target, client, &parts, &self.apps.load(), &self.limits));
-        let mut about = About::of(client.address, &parts.headers);
+        let mut about = RequestDetails::of(client.address, &parts.headers);
         drop(parts);
         async move {
             let flight = Flight::start(&self.metrics);
@@ -142,7 +142,7 @@ impl<E: Enqueue> Intake<E> {
                 }
                 late_or_refused => {
                     // A client that sent `Expect: 100-continue` has not sent a body yet.
-                    if !manner.expects {
+                    if !manner.expects_continue {
                         self.linger(body, &in_hand);
                     }
                     Err(late_or_refused.err().unwrap_or(Reason::Draining))
@@ -154,7 +154,7 @@ impl<E: Enqueue> Intake<E> {
                 in_hand.strike();
             }
             let kind = target.ok().map(|target| target.kind);
-            let of = Of { app: app.as_deref(), kind, is_signed: in_hand.is_signed() };
+            let of = WebhookSource { app: app.as_deref(), kind, is_signed: in_hand.is_signed() };
             self.log.answered(of, &outcome, &about, first_byte);
             drop(flight);
             let response = response::response(outcome, manner.is_http1 && in_hand.is_struck());
@@ -170,10 +170,10 @@ impl<E: Enqueue> Intake<E> {
         verifier: Verifier,
         head: Head,
         in_hand: &InHand,
-        (cost, about): (&mut Option<Share>, &mut About),
+        (cost, about): (&mut Option<Share>, &mut RequestDetails),
         deadline: Deadline,
     ) -> Outcome {
-        let client = Some(head.client.address).filter(|_| head.client.is_told_apart);
+        let client = Some(head.client.address).filter(|_| head.client.is_certain);
         let read = match self.reader.begin(in_hand, client).await {
             Ok(mut reading) => {
                 *cost = Some(reading.cost());

@@ -38,7 +38,7 @@ pub(crate) fn outcome_label(outcome: &Outcome) -> &'static str {
         Ok(Taken::Event(Accepted::Enqueued)) => "enqueued",
         Ok(Taken::Event(Accepted::Spooled)) => "spooled",
         Ok(Taken::Event(Accepted::Duplicate)) => "duplicate",
-        Ok(Taken::Hook(answered)) => answered.word(),
+        Ok(Taken::Hook(answered)) => answered.label(),
         Err(reason) => reason.as_str(),
     }
 }
@@ -102,8 +102,8 @@ pub(crate) fn is_passing(reason: Reason) -> bool {
 /// What the caller can do about it.
 pub(crate) fn advice(reason: Reason) -> &'static str {
     match reason {
-        Reason::MalformedHttp => "what came is not HTTP/1.1 that can be read",
-        Reason::HeadTooLarge => "the headers are over 16 KiB, or over 100",
+        Reason::MalformedHttp => "the request is not valid HTTP/1.1",
+        Reason::HeadTooLarge => "the headers exceed 16 KiB, or there are more than 100",
         Reason::TlsOnPlainPort => {
             "this port speaks plain HTTP: use an http:// URL, or set gateway.tls, or put TLS in front"
         }
@@ -113,19 +113,19 @@ pub(crate) fn advice(reason: Reason) -> &'static str {
             "the balancer sends a PROXY header: set gateway.proxy_protocol = true, and the balancer in gateway.trusted_proxies"
         }
         Reason::MissingProxyHeader => {
-            "gateway.proxy_protocol is set, and this connection begins without a PROXY header that can be read"
+            "gateway.proxy_protocol is set, and this connection does not begin with a valid PROXY header"
         }
         Reason::PeerNotAllowed => "this address may not send here; see gateway.allow_from",
-        Reason::MissingApiKey => "the X-Api-Key header is missing, and there are several keys that it could be",
-        Reason::MalformedApiKey => "the X-Api-Key header must stand once, with one API key",
+        Reason::MissingApiKey => "the X-Api-Key header is missing, and several keys are configured",
+        Reason::MalformedApiKey => "the X-Api-Key header must occur once, with one API key",
         Reason::MissingSignature => "the X-Signature header is missing",
-        Reason::MalformedSignature => "the X-Signature header must stand once, with 64 hex digits",
+        Reason::MalformedSignature => "the X-Signature header must occur once, with 64 hex digits",
         Reason::BadGzip => "the body starts like gzip but does not inflate",
         Reason::BadEncoding => {
             "the body does not inflate as its Content-Encoding says (br: with a window of at most 4 MiB); a proxy on the way may have changed one of them"
         }
         Reason::WrongKind => {
-            "the body is an event's; events are sent to /webhooks/stream/push: check the URLs in Stream's settings"
+            "the body is an event; events are sent to /webhooks/stream/push: check the URLs in Stream's settings"
         }
         Reason::TooOld => "the event is older than dedup.max_age",
         Reason::UnknownKey | Reason::WrongSignature => {
@@ -137,7 +137,7 @@ pub(crate) fn advice(reason: Reason) -> &'static str {
         Reason::MethodNotAllowed => "webhooks are sent by POST",
         Reason::HeaderTimeout => "the headers did not arrive in time",
         Reason::BodyTimeout => "the body did not arrive in time",
-        Reason::BodyIncomplete => "the body broke off",
+        Reason::BodyIncomplete => "the body is incomplete",
         Reason::Displaced => {
             "too many requests at this moment, and this one had waited longest for its body; try again"
         }
@@ -265,9 +265,9 @@ mod tests {
         let document = include_str!("../../docs/http.md");
         let (_, refusals) = document.split_once("\n## Refusals\n").unwrap();
         let rows = refusals.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
-        let rows: Vec<_> = rows.map(|row| row.split('|').map(|cell| cell.trim_matches([' ', '`'])).collect()).collect();
-        let (answered, unanswered): (Vec<Vec<_>>, Vec<_>) =
-            rows.into_iter().partition(|row| row[1].parse::<u16>().is_ok());
+        let rows: Vec<_> =
+            rows.map(|row| row.split('|').map(|cell| cell.trim_matches([' ', '`'])).collect::<Vec<_>>()).collect();
+        let (answered, unanswered): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row[1].parse::<u16>().is_ok());
         let answered: BTreeSet<_> = answered.iter().map(|row| format!("{} {}", row[0], row[1])).collect();
         let unanswered: BTreeSet<_> = unanswered.iter().map(|row| row[0].to_owned()).collect();
         let is_refusal = |reason: &Reason| status(*reason) != StatusCode::INTERNAL_SERVER_ERROR;

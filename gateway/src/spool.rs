@@ -49,7 +49,7 @@ pub(crate) struct SpoolState<Q, D> {
     confirm_timeout: Duration,
     pub(crate) progress: tokio::sync::Mutex<Progress>,
     /// Notifies the hand-over of an event on the disk or an opened gate.
-    pub(crate) news: Notify,
+    pub(crate) changed: Notify,
     /// Cancelled at the end of a stop, when whatever still runs has had its time.
     pub(crate) given_up: CancellationToken,
     /// Confirms that are awaited after their callers have left, and the releases that follow.
@@ -67,7 +67,7 @@ impl<Q: Enqueue, D: Spool> Spooled<Q, D> {
                 late: Mutex::default(),
                 confirm_timeout: policy.confirm_timeout,
                 progress: tokio::sync::Mutex::default(),
-                news: Notify::new(),
+                changed: Notify::new(),
                 given_up: CancellationToken::new(),
                 tasks: TaskTracker::new(),
                 metrics,
@@ -86,7 +86,7 @@ impl<Q: Enqueue, D: Spool> Enqueue for Spooled<Q, D> {
         match tokio::time::timeout(state.confirm_timeout, &mut publish).await {
             Ok(Ok(())) => Ok(Accepted::Enqueued),
             Ok(Err(error)) => {
-                tracing::debug!(%error, key = envelope.key, "not published: to the spool");
+                tracing::debug!(%error, key = envelope.key, "not published, writing to the spool");
                 state.keep(envelope).await.map(kept)
             }
             Err(_) => {
@@ -162,7 +162,7 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
         let state = Arc::clone(self);
         Box::pin(async move {
             let row = state.spool.keep(envelope).await?;
-            state.news.notify_one();
+            state.changed.notify_one();
             Ok(row)
         })
     }
@@ -223,7 +223,7 @@ impl<Q: Enqueue, D: Spool> SpoolState<Q, D> {
                 state.release(vec![row]).await;
             }
             drop(late);
-            state.news.notify_one();
+            state.changed.notify_one();
         });
         Ok(kept(row))
     }
@@ -260,7 +260,7 @@ impl<Q: Enqueue, D: Spool> Ticket<Q, D> {
 impl<Q: Enqueue, D: Spool> Drop for Ticket<Q, D> {
     fn drop(&mut self) {
         if self.state.gate().end(self.ticket, self.ended) {
-            self.state.news.notify_one();
+            self.state.changed.notify_one();
         }
     }
 }

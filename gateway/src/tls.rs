@@ -145,7 +145,7 @@ pub fn leaf(config: &TlsConfig, data_dir: &Path) -> Result<CertificateDer<'stati
 pub async fn inspect(config: &TlsConfig, data_dir: &Path) -> Result<String, String> {
     match config {
         TlsConfig::Files(files) => {
-            read(files).map(|_| "certificate and key fit".to_owned()).map_err(|error| error.to_string())
+            read(files).map(|_| "certificate and key match".to_owned()).map_err(|error| error.to_string())
         }
         TlsConfig::Acme(config) => acme::inspect(config, data_dir).await,
     }

@@ -60,7 +60,7 @@ impl<S> Watched<S> {
     /// Notes a socket that blocks. Only a flush shows that it accepts writes again, because TLS buffers what is written.
     fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
         if polled.is_pending() {
-            self.activity.is_blocked();
+            self.activity.note_blocked();
         }
         polled
     }
@@ -87,7 +87,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_flush(cx);
         if polled.is_ready() {
-            self.activity.is_flushed();
+            self.activity.note_flushed();
         }
         self.wrote(polled)
     }

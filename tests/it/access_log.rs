@@ -104,7 +104,7 @@ async fn every_refusal_has_its_line_its_count_and_its_alert() {
     for (reason, bytes) in &connections {
         drop(read_to_end(raw(server.public, bytes).await).await);
         eventually(&format!("{reason} has its line"), || async {
-            refusal(&site, "refused what is not a webhook", reason).is_some()
+            refusal(&site, "refused input that is not a webhook", reason).is_some()
         })
         .await;
         assert!(count(&server, reason).await >= 1.0 && alerts.contains(reason), "{reason}");
@@ -113,12 +113,12 @@ async fn every_refusal_has_its_line_its_count_and_its_alert() {
         drop(read_to_end(raw(server.public, bytes).await).await);
         eventually("the refusal is counted", || async { count(&server, reason).await > before }).await;
         let logged =
-            lines(&site, "refused what is not a webhook").iter().filter(|line| line["reason"] == *reason).count();
+            lines(&site, "refused input that is not a webhook").iter().filter(|line| line["reason"] == *reason).count();
         assert_eq!(logged, 1, "{reason}");
     }
     assert!(server.terminate().await.success());
     assert!(
-        !lines(&site, "refused more of what is not a webhook").is_empty(),
+        !lines(&site, "refused more input that is not a webhook").is_empty(),
         "the refusals without a line are reported at the end"
     );
 
@@ -151,7 +151,7 @@ async fn more_refusals_than_ten_a_second_are_a_count() {
     let refused = futures_util::future::join_all(sent).await.into_iter().filter(|status| *status == 401).count();
     assert!(server.terminate().await.success());
     let lines = lines(&site, "refused a webhook").len();
-    let summary = self::lines(&site, "refused more webhooks than there are lines");
+    let summary = self::lines(&site, "more refused webhooks than log lines");
     let left_out: usize =
         summary[0]["left_out"].as_str().unwrap().strip_prefix("wrong_signature ").unwrap().parse().unwrap();
     assert_eq!(lines + left_out, refused, "every refusal has a line or a count");
@@ -251,7 +251,7 @@ async fn a_route_that_fails_hides_neither_another_nor_its_dead_letters() {
     .await;
     assert!(server.terminate().await.success());
     let flood = lines(&site, "an attempt failed").iter().filter(|line| line["route"] == "flood").count();
-    let summary = lines(&site, "more attempts failed than there are lines");
+    let summary = lines(&site, "more failed attempts than log lines");
     let left_out: usize =
         summary[0]["left_out"].as_str().unwrap().strip_prefix("flood: retry ").unwrap().parse().unwrap();
     assert_eq!(flood + left_out, 200, "every failure has a line or a count");
@@ -308,9 +308,9 @@ async fn unmatched_events_are_said_once_with_the_nearest_pattern() {
     }
     let unmatched = "streamgate_worker_deliveries_total{outcome=\"unmatched\",route=\"none\"}";
     eventually("all are acknowledged", || async { server.metric(unmatched).await == 3.0 }).await;
-    site.logged("no route takes events of this type").await;
+    site.logged("no route matches events of this type").await;
     let log = site.log();
-    let reported: Vec<_> = log.lines().filter(|line| line.contains("no route takes events of this type")).collect();
+    let reported: Vec<_> = log.lines().filter(|line| line.contains("no route matches events of this type")).collect();
     assert_eq!(reported.len(), 1, "{reported:?}");
     assert!(
         reported[0].contains("\"nearest\":\"mesage.new\"") && reported[0].contains("\"type\":\"message.new\""),
@@ -345,7 +345,7 @@ async fn what_http2_refuses_has_its_line_too() {
         eventually("the refusal is counted", || async { count(&server, "malformed_http").await > before }).await;
     }
     eventually("the malformed bytes have their line", || async {
-        refusal(&site, "refused what is not a webhook", "malformed_http").is_some()
+        refusal(&site, "refused input that is not a webhook", "malformed_http").is_some()
     })
     .await;
     // A client that disconnects has sent nothing wrong: the report at the end counts only the second malformed connection.
@@ -356,6 +356,6 @@ async fn what_http2_refuses_has_its_line_too() {
     })
     .await;
     assert!(server.terminate().await.success());
-    let more: Vec<_> = lines(&site, "refused more of what is not a webhook");
+    let more: Vec<_> = lines(&site, "refused more input that is not a webhook");
     assert_eq!(more.iter().map(|line| line["times"].as_u64().unwrap()).sum::<u64>(), 1, "{more:?}");
 }

@@ -156,7 +156,7 @@ async fn a_gateway_killed_during_its_order_gets_its_certificate_after_the_restar
     let server = site.start().await;
     let root = pebble.root().await;
     eventually("another certificate is served", || is_taken(&server, &root)).await;
-    site.logged("a damaged file: getting another").await;
+    site.logged("a damaged file is ignored and will be replaced").await;
     assert!(server.terminate().await.success());
 }
 

@@ -95,7 +95,7 @@ async fn a_service_without_a_proper_answer_is_a_failure() {
     for text in [
         "answered 403",
         "answered 302",
-        "it is no JSON",
+        "it is not JSON",
         "it is nothing",
         r#"it is {\"errorMessage\":string,\"code\":number}"#,
         r#"it is {\"message\":array}"#,

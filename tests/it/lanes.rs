@@ -318,7 +318,7 @@ async fn a_service_that_is_down_is_not_asked_and_no_attempt_is_burned() {
         // Three failures in a row, and the calls that were under way with them.
         let asked = broken.received().len();
         assert!((3..=6).contains(&asked), "asked {asked} times");
-        running.site.logged("the route is open").await;
+        running.site.logged("the route's breaker is open").await;
         let running = running.restart(&worker, &routes("100ms")).await;
         eventually("probes go on", || async { broken.received().len() >= asked + 8 }).await;
         eventually("the breaker is still open", || async { state(&running).await == 1.0 }).await;

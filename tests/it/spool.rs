@@ -259,7 +259,7 @@ async fn an_event_that_rabbitmq_never_takes_keeps_no_other_waiting() {
         gateway.metric("streamgate_spool_held_events").await == 2.0
     })
     .await;
-    site.logged("the queue takes other events and not this one").await;
+    site.logged("the queue takes other events but not this one").await;
     eventually("live events go to RabbitMQ", || async {
         send(gateway.public, &Webhook::fresh()).await.unwrap().outcome() == "enqueued"
     })

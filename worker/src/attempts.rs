@@ -76,7 +76,7 @@ impl AttemptLog {
     pub(crate) fn summary(&self) {
         let left_out = self.failures.lock().unwrap_or_else(PoisonError::into_inner).take_left_out();
         if let Some(left_out) = left_out {
-            tracing::warn!(left_out, "more attempts failed than there are lines");
+            tracing::warn!(left_out, "more failed attempts than log lines");
         }
     }
 }

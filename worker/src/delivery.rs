@@ -269,7 +269,8 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
                 return;
             }
         };
-        let error = format!("the queue of what is parked for the route {route} is full, at rabbitmq.parked_max");
+        let error =
+            format!("the queue of the route {route}'s parked events is full: it has reached rabbitmq.parked_max");
         let settlement = Settlement::Dead { reason: Reason::ParkedFull, error: Some(error) };
         self.settle_unhandled(full, Some(Arc::clone(route)), settlement, [&**route, "dead"]).await;
     }
@@ -308,7 +309,9 @@ impl<C: Claims> Lease<'_, C> {
             tokio::time::sleep(self.length / 3).await;
             match self.claims.renew(self.key, self.holder, self.length).await {
                 Ok(true) => {}
-                Ok(false) => tracing::warn!(key = %self.key, "the lease is another's; the event may be handled twice"),
+                Ok(false) => {
+                    tracing::warn!(key = %self.key, "another worker has taken the lease; the event may be handled twice")
+                }
                 Err(error) => tracing::warn!(%error, key = %self.key, "cannot renew the lease"),
             }
         }

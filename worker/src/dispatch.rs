@@ -93,7 +93,7 @@ impl<H: Handle> Turn<H> {
             Change::Opened { wait } => tracing::warn!(
                 route,
                 next_attempt_in = ?rounded(wait),
-                "the route is open: its service failed so many times in a row that its events are parked"
+                "the route's breaker is open: its service failed too many times in a row, so its events are parked"
             ),
             Change::StillOpen { wait } => {
                 tracing::warn!(route, next_attempt_in = ?rounded(wait), "the route's service still fails: its events stay parked");

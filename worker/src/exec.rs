@@ -108,7 +108,7 @@ async fn run(mut child: Child, event: &Event) -> Result<(), HandlerError> {
         never = pumps => match never {},
     };
     group.has_ended();
-    let ended = ended.map_err(|error| HandlerError::retry(format!("the command's end is not known: {error}")))?;
+    let ended = ended.map_err(|error| HandlerError::retry(format!("cannot get the command's exit status: {error}")))?;
     // Only the sizes are logged: the output may contain what users wrote.
     tracing::debug!(key = event.key(), status = %ended, stdout_bytes = output, stderr_bytes = errors, "the command has ended");
     verdict(ended)

@@ -42,7 +42,7 @@ impl<R: RouteRecords> Pauses<R> {
                     if known.failed(Instant::now()) {
                         tracing::warn!(
                             %error,
-                            "whether a route is paused is not known after {PATIENCE:?}: all run, until it is"
+                            "cannot find out within {PATIENCE:?} which routes are paused: all run until that is known"
                         );
                     }
                 }

@@ -32,15 +32,15 @@ impl UnmatchedLog {
         }
         let nearest = router.nearest(event_type);
         let what = if is_kept {
-            "no route takes events of this type: dead letters"
+            "no route matches events of this type: they become dead letters"
         } else {
-            "no route takes events of this type: acknowledged"
+            "no route matches events of this type: they are acknowledged"
         };
         tracing::warn!(
             app,
             r#type = event_type,
             nearest,
-            "{what}; worker.routes says which, worker.unmatched what becomes of the others"
+            "{what}; worker.routes lists the types, worker.unmatched decides about all others"
         );
     }
 
@@ -59,8 +59,8 @@ impl UnmatchedLog {
                 app,
                 r#type = event_type,
                 route,
-                "an event names a route that this worker does not have: it waits for one that does, for worker.claim_window at \
-                 most; where the route was renamed or removed, bring it back or let these end in the dead letters"
+                "an event names a route that this worker does not have: it waits for a worker that does, for worker.claim_window at \
+                 most; if the route was renamed or removed, restore it, or these events become dead letters"
             );
         }
     }

@@ -107,7 +107,7 @@ pub(super) async fn answers(config: &AcmeConfig) -> Result<(), Failure> {
     let directory: serde_json::Value = serde_json::from_slice(&body).map_err(Failure::setup)?;
     match directory.get("newOrder") {
         Some(_) => Ok(()),
-        None => Err(Failure::setup("it answers, but not as the directory of an ACME authority")),
+        None => Err(Failure::setup("the response is not the directory of an ACME authority")),
     }
 }
 
@@ -124,7 +124,7 @@ pub(super) async fn obtain(
     // The contacts do not affect the certificate.
     if let Err(error) = account.update_contacts(&contacts).await {
         let failure = Failure::from(error);
-        tracing::warn!(%failure, "the certificate authority did not take gateway.tls.acme.contact");
+        tracing::warn!(%failure, "the certificate authority rejected gateway.tls.acme.contact");
     }
     let names: Vec<_> = config.domains.iter().cloned().map(Identifier::Dns).collect();
     let mut order = match account.new_order(&NewOrder::new(&names)).await {
@@ -168,7 +168,7 @@ async fn new_account(config: &AcmeConfig, kept: &Kept) -> Result<Account, Failur
 }
 
 async fn another_account(config: &AcmeConfig, kept: &Kept, error: &Error) -> Result<Account, Failure> {
-    tracing::warn!(%error, "the certificate authority does not take the account; making another");
+    tracing::warn!(%error, "the certificate authority rejected the account; making another");
     new_account(config, kept).await
 }
 
@@ -210,7 +210,7 @@ async fn prove(order: &mut Order, challenges: &Challenges) -> Result<(), Failure
             | AuthorizationStatus::Revoked
             | AuthorizationStatus::Expired
             | AuthorizationStatus::Deactivated => {
-                let what = format!("the authorization of {} is not open", authorization.identifier());
+                let what = format!("the authorization of {} is neither valid nor pending", authorization.identifier());
                 return Err(Failure::new(Cause::Refused, what));
             }
         }
@@ -247,7 +247,7 @@ async fn signed(order: &mut Order, request: &[u8]) -> Result<String, Failure> {
                 tokio::time::sleep(FETCH_PAUSE).await;
             }
             Err(failure) => {
-                let what = format!("the authority has the order for the certificate, but gives none: {failure}");
+                let what = format!("the authority accepted the order but delivered no certificate: {failure}");
                 return Err(Failure::new(Cause::Refused, what));
             }
         }

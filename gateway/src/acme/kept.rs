@@ -84,7 +84,7 @@ impl Kept {
         let path = self.folder.join(name);
         match private::read(&path) {
             Err(error) if error.kind() == ErrorKind::InvalidData => {
-                tracing::warn!(path = %path.display(), "a damaged file: getting another");
+                tracing::warn!(path = %path.display(), "a damaged file is ignored and will be replaced");
                 Ok(None)
             }
             read => read.map_err(|error| KeptError { path, error }),

@@ -150,11 +150,11 @@ impl Acme {
         let text = match kept.certificate() {
             Ok(Some(text)) => text,
             Ok(None) => return,
-            Err(error) => return tracing::error!(%error, "cannot read the certificate that is kept"),
+            Err(error) => return tracing::error!(%error, "cannot read the kept certificate"),
         };
         match Certificate::from_pem(&text) {
             Ok(certificate) => self.serve(certificate, kept),
-            Err(error) => tracing::warn!(%error, "cannot use the certificate that is kept; getting another"),
+            Err(error) => tracing::warn!(%error, "cannot use the kept certificate; requesting another"),
         }
     }
 
@@ -224,7 +224,9 @@ impl Acme {
         let Some((kept, pem)) = self.state().unkept.clone() else { return };
         match kept.keep_certificate(pem).await {
             Ok(()) => self.state().unkept = None,
-            Err(error) => tracing::error!(%error, "the certificate serves, but a restart would lose it; trying again"),
+            Err(error) => {
+                tracing::error!(%error, "cannot keep the served certificate, and a restart would lose it; trying again")
+            }
         }
     }
 
@@ -244,7 +246,7 @@ impl Acme {
         let domains = config.domains.join(", ");
         tracing::error!(domains, %failure, again_in = ?row.wait(), "cannot get a certificate; SIGHUP tries again at once");
         if let Err(failure) = self.note(kept, config, row, &why).await {
-            tracing::warn!(%failure, "a restart would try again at once");
+            tracing::warn!(%failure, "cannot note the failed attempt: a restart would try again at once");
         }
     }
 }

@@ -174,7 +174,7 @@ impl<C: Ask, A: Answers> AnswerHook for Hooks<C, A> {
             let (kind, started) = (asked.call.kind, Instant::now());
             let metrics = Arc::clone(&self.metrics);
             let answered = if asked.repeatable { self.once(asked).await } else { self.ask(asked).await };
-            let labels = [kind.as_str(), answered.word()];
+            let labels = [kind.as_str(), answered.label()];
             metrics.hook_call.with_label_values(&labels).observe(started.elapsed().as_secs_f64());
             answered
         })

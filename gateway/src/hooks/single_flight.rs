@@ -59,7 +59,7 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
         let reason = tokio::select! {
             biased;
             answer = receiver.wait_for(Option::is_some) => match answer.as_deref() {
-                Ok(Some(answered)) => return Answered { source: Source::First, ..answered.clone() },
+                Ok(Some(answered)) => return Answered { source: Source::Repeat, ..answered.clone() },
                 // The first one panicked.
                 Ok(None) | Err(_) => Reason::HookFailed,
             },
@@ -80,14 +80,14 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
             let looked = tokio::time::timeout(LOOKING.min(left / 4), self.answers.begin(key, left)).await;
             let error = match looked {
                 Ok(Ok(Turn::First)) => return Known::First,
-                Ok(Ok(Turn::Answered(body))) => return Known::Answered(Answered { body, source: Source::First }),
+                Ok(Ok(Turn::Answered(body))) => return Known::Answered(Answered { body, source: Source::Repeat }),
                 Ok(Ok(Turn::InWork)) => {
                     unknown = Known::Elsewhere;
                     tokio::time::sleep(LOOK.min(left)).await;
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => "it takes too long".to_owned(),
+                Err(_) => "timed out".to_owned(),
             };
             self.metrics.hook_memory_errors.inc();
             tracing::debug!(error, "cannot look up earlier answers to a hook; going on without");
@@ -144,7 +144,7 @@ impl<C: Ask, A: Answers> InWork<C, A> {
         let error = match remembered {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("it takes too long".to_owned()),
+            Err(_) => Some("timed out".to_owned()),
         };
         if let Some(error) = error {
             self.hooks.metrics.hook_memory_errors.inc();

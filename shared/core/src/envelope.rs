@@ -6,7 +6,7 @@
 use crate::attempts::Attempts;
 use crate::claim::ClaimKey;
 use crate::further::FurtherHeaders;
-use crate::id::{By, Kind, idempotency_key};
+use crate::id::{KeyedBy, Kind, idempotency_key};
 use bytes::Bytes;
 use std::borrow::Cow;
 
@@ -124,7 +124,7 @@ impl Envelope {
         let Properties { app, kind, id, event_type } = properties;
         let signature = text(header::SIGNATURE).unwrap_or_default();
         Envelope {
-            key: text(header::KEY).unwrap_or_else(|| idempotency_key(&app, kind, None, By::Id(&id), &signature)),
+            key: text(header::KEY).unwrap_or_else(|| idempotency_key(&app, kind, None, KeyedBy::Id(&id), &signature)),
             webhook_attempt: number(header::WEBHOOK_ATTEMPT).unwrap_or(1),
             api_key: text(header::API_KEY).unwrap_or_default(),
             received_at_ms: header(header::RECEIVED_AT).and_then(parse_rfc3339).unwrap_or_default(),

@@ -69,7 +69,7 @@ pub fn is_answer(bytes: &[u8]) -> bool {
 pub fn shape(bytes: &[u8]) -> String {
     let mut shape = match serde_json::from_slice::<&RawValue>(bytes) {
         Err(_) if bytes.trim_ascii().is_empty() => "nothing".to_owned(),
-        Err(_) => "no JSON".to_owned(),
+        Err(_) => "not JSON".to_owned(),
         Ok(value) if value.get().starts_with('{') => {
             let mut fields = Vec::new();
             let enough = |fields: &[String]| fields.iter().map(String::len).sum::<usize>() > MAX_SHAPE;
@@ -215,7 +215,7 @@ mod tests {
         let long = format!("{{\"{}\":1}}", "é".repeat(100));
         for (reply, expected) in [
             ("", "nothing"),
-            ("<html>", "no JSON"),
+            ("<html>", "not JSON"),
             ("[1]", "array"),
             ("\"words\"", "string"),
             ("{}", "{}"),

@@ -46,7 +46,7 @@ fn digest(bytes: &[u8]) -> String {
 
 /// What identifies a webhook of an app and kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By<'a> {
+pub enum KeyedBy<'a> {
     /// The body that Stream signed, whatever its id: the signature identifies it.
     Body,
     /// The X-Webhook-Id, or the id that replaces it. It is not signed, so the key also contains a part of the signature: the
@@ -75,22 +75,22 @@ pub enum DedupBy {
 impl DedupBy {
     /// A body without a date may legitimately occur again, so two equal events would count as one. Callbacks of pending
     /// messages have no date, but there is only one of each for a message.
-    pub fn of_push<'a>(self, push: &PushFacts<'a>) -> By<'a> {
+    pub fn of_push<'a>(self, push: &PushFacts<'a>) -> KeyedBy<'a> {
         match self {
-            DedupBy::Body if push.is_dated || push.path_type.is_some() => By::Body,
-            DedupBy::Body | DedupBy::Id => By::Id(push.id),
+            DedupBy::Body if push.is_dated || push.path_type.is_some() => KeyedBy::Body,
+            DedupBy::Body | DedupBy::Id => KeyedBy::Id(push.id),
         }
     }
 }
 
 /// `app:kind:` and the first 32 hex digits of the signature, or `app:kind:id:` and the first 16. `path_type` and a slash precede
 /// the last part, because both callbacks of a pending message may carry the same body.
-pub fn idempotency_key(app: &str, kind: Kind, path_type: Option<&str>, by: By<'_>, signature_hex: &str) -> String {
+pub fn idempotency_key(app: &str, kind: Kind, path_type: Option<&str>, by: KeyedBy<'_>, signature_hex: &str) -> String {
     let signature = |digits: usize| signature_hex.get(..digits).unwrap_or(signature_hex);
     let (place, slash) = path_type.map_or(("", ""), |path| (path, "/"));
     match by {
-        By::Body => format!("{app}:{}:{place}{slash}{}", kind.as_str(), signature(32)),
-        By::Id(id) => format!("{app}:{}:{place}{slash}{id}:{}", kind.as_str(), signature(16)),
+        KeyedBy::Body => format!("{app}:{}:{place}{slash}{}", kind.as_str(), signature(32)),
+        KeyedBy::Id(id) => format!("{app}:{}:{place}{slash}{id}:{}", kind.as_str(), signature(16)),
     }
 }
 
@@ -128,29 +128,29 @@ mod tests {
         let (a, b) = ("a".repeat(64), "b".repeat(64));
         let push = |path_type, by, signature: &str| idempotency_key("chat", Kind::Push, path_type, by, signature);
         let cases = [
-            (push(None, By::Body, &a), "chat:push:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
-            (push(None, By::Body, &b), "chat:push:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"),
-            (push(None, By::Id("id"), &a), "chat:push:id:aaaaaaaaaaaaaaaa"),
-            (push(None, By::Id("id"), &b), "chat:push:id:bbbbbbbbbbbbbbbb"),
-            (push(Some("p.q"), By::Body, &a), "chat:push:p.q/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
-            (push(Some("p.q"), By::Id("id"), &a), "chat:push:p.q/id:aaaaaaaaaaaaaaaa"),
+            (push(None, KeyedBy::Body, &a), "chat:push:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+            (push(None, KeyedBy::Body, &b), "chat:push:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"),
+            (push(None, KeyedBy::Id("id"), &a), "chat:push:id:aaaaaaaaaaaaaaaa"),
+            (push(None, KeyedBy::Id("id"), &b), "chat:push:id:bbbbbbbbbbbbbbbb"),
+            (push(Some("p.q"), KeyedBy::Body, &a), "chat:push:p.q/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+            (push(Some("p.q"), KeyedBy::Id("id"), &a), "chat:push:p.q/id:aaaaaaaaaaaaaaaa"),
         ];
         for (key, expected) in cases {
             assert_eq!(key, expected);
         }
         // No id makes a key of the other form: one has a second colon after the kind, the other does not.
-        assert_ne!(push(None, By::Id(""), &a), push(None, By::Body, &a));
+        assert_ne!(push(None, KeyedBy::Id(""), &a), push(None, KeyedBy::Body, &a));
     }
 
     #[test]
     fn what_makes_a_push_the_same_one() {
         let facts = |path_type, is_dated| PushFacts { id: "id", path_type, is_dated };
         let cases = [
-            (DedupBy::Body, facts(None, true), By::Body),
-            (DedupBy::Body, facts(None, false), By::Id("id")),
-            (DedupBy::Body, facts(Some("p.q"), false), By::Body),
-            (DedupBy::Id, facts(None, true), By::Id("id")),
-            (DedupBy::Id, facts(Some("p.q"), true), By::Id("id")),
+            (DedupBy::Body, facts(None, true), KeyedBy::Body),
+            (DedupBy::Body, facts(None, false), KeyedBy::Id("id")),
+            (DedupBy::Body, facts(Some("p.q"), false), KeyedBy::Body),
+            (DedupBy::Id, facts(None, true), KeyedBy::Id("id")),
+            (DedupBy::Id, facts(Some("p.q"), true), KeyedBy::Id("id")),
         ];
         for (by, push, expected) in cases {
             assert_eq!(by.of_push(&push), expected, "{by:?} {push:?}");

@@ -10,7 +10,7 @@ pub enum PatternError {
     #[error("an empty pattern matches no event; write \"*\" for every event")]
     Empty,
     #[error(
-        "{0:?} has no meaning in a pattern: only * and ? are special, so list each alternative as a pattern of its own"
+        "{0:?} has no meaning in a pattern: only * and ? are special, so write each alternative as a separate pattern"
     )]
     Unsupported(char),
 }

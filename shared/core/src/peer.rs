@@ -45,7 +45,7 @@ pub struct Peers {
 pub struct Client {
     pub address: IpAddr,
     /// Whether this is certainly the client; otherwise it may be a proxy in front of many clients.
-    pub is_told_apart: bool,
+    pub is_certain: bool,
 }
 
 impl Peers {
@@ -61,15 +61,15 @@ impl Peers {
     /// it.
     pub fn client<'h>(&self, peer: IpAddr, forwarded: impl DoubleEndedIterator<Item = &'h [u8]>) -> Client {
         let Some(proxies) = &self.trusted_proxies else {
-            return Client { address: peer.to_canonical(), is_told_apart: self.proxy_protocol };
+            return Client { address: peer.to_canonical(), is_certain: self.proxy_protocol };
         };
-        let mut client = Client { address: peer.to_canonical(), is_told_apart: !proxies.contain(peer) };
+        let mut client = Client { address: peer.to_canonical(), is_certain: !proxies.contain(peer) };
         for entry in forwarded.rev().flat_map(|header| header.rsplit(|byte| *byte == b',')) {
-            if client.is_told_apart {
+            if client.is_certain {
                 break;
             }
             let Some(address) = address(entry) else { break };
-            client = Client { address, is_told_apart: !proxies.contain(address) };
+            client = Client { address, is_certain: !proxies.contain(address) };
         }
         client
     }
@@ -118,19 +118,19 @@ mod tests {
             ("::ffff:10.0.0.1", &["::ffff:198.51.100.7"], "198.51.100.7", true),
             ("::1", &["198.51.100.7"], "198.51.100.7", true),
         ];
-        for (peer, forwarded, address, is_told_apart) in cases {
+        for (peer, forwarded, address, is_certain) in cases {
             let headers = forwarded.iter().map(|header| header.as_bytes());
-            let expected = Client { address: ip(address), is_told_apart };
+            let expected = Client { address: ip(address), is_certain };
             assert_eq!(proxies.client(ip(peer), headers), expected, "{peer} {forwarded:?}");
         }
         let nobody = Peers::default();
         let client = nobody.client(ip("10.0.0.1"), [&b"198.51.100.7"[..]].into_iter());
-        assert_eq!(client, Client { address: ip("10.0.0.1"), is_told_apart: false });
+        assert_eq!(client, Client { address: ip("10.0.0.1"), is_certain: false });
     }
 
     #[test]
     fn who_may_send() {
-        let client = |text| Client { address: ip(text), is_told_apart: true };
+        let client = |text| Client { address: ip(text), is_certain: true };
         let some = Peers { allow_from: Some(networks(&["34.225.10.29", "10.0.0.0/8"])), ..Peers::default() };
         for (address, allowed) in [("34.225.10.29", true), ("34.225.10.30", false), ("10.9.9.9", true), ("::1", false)]
         {
@@ -162,7 +162,7 @@ mod tests {
             let peers = Peers { trusted_proxies: Some(networks(&["10.0.0.0/8"])), ..Peers::default() };
             let header = format!("{written}, 198.51.100.7");
             let client = peers.client(ip("10.0.0.1"), [header.as_bytes()].into_iter());
-            prop_assert_eq!(client, Client { address: ip("198.51.100.7"), is_told_apart: true });
+            prop_assert_eq!(client, Client { address: ip("198.51.100.7"), is_certain: true });
         }
     }
 }

@@ -15,7 +15,7 @@ pub struct Repeated(Vec<Cause>);
 struct Cause {
     text: String,
     last: Instant,
-    unsaid: u64,
+    unlogged: u64,
 }
 
 impl Repeated {
@@ -28,22 +28,22 @@ impl Repeated {
         let place =
             known.or_else(|| if causes.len() < CAUSES { None } else { causes.iter().position(is_old).or(Some(0)) });
         let Some(known_cause) = place.and_then(|place| causes.get_mut(place)) else {
-            causes.push(Cause { text: cause.to_owned(), last: now, unsaid: 0 });
+            causes.push(Cause { text: cause.to_owned(), last: now, unlogged: 0 });
             return Some(1);
         };
-        known_cause.unsaid += 1;
+        known_cause.unlogged += 1;
         if !is_old(known_cause) {
             return None;
         }
-        let times = known_cause.unsaid;
-        *known_cause = Cause { text: cause.to_owned(), last: now, unsaid: 0 };
+        let times = known_cause.unlogged;
+        *known_cause = Cause { text: cause.to_owned(), last: now, unlogged: 0 };
         Some(times)
     }
 
     /// The causes that occurred since their last line, with their counts.
-    pub fn take_unsaid(&mut self) -> Vec<(String, u64)> {
-        let unsaid = self.0.iter_mut().filter(|cause| cause.unsaid > 0);
-        unsaid.map(|cause| (cause.text.clone(), std::mem::take(&mut cause.unsaid))).collect()
+    pub fn take_unlogged(&mut self) -> Vec<(String, u64)> {
+        let unlogged = self.0.iter_mut().filter(|cause| cause.unlogged > 0);
+        unlogged.map(|cause| (cause.text.clone(), std::mem::take(&mut cause.unlogged))).collect()
     }
 }
 
@@ -59,8 +59,8 @@ mod tests {
         assert_eq!(lines, [Some(1), None, None, None, Some(4), None, Some(2)]);
         assert_eq!(repeated.happened("silent", at(201)), Some(1), "another cause is news");
         assert_eq!(repeated.happened("silent", at(202)), None);
-        assert_eq!(repeated.take_unsaid(), [("silent".to_owned(), 1)]);
-        assert_eq!(repeated.take_unsaid(), []);
+        assert_eq!(repeated.take_unlogged(), [("silent".to_owned(), 1)]);
+        assert_eq!(repeated.take_unlogged(), []);
         assert_eq!(repeated.happened("down", at(202)), None);
     }
 

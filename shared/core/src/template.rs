@@ -25,11 +25,11 @@ pub struct Template(Vec<Piece>);
 /// Why a text is not a valid template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    #[error("has a {{ without its }}; a brace that is meant as such is written twice")]
+    #[error("has a {{ without a }}; write a literal brace twice")]
     Open,
-    #[error("has a }} without its {{; a brace that is meant as such is written twice")]
+    #[error("has a }} without a {{; write a literal brace twice")]
     Close,
-    #[error("has the place {{{0}}}; there are {{command}}, {{args}} and {{user}}")]
+    #[error("has the unknown placeholder {{{0}}}; the valid ones are {{command}}, {{args}} and {{user}}")]
     Unknown(String),
 }
 
@@ -85,6 +85,9 @@ mod tests {
         assert_eq!(Template::parse("a {b"), Err(TemplateError::Open));
         assert_eq!(Template::parse("a } b"), Err(TemplateError::Close));
         let unknown = Template::parse("{text}").unwrap_err();
-        assert_eq!(unknown.to_string(), "has the place {text}; there are {command}, {args} and {user}");
+        assert_eq!(
+            unknown.to_string(),
+            "has the unknown placeholder {text}; the valid ones are {command}, {args} and {user}"
+        );
     }
 }

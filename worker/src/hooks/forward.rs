@@ -48,7 +48,7 @@ impl HookHandler for ForwardHook {
                 Ok(Ok(body)) => Ok(body.to_bytes()),
                 Ok(Err(error)) if error.is::<LengthLimitError>() => Err(broken(format!("is over {MAX_ANSWER} bytes"))),
                 Ok(Err(error)) => Err(broken(format!("broke off: {}", innermost(&*error)))),
-                Err(_) => Err(HandlerError::retry("timeout: the service's answer did not come to its end in time")),
+                Err(_) => Err(HandlerError::retry("timeout: the service's answer was not complete in time")),
             }
         })
     }

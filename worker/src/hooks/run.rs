@@ -117,7 +117,7 @@ impl<C: Calls> Answerer<C> {
         let outcome = answer.as_ref().map_or_else(|reason| reason.as_str(), |_| "answered");
         self.metrics.worker_calls.with_label_values(&[kind, outcome]).inc();
         if let Err(error) = self.calls.answer(handle, answer).await {
-            tracing::debug!(%error, key, "cannot answer a hook; its caller goes by its policy");
+            tracing::debug!(%error, key, "cannot answer a hook; the gateway answers it by policy");
         }
     }
 }
