@@ -15,7 +15,7 @@ impl Backoff {
     pub(crate) fn next(&mut self) -> Duration {
         let step = FIRST.saturating_mul(1 << self.tries.min(16)).min(LONGEST);
         self.tries = self.tries.saturating_add(1);
-        // Without randomness all that is lost is the jitter.
+        // Without randomness only the jitter is lost.
         let random = getrandom::u32().unwrap_or_default();
         step / 2 + (step / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
     }

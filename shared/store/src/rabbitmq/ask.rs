@@ -1,5 +1,6 @@
-//! The gateway's side of calls: asks through the queue of calls, and is answered straight to its channel. Whether anybody is
-//! there to answer is looked up beside, so that a hook without workers costs its caller no wait.
+//! The gateway's side of calls: publishes each call to the queue of calls, and receives the answer directly on its
+//! channel. A separate loop checks whether any worker consumes calls, so that a hook without workers costs its caller
+//! no wait.
 
 use super::endpoint::Endpoint;
 use super::headers::{self, REPLY_TO};
@@ -22,27 +23,27 @@ use streamgate_core::reason::Reason;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Between looks at whether somebody consumes calls. A look costs the broker a third of a millisecond.
+/// Interval between checks whether any worker consumes calls. A check costs the broker a third of a millisecond.
 const LOOK: Duration = Duration::from_millis(250);
-/// A broker that takes longer for a look hangs: callers are not made to wait for it.
+/// A broker that takes longer for a check hangs: callers are not made to wait for it.
 const SILENCE: Duration = Duration::from_millis(500);
 
-/// Called for each answer that nobody waits for any more.
+/// Called for each answer whose caller no longer waits.
 pub type OnLate = Arc<dyn Fn() + Send + Sync>;
 
-/// Who could answer now.
+/// Whether calls can be answered now.
 #[derive(Clone, Debug)]
 enum Line {
-    /// No connection, or the broker hangs.
+    /// There is no connection, or the broker hangs.
     Down,
-    /// Nobody consumes calls.
+    /// No worker consumes calls.
     Nobody,
     Open(Channel),
 }
 
 type Reply = oneshot::Sender<Result<Bytes, Reason>>;
 
-/// Calls that wait for their answer, by number.
+/// Calls that wait for their answer, by correlation number.
 #[derive(Debug, Default)]
 struct Waiting(Mutex<HashMap<u64, Reply>>);
 
@@ -51,10 +52,10 @@ impl Waiting {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives an answer to who waits for it, and says whether anybody does.
+    /// Hands an answer to the caller that waits for it. Returns whether there was one.
     fn hand_out(&self, answer: Delivery) -> bool {
         let Some((number, answer)) = headers::read_answer(&answer.properties, answer.data) else { return false };
-        // Not under the lock: the caller that is woken takes it to give its place back.
+        // Sent after the lock is released: the caller that wakes takes the lock to remove its own entry.
         let waits = self.lock().remove(&number);
         waits.is_some_and(|waits| waits.send(answer).is_ok())
     }
@@ -89,7 +90,7 @@ impl Caller {
         Caller { queue, link, line, waiting, next: AtomicU64::new(1), _task: task }
     }
 
-    /// Calls for each change of whether somebody is there to answer, from now on.
+    /// Calls `notify` with whether a worker can answer: now, and after each change.
     pub async fn watch_workers(&self, notify: impl Fn(bool) + Send) {
         let mut line = self.line.clone();
         loop {
@@ -107,7 +108,7 @@ impl Caller {
 
 impl Ask for Caller {
     async fn ask(&self, call: Envelope, within: Duration) -> Result<Bytes, Reason> {
-        // While an alarm blocks publishing, a call would wait for its end.
+        // While an alarm blocks publishing, a call would wait until the alarm ends.
         self.link.session().map_err(|_| Reason::StoreUnavailable)?;
         let channel = match &*self.line.borrow() {
             Line::Down => return Err(Reason::StoreUnavailable),
@@ -119,19 +120,19 @@ impl Ask for Caller {
         let (sender, reply) = oneshot::channel();
         self.waiting.lock().insert(number, sender);
         let _place = Place { waiting: &self.waiting, number };
-        // Whether it could be written shows in whether there is an answer.
+        // A failed write shows as a missing answer.
         link::post(&channel, self.queue.as_str().into(), properties, &call.body)
             .map_err(|_| Reason::StoreUnavailable)?;
         match tokio::time::timeout(within, reply).await {
             Ok(Ok(reply)) => reply,
-            // Dropped when the session ended.
+            // The session ended, which dropped the sender.
             Ok(Err(_)) => Err(Reason::StoreUnavailable),
             Err(_) => Err(Reason::HookTimeout),
         }
     }
 }
 
-/// A call's place among those that wait, given back however it ends.
+/// A call's entry among the waiting ones, removed on drop however the call ends.
 struct Place<'a> {
     waiting: &'a Waiting,
     number: u64,
@@ -143,7 +144,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Sends questions and takes their answers, on a task of its own.
+/// Sends calls and receives their answers, on its own task.
 struct Exchanger {
     queue: String,
     link: Arc<Link>,
@@ -161,19 +162,20 @@ impl Exchanger {
                 () = session.ended() => "ended".to_owned(),
             };
             self.line_sender.send_replace(Line::Down);
-            // Their answers went with the channel: telling them now is better than their deadline.
+            // Their answers were lost with the channel: failing them now is better than letting them reach their
+            // deadlines.
             self.waiting.lock().clear();
             session.fail(why);
         }
     }
 
-    /// Returns why the session is of no more use.
+    /// Serves one session. Returns why the session cannot be used any more.
     async fn serve(&self, session: &Session) -> String {
         let (asking, looking) = match (session.channel().await, session.channel().await) {
             (Ok(asking), Ok(looking)) => (asking, looking),
             (Err(why), _) | (_, Err(why)) => return why,
         };
-        // Answers come only to a channel that consumes before it asks, and without acknowledgement.
+        // Direct reply-to requires a consumer on the asking channel before the first call, without acknowledgements.
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let consume = asking.basic_consume(REPLY_TO.into(), "".into(), options, FieldTable::default());
         let answers = match tokio::time::timeout(PATIENCE, consume).await {
@@ -194,7 +196,7 @@ impl Exchanger {
         }
     }
 
-    /// Looks up again and again whether somebody consumes calls.
+    /// Checks periodically whether any worker consumes calls.
     async fn look(&self, asking: &Channel, looking: &Channel) -> String {
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
         let mut ticks = tokio::time::interval(LOOK);
@@ -219,7 +221,8 @@ impl Exchanger {
     }
 }
 
-/// Awaits an answer to its end, and calls back when it takes long: the library keeps the place of one that is given up.
+/// Awaits a reply to its end, and calls `on_silence` when it takes long. It is not abandoned: the library would keep
+/// the slot of an abandoned request.
 async fn or_silence<T>(asked: impl Future<Output = T>, on_silence: impl FnOnce()) -> T {
     let mut asked = std::pin::pin!(asked);
     tokio::select! {

@@ -1,4 +1,4 @@
-//! Where RabbitMQ is and who we are there, and what a failed dial means to an operator.
+//! Where RabbitMQ is and which user we log in as; what a failed dial means to an operator.
 
 use arc_swap::ArcSwap;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
@@ -9,28 +9,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Seconds between heartbeats: two missed ones end a connection, ours or the broker's.
+/// Seconds between heartbeats: two missed ones end the connection, on either side.
 const HEARTBEAT: u16 = 10;
-/// From the first packet to an open connection.
+/// Time limit from the first packet to an open connection.
 const DIAL: Duration = Duration::from_secs(5);
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
 
-/// A broker's address with credentials, which can be replaced: each dial takes the last one. Shows neither user nor password.
+/// A broker's address with credentials. It can be replaced: each dial uses the latest. Its `Debug` shows neither user
+/// nor password.
 #[derive(Clone)]
 pub struct Endpoint(Arc<ArcSwap<Login>>);
 
 struct Login {
     uri: AMQPUri,
     tls: OwnedTLSConfig,
-    /// What it was made from.
+    /// The inputs that it was made from, to compare.
     source: Source,
 }
 
 #[derive(PartialEq, Eq)]
 struct Source {
     url: String,
-    /// The texts of authority, certificate and key.
+    /// The contents of authority, certificate and key.
     files: [Option<String>; 3],
 }
 
@@ -84,7 +85,7 @@ impl std::fmt::Debug for Endpoint {
 impl Endpoint {
     pub fn parse(url: &str, ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<Endpoint, EndpointError> {
         let mut uri: AMQPUri = url.parse().map_err(|_| EndpointError::Malformed)?;
-        // The parser takes an IPv6 address for no host at all, and then for localhost.
+        // For an IPv6 address the parser finds no host, and falls back to localhost.
         let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?']).next()).unwrap_or_default();
         let host = authority.rsplit('@').next().unwrap_or_default();
         if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -109,7 +110,8 @@ impl Endpoint {
         Ok(Endpoint(Arc::new(ArcSwap::from_pointee(Login { uri, tls, source }))))
     }
 
-    /// From the next dial on, everybody who has this endpoint dials the new one. Whether it differs.
+    /// Replaces the address for every holder of this endpoint, from the next dial on. Returns whether the new one
+    /// differs.
     pub fn replace(&self, new: &Endpoint) -> bool {
         let (held, new) = (self.0.load(), new.0.load_full());
         let differs = held.source != new.source;
@@ -119,7 +121,7 @@ impl Endpoint {
         differs
     }
 
-    /// Host and port, for people.
+    /// Host and port, for logs and errors.
     pub fn address(&self) -> String {
         self.0.load().address()
     }
@@ -171,7 +173,7 @@ impl Login {
         if self.uri.scheme == AMQPScheme::AMQPS && is_tls(io) {
             return DialError::Tls { at, error: text };
         }
-        // Ended in the handshake, by a server that expects something else.
+        // The server ended the handshake: it expects another protocol.
         if [ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&io.kind()) {
             return DialError::WrongServer { at, error: text };
         }

@@ -16,10 +16,10 @@ use streamgate_core::{
 
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
-/// Where the broker hands answers straight to the channel that asked.
+/// RabbitMQ's direct reply-to: the broker hands answers straight to the channel that asked.
 pub(super) const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const CONTENT_TYPE: &str = "application/json";
-/// Why an event stands in the dead letters, and since when.
+/// Why an event is in the dead letters, and since when.
 const REASON: &str = "x-streamgate-reason";
 const ERROR: &str = "x-streamgate-error";
 const DIED_AT: &str = "x-streamgate-died-at";
@@ -29,14 +29,15 @@ const NOT_BEFORE: &str = "x-streamgate-not-before";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 /// The broker's record of the queues that it took a message out of, the latest first.
 const X_DEATH: &str = "x-death";
-/// Nanoseconds to which a time is known: of a death that a worker recorded, of an event's arrival, of a death by the broker.
+/// Precision of a time, in nanoseconds: of a death that a worker recorded, of an event's arrival, of a death that the
+/// broker recorded.
 const MICROSECOND: i64 = 1_000;
 const MILLISECOND: i64 = 1_000_000;
 const SECOND: i64 = 1_000_000_000;
-/// A short string of AMQP ends at 255 bytes.
+/// Most bytes of an AMQP short string.
 const MAX_SHORT: usize = 255;
 
-/// A message as it came.
+/// A message as it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Came {
     pub(super) envelope: Envelope,
@@ -45,7 +46,7 @@ pub(super) struct Came {
     pub(super) beside: Beside,
 }
 
-/// What a copy carries beside its envelope.
+/// What a published copy carries in addition to its envelope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Beside {
     pub(super) not_before_ms: Option<i64>,
@@ -56,16 +57,16 @@ pub(super) struct Beside {
 pub(super) struct Death {
     pub(super) reason: String,
     pub(super) error: Option<String>,
-    /// Microseconds since the Unix epoch: the most of the dead letter's number.
+    /// Microseconds since the Unix epoch: the leading digits of the dead letter's number.
     pub(super) at_us: i64,
-    /// It was RabbitMQ that took the event out of its queue.
+    /// RabbitMQ took the event out of its queue.
     pub(super) by_broker: bool,
 }
 
-/// Marks a message that only tries whether an exchange leads to its queue.
+/// Marks a message that only tests whether an exchange leads to its queue.
 const PROBE: &str = "x-streamgate-probe";
 
-/// A message that each of our readers takes away: nothing of it is left where it was tried.
+/// A message that each of our readers removes, so that the test leaves nothing behind.
 pub(super) fn probe() -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert(PROBE.into(), AMQPValue::LongString(VERSION.to_string().into()));
@@ -81,8 +82,8 @@ pub(super) fn routing_key(envelope: &Envelope) -> ShortString {
     short(&format!("{}.{}.{}", envelope.app, envelope.kind.as_str(), envelope.event_type))
 }
 
-/// Everything of a message but its body. Nothing that the broker put on an earlier copy goes along: it drops what it takes
-/// for a dead-letter cycle.
+/// All properties and headers of a message. Nothing that the broker put on an earlier copy goes along: the broker drops
+/// what looks to it like a dead-letter cycle.
 pub(super) fn properties(envelope: &Envelope, beside: &Beside) -> BasicProperties {
     let mut headers = FieldTable::default();
     let mut put = |name: &str, value: &str| {
@@ -111,7 +112,8 @@ pub(super) fn properties(envelope: &Envelope, beside: &Beside) -> BasicPropertie
         .with_headers(headers)
 }
 
-/// Of a call: gone with its caller, so never on disk, and dropped by the broker when nobody waits for it any more.
+/// Properties of a call. It does not outlive its caller: never on disk, and dropped by the broker when the caller's
+/// time is over.
 pub(super) fn call(envelope: &Envelope, number: u64, within: Duration) -> BasicProperties {
     properties(envelope, &Beside::default())
         .with_delivery_mode(TRANSIENT)
@@ -120,12 +122,12 @@ pub(super) fn call(envelope: &Envelope, number: u64, within: Duration) -> BasicP
         .with_reply_to(REPLY_TO.into())
 }
 
-/// What is left of a call's time where nothing is known of when it was sent.
+/// The time left for a call, from its expiration: nothing records when it was sent.
 pub(super) fn within(properties: &BasicProperties) -> Option<Duration> {
     properties.expiration().as_ref()?.as_str().parse().ok().map(Duration::from_millis)
 }
 
-/// Of the answer to a call with this correlation id; `reason`: why there is none.
+/// Properties of the answer to the call with this correlation id. `reason`: why there is no answer.
 pub(super) fn answer(correlation: ShortString, reason: Option<Reason>) -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert(header::VERSION.into(), AMQPValue::LongString(VERSION.to_string().into()));
@@ -139,7 +141,8 @@ pub(super) fn answer(correlation: ShortString, reason: Option<Reason>) -> BasicP
         .with_headers(headers)
 }
 
-/// Which call an answer is for, and what it is. One that is no JSON object, a stranger's say, is a failure.
+/// The number of the call that is answered, and its answer. A body that is not a JSON object comes from a foreign
+/// sender and is a failure.
 pub(super) fn read_answer(properties: &BasicProperties, body: Vec<u8>) -> Option<(u64, Result<Bytes, Reason>)> {
     let number = properties.correlation_id().as_ref()?.as_str().parse().ok()?;
     let reason = properties.headers().as_ref().and_then(|headers| text(headers.inner().get(REASON)?));
@@ -152,7 +155,7 @@ pub(super) fn read_answer(properties: &BasicProperties, body: Vec<u8>) -> Option
     Some((number, answer))
 }
 
-/// Reads a message of ours, of this version or another, or a stranger's: whatever is missing has a default.
+/// Reads a message of this version, another version or a foreign publisher: whatever is missing has a default.
 pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes) -> Came {
     let headers: HashMap<&str, String> = properties
         .headers()
@@ -163,7 +166,7 @@ pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes)
     let header = |name: &str| headers.get(name).map(String::as_str);
     let number = |name: &str| header(name).and_then(|value| value.parse::<i64>().ok());
     let dropped = Dropped::of(properties);
-    // Of a dead letter that the broker made, the routing key is only what it came by.
+    // A dead letter made by the broker has its original routing key in `x-death`; the current one may be the policy's.
     let keys = [dropped.as_ref().and_then(|dropped| dropped.routing_key.as_deref()), Some(routing_key)];
     let routed = keys.into_iter().flatten().find_map(|key| key.split_once(".push."));
     let key = header(header::KEY);
@@ -188,7 +191,7 @@ pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes)
             by_broker: false,
         })
     };
-    // Nothing that the broker adds goes along when we publish, so what it added came after what we wrote.
+    // We publish without what the broker added before, so anything that it added is later than what we wrote.
     let death = dropped.map(Dropped::death).or_else(ours);
     let beside = Beside { not_before_ms: number(NOT_BEFORE), death };
     let stamp = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok()?.checked_mul(1000));
@@ -199,7 +202,7 @@ pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes)
     Came { envelope, redelivered, beside }
 }
 
-/// What the broker recorded when it took a message out of its queue, as a policy had it.
+/// What the broker recorded when it took a message out of its queue, as a policy demanded.
 struct Dropped {
     queue: String,
     reason: String,
@@ -208,7 +211,7 @@ struct Dropped {
 }
 
 impl Dropped {
-    /// The latest one, but for the ends of retries' waits.
+    /// The latest record, except for those of retries whose wait ended.
     fn of(properties: &BasicProperties) -> Option<Dropped> {
         let AMQPValue::FieldArray(records) = properties.headers().as_ref()?.inner().get(X_DEATH)? else { return None };
         records.as_slice().iter().find_map(|record| {
@@ -237,7 +240,7 @@ impl Dropped {
     }
 }
 
-/// A message of a queue of dead letters. `alive`: why what did not die is there.
+/// Reads a message from a queue of dead letters. `alive`: the reason given for a message that did not die.
 pub(super) fn dead_letter(properties: &BasicProperties, routing_key: &str, body: Bytes, alive: Reason) -> DeadLetter {
     let Came { envelope, beside, .. } = read(properties, routing_key, body);
     match beside.death {
@@ -255,8 +258,9 @@ pub(super) fn dead(envelope: Envelope, death: Death) -> DeadLetter {
     numbered(envelope, reason, error, (at_us, if by_broker { SECOND } else { MICROSECOND }))
 }
 
-/// Its number is the same at every look, in nanoseconds since the Unix epoch: the time of its death, or of its arrival where it did
-/// not die, and below what that is known to, digits of its key that tell apart what died or arrived at once.
+/// A dead letter's number is the same at every read. It is in nanoseconds since the Unix epoch: the time of death, or
+/// of arrival where the event did not die. Below the precision of that time it has digits from the key, which tell
+/// apart what died or arrived at once.
 fn numbered(envelope: Envelope, reason: String, error: Option<String>, (at_us, known_to): (i64, i64)) -> DeadLetter {
     let life = format!("{}|{}", envelope.key, envelope.replay.as_deref().unwrap_or_default());
     let [a, b, c, d, e, f, g, h, ..] = fingerprint(&life);
@@ -265,7 +269,7 @@ fn numbered(envelope: Envelope, reason: String, error: Option<String>, (at_us, k
     DeadLetter { number, envelope, reason, error, died_at_ms: at_us / 1000 }
 }
 
-/// Strings and whole numbers as text; whatever else a stranger may have put there is none of ours.
+/// Strings and whole numbers as text. Other types in a foreign message's headers are ignored.
 fn text(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
@@ -289,7 +293,8 @@ fn text(value: &AMQPValue) -> Option<String> {
     }
 }
 
-/// App, id and type are bounded far below; a stranger's message that is read and published again may not be.
+/// Truncates to what fits. Our app, id and type are far shorter; those of a foreign message that is read and published
+/// again may not be.
 fn short(text: &str) -> ShortString {
     text.get(..text.floor_char_boundary(MAX_SHORT)).unwrap_or_default().into()
 }
@@ -347,7 +352,7 @@ mod tests {
         assert_eq!((dead_letter.reason.as_str(), dead_letter.error.as_deref()), ("rejected", Some("no")));
     }
 
-    /// As the first version wrote it, name by name: a later version must read this for ever.
+    /// As the first version wrote it, name by name: every later version must read this.
     #[test]
     fn the_first_versions_messages_are_read() {
         let first = table(&[
@@ -420,7 +425,7 @@ mod tests {
         assert!(error.unwrap().contains("p.events: delivery_limit"));
         assert_eq!((envelope.app.as_str(), envelope.event_type.as_str()), ("shop", "user.banned"));
         assert_eq!((number, number / 1_000_000_000), (look().number, 7));
-        // What only waited for a retry has not died.
+        // A message that only waited for a retry has not died.
         let waited = AMQPValue::FieldArray(vec![record("p.retry.1000", "expired", 9)].into());
         assert_eq!(read(&table(&[("x-death", waited)]), "p.events", Bytes::new()).beside, Beside::default());
     }

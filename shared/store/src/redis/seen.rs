@@ -1,5 +1,5 @@
-//! Which events are durable: the newest in memory, all of the window in Redis. One question before the publish; what is
-//! marked after it is sent to Redis concurrently with the answer.
+//! Which events are durable: the newest in memory, all of the window in Redis. Redis is asked once, before the publish;
+//! a mark is sent to Redis concurrently with the answer.
 
 use super::link::{Redis, millis};
 use std::collections::{HashMap, VecDeque};
@@ -11,14 +11,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Keys in memory: Stream's retries end after 15 s, so this serves 8,000 events/s without Redis. About 10 MB.
+/// Keys in memory: Stream's retries end after 15 s, so this suffices for 8,000 events/s without Redis. About 10 MB.
 const RECENT: usize = 1 << 17;
-/// Marks that wait for Redis; more are left out and counted.
+/// Most marks that wait for Redis; further ones are dropped and counted.
 const WAITING: usize = 1 << 14;
-/// Marks on their way at a time.
+/// Most marks sent to Redis at a time.
 const TOGETHER: usize = 256;
 
-/// Called with the number of marks that Redis did not take.
+/// Called with the number of marks that did not reach Redis.
 pub type OnLost = Arc<dyn Fn(u64) + Send + Sync>;
 
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl SeenKeys {
         SeenKeys { redis, window, recent: Mutex::default(), marks, closing, marker }
     }
 
-    /// Sends Redis the marks that still wait. Later ones fail, and a second call does nothing.
+    /// Sends the waiting marks to Redis. Later ones fail, and a second call does nothing.
     pub async fn close(&self) {
         self.closing.cancel();
         let marker = self.marker.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -103,7 +103,7 @@ async fn mark_all(
     }
 }
 
-/// The newest keys, each until its time is over or its place is needed.
+/// The newest keys, each until its window ends or its place is needed.
 #[derive(Debug, Default)]
 struct Recent {
     ends: HashMap<[u8; 16], Instant>,

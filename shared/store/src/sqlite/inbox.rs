@@ -1,8 +1,8 @@
-//! Brings rows from the file to the worker: in order, bounded in number and bytes, each in one pair of hands at a time.
+//! Brings rows from the file to the worker: in order, bounded in number and bytes, each in one place at a time.
 //!
-//! Fresh rows are read forward from a cursor, so a row in hand is never read twice and delivering costs no write. Rows that
-//! wait for a retry are read by their time. What was in hand when a process died is read again by the next one, whose
-//! cursor starts at the beginning.
+//! Fresh rows are read forward from a cursor, so a row in hand is never read twice and delivering costs no write. Rows
+//! that wait for a retry are read by their due time. Rows in hand when a process dies are read again by the next one,
+//! whose cursor starts at the beginning.
 
 use super::hands::{Handle, Hands};
 use super::rows::{Found, Row, read};
@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// How soon rows that another process inserted (`dead replay`) are noticed.
 const TICK: Duration = Duration::from_millis(500);
-/// Memory is counted in these: semaphores hold 32-bit counts.
+/// Unit in which memory is counted, in bytes: semaphores hold 32-bit counts.
 const UNIT: usize = 1024;
 
 #[derive(Debug)]
@@ -26,20 +26,20 @@ pub(super) struct Inbox {
     reader: Arc<Reader>,
     hands: Arc<Hands>,
     health: Arc<Mutex<Result<(), StoreError>>>,
-    /// None once it is closed.
+    /// `None` once the inbox is closed.
     feeder: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
-/// What may be in hand.
+/// Limits of what may be in hand.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// Deliveries.
     pub(super) prefetch: usize,
-    /// How many of them may be parked ones.
+    /// How many deliveries may be parked events.
     pub(super) parked: usize,
-    /// Bytes of their bodies.
+    /// Bytes of the deliveries' bodies.
     pub(super) in_hand_bytes: usize,
-    /// How long a delivery may be with the worker.
+    /// How long a worker may hold a delivery.
     pub(super) patience: Duration,
 }
 
@@ -71,12 +71,12 @@ impl Inbox {
         self.arrived.lock().await.recv().await.ok_or_else(|| unavailable("the store is closed"))
     }
 
-    /// Hands out what is parked for these routes, and for no others.
+    /// Hands out the parked events of these routes, and of no others.
     pub(super) fn take_parked(&self, routes: &[Arc<str>]) {
         self.hands.take_parked(routes);
     }
 
-    /// Until everything is wanted back that no handler has begun with.
+    /// Completes when all deliveries that no handler has begun are wanted back.
     pub(super) async fn recalled(&self) {
         self.hands.recall.notified().await;
     }
@@ -93,12 +93,12 @@ impl Inbox {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Deliveries that the worker has. Once it is closed: which a handler was left behind with.
+    /// How many deliveries handlers have begun. After the close: how many were left behind with a handler.
     pub(super) fn in_hand(&self) -> usize {
         self.hands.lock().since.len()
     }
 
-    /// Hands out no more.
+    /// Hands out nothing more.
     pub(super) async fn close(&self) {
         let feeder = self.feeder.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(feeder) = feeder {
@@ -131,7 +131,7 @@ struct Feeder {
 impl Feeder {
     async fn run(mut self) {
         loop {
-            // A slot first: nothing is read that could not be handed on.
+            // The slot comes first, so that no row is read that could not be handed on.
             let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
             let found = self.read().await;
             let result = found.as_ref().map(|_| ()).map_err(Clone::clone);
@@ -175,7 +175,7 @@ impl Feeder {
         read
     }
 
-    /// Whether the worker still listens.
+    /// Hands rows to the worker. Returns whether the worker still listens.
     async fn hand_on(&self, rows: Vec<Row>) -> bool {
         {
             let mut state = self.hands.lock();
@@ -186,7 +186,7 @@ impl Feeder {
         }
         for Row { seq, envelope, deliveries, parked } in rows {
             let units = u32::try_from(envelope.body.len() / UNIT + 1).unwrap_or(u32::MAX).min(self.units);
-            // One that may kill the process is alone in hand, so that no other is blamed for it.
+            // A row that may kill the process is alone in hand, so that no other is blamed for it.
             let suspect = Precaution::of(deliveries) != Precaution::None;
             let slot = if suspect { self.alone(seq).await } else { Arc::clone(&self.slots).acquire_owned().await.ok() };
             let (Some(slot), Ok(memory)) = (slot, Arc::clone(&self.memory).acquire_many_owned(units).await) else {
@@ -206,7 +206,7 @@ impl Feeder {
         true
     }
 
-    /// Waits until nothing else is in hand, but for what has been there for longer than it may take; and keeps it so.
+    /// Waits until nothing else is in hand, except deliveries that are overdue, and keeps it so.
     async fn alone(&self, seq: i64) -> Option<OwnedSemaphorePermit> {
         let mut slots = self.all_slots().await?;
         let own = slots.split(1);
@@ -223,9 +223,9 @@ impl Feeder {
             }
             let wanted = self.prefetch.saturating_sub(overdue).max(1);
             let slots = Arc::clone(&self.slots).acquire_many_owned(wanted);
-            // What waits for its route's turn would be waited for as long.
+            // Deliveries that wait for their route's turn would hold their slots as long as the others.
             self.hands.recall.notify_one();
-            // Meanwhile the worker may have taken one whose time was not running yet.
+            // Time-limited, since the worker may meanwhile have taken a delivery whose time was not running yet.
             if let Ok(slots) = tokio::time::timeout(wait, slots).await {
                 return slots.ok();
             }
