@@ -18,7 +18,7 @@ use streamgate_store::sqlite::{self, OpenError, SpoolFile};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long nothing may move before the command gives up.
+/// How long the command waits without progress before it gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -39,7 +39,7 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     let loaded = global.load_without_secrets()?.for_services()?;
     let Servers { endpoint, topology, .. } = Servers::of(&loaded)?;
     let (config, metrics) = (loaded.config, Metrics::new());
-    // Not created by a typing mistake. An older file is migrated and a damaged one set aside, as by any owner.
+    // A mistyped path must not create a spool. An older file is migrated and a damaged one set aside, as by any owner.
     match sqlite::inspect(&config.store.data_dir) {
         Ok(()) | Err(OpenError::Older { .. } | OpenError::Database { .. }) => {}
         Err(error) => return Err(error.into()),
@@ -71,7 +71,7 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns when nothing is left, or an error when nothing moves any more.
+/// Returns when nothing is left, or an error after too long without progress.
 async fn hand_over(
     spooled: &Spooled<Exchange, SpoolFile>,
     exchange: &Exchange,
@@ -86,7 +86,7 @@ async fn hand_over(
         }
     };
     let move_all = async {
-        // Stopped from the start: each round ends when nothing more can be handed over.
+        // The token is cancelled from the start, so that each round ends when nothing more can be handed over.
         let stop = CancellationToken::new();
         stop.cancel();
         let (mut least, mut moved) = (found, Instant::now());

@@ -1,5 +1,5 @@
-//! Whether the services that events and hooks are forwarded to can be reached: name, port and TLS, without a request. And whether the
-//! commands that are run for events are there.
+//! Checks whether the services that events and hooks are forwarded to can be reached (name, port and TLS, without a
+//! request), and whether the commands that are run for events exist.
 
 use super::Finding;
 use crate::wiring::ServiceClients;
@@ -10,7 +10,7 @@ use streamgate_service::config::{CommandConfig, Config, ForwardConfig, HandlerCo
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// One finding for each service, all looked at together.
+/// One finding for each service, all checked concurrently.
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
     let mut clients = ServiceClients::default();
     let services = services(config).into_iter().map(|(key, forward)| (key, forward, clients.of(forward)));
@@ -25,7 +25,7 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
     futures_util::future::join_all(tries).await
 }
 
-/// The commands of routes: an executable file, at its path or in PATH.
+/// Checks the routes' commands: each must be an executable file, at its path or in PATH.
 pub(super) fn commands(config: &Config) -> Vec<Finding> {
     let routes = config.worker.routes.iter().enumerate();
     let commands = routes.filter_map(|(place, route)| match &route.handler {
@@ -55,7 +55,7 @@ fn is_executable(path: &Path) -> bool {
     path.is_file() && access(path, Access::EXEC_OK).is_ok()
 }
 
-/// With the keys of their URLs.
+/// The services, each with the key of its URL.
 fn services(config: &Config) -> Vec<(String, &ForwardConfig)> {
     let routes = config.worker.routes.iter().enumerate();
     let forwards = routes.filter_map(|(place, route)| match &route.handler {

@@ -1,4 +1,5 @@
-//! The policies on our queues. AMQP does not show them, so RabbitMQ's management API is asked, where its URL is configured.
+//! The policies on our queues. AMQP does not show them, so RabbitMQ's management API is asked, if its URL is
+//! configured.
 
 use super::Finding;
 use base64::Engine;
@@ -16,23 +17,23 @@ use streamgate_service::http_client::{self, HttpClient};
 
 const WHAT: &str = "rabbitmq.management_url";
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What RabbitMQ says of one queue takes a few kilobytes.
+/// RabbitMQ's description of one queue takes a few kilobytes.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// What RabbitMQ says of a queue, as far as it is of interest.
+/// The fields of RabbitMQ's description of a queue that are used here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Queue {
     policy: Option<String>,
     operator_policy: Option<String>,
-    /// An empty list where there is none.
+    /// RabbitMQ sends an empty list if there is none.
     effective_policy_definition: serde_json::Value,
 }
 
 /// What a policy does to a queue of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nothing that matters.
+    /// The policy is harmless.
     Harmless,
     /// Events go another way than usual, and none is lost.
     Notable(&'static str),
@@ -40,13 +41,13 @@ enum Verdict {
     Loses(&'static str),
 }
 
-/// `queues`: their names; `dead`: the one of the dead letters.
+/// `queues`: all names; `dead`: the name of the dead letters' queue.
 pub(super) async fn look(url: &str, vhost: &str, queues: Vec<String>, dead: &str) -> Vec<Finding> {
     let api = match Api::of(url) {
         Ok(api) => api,
         Err(why) => return vec![Finding::new(WHAT, Err(why))],
     };
-    // Anything may answer 404 to what is asked of a queue.
+    // A 404 for a queue counts only if the server is the management API: any server may answer 404.
     if let Err(why) = api.overview().await {
         return vec![Finding::new(WHAT, Err(why))];
     }
@@ -55,7 +56,7 @@ pub(super) async fn look(url: &str, vhost: &str, queues: Vec<String>, dead: &str
         match api.queue(vhost, &name).await {
             Ok(Some(queue)) => findings.extend(judge_all(&name, name == dead, &queue)),
             Ok(None) => {}
-            // The others would fail alike.
+            // The other queues would fail the same way.
             Err(why) => return vec![Finding::new(WHAT, Err(why))],
         }
     }
@@ -67,7 +68,7 @@ pub(super) async fn look(url: &str, vhost: &str, queues: Vec<String>, dead: &str
 
 struct Api {
     client: HttpClient,
-    /// Scheme, host, port, and a path where the API stands behind one.
+    /// Scheme, host, port, and the path under which the API is served.
     base: String,
     host: String,
     authorization: Option<String>,
@@ -94,7 +95,7 @@ impl Api {
         Ok(Api { client, base, host: host.to_owned(), authorization })
     }
 
-    /// Whether it is RabbitMQ's management API that answers.
+    /// Checks that the server is RabbitMQ's management API.
     async fn overview(&self) -> Result<(), String> {
         match self.get::<serde_json::Value>("overview").await? {
             Some(overview) if overview.get("rabbitmq_version").is_some() => Ok(()),
@@ -102,13 +103,13 @@ impl Api {
         }
     }
 
-    /// None where there is no such queue.
+    /// `None` if there is no such queue.
     async fn queue(&self, vhost: &str, name: &str) -> Result<Option<Queue>, String> {
         let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         self.get(&format!("queues/{}/{}", encoded(vhost), encoded(name))).await
     }
 
-    /// None where there is no such thing.
+    /// `None` if the server answers 404.
     async fn get<T: DeserializeOwned>(&self, what: &str) -> Result<Option<T>, String> {
         let uri = format!("{}/api/{what}", self.base);
         let mut request = Request::get(uri).header(HOST, &self.host);
@@ -154,7 +155,7 @@ fn judge(key: &str, value: &serde_json::Value, is_dead: bool) -> Verdict {
         "message-ttl" if is_dead => {
             Verdict::Loses("dead letters are deleted; remove it, and use `streamgate dead drop`")
         }
-        // Each look at the dead letters is a delivery.
+        // Each read of the dead letters counts as a delivery.
         "delivery-limit" if is_dead => Verdict::Loses("dead letters that are looked at are deleted; remove it"),
         "message-ttl" | "delivery-limit" => {
             Verdict::Notable("what it takes out becomes a dead letter, dropped_by_broker")

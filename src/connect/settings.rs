@@ -1,10 +1,10 @@
-//! What of an app's settings leads to a gateway, as Stream has it.
+//! The part of an app's settings that can lead to a gateway, as Stream returns it.
 
 use super::hook::{EventHook, same_set, without_credentials};
 use serde_json::value::RawValue;
 use streamgate_core::fields::Fields;
 
-/// An app's settings, as far as they are of interest.
+/// An app's settings, as far as they are used here.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) app: AppSummary,
@@ -14,11 +14,11 @@ pub(super) struct Settings {
     /// Milliseconds; 0 is Stream's own default.
     pub(super) before_message_send_timeout: u64,
     pub(super) custom_action_handler_url: String,
-    /// Settings and where they lead, of receivers that are nothing of ours.
+    /// Other settings with receivers, and where they lead; they are never ours.
     pub(super) other_receivers: Vec<(&'static str, String)>,
 }
 
-/// Which app it is, for people.
+/// Which app it is, for the user.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AppSummary {
     pub(super) id: String,
@@ -34,7 +34,7 @@ impl std::fmt::Display for AppSummary {
     }
 }
 
-/// Where push webhooks go. Stream has two generations of that.
+/// Where push webhooks go. Stream has two generations of this setting.
 #[derive(Clone, Debug)]
 pub(super) enum Webhooks {
     /// One URL.
@@ -57,7 +57,7 @@ impl Settings {
                     .to_owned());
             }
             ("true", Some(_)) => true,
-            // Where the answer does not say, the hooks do.
+            // Without the field, the presence of hooks decides.
             ("" | "null", _) => !hooks.is_empty(),
             (_, _) => false,
         };
@@ -87,14 +87,14 @@ impl Settings {
         })
     }
 
-    /// Whether they say the same of all that a plan rests on.
+    /// Whether both are equal in everything that a plan depends on.
     pub(super) fn says_same(&self, other: &Settings) -> bool {
         self.webhooks.says_same(&other.webhooks)
             && self.plain() == other.plain()
             && self.other_receivers == other.other_receivers
     }
 
-    /// Whether all that was written was read back.
+    /// Whether everything that was written was read back.
     pub(super) fn holds(&self, written: &Settings) -> bool {
         self.webhooks.holds(&written.webhooks) && self.plain() == written.plain()
     }
@@ -103,7 +103,7 @@ impl Settings {
         (&self.before_message_send_url, self.before_message_send_timeout, &self.custom_action_handler_url)
     }
 
-    /// Whether each setting is as before or as expected: reads lag behind, and not all alike.
+    /// Whether each setting has its old or its expected value: reads lag behind, each setting on its own.
     pub(super) fn is_between(&self, before: &Settings, expected: &Settings) -> bool {
         let (now, old, new) = (self.plain(), before.plain(), expected.plain());
         (self.webhooks.holds(&before.webhooks) || self.webhooks.holds(&expected.webhooks))
@@ -122,7 +122,7 @@ impl Webhooks {
         self.is_as(written, EventHook::holds)
     }
 
-    /// Hook by hook, whatever their order.
+    /// Compares hook by hook, in any order.
     fn is_as(&self, other: &Webhooks, is_as: fn(&EventHook, &EventHook) -> bool) -> bool {
         match (self, other) {
             (Webhooks::V1 { url, event_types }, Webhooks::V1 { url: other_url, event_types: other_types }) => {
@@ -138,7 +138,7 @@ impl Webhooks {
     }
 }
 
-/// The app's event hooks. What cannot be read is an error: an update would delete it.
+/// The app's event hooks. An unreadable hook is an error, because an update would delete it.
 fn hooks(app: &Fields) -> Result<Vec<EventHook>, String> {
     let raw = app.get("event_hooks").map_or("null", RawValue::get);
     let unreadable = || "Stream's answer has event_hooks that are no list of objects; nothing was written".to_owned();
@@ -146,7 +146,7 @@ fn hooks(app: &Fields) -> Result<Vec<EventHook>, String> {
     list.unwrap_or_default().iter().map(|hook| EventHook::read(hook).ok_or_else(unreadable)).collect()
 }
 
-/// What did not come back as it was written, for people: of hooks the names of the fields, for others hold secrets.
+/// What was not read back as written, for the user. Of hooks only field names, because others hold secrets.
 pub(super) fn differences(expected: &Settings, seen: &Settings) -> Vec<String> {
     let mut lines = hook_differences(&expected.webhooks, &seen.webhooks);
     let (written, found) = (expected.plain(), seen.plain());
@@ -184,7 +184,7 @@ fn hook_differences(expected: &Webhooks, seen: &Webhooks) -> Vec<String> {
     }
 }
 
-/// Types of events, for people.
+/// Event types, for the user.
 pub(super) fn listed(event_types: &[String]) -> String {
     match event_types.len() {
         0 => "every event".to_owned(),

@@ -1,4 +1,4 @@
-//! How dead letters are replayed or dropped: which, how fast, and only after a question before all of them.
+//! Replays or drops the selected dead letters, at a given rate; asks before it changes all of them.
 
 use super::choose;
 use super::select::Select;
@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Dead letters moved at a time.
 const STEP: usize = 100;
-/// How long a paced run keeps what it passed over from others. RabbitMQ ends a channel that holds a delivery for longer than its
-/// consumer_timeout, 30 minutes by default.
+/// How long a paced run withholds skipped dead letters from others. RabbitMQ closes a channel that holds a delivery for
+/// longer than its consumer_timeout, 30 minutes by default.
 const HOLD: Duration = Duration::from_secs(60);
 
-/// Which dead letters are changed, and how.
+/// Which dead letters to change, and how.
 #[derive(Debug, Args)]
 pub(super) struct Change {
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub(super) struct Change {
     json: bool,
 }
 
-/// Changes the dead letters that are selected, and prints how many were changed and how many are left.
+/// Changes the selected dead letters, and prints how many were changed and how many are left.
 pub(super) async fn change<F>(
     dead_letters: &impl DeadLetters,
     word: &str,
@@ -62,7 +62,7 @@ where
         return Ok(());
     }
     if must_ask && !chosen.is_empty() {
-        // Nobody else is kept from them while somebody thinks.
+        // The dead letters are released while the user decides, so that others can use them.
         dead_letters.release().await?;
         let question = format!("All {} dead letters will be {word}. Go on?", chosen.len());
         if !ask::agreed(&question, interrupted).await? {
@@ -76,7 +76,7 @@ where
     report(word, moved, left, json, interrupted.is_cancelled())
 }
 
-/// Some at a time, so that there is progress to show, and at most `rate` a second.
+/// Changes them in steps, to show progress, at most `rate` a second.
 async fn in_steps<F>(
     store: &impl DeadLetters,
     dead_letters: Vec<DeadLetterId>,

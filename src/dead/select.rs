@@ -1,4 +1,4 @@
-//! Which dead letters a command means.
+//! Which dead letters a command selects.
 
 use crate::exit::BadUsage;
 use clap::Args;
@@ -8,10 +8,10 @@ use streamgate_core::pattern::Pattern;
 use streamgate_core::reason::Reason;
 use streamgate_service::config::reader;
 
-/// Which dead letters: everything given must hold.
+/// Selects dead letters: all given conditions must hold.
 #[derive(Debug, Args)]
 pub(super) struct Select {
-    /// Numbers, webhook ids (but for those of digits only) or idempotency keys
+    /// Numbers, webhook ids (except ids of digits only) or idempotency keys
     ids: Vec<String>,
     /// Only this reason: rejected, retries_exhausted, unmatched, route_unknown, parked_full, poison, dropped_by_broker or unrouted
     #[arg(long, value_parser = reason)]
@@ -40,12 +40,12 @@ pub(super) struct Select {
     /// Only events that name the user with this id, wherever Stream puts one
     #[arg(long, value_name = "ID")]
     user: Option<String>,
-    /// All dead letters; goes with no other selection
+    /// All dead letters; cannot be combined with another selection
     #[arg(long)]
     all: bool,
 }
 
-/// For which events become dead letters.
+/// The reasons for which events become dead letters.
 fn reasons() -> impl Iterator<Item = Reason> {
     Reason::OF_WORKERS.into_iter().chain([Reason::DroppedByBroker, Reason::Unrouted])
 }
@@ -57,12 +57,12 @@ fn reason(text: &str) -> Result<Reason, String> {
     })
 }
 
-/// Milliseconds since the Unix epoch of a time, a day, or a duration before now.
+/// Parses a time, a day, or a duration before now, into milliseconds since the Unix epoch.
 fn time(text: &str) -> Result<i64, String> {
     if let Ok(age) = reader::duration(text) {
         return Ok(before_now(age));
     }
-    // A day alone begins at midnight.
+    // A date alone means its midnight.
     let time = text.parse::<jiff::Timestamp>().or_else(|_| format!("{text}T00:00:00Z").parse()).ok();
     let time = time.ok_or_else(|| {
         format!("invalid time {text:?}: expected one like 2026-01-31T12:00:00Z, 2026-01-31, or 2h for two hours ago")
@@ -94,7 +94,8 @@ impl Select {
         self.all
     }
 
-    /// What changes dead letters must say which: an empty selection is a slip, not a wish.
+    /// A command that changes dead letters must select some: an empty selection is more likely a slip than an
+    /// intention.
     pub(super) fn explicit(self) -> Result<Filter, BadUsage> {
         let (all, filter) = (self.all, self.filter());
         let Filter { ids, reason, event_type, route, app, attempts, died_since_ms, died_before_ms, user } = &filter;

@@ -1,11 +1,12 @@
-//! Why a text is no PEM, in words that hold nothing of it: the library's own quote the file, and that may be a private key.
+//! Describes why a text is not PEM without quoting it: the library's own errors quote the file, which may be a private
+//! key.
 
 use rustls_pki_types::pem::Error;
 
-/// Some editors write it in front of a text, and PEM knows no such thing.
+/// Some editors write it before a text; PEM does not allow it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The text behind its byte order mark.
+/// The text without its byte order mark.
 pub fn unmarked(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }

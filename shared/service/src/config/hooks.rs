@@ -1,5 +1,4 @@
-//! `[hooks]`: the webhooks that want an answer. The gateway reads the deadlines and what to do without an answer, the worker
-//! what answers.
+//! `[hooks]`: webhooks that wait for an answer. The gateway uses the deadlines and policies, the worker the handlers.
 
 use super::{
     environment::Environment,
@@ -18,50 +17,50 @@ use streamgate_core::{
 /// The longest that Stream can be made to wait for before-message-send.
 pub const STREAM_LONGEST: Duration = Duration::from_secs(5);
 const NOT_A_COMMAND: &str = "is not the name of a command: 1 to 64 characters of A-Z, a-z, 0-9, _ and -";
-/// Answers are kept in memory or on disk until it is over.
+/// Answers are kept in memory or on disk until the window ends.
 const LONGEST_REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
-/// The command's name in the URL of a service.
+/// Placeholder for the command's name in the URL of a service.
 pub const COMMAND_PLACE: &str = "{type}";
-/// What the URL of a command's service may have in braces.
+/// Placeholders that the URL of a command's service may contain.
 const PLACES: &[&str] = &[COMMAND_PLACE];
-/// What Stream waits for where its settings were not changed.
+/// How long Stream waits for before-message-send by default.
 pub const STREAM_MODERATION: Duration = Duration::from_millis(1500);
-/// What Stream waits for a command; no setting changes that.
+/// How long Stream waits for a command; no setting changes that.
 const STREAM_COMMAND: Duration = Duration::from_secs(1);
 
 /// `[hooks]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HooksConfig {
-    /// Most hooks that a worker answers at a time, beside its events. Default 64.
+    /// Most hooks that a worker answers at a time, in addition to its events. Default 64.
     pub concurrency: usize,
     pub before_message_send: ModerationConfig,
     pub custom_commands: CommandsConfig,
 }
 
-/// What every kind of hook has.
+/// Settings of every kind of hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookPolicy {
-    /// From headers read to answer written; `gateway.answer_deadline` holds over it.
+    /// From headers read to answer written; `gateway.answer_deadline` applies if it is shorter.
     pub deadline: Duration,
-    /// What Stream is answered without an answer in time. Default `allow`.
+    /// The answer to Stream if there is none in time. Default `allow`.
     pub on_failure: OnFailure,
-    /// What the sender reads where that is `reject`.
+    /// The text that the sender sees if that is `reject`.
     pub failure_text: String,
-    /// For how long the same signed body gets the first answer again, whatever id it comes under; at most 24 h. Default `off`:
-    /// equal messages are legitimate.
+    /// How long the same signed body gets the first answer again, under any id; at most 24 h. Default `off`: equal
+    /// messages are legitimate.
     pub replay_window: Option<Duration>,
 }
 
 /// `[hooks.before_message_send]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModerationConfig {
-    /// Default deadline 1.2 s: Stream waits 1.5 s where its setting was not changed.
+    /// Default deadline 1.2 s: Stream waits 1.5 s by default.
     pub policy: HookPolicy,
-    /// Where messages that no rule rejects are asked about.
+    /// The service that is asked about messages that no rule rejects.
     pub forward: Option<ForwardConfig>,
     /// `max_length`, `max_links`, `rules` and `fields`.
     pub rules: Rules,
-    /// What becomes of a message that rules cannot read: no JSON, over 4,096 fields or 256 KiB. Default `reject`.
+    /// What to do with a message that rules cannot read: not JSON, over 4,096 fields or 256 KiB. Default `reject`.
     pub on_unreadable: OnFailure,
 }
 
@@ -70,11 +69,11 @@ pub struct ModerationConfig {
 pub struct CommandsConfig {
     /// Default deadline 800 ms: Stream waits 1 s.
     pub policy: HookPolicy,
-    /// For every command without an entry of its own. `{type}` in its URL is the command's name.
+    /// Service for every command without an entry of its own. `{type}` in its URL is the command's name.
     pub forward: Option<ForwardConfig>,
     pub commands: BTreeMap<String, CommandConfig>,
-    /// Further commands that the URL may name where the signed message has none, as with a click on standalone MML (`mml`).
-    /// Those with an entry of their own may be named anyway.
+    /// Further commands that the URL may name if the signed message names none, as with a click on standalone MML
+    /// (`mml`). Commands with an entry of their own may always be named.
     pub by_url: Vec<String>,
 }
 
@@ -82,14 +81,14 @@ pub struct CommandsConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandConfig {
     Forward(ForwardConfig),
-    /// An answer made here.
+    /// A fixed answer.
     Reply {
         text: Template,
         reply_type: ReplyType,
     },
 }
 
-/// Who reads a reply.
+/// Who sees a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyType {
     /// Its sender only.
@@ -170,7 +169,7 @@ impl ModerationConfig {
     }
 }
 
-/// Where rules look. Default: everywhere.
+/// The fields that rules check. Default: all.
 fn read_parts(section: &mut Section<'_>) -> Vec<Part> {
     let Some(names) = section.texts("fields") else { return Part::ALL.to_vec() };
     let known = |name: &String| Part::ALL.into_iter().find(|part| part.as_str() == name).ok_or_else(|| name.clone());
@@ -208,7 +207,7 @@ fn read_rule(mut section: Section<'_>) -> Option<Rule> {
             Action::Mask => "***".to_owned(),
         })
     });
-    // A letter that no pattern is about: what matches nothing of it matches nothing of any message.
+    // A character that no pattern is about: a pattern with an empty match in it matches every message.
     let is_empty = |pattern: &Regex| pattern.find("\u{e000}").is_some_and(|found| found.is_empty());
     if action == Some(Action::Reject) && pattern.as_ref().is_some_and(is_empty) {
         section
@@ -224,7 +223,7 @@ fn read_rule(mut section: Section<'_>) -> Option<Rule> {
     Some(Rule { pattern: pattern?, action: action?, text: text? })
 }
 
-/// In one line: the library draws the pattern over several.
+/// The error in one line: the library draws the pattern over several.
 fn regex_problem(error: &regex::Error) -> String {
     let text = error.to_string();
     let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
@@ -278,7 +277,7 @@ impl CommandConfig {
     }
 }
 
-/// What no single key can tell.
+/// Checks that involve several keys.
 pub(super) fn cross_check(hooks: &HooksConfig, report: &Report) {
     let (moderation, commands) = (&hooks.before_message_send, &hooks.custom_commands);
     if moderation.policy.deadline > STREAM_MODERATION {

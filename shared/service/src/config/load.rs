@@ -1,4 +1,4 @@
-//! Finds the configuration: the file, the environment over it, and secrets by reference.
+//! Loads the configuration: finds the file, applies the environment over it, and resolves secrets by reference.
 
 use super::{
     Config, Environment, StoreKind, lines,
@@ -9,10 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// Read where neither `--config` nor `STREAMGATE_CONFIG` names a file, if it is there.
+/// Read if it exists and neither `--config` nor `STREAMGATE_CONFIG` names a file.
 const DEFAULT_FILE: &str = "streamgate.toml";
 const PREFIX: &str = "STREAMGATE__";
-/// Whose keys the environment may set.
+/// The sections whose keys the environment may set.
 const SECTIONS: [&str; 8] = ["gateway", "store", "rabbitmq", "redis", "dedup", "worker", "hooks", "log"];
 
 /// Where a configuration comes from: enough to read it again.
@@ -24,30 +24,30 @@ pub struct Source {
 }
 
 impl Source {
-    /// The file to read, if there is one to read.
+    /// The file to read, if there is one.
     pub fn path(&self) -> Option<PathBuf> {
         let named = self.file.clone().or_else(|| self.environment.get("STREAMGATE_CONFIG").map(PathBuf::from));
         named.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()))
     }
 }
 
-/// A configuration and where it was found.
+/// A configuration and its origin.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
-    /// None: the defaults and the environment.
+    /// `None` for defaults and environment alone.
     pub path: Option<PathBuf>,
-    /// What works, and is probably not what was meant.
+    /// Settings that work and are probably not what was meant.
     pub doubts: Vec<Problem>,
 }
 
 impl Loaded {
-    /// Logs what works, and is probably not what was meant.
+    /// Logs the settings that work and are probably not what was meant.
     pub fn tell_doubts(&self) {
         tell_doubts(&self.doubts);
     }
 
-    /// For `gateway` and `worker`, which have no other store.
+    /// Checks the configuration for `gateway` and `worker`, which use only RabbitMQ.
     pub fn for_services(mut self) -> Result<Loaded, ConfigError> {
         let what = "\"embedded\" is the store of `up`; `gateway` and `worker` work on \"rabbitmq\"";
         self.wants(StoreKind::RabbitMq, what)?;
@@ -58,7 +58,7 @@ impl Loaded {
         Ok(self)
     }
 
-    /// For `up`, which has no other store.
+    /// Checks the configuration for `up`, which uses only the embedded store.
     pub fn for_one_process(mut self) -> Result<Loaded, ConfigError> {
         let what = "\"rabbitmq\" is the store of `gateway` and `worker`; `up` works on \"embedded\"";
         self.wants(StoreKind::Embedded, what)?;
@@ -77,18 +77,18 @@ impl Loaded {
         self.wrong(other.then(|| Problem::new("store.kind", what)).into_iter().collect())
     }
 
-    /// The error of these mistakes, with what is doubtful beside them.
+    /// The error for these mistakes, together with the doubts.
     pub fn wrongly(&self, problems: Vec<Problem>) -> ConfigError {
         ConfigError::Wrong { path: self.path.clone(), problems, doubts: self.doubts.clone() }
     }
 
-    /// These mistakes, if there are any.
+    /// An error if there are any mistakes.
     pub fn wrong(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
         if problems.is_empty() { Ok(()) } else { Err(self.wrongly(problems)) }
     }
 }
 
-/// Logs what works, and is probably not what was meant.
+/// Logs the settings that work and are probably not what was meant.
 pub fn tell_doubts(doubts: &[Problem]) {
     for Problem { key, what, line } in doubts {
         tracing::warn!(key, line, "{what}");
@@ -105,7 +105,7 @@ pub enum ConfigError {
     Wrong {
         path: Option<PathBuf>,
         problems: Vec<Problem>,
-        /// What works, and is probably not what was meant.
+        /// Settings that work and are probably not what was meant.
         doubts: Vec<Problem>,
     },
 }
@@ -132,12 +132,13 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     from_text(path, text.transpose()?.as_deref(), &source.environment)
 }
 
-/// Reads and checks the text of a configuration; reports all mistakes together. `path`: where it stands, for errors.
+/// Reads and checks the text of a configuration; reports all mistakes together. `path`: where the text came from, for
+/// errors.
 pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Environment) -> Result<Loaded, ConfigError> {
     let text = text.unwrap_or_default();
     let mut table = toml::from_str::<Table>(text).map_err(|error| ConfigError::Malformed {
         path: path.clone().unwrap_or_default(),
-        // The message and the line, never the line's text: it may hold a secret.
+        // The message and the line number, never the line's text: it may hold a secret.
         error: match error.span() {
             Some(span) => format!("line {}: {}", lines::line_of(text, span.start), error.message()),
             None => error.message().to_owned(),
@@ -164,7 +165,8 @@ pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Enviro
         }
     }
     let mut config = Config::read(table, environment, &report);
-    // A file that is none, /dev/null say, has no place where a store could stand; a variable is of the process.
+    // A path that is not a regular file, like /dev/null, has no directory for a store; a variable is relative to the
+    // working directory.
     let directory = path.as_deref().filter(|path| path.is_file()).and_then(Path::parent);
     if let Some(directory) = directory.filter(|_| !is_from_environment("store.data_dir")) {
         let beside = directory.join(&config.store.data_dir);
@@ -183,15 +185,15 @@ pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Enviro
     for problem in problems.iter_mut().chain(&mut doubts) {
         problem.line = lines::line(text, &problem.key).filter(|_| !is_from_environment(&problem.key));
     }
-    // What is wrong need not be doubted as well.
+    // A key with a mistake needs no doubt as well.
     doubts.retain(|doubt| problems.iter().all(|problem| problem.key != doubt.key));
     let loaded = Loaded { config, path, doubts };
     loaded.wrong(problems)?;
     Ok(loaded)
 }
 
-/// What a variable was meant to be that looks like a key of ours: a section and its key are parted by two underscores. Only where there
-/// is that key: Kubernetes sets variables for a service that is named like a section.
+/// The variable that was probably meant instead of one that looks like a key of ours: two underscores separate section
+/// and key. Only if that key exists: Kubernetes sets variables for a service that is named like a section.
 fn single_underscore(name: &str, value: &str, environment: &Environment) -> Option<String> {
     let rest = name.strip_prefix("STREAMGATE_").filter(|rest| rest.is_ascii())?.to_ascii_lowercase();
     let (section, key) =
@@ -206,7 +208,7 @@ fn single_underscore(name: &str, value: &str, environment: &Environment) -> Opti
     (!is_unknown).then(|| format!("{PREFIX}{}__{}", section.to_uppercase(), key.to_uppercase()))
 }
 
-/// Sets one scalar. Its text is parsed where it is read, by the type that the key has there.
+/// Sets one scalar. Its text is parsed later, by the type that its key has.
 fn overlay(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
     let (parents, leaf) = key.rsplit_once('.').unwrap_or(("", key));
     let mut at = table;
@@ -402,7 +404,7 @@ mod tests {
         assert!(error.starts_with("16 mistakes in the configuration (") && !error.contains("hunter2"), "{error}");
     }
 
-    /// What can never work, with the line that reports it.
+    /// Mistakes, each with the line that reports it.
     #[test]
     fn a_table_of_mistakes() {
         let route = |more: &str| format!("[[worker.routes]]\nevents = ['*']\nforward = {{ {more} }}");
@@ -540,7 +542,7 @@ mod tests {
         }
     }
 
-    /// What works, and is probably not what was meant.
+    /// Settings that work and are probably not what was meant.
     #[test]
     fn a_table_of_doubts() {
         let route = |events: &str| {
@@ -657,7 +659,7 @@ mod tests {
     fn half_a_pair_of_variables_is_a_mistake() {
         assert_eq!(keys("", [("STREAM_API_KEY", "k")]), ["apps"]);
         assert_eq!(keys("", [("STREAM_SECRET", "s"), ("STREAM_KEY", "")]), ["apps"]);
-        // A command that reads no secret needs none.
+        // A command that reads no secret does not require one.
         for half in [("STREAM_API_KEY", "k"), ("STREAM_API_SECRET", "s")] {
             let environment = Environment::of([half]).without_app_secrets();
             assert_eq!(from_text(None, None, &environment).unwrap().doubts, []);

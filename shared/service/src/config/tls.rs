@@ -25,12 +25,12 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// `[gateway.tls.acme]`. Who configures it agrees to the authority's terms of service.
+/// `[gateway.tls.acme]`. Configuring it means agreeing to the authority's terms of service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcmeConfig {
     /// The names of the certificate, in lower case. At least one.
     pub domains: Vec<String>,
-    /// Mail address for what the authority has to say about its certificates. Default none.
+    /// Mail address for the authority's messages about its certificates. Default none.
     pub contact: Option<String>,
     /// URL of the authority's directory. Default Let's Encrypt's.
     pub directory: String,
@@ -46,7 +46,7 @@ impl TlsConfig {
                 section
                     .problem("acme", "stands beside cert or key: a certificate comes from files or from an authority");
                 AcmeConfig::read(acme);
-                // Known, so that nothing else is reported of them.
+                // Read, so that they are not reported as unknown too.
                 for key in ["cert", "key"] {
                     section.text(key);
                 }
@@ -61,7 +61,7 @@ impl TlsConfig {
         config
     }
 
-    /// The files that are watched for changes.
+    /// The files to watch for changes.
     pub fn files(&self) -> Vec<PathBuf> {
         match self {
             TlsConfig::Files(CertificateFiles { cert, key }) => vec![cert.clone(), key.clone()],
@@ -135,7 +135,7 @@ fn domains_of(section: &Section<'_>, names: Vec<String>) -> Option<Vec<String>> 
     (domains.len() == names.len()).then_some(domains)
 }
 
-/// The name in lower case, where this challenge can prove it (RFC 8737: host names alone).
+/// The name in lower case, if this challenge can prove it (RFC 8737: only host names).
 fn domain(name: &str) -> Result<String, String> {
     if name.starts_with("*.") {
         return Err(format!("{name:?}: TLS-ALPN-01 proves no wildcard; name each host, or use certificate files"));
