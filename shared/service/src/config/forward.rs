@@ -10,7 +10,7 @@ use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
 use std::time::Duration;
 
-/// What a forwarded request carries of itself: a configured header may not replace it.
+/// Headers that a forwarded request has by itself: a configured header may not replace them.
 const OWN_HEADERS: [&str; 12] = [
     "connection",
     "content-encoding",
@@ -30,21 +30,21 @@ const OWN_HEADERS: [&str; 12] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardConfig {
     pub url: Uri,
-    /// From connecting to the answer; `handler_timeout` cuts a longer one short. Default 10 s.
+    /// From connecting to the answer; a shorter `handler_timeout` applies first. Default 10 s.
     pub timeout: Duration,
-    /// Whether the configuration says so itself.
+    /// Whether the configuration sets it explicitly.
     pub(super) timeout_is_given: bool,
     /// Sent with each request. The values may be secrets.
     pub headers: Vec<(HeaderName, Secret)>,
-    /// A PEM file of certificate authorities to trust beside the system's: what it holds.
+    /// The contents of a PEM file of certificate authorities to trust in addition to the system's.
     pub ca: Option<String>,
 }
 
 impl ForwardConfig {
-    /// `places`: what its URL may have in braces.
+    /// `places`: the placeholders that its URL may contain.
     pub(super) fn read(mut section: Section<'_>, environment: &Environment, places: &[&str]) -> Option<ForwardConfig> {
         let url = section.reference("url").map(|text| match environment.route_secret(&text) {
-            // Left unread, on a gateway.
+            // A gateway leaves it unread.
             Ok(url) if url.expose().is_empty() => Ok(Uri::from_static(UNREAD)),
             Ok(url) => {
                 url_doubt(url.expose()).into_iter().for_each(|doubt| section.doubt("url", doubt));
@@ -105,10 +105,10 @@ fn forward_header(name: &str, text: &str, environment: &Environment) -> Result<(
     Ok((name, value))
 }
 
-/// Stands for a URL that is not read because nothing is forwarded here.
+/// Placeholder for a URL that is not read because this process forwards nothing.
 const UNREAD: &str = "http://unread.invalid/";
 
-/// What a file of authorities holds; nothing where it is not read, on a gateway.
+/// Reads a file of authorities; empty if it is left unread, on a gateway.
 fn authorities(path: &str, environment: &Environment) -> Result<String, String> {
     let pem = environment.route_secret(&format!("file:{path}"))?.expose().to_owned();
     if !pem.is_empty() {
@@ -117,14 +117,14 @@ fn authorities(path: &str, environment: &Environment) -> Result<String, String> 
     Ok(pem)
 }
 
-/// A place in braces, where it is one: what is not closed may be anything.
+/// The text of a placeholder, if it is one: an unclosed brace may be followed by anything, even a secret.
 fn shown(place: &str) -> &str {
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let name = place.strip_prefix('{').and_then(|place| place.strip_suffix('}'));
     if name.is_some_and(|name| name.len() <= 32 && name.bytes().all(is_name)) { place } else { "a brace" }
 }
 
-/// What is sent otherwise than it was probably meant.
+/// Warns about a URL that is probably sent differently from what was meant.
 fn url_doubt(text: &str) -> Option<&'static str> {
     let is_escape = |rest: &str| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
     if text.contains('#') {
