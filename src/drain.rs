@@ -1,4 +1,4 @@
-//! `streamgate drain`: hands the events of a stranded spool over to RabbitMQ, and ends.
+//! `streamgate drain`: hands the events of a stranded spool over to RabbitMQ, then exits.
 
 use crate::backends::rabbitmq::{self, Servers};
 use crate::global::Global;

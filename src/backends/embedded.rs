@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub type Gateway = GatewayParts<Embedded, SeenWithinEnqueue, InProcess, Embedded, Store>;
 pub type Worker = WorkerParts<Embedded, Embedded, InProcess, Embedded, Store>;
 
-/// The store in use.
+/// The running store.
 #[derive(Debug)]
 pub struct Store {
     store: Arc<Embedded>,

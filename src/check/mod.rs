@@ -27,7 +27,7 @@ pub struct Check {
     /// Check what this service needs, as seen from its host; without it, everything in the configuration
     #[arg(value_enum)]
     role: Option<Role>,
-    /// Leave out the services that events and hooks are forwarded to
+    /// Do not connect to the services that events and hooks are forwarded to
     #[arg(long)]
     offline: bool,
     /// Also ask Stream whether each app's settings still fit: hooks that deliver here, events that routes wait for,

@@ -35,7 +35,7 @@ struct Queue {
 enum Verdict {
     /// The policy is harmless.
     Harmless,
-    /// Events go another way than usual, and none is lost.
+    /// Events take another way than usual, and none is lost.
     Notable(&'static str),
     /// Events are lost, and we can neither stop nor see it.
     Loses(&'static str),

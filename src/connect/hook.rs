@@ -94,7 +94,7 @@ impl EventHook {
         self.text("id")
     }
 
-    /// Empty where it has none.
+    /// Empty if it has none.
     pub(super) fn url(&self) -> String {
         self.text("webhook_url")
     }

@@ -44,13 +44,13 @@ pub struct Connect {
     /// Where Stream reaches this gateway: its public base URL
     #[arg(long)]
     url: String,
-    /// Which app of the configuration [default: the only one]
+    /// The app of the configuration to use [default: the only one]
     #[arg(long, value_name = "NAME")]
     app: Option<String>,
     /// Only events of these types, with globs: message.*,reaction.new [default: every event]
     #[arg(long, value_name = "TYPE,…", value_delimiter = ',', conflicts_with = "remove")]
     event_types: Vec<String>,
-    /// Events of the app's own types too
+    /// Custom events too
     #[arg(long, conflicts_with = "remove")]
     custom_events: bool,
     /// Set the URLs of before-message-send and custom commands, whatever the configuration answers

@@ -9,7 +9,7 @@ use streamgate_core::fields::Fields;
 pub(super) struct Settings {
     pub(super) app: AppSummary,
     pub(super) webhooks: Webhooks,
-    /// Empty where there is none.
+    /// Empty if it is not set.
     pub(super) before_message_send_url: String,
     /// Milliseconds; 0 is Stream's own default.
     pub(super) before_message_send_timeout: u64,

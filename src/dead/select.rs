@@ -28,10 +28,10 @@ pub(super) struct Select {
     /// Only dead letters with at least N attempts
     #[arg(long, value_name = "N")]
     attempts: Option<u32>,
-    /// Only dead letters from that time on: 2026-01-31T12:00:00Z, 2026-01-31 (UTC), or how long ago, like 2h
+    /// Only dead letters since this time: 2026-01-31T12:00:00Z, 2026-01-31 (UTC), or how long ago, like 2h
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<i64>,
-    /// Only dead letters from before that time
+    /// Only dead letters from before this time
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<i64>,
     /// Only dead letters that are at least this old: 90s, 2h, 7d

@@ -1,4 +1,4 @@
-//! What is shown of one dead letter.
+//! How one dead letter is shown.
 
 use crate::output;
 use serde::{Serialize, Serializer};

@@ -35,7 +35,7 @@ use webhook::Webhooks;
 const TIMEOUT: Duration = Duration::from_secs(6);
 /// Most bytes read of an answer.
 const MAX_ANSWER: usize = 8 << 20;
-/// What is sent without --type.
+/// Sent without --type.
 const EVENT: &str = "message.new";
 const COMMAND: &str = "ticket";
 /// Characters of a command's name that are escaped in a query.
@@ -43,10 +43,11 @@ const COMMAND_NAME: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remo
 
 #[derive(Debug, Args)]
 pub struct Send {
-    /// Where to: the gateway's base URL, or the whole URL of a webhook [default: gateway.listen of the configuration]
+    /// Where to send: the gateway's base URL, or the whole URL of a webhook [default: gateway.listen of the
+    /// configuration]
     #[arg(long)]
     url: Option<String>,
-    /// Which kind of webhook
+    /// The kind of webhook
     #[arg(long, value_enum, default_value = "push")]
     kind: KindArg,
     /// The event's type, or the command's name [default: message.new, ticket]. With --file it replaces the body's type
@@ -55,7 +56,7 @@ pub struct Send {
     /// Print the event types that Stream documents, one a line (with --json as a JSON array), and send nothing
     #[arg(long)]
     list_types: bool,
-    /// Send this body, byte for byte; - reads it from stdin. With --count each event gets a created_at of its own
+    /// Send this body, byte for byte; - reads it from stdin. With --count each event gets its own created_at
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// The message's text
@@ -85,7 +86,7 @@ pub struct Send {
     /// Most concurrent requests
     #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u64).range(1..=4096))]
     concurrency: u64,
-    /// Compress the body, as Stream does where hook payload compression is on
+    /// Compress the body, as Stream does when hook payload compression is on
     #[arg(long)]
     gzip: bool,
     /// X-Webhook-Attempt
@@ -95,14 +96,14 @@ pub struct Send {
     /// webhook has its own
     #[arg(long, value_name = "ID", value_parser = header_value)]
     id: Option<String>,
-    /// Sign for this API key, where the configuration has several or none
+    /// Sign for this API key, if the configuration has several or none
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
     /// A PEM file of certificates to trust in addition to the system's authorities: authorities, or the gateway's own
     /// certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Put a PROXY header in front of each connection, as a balancer does where gateway.proxy_protocol is on
+    /// Put a PROXY header in front of each connection, as a balancer does when gateway.proxy_protocol is on
     ///
     /// The default is the configuration's setting for its own gateway, and false for any other URL.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]

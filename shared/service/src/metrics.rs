@@ -12,7 +12,7 @@ use streamgate_core::{id::Kind, reason::Reason};
 const ANSWER_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.5, 6.0];
 /// Seconds: from a handler in this process to a slow service.
 const HANDLE_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0, 30.0];
-/// Seconds: from at once to the end of the default retry ladder.
+/// Seconds: from an immediate delivery to the end of the default retry ladder.
 const AGE_BUCKETS: [f64; 12] = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 7200.0];
 
 static RENDERING: Mutex<()> = Mutex::new(());
@@ -80,7 +80,7 @@ metrics! {
     spool_oldest: IntGauge = "spool_oldest_seconds" |name, help| IntGauge::new(name, help);
     /// Events that left the gateway's own disk because RabbitMQ had confirmed them.
     spool_released: IntCounter = "spool_released_total" |name, help| IntCounter::new(name, help);
-    /// Events on the gateway's own disk that the queue refuses though it takes others.
+    /// Events on the gateway's own disk that the queue refuses although it takes others.
     spool_held: IntGauge = "spool_held_events" |name, help| IntGauge::new(name, help);
     /// Deliveries settled, by route and outcome (done, retry, dead, superseded, wait, unmatched).
     worker_deliveries: IntCounterVec = "worker_deliveries_total" |name, help| counters(name, help, &["route", "outcome"]);
@@ -97,7 +97,7 @@ metrics! {
     /// Whether this worker handles a route's events: 0 it does, 1 the route's breaker is open, 2 a person paused the
     /// route.
     worker_route_state: IntGaugeVec = "worker_route_state" |name, help| gauges(name, help, &["route"]);
-    /// Events put into the dead letters.
+    /// Events that became dead letters.
     worker_dead_letters: IntCounterVec = "worker_dead_letters_total" |name, help| counters(name, help, &["reason"]);
     /// Claims that could not be made or recorded; their events were handled all the same.
     worker_claim_errors: IntCounter = "worker_claim_errors_total" |name, help| IntCounter::new(name, help);

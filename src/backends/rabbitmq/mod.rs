@@ -149,7 +149,7 @@ impl GatewaySide {
         self.handing_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What of it is read again with the configuration.
+    /// The parts that are reloaded with the configuration.
     pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
         reloaded::parts(self.endpoint.clone(), self.redis.clone())
     }
@@ -268,7 +268,7 @@ pub fn worker(
 }
 
 impl WorkerSide {
-    /// What of it is read again with the configuration.
+    /// The parts that are reloaded with the configuration.
     pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
         reloaded::parts(self.endpoint.clone(), self.redis.clone())
     }

@@ -1,4 +1,5 @@
-//! The environment that a configuration is read with: its variables, the files that it names, and which secrets are read at all.
+//! The environment that a configuration is read with: its variables, the files that it names, and which secrets are
+//! read at all.
 
 use super::reader::is_reference;
 use crate::secret::Secret;

@@ -1,4 +1,4 @@
-//! `forward = { … }`: a service that events or hooks go to.
+//! `forward = { … }`: a service that events or hooks are forwarded to.
 
 use super::{
     environment::Environment,

@@ -75,7 +75,7 @@ enum Attempt {
     Again,
 }
 
-/// What settles a delivery.
+/// Settles a delivery.
 #[derive(Debug)]
 pub struct Handle {
     acker: Acker,

@@ -25,7 +25,7 @@ const ACKNOWLEDGED: usize = 100;
 /// Most walks to remove dead letters that came back.
 const MOST_LOOKS: usize = 5;
 
-/// A queue of dead letters: the dead, the unrouted, or what is parked for a route.
+/// A queue of dead letters, of unrouted events, or of the parked events of a route.
 #[derive(Debug)]
 pub struct DeadLetterQueue {
     endpoint: Endpoint,

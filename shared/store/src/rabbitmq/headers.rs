@@ -25,7 +25,7 @@ const ERROR: &str = "x-streamgate-error";
 const DIED_AT: &str = "x-streamgate-died-at";
 /// Milliseconds since the Unix epoch: until then a copy waits in further rounds of the longest retry step.
 const NOT_BEFORE: &str = "x-streamgate-not-before";
-/// The broker's count of deliveries that were not acknowledged.
+/// The broker's count of earlier deliveries that were not acknowledged.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 /// The broker's record of the queues that it took a message out of, the latest first.
 const X_DEATH: &str = "x-death";

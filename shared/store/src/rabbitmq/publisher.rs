@@ -268,7 +268,7 @@ struct Settle {
     session: Session,
     window: usize,
     on_return: OnReturn,
-    /// Notified when the broker refuses, and confirms nothing meanwhile.
+    /// Notified when the broker refuses publishes and confirms none of them.
     refused: Arc<Notify>,
 }
 

@@ -113,14 +113,14 @@ async fn declare(channel: Channel, item: &Item, passive: bool) -> lapin::Result<
     }
 }
 
-/// Who declares the topology.
+/// Whether the services or the operators declare the topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
     Us,
     Operator,
 }
 
-/// One walk. An error closes its channel, so each next step opens another.
+/// One walk over the topology. An error closes its channel, so the next step opens another.
 struct Survey<'c> {
     connection: &'c Connection,
     prefix: &'c str,

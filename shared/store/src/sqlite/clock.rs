@@ -18,7 +18,7 @@ impl Clock {
         Clock { wall_ms: now_ms(), at: Instant::now() }
     }
 
-    /// Whether the wall clock, as it was read just now, was set back since the last look.
+    /// Whether the wall clock, which was read just now, was set back since the last call.
     pub(super) fn went_back(&mut self, wall_ms: i64) -> bool {
         self.look(wall_ms, Instant::now())
     }

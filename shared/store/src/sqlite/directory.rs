@@ -1,4 +1,4 @@
-//! The data directory: created private, and owned by one process at a time.
+//! The data directory: accessible to its owner alone, and used by one process at a time.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;

@@ -519,7 +519,7 @@ mod tests {
             settle(&store, delivery, settlement).await;
         }
         let expected = Depths { waiting: 2, retrying: 1, parked: Vec::new(), dead: 1 };
-        // The count of all events is made again after a while.
+        // The count of all events is repeated only after a while.
         let counted = async {
             while store.depths().await.unwrap() != expected {
                 tokio::task::yield_now().await;

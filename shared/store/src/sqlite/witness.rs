@@ -91,7 +91,7 @@ impl Watched {
 mod tests {
     use super::*;
 
-    /// A directory with a database and its log, watched.
+    /// A watched directory with a database and its log.
     fn watched() -> (tempfile::TempDir, PathBuf, Witness) {
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("data");
