@@ -19,8 +19,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long the command waits without progress before it gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(250);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
 pub struct Drain {
@@ -81,7 +81,7 @@ async fn hand_over(
 ) -> anyhow::Result<()> {
     let show = async {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             bar.set_position(found.saturating_sub(spool.usage().events));
         }
     };
@@ -105,12 +105,12 @@ async fn hand_over(
             if left < least {
                 (least, moved) = (left, Instant::now());
             }
-            if moved.elapsed() >= PATIENCE {
+            if moved.elapsed() >= GIVE_UP_AFTER {
                 let why =
                     exchange.ready().err().map_or_else(|| "it refuses them".to_owned(), |error| error.to_string());
-                bail!("RabbitMQ has taken no event for {PATIENCE:?}: {why}");
+                bail!("RabbitMQ has taken no event for {GIVE_UP_AFTER:?}: {why}");
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     tokio::select! {

@@ -11,7 +11,7 @@ use streamgate_service::telemetry::FilterError;
 pub const USAGE: u8 = 64;
 pub const FAILED: u8 = 1;
 /// Time limit for writing the error to stderr.
-const PATIENCE: Duration = Duration::from_secs(1);
+const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A command line that clap accepts but that makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +27,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         drop(writeln!(std::io::stderr(), "{text}"));
         done.send(()).ok();
     });
-    written.recv_timeout(PATIENCE).ok();
+    written.recv_timeout(STDERR_TIMEOUT).ok();
     code(error)
 }
 

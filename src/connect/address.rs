@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stream_cannot_reach_is_known() {
+    fn urls_that_stream_cannot_reach_are_known() {
         for private in [
             "http://localhost:8080",
             "https://gateway",

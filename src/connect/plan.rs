@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn an_own_hook_keeps_what_an_operator_has_set() {
+    fn our_hook_keeps_the_fields_that_an_operator_has_set() {
         let ours = r#"{"id":"h4","hook_type":"webhook","enabled":false,"event_types":["message.updated"],"webhook_url":"https://hooks.example.com/webhooks/stream/push","timeout_ms":3000,"failover_config":{"type":"s3","s3_bucket":"mine"}}"#;
         let plan = Plan::of(&v2(&[ours.to_owned()]), &connect(&["message.new"]));
         let expected = ours.replace("false", "true").replace("message.updated", "message.new");
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_do_harm_is_refused_and_names_the_option_that_overrides_it() {
+    fn a_harmful_change_is_refused_and_names_the_option_that_overrides_it() {
         let sqs = |secret: &str| {
             format!(r#"{{"id":"q","hook_type":"sqs","enabled":true,"sqs_auth_type":"keys","sqs_key":"AKIA"{secret}}}"#)
         };
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named_and_no_secret_shown() {
+    fn a_differing_field_is_named_and_no_secret_is_shown() {
         let hook = |fields: &str| {
             let json = format!(r#"{{"id":"h","hook_type":"sqs","enabled":true{fields}}}"#);
             EventHook::read(&RawValue::from_string(json).unwrap()).unwrap()
@@ -576,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_of_another_product_or_that_was_pointed_elsewhere_is_somebody_elses() {
+    fn a_hook_of_another_product_or_pointed_elsewhere_is_foreign() {
         let hook = |id: &str, url: &str, product: &str| {
             format!(
                 r#"{{"id":"{id}","hook_type":"webhook","enabled":true,"product":"{product}","webhook_url":"{url}"}}"#
@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn temporary_hooks_of_streams_own_tool_are_somebody_elses() {
+    fn temporary_hooks_of_streams_own_tool_are_foreign() {
         let temporary = format!(
             r#"{{"id":"t","hook_type":"webhook","enabled":true,"webhook_url":"{}?cliwebhook=7"}}"#,
             base().push()

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_long_is_clipped_and_stays_on_its_line() {
+    fn a_long_cell_is_clipped_and_stays_on_its_line() {
         for (text, shown) in [
             ("short", "short"),
             ("sixsix", "sixsix"),

@@ -13,8 +13,8 @@ use streamgate_store::sqlite::RouteBook;
 use tokio::time::Instant;
 
 /// How long to wait for Redis, and the interval between tries.
-const PATIENCE: Duration = Duration::from_secs(5);
-const AGAIN: Duration = Duration::from_millis(50);
+const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) enum Book {
     Embedded(RouteBook),
@@ -72,10 +72,10 @@ impl Book {
 
 /// Retries while the connection to Redis is being opened.
 async fn until_there<T, F: Future<Output = Result<T, StoreError>>>(ask: impl Fn() -> F) -> Result<T, StoreError> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + REDIS_TIMEOUT;
     loop {
         match ask().await {
-            Err(_) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
+            Err(_) if Instant::now() < until => tokio::time::sleep(RETRY_INTERVAL).await,
             result => return result,
         }
     }

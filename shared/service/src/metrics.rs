@@ -191,8 +191,8 @@ impl Metrics {
 /// Kind and outcome of every hook, with or without an answer from a handler.
 fn hook_outcomes() -> impl Iterator<Item = [&'static str; 2]> {
     let failures = [Reason::NoWorker, Reason::Unhandled, Reason::HookFailed, Reason::HookTimeout];
-    let words = ["answered"].into_iter().chain(failures.map(Reason::as_str));
-    words.flat_map(|word| [Kind::BeforeMessageSend, Kind::CustomCommand].map(|kind| [kind.as_str(), word]))
+    let outcomes = ["answered"].into_iter().chain(failures.map(Reason::as_str));
+    outcomes.flat_map(|outcome| [Kind::BeforeMessageSend, Kind::CustomCommand].map(|kind| [kind.as_str(), outcome]))
 }
 
 fn counters(name: &str, help: String, labels: &[&str]) -> prometheus::Result<IntCounterVec> {

@@ -79,9 +79,9 @@ pub(super) fn read(sections: Vec<Section<'_>>, environment: &Environment, report
 
 fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
     let given = section.text("api_key");
-    let is_told = given.is_none() && section.was_given("api_key");
+    let is_reported = given.is_none() && section.was_given("api_key");
     let api_key = given.unwrap_or_default();
-    if is_told {
+    if is_reported {
         // The mistake was reported when the value was read.
     } else if api_key.is_empty() || api_key.len() > 128 || !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
         section.problem("api_key", "takes your app's API key: 1 to 128 printable characters without spaces");

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rabbitmq_does_not_do_is_an_error_for_the_services() {
+    fn limits_of_rabbitmq_are_errors_for_the_services() {
         let services = |text: &str| {
             let loaded = load_text(text, []).unwrap().for_services();
             loaded.map(drop).map_err(|error| error.to_string())

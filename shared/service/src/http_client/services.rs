@@ -17,11 +17,11 @@ use tower_service::Service;
 
 /// How long an idle connection is kept. Servers close theirs after 2 s (gunicorn), 5 s (uvicorn, Apache) or 5 to 6 s
 /// (Node): below the least of these, a request seldom meets a connection that is just being closed.
-const IDLE: Duration = Duration::from_millis(1500);
+const MAX_IDLE: Duration = Duration::from_millis(1500);
 /// Oldest age of a connection, however busy: a service whose address has changed is found by then.
-const LONGEST: Duration = Duration::from_secs(30);
+const MAX_AGE: Duration = Duration::from_secs(30);
 /// Node's clients accept this many headers of a response; the HTTP library's own limit is 100.
-const HEADERS: usize = 2000;
+const MAX_HEADERS: usize = 2000;
 
 type Pool = Client<Watching<HttpsConnector<HttpConnector>>, Full<Bytes>>;
 
@@ -46,15 +46,15 @@ impl ServiceClient {
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
+            .pool_idle_timeout(MAX_IDLE)
             // Go's and Node's clients accept these too.
             .http1_allow_obsolete_multiline_headers_in_responses(true)
             .http1_allow_spaces_after_header_name_in_responses(true)
             .http1_ignore_invalid_headers_in_responses(true)
-            .http1_max_headers(HEADERS);
+            .http1_max_headers(MAX_HEADERS);
         let pooled = builder.build(Watching(connector.clone()));
         let unpooled = builder.pool_max_idle_per_host(0).build(Watching(connector.clone()));
-        Ok(ServiceClient { pooled, unpooled, connector, longest: LONGEST })
+        Ok(ServiceClient { pooled, unpooled, connector, longest: MAX_AGE })
     }
 
     /// Sends the request, and sends it once more if the failure was the fault of a reused connection and not of the

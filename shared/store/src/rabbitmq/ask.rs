@@ -24,16 +24,16 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Interval between checks whether any worker consumes calls. A check costs the broker a third of a millisecond.
-const LOOK: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// A broker that takes longer for a check hangs: callers are not made to wait for it.
-const SILENCE: Duration = Duration::from_millis(500);
+const HANG_AFTER: Duration = Duration::from_millis(500);
 
 /// Called for each answer whose caller no longer waits.
 pub type OnLate = Arc<dyn Fn() + Send + Sync>;
 
 /// Whether calls can be answered now.
 #[derive(Clone, Debug)]
-enum Line {
+enum Availability {
     /// There is no connection, or the broker hangs.
     Down,
     /// No worker consumes calls.
@@ -66,7 +66,7 @@ impl Waiting {
 pub struct Caller {
     queue: String,
     link: Arc<Link>,
-    line: watch::Receiver<Line>,
+    availability: watch::Receiver<Availability>,
     waiting: Arc<Waiting>,
     next: AtomicU64,
     _task: AbortOnDropHandle<()>,
@@ -77,25 +77,25 @@ impl Caller {
     pub fn start(endpoint: Endpoint, topology: Topology, on_late: OnLate) -> Caller {
         let queue = topology.calls();
         let link = Link::start(endpoint, topology.with_calls().without_probe(), "gateway, calls");
-        let (line_sender, line) = watch::channel(Line::Down);
+        let (availability_sender, availability) = watch::channel(Availability::Down);
         let waiting = Arc::new(Waiting::default());
         let exchanger = Exchanger {
             queue: queue.clone(),
             link: Arc::clone(&link),
-            line_sender,
+            availability_sender,
             waiting: Arc::clone(&waiting),
             on_late,
         };
         let task = AbortOnDropHandle::new(tokio::spawn(exchanger.run()));
-        Caller { queue, link, line, waiting, next: AtomicU64::new(1), _task: task }
+        Caller { queue, link, availability, waiting, next: AtomicU64::new(1), _task: task }
     }
 
     /// Calls `notify` with whether a worker can answer: now, and after each change.
     pub async fn watch_workers(&self, notify: impl Fn(bool) + Send) {
-        let mut line = self.line.clone();
+        let mut availability = self.availability.clone();
         loop {
-            notify(matches!(*line.borrow_and_update(), Line::Open(_)));
-            if line.changed().await.is_err() {
+            notify(matches!(*availability.borrow_and_update(), Availability::Open(_)));
+            if availability.changed().await.is_err() {
                 return;
             }
         }
@@ -110,10 +110,10 @@ impl Ask for Caller {
     async fn ask(&self, call: Envelope, within: Duration) -> Result<Bytes, Reason> {
         // While an alarm blocks publishing, a call would wait until the alarm ends.
         self.link.session().map_err(|_| Reason::StoreUnavailable)?;
-        let channel = match &*self.line.borrow() {
-            Line::Down => return Err(Reason::StoreUnavailable),
-            Line::Nobody => return Err(Reason::NoWorker),
-            Line::Open(channel) => channel.clone(),
+        let channel = match &*self.availability.borrow() {
+            Availability::Down => return Err(Reason::StoreUnavailable),
+            Availability::Nobody => return Err(Reason::NoWorker),
+            Availability::Open(channel) => channel.clone(),
         };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let properties = headers::call(&call, number, within);
@@ -148,7 +148,7 @@ impl Drop for Place<'_> {
 struct Exchanger {
     queue: String,
     link: Arc<Link>,
-    line_sender: watch::Sender<Line>,
+    availability_sender: watch::Sender<Availability>,
     waiting: Arc<Waiting>,
     on_late: OnLate,
 }
@@ -161,7 +161,7 @@ impl Exchanger {
                 why = self.serve(&session) => why,
                 () = session.ended() => "ended".to_owned(),
             };
-            self.line_sender.send_replace(Line::Down);
+            self.availability_sender.send_replace(Availability::Down);
             // Their answers were lost with the channel: failing them now is better than letting them reach their
             // deadlines.
             self.waiting.lock().clear();
@@ -199,21 +199,21 @@ impl Exchanger {
     /// Checks periodically whether any worker consumes calls.
     async fn look(&self, asking: &Channel, looking: &Channel) -> String {
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-        let mut ticks = tokio::time::interval(LOOK);
+        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let asked = looking.queue_declare(self.queue.as_str().into(), options, FieldTable::default());
-            let asked = or_silence(asked, || drop(self.line_sender.send_replace(Line::Down))).await;
-            let line = match asked {
-                Ok(queue) if queue.consumer_count() > 0 => Line::Open(asking.clone()),
-                Ok(_) => Line::Nobody,
+            let asked = or_hang(asked, || drop(self.availability_sender.send_replace(Availability::Down))).await;
+            let availability = match asked {
+                Ok(queue) if queue.consumer_count() > 0 => Availability::Open(asking.clone()),
+                Ok(_) => Availability::Nobody,
                 Err(error) => return error.to_string(),
             };
-            self.line_sender.send_if_modified(|known| {
-                let same = std::mem::discriminant(known) == std::mem::discriminant(&line);
+            self.availability_sender.send_if_modified(|known| {
+                let same = std::mem::discriminant(known) == std::mem::discriminant(&availability);
                 if !same {
-                    *known = line;
+                    *known = availability;
                 }
                 !same
             });
@@ -221,13 +221,13 @@ impl Exchanger {
     }
 }
 
-/// Awaits a reply to its end, and calls `on_silence` when it takes long. It is not abandoned: the library would keep
+/// Awaits a reply to its end, and calls `on_hang` when it takes long. It is not abandoned: the library would keep
 /// the slot of an abandoned request.
-async fn or_silence<T>(asked: impl Future<Output = T>, on_silence: impl FnOnce()) -> T {
+async fn or_hang<T>(asked: impl Future<Output = T>, on_hang: impl FnOnce()) -> T {
     let mut asked = std::pin::pin!(asked);
     tokio::select! {
         result = &mut asked => return result,
-        () = tokio::time::sleep(SILENCE) => on_silence(),
+        () = tokio::time::sleep(HANG_AFTER) => on_hang(),
     }
     asked.await
 }

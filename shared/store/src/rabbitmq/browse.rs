@@ -14,13 +14,13 @@ use std::time::Duration;
 use streamgate_core::{envelope::Envelope, ports::StoreError};
 
 /// Dead letters held by one channel: their bodies are in memory until they are read.
-const HELD: u16 = 500;
+const MAX_HELD: u16 = 500;
 /// RabbitMQ's limit is 2047 channels; the last ones are left to others.
 const MOST_CHANNELS: usize = 2000;
 /// Half of the settlements that a channel of RabbitMQ 3.10 sends to a quorum queue before it waits.
-const PIECE: usize = 16;
+const ACK_PIECE: usize = 16;
 /// Interval between checks whether dead letters are back in their queue.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// One walk over a queue.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ impl Browse {
             if let Some(holding) = self.holding.last_mut() {
                 holding.given = holding.given.saturating_add(1);
                 holding.held += 1;
-                if holding.given == HELD {
+                if holding.given == MAX_HELD {
                     self.cancel().await?;
                 }
             }
@@ -142,7 +142,7 @@ impl Browse {
             return Ok(false);
         }
         let channel = self.connection.create_channel().await.map_err(unavailable)?;
-        channel.basic_qos(HELD, BasicQosOptions::default()).await.map_err(unavailable)?;
+        channel.basic_qos(MAX_HELD, BasicQosOptions::default()).await.map_err(unavailable)?;
         let queue = self.queue.as_str().into();
         let consumed = channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default());
         self.consumer = Some(consumed.await.map_err(unavailable)?);
@@ -205,7 +205,7 @@ impl Browse {
             };
             holding.held = holding.held.saturating_sub(u32::try_from(here.len()).unwrap_or(u32::MAX));
             let whole = holding.held == 0;
-            let size = if whole { here.len() } else { PIECE };
+            let size = if whole { here.len() } else { ACK_PIECE };
             for piece in here.chunks_mut(size) {
                 let first = if whole { piece.len().saturating_sub(1) } else { 0 };
                 for (chosen, _) in piece.iter().skip(first) {
@@ -278,7 +278,7 @@ impl Browse {
             // the next channel must not overtake them.
             let back = async {
                 while ready(&self.asking, &self.queue).await.is_ok_and(|ready| ready < expected) {
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
             };
             drop(tokio::time::timeout(PATIENCE, back).await);

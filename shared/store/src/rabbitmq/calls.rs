@@ -17,7 +17,7 @@ use streamgate_core::reason::Reason;
 use tokio::sync::Mutex;
 
 /// Stream never waits longer. Used for a foreign call that names no expiration or a longer one.
-const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST_CALL: Duration = Duration::from_secs(5);
 
 /// Calls from RabbitMQ.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ fn call(raw: Raw) -> Call<Handle> {
     let Raw { routing_key, properties, data, acker, .. } = raw;
     let to = properties.reply_to().clone();
     let to = to.map(|reply_to| (reply_to, properties.correlation_id().clone().unwrap_or_default()));
-    let within = headers::within(&properties).unwrap_or(LONGEST).min(LONGEST);
+    let within = headers::within(&properties).unwrap_or(LONGEST_CALL).min(LONGEST_CALL);
     let envelope = headers::read(&properties, routing_key.as_str(), data.into()).envelope;
     Call { envelope, within, handle: Handle { acker, to } }
 }

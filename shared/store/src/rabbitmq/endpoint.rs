@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_has_an_endpoint_has_its_replacement() {
+    fn every_holder_of_an_endpoint_gets_its_replacement() {
         let parse = |url| Endpoint::parse(url, None, None).unwrap();
         let endpoint = parse("amqp://ann:old@one:1/v");
         let other = endpoint.clone();

@@ -148,7 +148,7 @@ pub(super) fn read_answer(properties: &BasicProperties, body: Vec<u8>) -> Option
     let reason = properties.headers().as_ref().and_then(|headers| text(headers.inner().get(REASON)?));
     let answer = match reason {
         // A later version may know reasons that this one does not.
-        Some(word) => Err(Reason::parse(&word).unwrap_or(Reason::HookFailed)),
+        Some(reason) => Err(Reason::parse(&reason).unwrap_or(Reason::HookFailed)),
         None if is_answer(&body) => Ok(body.into()),
         None => Err(Reason::HookFailed),
     };
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_broker_drops_is_a_dead_letter_with_its_word_and_a_number_that_stays() {
+    fn a_message_that_the_broker_drops_is_a_dead_letter_with_its_reason_and_a_stable_number() {
         let deaths = vec![record("p.retry.1000", "expired", 9), record("p.events", "delivery_limit", 7)];
         let dropped = table(&[("x-death", AMQPValue::FieldArray(deaths.into()))]);
         let look = || dead_letter(&dropped, "p.dead", Bytes::from_static(b"{}"), Reason::Unrouted);
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_broker_drops_after_a_death_of_ours_died_by_the_broker() {
+    fn a_dead_letter_that_the_broker_drops_again_died_by_the_broker() {
         let deaths = AMQPValue::FieldArray(vec![record("p.events", "expired", 7)].into());
         let both = table(&[(REASON, long("rejected")), ("x-death", deaths)]);
         assert_eq!(dead_letter(&both, "p.dead", Bytes::new(), Reason::Unrouted).reason, "dropped_by_broker");

@@ -19,9 +19,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 /// A confirm that is this late will not come: the channel is abandoned with everything that waits on it.
-const LOST: Duration = Duration::from_secs(30);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Confirms processed together: a return may be reported with another publish of the same acknowledgement.
-const TOGETHER: usize = 256;
+const CONFIRM_CHUNK: usize = 256;
 
 /// How many publishes may be under way.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +66,9 @@ pub(super) async fn publish_batch(
         });
         confirmed.collect()
     };
-    tokio::time::timeout(LOST, publish).await.unwrap_or_else(|_| Err(format!("no confirm within {LOST:?}")))
+    tokio::time::timeout(CONFIRM_TIMEOUT, publish)
+        .await
+        .unwrap_or_else(|_| Err(format!("no confirm within {CONFIRM_TIMEOUT:?}")))
 }
 
 /// Called for each message that came back because no queue took it.
@@ -129,9 +131,9 @@ impl Publisher {
             reply.await.map_err(|_| ended())?
         };
         // A caller with a shorter deadline gives up by itself, or keeps listening: a late confirm is useful too.
-        tokio::time::timeout(LOST, confirmed)
+        tokio::time::timeout(CONFIRM_TIMEOUT, confirmed)
             .await
-            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no confirm within {LOST:?}"))))
+            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no confirm within {CONFIRM_TIMEOUT:?}"))))
     }
 }
 
@@ -278,10 +280,10 @@ impl Settle {
         let confirms = poll_fn(move |context| unconfirmed.poll_recv(context));
         let settled = confirms
             .map(|Unconfirmed { confirm, id, done, place }| async move {
-                (tokio::time::timeout(LOST, confirm).await, id, done, place)
+                (tokio::time::timeout(CONFIRM_TIMEOUT, confirm).await, id, done, place)
             })
             .buffer_unordered(window)
-            .ready_chunks(TOGETHER);
+            .ready_chunks(CONFIRM_CHUNK);
         let mut settled = std::pin::pin!(settled);
         loop {
             // Biased: after a return ended the session, a confirm that is ready may belong to the returned message.
@@ -314,7 +316,7 @@ impl Settle {
                         Err(StoreError::Unavailable(error.to_string()))
                     }
                     Err(_) => {
-                        let why = format!("no confirm within {LOST:?}");
+                        let why = format!("no confirm within {CONFIRM_TIMEOUT:?}");
                         session.fail(&why);
                         Err(StoreError::Unavailable(why))
                     }

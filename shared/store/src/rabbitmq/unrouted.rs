@@ -22,11 +22,11 @@ const LOOK: Duration = Duration::from_secs(5);
 /// channel settles each of them alone.
 const BATCH: u16 = 16;
 /// Most messages handed back in one look: after them the findings are reported, and the next look follows at once.
-const MOST: u32 = 1000;
+const MAX_PER_LOOK: u32 = 1000;
 /// More messages than there can be probes: reported as diverted without reading them.
-const MANY: u32 = 64;
+const MORE_THAN_PROBES: u32 = 64;
 /// Looks in a row without a diverted event after which the diversion is over.
-const CLEAN: u32 = 2;
+const CLEAN_LOOKS: u32 = 2;
 
 /// What was found in the queue of the unrouted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl Watch {
             let depth = timeout(PATIENCE, ready(&channel, &queue)).await;
             let depth = depth.map_err(|_| format!("no answer within {PATIENCE:?}"))?;
             waiting = depth.map_err(|error| error.to_string())?;
-            if label != "unrouted" || waiting > MANY {
+            if label != "unrouted" || waiting > MORE_THAN_PROBES {
                 show(label, waiting);
             }
         }
@@ -122,15 +122,15 @@ impl Watch {
         if waiting > 0 {
             // With `declare` this repairs what diverts them: a missing queue or binding.
             session.ensure(&self.topology).await?;
-            stopped = self.hand_back(session, waiting.min(MOST), &mut found).await.err();
+            stopped = self.hand_back(session, waiting.min(MAX_PER_LOOK), &mut found).await.err();
         }
         drop(channel.close(200, "OK".into()).await);
         // Probes do not count.
         let diverted = found.events + found.strangers;
-        if waiting <= MANY {
+        if waiting <= MORE_THAN_PROBES {
             show("unrouted", if stopped.is_some() { waiting } else { u32::try_from(diverted).unwrap_or(waiting) });
         }
-        let more = waiting > MOST && stopped.is_none();
+        let more = waiting > MAX_PER_LOOK && stopped.is_none();
         // If nothing was found, another gateway may have taken what was there a moment ago.
         if waiting == 0 || diverted > 0 || stopped.is_some() {
             self.report(found, stopped);
@@ -228,7 +228,7 @@ impl Watch {
         }
         if events == 0 && (stopped.is_none() || strangers > 0) {
             (known.found, known.clean) = (0, known.clean + 1);
-            if known.clean >= CLEAN && known.diverted.take().is_some() {
+            if known.clean >= CLEAN_LOOKS && known.diverted.take().is_some() {
                 tracing::info!("no more events are diverted to {unrouted}");
             }
             return;

@@ -9,7 +9,7 @@ use streamgate_core::id::fingerprint;
 use streamgate_core::ports::{Answers, StoreError, Turn};
 
 /// How long after its deadline the first call may take to have its answer kept.
-const TELLING: Duration = Duration::from_secs(1);
+const KEEP_GRACE: Duration = Duration::from_secs(1);
 const IN_WORK: u8 = b'W';
 const ANSWER: u8 = b'A';
 
@@ -50,7 +50,7 @@ impl Answers for RedisAnswers {
         let place = self.place(key);
         let mark = SetOptions::default()
             .conditional_set(ExistenceCheck::NX)
-            .with_expiration(SetExpiry::PX(millis(within + TELLING)));
+            .with_expiration(SetExpiry::PX(millis(within + KEEP_GRACE)));
         let mut asked = redis::pipe();
         asked.set_options(&place, &[IN_WORK], mark).get(&place);
         let (marked, found): (Option<()>, Option<Vec<u8>>) = self.redis.pipeline(&asked).await?;

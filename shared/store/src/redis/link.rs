@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Commands in a row that end in a timeout before the breaker opens.
-const PATIENCE: u32 = 3;
+const MAX_TIMEOUTS: u32 = 3;
 /// Time limit of a new connection, which may ask Sentinels or a whole cluster first.
 const DIAL: Duration = Duration::from_secs(2);
 /// How often a write is tried while nobody else may write: more often than any server closes idle connections, which
@@ -135,7 +135,7 @@ impl Redis {
                 let why = format!("no answer within {:?}", self.0.timeout);
                 // Timeouts of an earlier connection say nothing about the one that is open now.
                 let is_open = matches!(*self.0.state.borrow(), State::Open { number: open, .. } if open == number);
-                if is_open && self.0.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= PATIENCE {
+                if is_open && self.0.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_TIMEOUTS {
                     self.open_breaker(number, &why);
                 }
                 Err(StoreError::Unavailable(format!("Redis: {why}")))
@@ -178,7 +178,7 @@ fn ends_connection(error: &RedisError) -> bool {
 fn is_refusal(error: &RedisError) -> bool {
     let text = error.to_string();
     error.code().is_some_and(|code| REFUSALS.contains(&code))
-        || REFUSALS.iter().any(|word| text.contains(&format!("-{word} ")) || text.contains(&format!(": {word} ")))
+        || REFUSALS.iter().any(|code| text.contains(&format!("-{code} ")) || text.contains(&format!(": {code} ")))
 }
 
 /// The error as the server words it, if it comes from the server: the same for each command and script. Some of the

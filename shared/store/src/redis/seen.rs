@@ -14,9 +14,9 @@ use tokio_util::task::AbortOnDropHandle;
 /// Keys in memory: Stream's retries end after 15 s, so this suffices for 8,000 events/s without Redis. About 10 MB.
 const RECENT: usize = 1 << 17;
 /// Most marks that wait for Redis; further ones are dropped and counted.
-const WAITING: usize = 1 << 14;
+const MAX_WAITING: usize = 1 << 14;
 /// Most marks sent to Redis at a time.
-const TOGETHER: usize = 256;
+const MARK_BATCH: usize = 256;
 
 /// Called with the number of marks that did not reach Redis.
 pub type OnLost = Arc<dyn Fn(u64) + Send + Sync>;
@@ -34,7 +34,7 @@ pub struct SeenKeys {
 impl SeenKeys {
     /// Call within a tokio runtime.
     pub fn start(redis: Redis, window: Duration, on_lost: OnLost) -> SeenKeys {
-        let (marks, waiting) = mpsc::channel(WAITING);
+        let (marks, waiting) = mpsc::channel(MAX_WAITING);
         let closing = CancellationToken::new();
         let marking = mark_all(redis.clone(), window, waiting, on_lost, closing.clone());
         let marker = Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(marking))));
@@ -77,7 +77,7 @@ async fn mark_all(
     on_lost: OnLost,
     closing: CancellationToken,
 ) {
-    let mut keys = Vec::with_capacity(TOGETHER);
+    let mut keys = Vec::with_capacity(MARK_BATCH);
     loop {
         let received = tokio::select! {
             biased;
@@ -85,7 +85,7 @@ async fn mark_all(
                 waiting.close();
                 continue;
             }
-            received = waiting.recv_many(&mut keys, TOGETHER) => received,
+            received = waiting.recv_many(&mut keys, MARK_BATCH) => received,
         };
         if received == 0 {
             return;

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_a_handler_was_left_behind_with_counts_as_abandoned() {
+    async fn a_delivery_left_behind_with_a_handler_counts_as_abandoned() {
         let directory = tempfile::tempdir().unwrap();
         let options = options(directory.path().join("data"));
         for (is_left_behind, abandoned) in [(true, 0), (false, 1), (false, 1)] {

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_away_or_is_replaced_is_named() {
+    fn a_missing_or_replaced_file_is_named() {
         for name in ["streamgate.db", "streamgate.db-wal"] {
             let (_home, data, mut witness) = watched();
             std::fs::rename(data.join(name), data.join("moved")).unwrap();
