@@ -1,4 +1,4 @@
-//! Streamgate as a library: handlers in Rust, in the place of services that events are forwarded to.
+//! Streamgate as a library: handlers in Rust instead of services that events are forwarded to.
 
 use crate::backends;
 use crate::code::Code;
@@ -16,13 +16,13 @@ use streamgate_worker::{Answer, AnsweredBy, BeforeMessageSend, Command, Context,
 
 /// Why Streamgate does not run: a mistake in the configuration, a port that is taken, a store that cannot be opened.
 ///
-/// A `main` that returns it prints it as it reads, and ends with 1: the language has no other way. One that ends as the command does,
-/// with 64 for a mistake in the configuration, returns [`Error::report`].
+/// A `main` that returns this error prints its message and exits with 1, which is all that Rust offers. To exit as the
+/// command does, with 64 for a mistake in the configuration, return [`Error::report`].
 #[derive(thiserror::Error)]
 #[error("{0:#}")]
 pub struct Error(anyhow::Error);
 
-/// What a `main` prints that returns it.
+/// Rust prints this for a `main` that returns the error.
 impl std::fmt::Debug for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)
@@ -30,7 +30,7 @@ impl std::fmt::Debug for Error {
 }
 
 impl Error {
-    /// Prints it on stderr, as the command does, and picks the code to end with.
+    /// Prints the error on stderr, as the command does, and returns the exit code.
     pub fn report(&self) -> ExitCode {
         exit::report(&self.0)
     }
@@ -74,17 +74,17 @@ enum Origin {
 }
 
 impl Streamgate {
-    /// The configuration as the command finds it: the file that STREAMGATE_CONFIG names, else `streamgate.toml` in the
-    /// working directory if there is one, with the environment over it.
+    /// Loads the configuration as the command does: the file that STREAMGATE_CONFIG names, else `streamgate.toml` in
+    /// the working directory if there is one, overridden by the environment.
     pub fn from_env() -> Result<Streamgate, Error> {
         let source = Source { file: None, environment: Environment::of_process() };
-        // Which secrets must be there depends on what runs.
+        // Which secrets must exist depends on what is run later.
         let blind = Source { environment: source.environment.clone().without_secrets(), ..source.clone() };
         config::load(&blind, backends::problems).map_err(|error| Error(error.into()))?;
         Ok(Streamgate::of(Origin::Source(source)))
     }
 
-    /// A configuration of the caller's. Its apps and certificates are not read again while it runs.
+    /// Uses the given configuration. Its apps and certificates are not read again while it runs.
     pub fn new(config: Config) -> Streamgate {
         Streamgate::of(Origin::Config(Box::new(config)))
     }
@@ -93,11 +93,11 @@ impl Streamgate {
         Streamgate { from, code: Code::default(), mistakes: Vec::new() }
     }
 
-    /// Handles events whose type matches the glob. The first match wins; routes of the configuration come after these. The
-    /// glob is the route's name in metrics and dead letters.
+    /// Handles events whose type matches the glob. The first match wins; routes of the configuration come after these.
+    /// The glob is the route's name in metrics and dead letters.
     ///
-    /// A handler that blocks its thread, or computes for long, delays other events, and neither hooks nor what comes in. But
-    /// nothing can stop it at its timeout then: for what blocks there is `tokio::task::spawn_blocking`.
+    /// A handler that blocks its thread, or computes for long, delays other events, but neither hooks nor incoming
+    /// webhooks. Nothing can stop it at its timeout then: run blocking code in `tokio::task::spawn_blocking`.
     pub fn on<F, R>(mut self, events: &str, handler: F) -> Streamgate
     where
         F: Fn(Event, Context) -> R + Send + Sync + 'static,
@@ -108,7 +108,7 @@ impl Streamgate {
                 let handler = Arc::new(handler);
                 self.code.routes.push(Route::new(events, vec![pattern], handler));
             }
-            Ok(_) => self.mistakes.push(format!("on({events:?}) stands twice: the second one would never be called")),
+            Ok(_) => self.mistakes.push(format!("on({events:?}) is called twice: the second handler would never run")),
             Err(error) => self.mistakes.push(format!("on({events:?}): {error}")),
         }
         self
@@ -116,8 +116,8 @@ impl Streamgate {
 
     /// Answers before-message-send. Rules of the configuration that reject come before it.
     ///
-    /// It must not block its thread: that is the one on which other hooks, and with [`up`](Streamgate::up) all webhooks, are
-    /// taken. For what blocks there is `tokio::task::spawn_blocking`.
+    /// The handler must not block its thread: other hooks, and with [`up`](Streamgate::up) all webhooks, are taken on
+    /// the same one. Run blocking code in `tokio::task::spawn_blocking`.
     pub fn before_message_send<F, R>(mut self, handler: F) -> Streamgate
     where
         F: Fn(BeforeMessageSend) -> R + Send + Sync + 'static,
@@ -130,12 +130,13 @@ impl Streamgate {
             .replace(AnsweredBy::<F, BeforeMessageSend>::moderation(handler))
             .is_some()
         {
-            self.mistakes.push("before_message_send stands twice".to_owned());
+            self.mistakes.push("before_message_send is called twice".to_owned());
         }
         self
     }
 
-    /// Answers the custom command of that name, and the clicks on its buttons. It must not block its thread either.
+    /// Answers the custom command of that name, and the clicks on its buttons. The handler must not block its thread
+    /// either.
     pub fn command<F, R>(mut self, name: &str, handler: F) -> Streamgate
     where
         F: Fn(Command) -> R + Send + Sync + 'static,
@@ -143,12 +144,13 @@ impl Streamgate {
     {
         let name = name.trim_start_matches('/');
         if self.code.hooks.commands.insert(name.to_owned(), AnsweredBy::<F, Command>::command(handler)).is_some() {
-            self.mistakes.push(format!("command({name:?}) stands twice"));
+            self.mistakes.push(format!("command({name:?}) is called twice"));
         }
         self
     }
 
-    /// Gateway and worker in this process, on the embedded store. Returns after SIGTERM or SIGINT, when it has drained.
+    /// Runs gateway and worker in this process, on the embedded store. Returns after SIGTERM or SIGINT, when it has
+    /// drained.
     pub async fn up(self) -> Result<(), Error> {
         let (loaded, source, code) = self.load(|environment| environment)?;
         let ended = up::start(loaded, source, code).await.map(drop).map_err(Error);
@@ -156,7 +158,8 @@ impl Streamgate {
         ended
     }
 
-    /// A worker on RabbitMQ and Redis, with the feature `services`. Returns after SIGTERM or SIGINT, when it has drained.
+    /// Runs a worker on RabbitMQ and Redis; needs the feature `services`. Returns after SIGTERM or SIGINT, when it has
+    /// drained.
     #[cfg(feature = "services")]
     pub async fn worker(self) -> Result<(), Error> {
         let (loaded, source, code) = self.load(Environment::without_app_secrets)?;

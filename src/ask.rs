@@ -1,20 +1,20 @@
-//! A question on a terminal.
+//! Asks the user a question on the terminal.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use tokio_util::sync::CancellationToken;
 
-/// Whether somebody can be asked.
+/// Whether a user can be asked.
 pub(crate) fn is_possible() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Asks on a terminal; only a yes is one. Without a terminal the command line is the answer.
+/// Asks on the terminal; only a yes counts as agreement. Without a terminal, running the command counts as agreement.
 pub(crate) async fn agreed(question: &str, interrupted: &CancellationToken) -> anyhow::Result<bool> {
     if !is_possible() {
         return Ok(true);
     }
     write!(io::stderr(), "{question} [y/N] ")?;
-    // On a thread of its own, which the process does not wait for: an interrupt ends the question.
+    // The reader has its own thread, which the process does not wait for: an interrupt ends the question.
     let (sender, answer) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let mut line = String::new();

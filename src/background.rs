@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) struct Background(Vec<AbortOnDropHandle<()>>);
 
 impl Background {
-    /// What every service has: the operator's port, and the watch over its backend.
+    /// Starts what every service has: the operator's port, and the watch over its backend.
     pub(crate) fn start(
         ops_listener: TcpListener,
         metrics: Arc<Metrics>,
@@ -33,7 +33,7 @@ impl Background {
         self.0.push(AbortOnDropHandle::new(tokio::spawn(task)));
     }
 
-    /// Ends them, and returns when they have let go of what they held.
+    /// Aborts the tasks, and returns when they have released what they held.
     pub(crate) async fn end(self) {
         for task in self.0 {
             task.abort();

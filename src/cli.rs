@@ -14,14 +14,14 @@ Examples:
   streamgate connect --url https://hooks.example.com
                                                point the Stream app at this gateway
   streamgate drain --data-dir /var/lib/old-gateway
-                                               hand over what a gateway that is gone had spooled
+                                               hand over the spool of a gateway that no longer runs
   streamgate dead list                         what could not be handled?
   streamgate route pause app --why deploying   park the events of a route until it is resumed
 
 Configuration:
   A TOML file, named by --config or STREAMGATE_CONFIG, else streamgate.toml in the working directory if there is one.
   Single values can be set by the environment: STREAMGATE__GATEWAY__LISTEN=0.0.0.0:8080.
-  STREAM_API_KEY and STREAM_API_SECRET make one app where the file names none.
+  STREAM_API_KEY and STREAM_API_SECRET define one app if the file has none.
 
 Exit codes:
   0   done
@@ -43,36 +43,37 @@ pub enum Command {
     /// Run gateway and worker in one process on the embedded store (the default command)
     ///
     /// Needs no server and no config file. Without an app in the configuration it makes a development app, whose key is
-    /// `dev` and whose random secret is kept in the data directory. SIGTERM or SIGINT drains, a second one aborts; SIGHUP
-    /// reads apps, certificates, routes and hooks again, as does a change of their files.
+    /// `dev` and whose random secret is kept in the data directory. SIGTERM or SIGINT drains, a second one aborts;
+    /// SIGHUP reloads apps, certificates, routes and hooks, as does a change of their files.
     Up,
     /// Run a gateway on RabbitMQ and Redis
     ///
-    /// Verifies webhooks, deduplicates them, publishes them, and answers 200 when RabbitMQ has confirmed. Needs
-    /// an app in the configuration, and RabbitMQ and Redis there or on this machine. While RabbitMQ takes no events they go to
-    /// the spool in the data directory, and on from there. Any number of gateways can run side by side, each with a data
-    /// directory of its own that outlives it. Signals as for `up`.
+    /// Verifies webhooks, deduplicates them, publishes them, and answers 200 when RabbitMQ has confirmed. Needs an app
+    /// in the configuration, and RabbitMQ and Redis there or on this machine. While RabbitMQ takes no events, they go
+    /// to the spool in the data directory, and from there to RabbitMQ later. Any number of gateways can run side by
+    /// side, each with a data directory of its own that outlives it. Signals as for `up`.
     Gateway,
     /// Run a worker on RabbitMQ and Redis
     ///
-    /// Takes events from RabbitMQ, lets one handler at a time have each, and settles it: done, retried later, or a dead
-    /// dead letter. Needs RabbitMQ and Redis, in the configuration or on this machine; without routes it logs events. The secrets of
-    /// apps need not be there. Any number of
-    /// workers can run side by side. SIGTERM or SIGINT drains, a second one aborts.
+    /// Takes events from RabbitMQ, makes sure that only one handler at a time has each, and settles it: done, retried
+    /// later, or a dead letter. Needs RabbitMQ and Redis, in the configuration or on this machine; without routes it
+    /// logs events. The apps' secrets are not needed. Any number of workers can run side by side. SIGTERM or SIGINT
+    /// drains, a second one aborts.
     Worker,
     /// Check the configuration, then everything it names
     ///
-    /// Tells every mistake of the configuration in one go, each with its key, and ends with 64. Then looks at the store (or
-    /// at RabbitMQ and Redis, where the configuration names them), the certificates and the routes, without changing
-    /// anything, and ends with 1 if one of them is not in order.
+    /// Reports every mistake in the configuration at once, each with its key, and exits with 64. Then checks the store
+    /// (or RabbitMQ and Redis, where the configuration names them), the certificates and the routes, without changing
+    /// anything, and exits with 1 if one of them is not in order.
     Check(check::Check),
     /// Point a Stream app's settings at this gateway
     ///
-    /// Reads the app's settings through Stream's REST API, shows what would change, asks on a terminal, writes only that, and reads
-    /// every hook back. Hooks of others are written back as they were read: Stream replaces the list as a whole. The URLs of
-    /// before-message-send and custom commands are set where the configuration answers hooks, and what Stream waits for
-    /// before-message-send follows the configured deadline. What could do harm is refused, with the option that overrides it. Ends with
-    /// 1 where Stream or this command refused, or where Stream shows something else than was written.
+    /// Reads the app's settings through Stream's REST API, shows what would change, asks on a terminal, writes only
+    /// that, and reads every hook back. Other receivers' hooks are written back as they were read: Stream replaces the
+    /// list as a whole. The URLs of before-message-send and custom commands are set where the configuration answers
+    /// hooks, and Stream's timeout for before-message-send follows the configured deadline. A change that could do harm
+    /// is refused, with the option that overrides it. Exits with 1 if Stream or this command refused, or if Stream
+    /// shows something other than what was written.
     #[command(after_help = "\
 Lines of the plan:
   + added   ~ changed   - taken out   = kept   ! worth a look
@@ -81,14 +82,15 @@ Examples:
   streamgate connect --url https://hooks.example.com --dry-run
   streamgate connect --url https://hooks.example.com --event-types 'message.*,reaction.new'
   streamgate connect --url https://abc-def.trycloudflare.com --hooks     a laptop behind a tunnel, with its synchronous hooks
-  streamgate connect --url https://hooks.example.com --remove            take out what leads there")]
+  streamgate connect --url https://hooks.example.com --remove            remove what leads there")]
     Connect(connect::Connect),
     /// Sign and send test webhooks
     ///
-    /// Goes to the configuration's own gateway, and signs with the first secret of its first app, or of the one that --api-key names;
-    /// without an app, with that of the development app that `up` made in the data directory. A secret that is not to be had here is
-    /// asked for on a terminal. Every type of event that Stream documents has a body of its shape. Prints statuses, outcomes and
-    /// latencies, and ends with 1 unless every webhook was answered 2xx.
+    /// Sends to the configuration's own gateway, and signs with the first secret of its first app, or of the app that
+    /// --api-key names; without an app, with the secret of the development app that `up` made in the data directory.
+    /// Asks on a terminal for a secret that is not available here. Has a body in the right shape for every event type
+    /// that Stream documents. Prints statuses, outcomes and latencies, and exits with 1 unless every webhook was
+    /// answered 2xx.
     #[command(after_help = "\
 Examples:
   streamgate send                                        one message.new, to the configuration's own gateway
@@ -102,18 +104,18 @@ Examples:
   streamgate send --file body.json --url https://host    these very bytes, to another gateway
   streamgate send --count 10000 --rate 500 --json        a load, with its figures for a script")]
     Send(send::Send),
-    /// Hand the events of a stranded spool over to RabbitMQ, and end
+    /// Hand the events of a stranded spool over to RabbitMQ, then exit
     ///
-    /// For the data directory of a gateway that will not start again on it, or of an `up` that moves to RabbitMQ: its
-    /// waiting events are published, oldest first, each removed when RabbitMQ has confirmed it. Dead letters of an `up` stay.
-    /// A directory that a process uses is an error: a running gateway drains its spool itself. Ends with 1, and the rest still in the
-    /// spool, when RabbitMQ takes nothing for 30 seconds; an interrupted drain can be run again.
+    /// For the data directory of a gateway that will not start on it again, or of an `up` that moves to RabbitMQ: its
+    /// waiting events are published, oldest first, each removed when RabbitMQ has confirmed it. Dead letters of an `up`
+    /// stay. A directory that a process uses is an error: a running gateway empties its spool itself. Exits with 1, and
+    /// the rest still in the spool, when RabbitMQ takes nothing for 30 seconds; an interrupted run can be repeated.
     Drain(drain::Drain),
-    /// Look at dead letters, replay or drop them
+    /// List, replay or drop dead letters
     ///
-    /// Works beside a running `up`, which notices within a second, and without one. Where the configuration names RabbitMQ,
-    /// it works on the queues there, beside any number of workers: while it looks, dead letters are held and then given back in
-    /// order.
+    /// Works alongside a running `up`, which notices within a second, and without one. If the configuration names
+    /// RabbitMQ, works on the queues there, alongside any number of workers: dead letters are held while they are read,
+    /// and then given back in order.
     #[command(after_help = "\
 Examples:
   streamgate dead list --reason retries_exhausted
@@ -123,9 +125,9 @@ Examples:
     Dead(dead::Dead),
     /// List the routes, pause or resume one
     ///
-    /// A paused route's events are parked, count no attempt, and are handled once it is resumed. The pause holds for all workers,
-    /// across their restarts, and is kept with who made it, when and why: in Redis, or in the data directory of `up`. What
-    /// workers find out by themselves, that a route's service is down, stands in their metrics.
+    /// A paused route's events are parked, count no attempt, and are handled once it is resumed. The pause holds for
+    /// all workers, across their restarts, and is kept in Redis, or in the data directory of `up`, with its author,
+    /// time and reason. That a route's service is down, which workers find out by themselves, is in their metrics.
     #[command(after_help = "\
 Examples:
   streamgate route list

@@ -1,4 +1,4 @@
-//! The development app: what `up` runs with where no app is configured.
+//! The development app, which `up` uses when no app is configured.
 
 use anyhow::Context;
 use std::fs::OpenOptions;
@@ -8,22 +8,22 @@ use std::path::{Path, PathBuf};
 use streamgate_service::{config::AppConfig, private, secret::Secret};
 use streamgate_store::sqlite::{SECRET, create_private};
 
-/// Its name and its API key.
+/// The app's name and API key.
 pub const DEV: &str = "dev";
 
-/// Where its secret is kept.
+/// Path of the file with the app's secret.
 pub fn secret_file(data_dir: &Path) -> PathBuf {
     data_dir.join(SECRET)
 }
 
-/// The development app; its secret is made at the first start and kept.
+/// Loads the development app; its secret is created at the first start and kept.
 pub fn app(data_dir: &Path) -> anyhow::Result<AppConfig> {
     create_private(data_dir)
         .with_context(|| format!("cannot create the data directory {} (store.data_dir)", data_dir.display()))?;
     let file = secret_file(data_dir);
     let mut random = [0; 32];
     getrandom::fill(&mut random).context("cannot get random bytes from the system")?;
-    // Created only where nothing is, a link neither.
+    // Created only where nothing exists, not even a symlink.
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file) {
         Ok(mut created) => writeln!(created, "{}", hex::encode(random))
             .and_then(|()| created.sync_all())

@@ -1,4 +1,4 @@
-//! `streamgate drain`: hands the events of a stranded spool over to RabbitMQ, and ends.
+//! `streamgate drain`: hands the events of a stranded spool over to RabbitMQ, then exits.
 
 use crate::backends::rabbitmq::limits::for_services;
 use crate::backends::rabbitmq::{self, Servers};
@@ -19,9 +19,9 @@ use streamgate_store::sqlite::{self, OpenError, SpoolFile};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long nothing may move before the command gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(250);
+/// How long the command waits without progress before it gives up.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
 pub struct Drain {
@@ -40,7 +40,7 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     let loaded = for_services(global.load_without_secrets()?)?;
     let Servers { endpoint, topology, .. } = Servers::of(&loaded)?;
     let (config, metrics) = (loaded.config, Metrics::new());
-    // Not created by a typing mistake. An older file is migrated and a damaged one set aside, as by any owner.
+    // A mistyped path must not create a spool. An older file is migrated and a damaged one set aside, as by any owner.
     match sqlite::inspect(&config.store.data_dir) {
         Ok(()) | Err(OpenError::Older { .. } | OpenError::Database { .. }) => {}
         Err(error) => return Err(error.into()),
@@ -72,7 +72,7 @@ pub async fn command(global: &Global, args: &Drain) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns when nothing is left, or an error when nothing moves any more.
+/// Returns when nothing is left, or an error after too long without progress.
 async fn hand_over(
     spooled: &Spooled<Exchange, SpoolFile>,
     exchange: &Exchange,
@@ -82,12 +82,12 @@ async fn hand_over(
 ) -> anyhow::Result<()> {
     let show = async {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             bar.set_position(found.saturating_sub(spool.usage().events));
         }
     };
     let move_all = async {
-        // Stopped from the start: each round ends when nothing more can be handed over.
+        // The token is cancelled from the start, so that each round ends when nothing more can be handed over.
         let stop = CancellationToken::new();
         stop.cancel();
         let (mut least, mut moved) = (found, Instant::now());
@@ -106,12 +106,12 @@ async fn hand_over(
             if left < least {
                 (least, moved) = (left, Instant::now());
             }
-            if moved.elapsed() >= PATIENCE {
+            if moved.elapsed() >= GIVE_UP_AFTER {
                 let why =
                     exchange.ready().err().map_or_else(|| "it refuses them".to_owned(), |error| error.to_string());
-                bail!("RabbitMQ has taken no event for {PATIENCE:?}: {why}");
+                bail!("RabbitMQ has taken no event for {GIVE_UP_AFTER:?}: {why}");
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     tokio::select! {

@@ -10,28 +10,28 @@ use streamgate_service::telemetry::FilterError;
 /// Bad usage or a bad configuration (`EX_USAGE` of sysexits.h).
 pub const USAGE: u8 = 64;
 pub const FAILED: u8 = 1;
-/// For stderr to take the error.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time limit for writing the error to stderr.
+const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A command line that clap takes but that makes no sense.
+/// A command line that clap accepts but that makes no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct BadUsage(pub String);
 
-/// Prints the error on stderr and picks the code.
+/// Prints the error on stderr and returns the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let text = format!("streamgate: {error:#}");
     let (done, written) = mpsc::channel();
-    // A stderr that is gone leaves only the code to tell, and so does one that nobody reads.
+    // On a thread: if stderr is gone or nobody reads it, only the exit code reports the error.
     std::thread::spawn(move || {
         drop(writeln!(std::io::stderr(), "{text}"));
         done.send(()).ok();
     });
-    written.recv_timeout(PATIENCE).ok();
+    written.recv_timeout(STDERR_TIMEOUT).ok();
     code(error)
 }
 
-/// Whose mistake it was.
+/// The exit code: bad usage, or a failure.
 pub fn code(error: &anyhow::Error) -> ExitCode {
     let usage = error.is::<ConfigError>() || error.is::<BadUsage>() || error.is::<FilterError>();
     ExitCode::from(if usage { USAGE } else { FAILED })

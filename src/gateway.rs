@@ -21,9 +21,9 @@ use streamgate_service::shutdown::{self, Shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-/// Balancers commonly look every second.
+/// Shortest drain: load balancers commonly check health every second.
 const DRAIN_LEAST: Duration = Duration::from_secs(1);
-/// Enough for a batch that RabbitMQ takes.
+/// Time for the last hand-over: enough for a batch that RabbitMQ takes.
 const LAST_HAND_OVER: Duration = Duration::from_secs(2);
 
 /// What `run` needs. Listeners are bound by the caller, so that tests can choose free ports.
@@ -32,16 +32,16 @@ pub struct Front {
     pub loaded: Loaded,
     pub listener: TcpListener,
     pub ops_listener: TcpListener,
-    /// Where apps and certificates are read again.
+    /// Where apps and certificates are reloaded from.
     pub source: Source,
-    /// Asks for that at once.
+    /// Requests a reload at once.
     pub reload: Arc<Notify>,
     pub metrics: Arc<Metrics>,
 }
 
 pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     let source = global.source();
-    // Its routes are the worker's, with their secrets.
+    // The routes and their secrets are the worker's.
     let source = Source { environment: source.environment.without_route_secrets(), ..source };
     let loaded = for_services(global.load_from(&source)?)?;
     let config = &loaded.config;
@@ -72,7 +72,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     Ok(shutdown.code())
 }
 
-/// Serves until the drain is done. `ready` is called when everything is open; the backends may not be there yet.
+/// Serves until the drain is done. Calls `ready` when all listeners are open; the backends may not be connected yet.
 pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
     let Front { loaded, listener, ops_listener, source, reload, metrics } = front;
     let servers = Servers::of(&loaded)?;
@@ -92,11 +92,11 @@ pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyh
     }
     ready();
     let ((), by) = tokio::join!(receiving.run(listener, shutdown.clone()), shutdown.deadline(drain_timeout));
-    // Also after a receiving that took all of the time: what was spooled last has had none.
+    // Granted even if receiving used up all of the time: events that were spooled last had no time yet.
     let by = by.max(Instant::now() + LAST_HAND_OVER);
     tokio::select! {
         () = backend.stop(by) => {}
-        // A second signal: what is on the disk stays there.
+        // After a second signal the spooled events stay on the disk.
         () = shutdown.abort.cancelled() => {}
     }
     background.end().await;

@@ -1,4 +1,4 @@
-//! What every command shares of the command line: the configuration and the logs.
+//! Options that every command shares: the configuration and the logs.
 
 use crate::backends;
 use clap::{Args, ValueEnum};
@@ -16,7 +16,7 @@ pub struct Global {
     /// Overrides store.data_dir
     #[arg(long, global = true, value_name = "DIR", help_heading = GLOBAL)]
     pub data_dir: Option<PathBuf>,
-    /// How logs are written to stderr: human on a terminal and JSON lines elsewhere, unless said here
+    /// Format of the logs on stderr: auto is human on a terminal and JSON lines elsewhere
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "auto", help_heading = GLOBAL)]
     pub log_format: LogFormatArg,
 }
@@ -29,7 +29,7 @@ pub enum LogFormatArg {
 }
 
 impl Global {
-    /// STREAMGATE_LOG filters, in the syntax of RUST_LOG; `info` is the default.
+    /// STREAMGATE_LOG sets the filter, in the syntax of RUST_LOG; the default is `info`.
     pub fn start_logs(&self) -> Result<(), FilterError> {
         let format = match self.log_format {
             LogFormatArg::Auto => LogFormat::Auto,
@@ -47,7 +47,7 @@ impl Global {
         self.load_from(&self.source())
     }
 
-    /// For commands that need no secret.
+    /// Loads the configuration for commands that need no secret.
     pub fn load_without_secrets(&self) -> Result<Loaded, ConfigError> {
         let source = self.source();
         self.load_from(&Source { environment: source.environment.without_secrets(), ..source })
@@ -59,7 +59,7 @@ impl Global {
         Ok(loaded)
     }
 
-    /// For commands that show the doubts elsewhere than in the log.
+    /// Loads the configuration for commands that show doubts elsewhere than in the log.
     pub fn load_quietly(&self, source: &Source) -> Result<Loaded, ConfigError> {
         let mut loaded = config::load(source, backends::problems)?;
         if let Some(data_dir) = &self.data_dir {

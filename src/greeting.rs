@@ -1,4 +1,4 @@
-//! What a service says on stdout once it is open, with a command to paste that works as it stands.
+//! The greeting that a service prints on stdout once it is open, with a command to paste that works as printed.
 
 use crate::dev;
 use anyhow::Context;
@@ -9,7 +9,7 @@ use streamgate_service::config::{Config, Loaded, TlsConfig};
 use streamgate_worker::Hooks;
 use tokio::net::TcpListener;
 
-/// Binds, or says which key to set.
+/// Binds a listener; the error says which key to set.
 pub async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     let bound = TcpListener::bind(address).await;
     let denied = bound.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
@@ -22,14 +22,14 @@ pub async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener>
     })
 }
 
-/// Lines of a name and a value.
+/// Lines of names and values.
 #[derive(Debug)]
 pub struct Greeting {
     text: String,
 }
 
 impl Greeting {
-    /// `what`: "Streamgate", "Streamgate worker".
+    /// `what`: "Streamgate" or "Streamgate worker".
     pub fn new(what: &str) -> Greeting {
         Greeting { text: format!("{what} {} is up.\n\n", env!("CARGO_PKG_VERSION")) }
     }
@@ -44,19 +44,19 @@ impl Greeting {
         Ok(self.line("metrics", format_args!("http://{ops}/metrics")))
     }
 
-    /// The command that sends an event to this gateway.
+    /// Adds the command that sends an event to this gateway.
     pub fn try_it(mut self, loaded: &Loaded, is_dev: bool, listener: &TcpListener) -> anyhow::Result<Greeting> {
         let config = &loaded.config;
         let (base, peer) = (base(loaded, listener)?, reachable(listener.local_addr()?).ip());
         let mut words = vec![program(), "send".into(), "--url".into(), base];
-        // The certificate is not made for an address.
+        // The certificate is for a name, not for this address.
         if let Some(TlsConfig::Files(files)) = &config.gateway.tls {
             words.extend(["--ca".into(), std::path::absolute(&files.cert)?.display().to_string()]);
         }
         if config.gateway.peers.has_header(peer) {
             words.push("--proxy-header".into());
         }
-        // There are the development app's secret, and a certificate of an authority.
+        // The data directory holds the development app's secret, and a certificate from an authority.
         if is_dev || matches!(config.gateway.tls, Some(TlsConfig::Acme(_))) {
             let data_dir = std::path::absolute(&config.store.data_dir)?;
             words.extend(["--data-dir".into(), data_dir.display().to_string()]);
@@ -65,7 +65,7 @@ impl Greeting {
         if let Some(path) = &loaded.path {
             words.extend(["--config".into(), std::path::absolute(path)?.display().to_string()]);
         }
-        // Also where the file has it: the app may be the environment's.
+        // Named even if the file has the key: the app may come from the environment.
         if let Some(key) = key.filter(|_| !is_dev) {
             words.extend(["--api-key".into(), key.api_key.clone()]);
         }
@@ -84,7 +84,7 @@ impl Greeting {
     }
 }
 
-/// Which hooks are answered here.
+/// Lists the hooks that are answered here.
 pub fn hooks(hooks: &Hooks) -> String {
     if hooks.is_empty() { "none: gateways answer them by their policy".to_owned() } else { hooks.names().join(", ") }
 }
@@ -94,13 +94,13 @@ pub fn base(loaded: &Loaded, listener: &TcpListener) -> anyhow::Result<String> {
     Ok(base_at(&loaded.config, listener.local_addr()?))
 }
 
-/// The base URL of a gateway with this configuration that listens there.
+/// The base URL of a gateway with this configuration that listens on `address`.
 pub fn base_at(config: &Config, address: SocketAddr) -> String {
     let scheme = if config.gateway.tls.is_some() { "https" } else { "http" };
     format!("{scheme}://{}", reachable(address))
 }
 
-/// The first API key, and where its secret is where we made it.
+/// The first API key, and the path of its secret if we made it.
 pub fn key(loaded: &Loaded, is_dev: bool) -> anyhow::Result<String> {
     let key = loaded.config.apps.first().and_then(|app| app.keys.first()).map_or("", |key| key.api_key.as_str());
     if !is_dev {
@@ -110,7 +110,7 @@ pub fn key(loaded: &Loaded, is_dev: bool) -> anyhow::Result<String> {
     Ok(format!("{key}, secret in {}", dev::secret_file(&data_dir).display()))
 }
 
-/// The address, for a client on this machine.
+/// The address that a client on this machine can use.
 pub fn reachable(address: SocketAddr) -> SocketAddr {
     let mut reachable = address;
     if address.ip().is_unspecified() {
@@ -119,7 +119,7 @@ pub fn reachable(address: SocketAddr) -> SocketAddr {
     reachable
 }
 
-/// The command, by a path that works from any directory; a program of somebody's own around the library has no `send`.
+/// The command, by a path that works from any directory. A program that embeds the library has no `send`.
 fn program() -> String {
     let path = std::env::current_exe().ok().filter(|path| path.file_stem().is_some_and(|name| name == "streamgate"));
     path.unwrap_or_else(|| PathBuf::from("streamgate")).display().to_string()

@@ -5,9 +5,10 @@
 //!
 //! # Features
 //!
-//! - `cli` (default): the command line, with `services`. A program with handlers of its own needs none of it: `default-features =
+//! - `cli` (default): the command line, with `services`. A program with its own handlers needs neither: `default-features =
 //!   false`.
-//! - `services`: [`Streamgate::worker`], on RabbitMQ and Redis. Without it there is [`Streamgate::up`], on the embedded store.
+//! - `services`: [`Streamgate::worker`], on RabbitMQ and Redis. Without it there is only [`Streamgate::up`], on the embedded
+//!   store.
 
 pub mod app;
 #[cfg(feature = "cli")]

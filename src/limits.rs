@@ -2,10 +2,11 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// For the store, listeners, logs, and connections to services.
+/// Files kept for the store, listeners, logs, and connections to services.
 const RESERVE: u64 = 512;
 
-/// Raises the soft limit as far as the connections need and the hard limit allows, and says so where that is not enough.
+/// Raises the soft limit as far as the connections need and the hard limit allows, and logs a warning if that is not
+/// enough.
 pub fn raise_open_files(max_connections: usize) {
     let needed = max_connections as u64 + RESERVE;
     let limit = getrlimit(Resource::Nofile);

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are errors to clap, but not to the user who asked for them.
+            // clap returns help and version as errors, but the user asked for them.
             let code = if error.use_stderr() { exit::USAGE } else { 0 };
             return if error.print().is_ok() { ExitCode::from(code) } else { ExitCode::from(exit::FAILED) };
         }
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
             Command::Route(args) => route::command(&cli.global, args).await,
         }
     });
-    // Whatever still runs has had its time: a lingering connection must not hold the process.
+    // Remaining tasks had their time: a lingering connection must not hold the process.
     runtime.shutdown_background();
     telemetry::flush();
     result.unwrap_or_else(|error| exit::report(&error))

@@ -1,18 +1,20 @@
-//! What commands print for people and scripts: on stdout, where logs never are.
+//! Output of commands on stdout, for users and scripts; logs never go there.
 
 #[cfg(feature = "cli")]
 use indicatif::{ProgressBar, ProgressStyle};
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-/// Prints a line, with every character that could drive a terminal made visible. A reader that went away (`| head`) is no error of ours: the rest is simply not printed.
+/// Prints a line, with every character that could control a terminal made visible. A closed pipe (`| head`) is not our
+/// error: the rest is simply not printed.
 pub fn line(text: impl std::fmt::Display) -> io::Result<()> {
     let text = text.to_string();
     bytes(format!("{}\n", visible(&text)).as_bytes())
 }
 
-/// Chat text and servers' words may hold control characters, which a terminal obeys, and overrides of direction, which show a line
-/// as it is not. They are written as `\u` and four digits, which JSON reads as the same character.
+/// Escapes control characters, which a terminal obeys, and bidirectional overrides, which make a line look different
+/// from what it is: chat text and servers' errors may contain them. They become `\u` and four digits, which JSON reads
+/// as the same character.
 pub fn visible(text: &str) -> Cow<'_, str> {
     let hides = |character: char| {
         (character.is_control() && character != '\n')
@@ -31,8 +33,8 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::from(text.chars().fold(String::new(), escaped))
 }
 
-/// Prints what a service says once it is open, on a thread of its own: a stdout that nobody reads must not keep it from its work,
-/// and one that takes nothing is no reason to end.
+/// Prints a service's greeting on a thread of its own: a stdout that nobody reads must not block the service, and a
+/// failing one is no reason to exit.
 pub fn greet(greeting: String) {
     std::thread::spawn(move || {
         if let Err(error) = line(greeting) {
@@ -41,7 +43,7 @@ pub fn greet(greeting: String) {
     });
 }
 
-/// Characters of a line: as COLUMNS or the terminal has it, else 80.
+/// Characters of a line: from COLUMNS or the terminal, else 80.
 #[cfg(feature = "cli")]
 pub fn width() -> usize {
     let given = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
@@ -56,14 +58,14 @@ pub fn bytes(bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// A progress bar on stderr, for work on more than a few `things`. Drawn on a terminal only, and not for scripts.
+/// A progress bar on stderr, for more than a few `things`. Drawn only on a terminal, and not for scripts.
 #[cfg(feature = "cli")]
 pub fn bar(length: u64, things: &str, script: bool) -> ProgressBar {
     if length < 2 || script {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(length);
-    // As wide as the terminal, whatever the figures take of it.
+    // The bar takes the width that the figures leave.
     let template = format!("{{wide_bar}} {{pos}}/{{len}} {things}, {{per_sec}}, {{eta}} left");
     if let Ok(style) = ProgressStyle::with_template(&template) {
         bar.set_style(style);

@@ -1,4 +1,4 @@
-//! The receiving side over any backend: the public port, what it takes, and who answers hooks.
+//! The receiving side, over any backend: the public port, its intake, and the hooks.
 
 use crate::backends::GatewayParts;
 use crate::reload::{Apps, Certificates, Part};
@@ -21,8 +21,8 @@ pub(crate) struct Receiving<E, A, W> {
 }
 
 impl<E: Enqueue, A: Ask, W: Answers> Receiving<E, A, W> {
-    /// `commands`: names of commands that have an answer of their own. The backend has taken the data directory by now, which
-    /// certificates live in too.
+    /// `commands`: names of commands with an answer of their own. The backend owns the data directory by now, where
+    /// certificates are kept too.
     pub(crate) fn new<L>(
         config: &Config,
         commands: HashSet<String>,
@@ -41,7 +41,7 @@ impl<E: Enqueue, A: Ask, W: Answers> Receiving<E, A, W> {
         Ok(Receiving { gateway, intake, hooks, tls })
     }
 
-    /// Whether webhooks would be taken now.
+    /// Whether webhooks would be accepted now.
     pub(crate) fn readiness(&self, backend: &Arc<impl Lifecycle>, shutdown: &Shutdown) -> Readiness {
         let (accepting, tls, backend) = (self.gateway.accepting(), self.tls.clone(), Arc::clone(backend));
         ops::unless_draining(shutdown, move || {
@@ -51,22 +51,22 @@ impl<E: Enqueue, A: Ask, W: Answers> Receiving<E, A, W> {
         })
     }
 
-    /// What of it is read again with the configuration. `apps`: those that the configuration has.
+    /// The parts that are reloaded with the configuration. `apps`: those that the configuration has.
     pub(crate) fn reloaded(&self, apps: Vec<AppConfig>) -> [Box<dyn Part>; 2] {
         [Box::new(Apps::new(Arc::clone(&self.intake), apps)), Box::new(Certificates(self.tls.clone()))]
     }
 
-    /// Renews the certificate, where it renews itself.
+    /// Renews the certificate, if it is obtained by ACME.
     pub(crate) fn renewing(&self) -> Option<impl Future<Output = ()> + Send + use<E, A, W>> {
         self.tls.clone().map(Tls::run)
     }
 
-    /// Until the drain is done.
+    /// Runs until the drain is done.
     pub(crate) async fn run(&self, listener: TcpListener, shutdown: Shutdown) {
         self.gateway.run(listener, shutdown).await;
     }
 
-    /// Waits until the last answers are remembered, before their store is closed.
+    /// Waits until the last answers are stored, before their store is closed.
     pub(crate) async fn close(&self) {
         self.hooks.close().await;
     }

@@ -1,6 +1,6 @@
-//! Reads the configuration again: on SIGHUP, when one of its files changes, and a while after that failed.
+//! Reloads the configuration: on SIGHUP, when one of its files changes, and again some time after a failure.
 //!
-//! Files are compared by their metadata once a second. Watching them by events would miss what counts most here, secrets
+//! Files are compared by their metadata once a second. File system events would miss the most important case: secrets
 //! and certificates that are mounted through chains of symbolic links and swapped somewhere else.
 
 use crate::backends;
@@ -22,24 +22,25 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 const LOOK: Duration = Duration::from_secs(1);
-/// What was wrong may pass without a change of the files: an authority file that can be read again, a right that is given.
+/// A failure may end without a change of the files: a CA file becomes readable, a permission is granted.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Something of a service that can be swapped while it runs. It knows what it holds, and holds on to that where the new is wrong.
+/// A part of a service that can be swapped while it runs. It knows its current value, and keeps it if the new one is
+/// wrong.
 pub trait Part: Send {
-    /// In the plural, for the log.
+    /// Its name in the plural, for the log.
     fn name(&self) -> &'static str;
-    /// Whether anything changed. `asked`: an operator asked for it.
+    /// Returns whether anything changed. `asked`: an operator requested the reload.
     fn reload(&mut self, config: &Config, asked: bool) -> anyhow::Result<bool>;
 }
 
-/// What is swapped, and where its new version comes from.
+/// The parts to swap, and the source of their new versions.
 pub struct Reload {
     pub source: Source,
     pub parts: Vec<Box<dyn Part>>,
-    /// What the service asks of a configuration at its start.
+    /// What the service requires of a configuration at its start.
     judge: Judge,
-    /// What was doubtful last; it is logged when it changes.
+    /// The last doubts; they are logged when they change.
     doubts: Option<Vec<(String, String)>>,
 }
 
@@ -49,24 +50,24 @@ impl std::fmt::Debug for Reload {
     }
 }
 
-/// Takes a configuration for a service, or says what in it is wrong for that service.
+/// Accepts a configuration for a service, or says what is wrong with it for that service.
 pub type Judge = fn(Loaded) -> Result<Loaded, ConfigError>;
 
-/// Device, inode, length and time of change: what differs when a file was written or swapped.
+/// Device, inode, length and change time: at least one differs when a file was written or swapped.
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Reload {
-    /// What is doubtful was logged when the configuration was loaded first.
+    /// The first doubts were logged when the configuration was loaded.
     pub fn new(source: Source, judge: Judge, parts: Vec<Box<dyn Part>>) -> Reload {
         Reload { source, parts, judge, doubts: None }
     }
 
-    /// Runs until it is dropped. `now`: asks for a reload at once.
+    /// Runs until it is dropped. `now`: requests a reload at once.
     pub async fn watch(mut self, first: Config, now: Arc<Notify>) {
         let mut config = first;
-        // One that was there at the start must be there: without it everything would have its default.
+        // A file that existed at the start must still exist: without it everything would fall back to defaults.
         let file = self.source.path();
-        // Nothing is known of the files yet: they may have changed since they were read at the start.
+        // No stamps yet: the files may have changed since they were read at the start.
         let mut stamps = BTreeMap::new();
         let mut retry_at = None;
         let mut ticks = tokio::time::interval(LOOK);
@@ -75,7 +76,7 @@ impl Reload {
                 () = now.notified() => true,
                 _ = ticks.tick() => false,
             };
-            // Taken before the files are read, never after: a change in between must be seen next time.
+            // The stamps are taken before the files are read, never after: a change in between must be seen next time.
             let found = self.stamps(&config);
             let is_due = retry_at.is_some_and(|at| Instant::now() >= at);
             if asked || is_due || found != stamps {
@@ -86,24 +87,24 @@ impl Reload {
         }
     }
 
-    /// Whether all went well. What is wrong stays as it was, and keeps no other part back.
+    /// Returns whether everything succeeded. A part that fails stays as it was, and blocks no other part.
     fn reload(&mut self, config: &mut Config, file: Option<&Path>, asked: bool) -> bool {
         let loaded = match config::load(&self.source, backends::problems).and_then(self.judge) {
             Ok(loaded) if file.is_some() && loaded.path.is_none() => {
                 let file = file.map(|file| file.display().to_string());
                 tracing::error!(
                     file,
-                    "not reloaded: the configuration file is not there any more; everything stays as it runs"
+                    "not reloaded: the configuration file no longer exists; the running configuration stays"
                 );
                 return false;
             }
             Ok(loaded) => loaded,
             Err(error) => {
-                tracing::error!(%error, "not reloaded: everything stays as it runs");
+                tracing::error!(%error, "not reloaded: the running configuration stays");
                 return false;
             }
         };
-        // Lines move with every edit.
+        // Line numbers are left out: they change with every edit.
         let doubts: Vec<_> = loaded.doubts.iter().map(|doubt| (doubt.key.clone(), doubt.what.clone())).collect();
         if self.doubts.as_ref().is_some_and(|known| *known != doubts) {
             loaded.log_doubts();
@@ -148,7 +149,7 @@ impl Reload {
     }
 }
 
-/// The apps that webhooks are taken for, with their secrets.
+/// The apps whose webhooks are accepted, with their secrets.
 #[derive(Debug)]
 pub struct Apps<E> {
     intake: Arc<Intake<E>>,
@@ -156,7 +157,7 @@ pub struct Apps<E> {
 }
 
 impl<E> Apps<E> {
-    /// `held`: those of the configuration, which the development app is not part of.
+    /// `held`: the apps of the configuration, without the development app.
     pub fn new(intake: Arc<Intake<E>>, held: Vec<AppConfig>) -> Apps<E> {
         Apps { intake, held }
     }
@@ -171,7 +172,7 @@ impl<E: Enqueue> Part for Apps<E> {
         if config.apps == self.held {
             return Ok(false);
         }
-        anyhow::ensure!(!config.apps.is_empty(), "the configuration names no app any more");
+        anyhow::ensure!(!config.apps.is_empty(), "the configuration has no app any more");
         self.intake.set_apps(AppConfig::table(&config.apps));
         self.held.clone_from(&config.apps);
         Ok(true)
@@ -191,25 +192,27 @@ impl Part for Certificates {
         match (&self.0, &config.gateway.tls) {
             (Some(tls), Some(config)) => Ok(tls.reload(config, asked)?),
             (None, None) => Ok(false),
-            (Some(_), None) | (None, Some(_)) => anyhow::bail!("gateway.tls came or went: that needs a restart"),
+            (Some(_), None) | (None, Some(_)) => {
+                anyhow::bail!("gateway.tls was added or removed: that needs a restart")
+            }
         }
     }
 }
 
-/// Which handler gets an event, with the services' URLs and headers.
+/// The routes, with the services' URLs and headers.
 #[derive(Debug)]
 pub struct Routes {
     pub router: Arc<ArcSwap<Router>>,
-    /// Those of the code, which stand before those of the configuration.
+    /// Routes in code, which come before those of the configuration.
     pub code: Vec<Route>,
     pub held: Vec<RouteConfig>,
-    /// What queues were declared for at the start.
+    /// Retry steps that have had queues since the start.
     pub steps: Vec<Duration>,
-    /// The longest that a handler might take at the start: the store is sized for it.
+    /// The longest handler timeout at the start: the store is sized for it.
     pub longest: Duration,
-    /// How many handlers all routes may have together: the store hands out enough for so many.
+    /// How many handlers all routes may run together: the store hands out enough for that many.
     pub handlers: usize,
-    /// The routes that have a place to park events, where operators declare it.
+    /// The routes whose queues for parked events operators have declared, if they declare them.
     pub declared: Option<Vec<String>>,
 }
 
@@ -223,8 +226,8 @@ impl Part for Routes {
         if *wanted == self.held {
             return Ok(false);
         }
-        // Every event would be logged and acknowledged from then on: too much for a file that is just being written.
-        anyhow::ensure!(!wanted.is_empty(), "the configuration names no route any more: that needs a restart");
+        // Without routes every event would be logged and acknowledged: too risky for a file that is just being written.
+        anyhow::ensure!(!wanted.is_empty(), "the configuration has no route any more: that needs a restart");
         if let Some(step) = config.worker.retry_steps().iter().find(|step| !self.steps.contains(step)) {
             anyhow::bail!("{step:?} is a new step of a retry ladder, and has no queue yet: that needs a restart");
         }
@@ -254,11 +257,11 @@ impl Part for Routes {
     }
 }
 
-/// Who answers hooks: services, rules and replies.
+/// The hook handlers: services, rules and replies.
 #[derive(Debug)]
 pub struct HookHandlers {
     pub hooks: Arc<ArcSwap<Hooks>>,
-    /// Those of the code.
+    /// Hook handlers in code.
     pub code: Hooks,
     pub held: HooksConfig,
 }
@@ -283,7 +286,7 @@ impl Part for HookHandlers {
     }
 }
 
-/// Both, of a service that handles events and hooks.
+/// The reloadable parts of a service that handles events and hooks: routes and hook handlers.
 pub fn handlers(
     router: Arc<ArcSwap<Router>>,
     hooks: Arc<ArcSwap<Hooks>>,

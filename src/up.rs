@@ -30,13 +30,13 @@ pub struct Up {
     pub config: Config,
     pub router: Router,
     pub hooks: Hooks,
-    /// Which of them do not come from the configuration; none where neither does.
+    /// The handlers in code, if routes and hooks can be reloaded.
     pub code: Option<Code>,
     pub listener: TcpListener,
     pub ops_listener: TcpListener,
-    /// Where apps and certificates are read again, if they are.
+    /// Where the configuration is reloaded from, if it is.
     pub source: Option<Source>,
-    /// Asks for that at once.
+    /// Requests a reload at once.
     pub reload: Arc<Notify>,
     pub metrics: Arc<Metrics>,
 }
@@ -46,11 +46,11 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     start(global.load()?, Some(global.source()), Code::default()).await
 }
 
-/// Binds, greets, and serves until a signal.
+/// Binds, prints the greeting, and serves until a signal.
 pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow::Result<ExitCode> {
     let mut loaded = loaded.for_one_process()?;
     let development = loaded.config.apps.is_empty();
-    // The reload compares with what the files say, so the development app is not part of it.
+    // A reload compares with the files, which do not contain the development app.
     let as_loaded = loaded.config.clone();
     let config = &mut loaded.config;
     if development {
@@ -85,7 +85,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
     Ok(shutdown.code())
 }
 
-/// Serves until the drain is done. `ready` is called when everything is open.
+/// Serves until the drain is done. Calls `ready` when all listeners are open.
 pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
     let Up { config, router, hooks, code, listener, ops_listener, source, reload, metrics } = up;
     let router = Arc::new(ArcSwap::from_pointee(router));
@@ -106,7 +106,7 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
         background.spawn(Reload::new(source, Ok, reloaded.collect()).watch(as_loaded, reload));
     }
     ready();
-    // Hooks are answered until the last of them is.
+    // The worker answers hooks until receiving has ended.
     let answered = Shutdown { drain: CancellationToken::new(), abort: shutdown.abort.clone() };
     let receive = async {
         receiving.run(listener, shutdown.clone()).await;

@@ -1,4 +1,4 @@
-//! From the configuration to routes, hooks and the policies of a worker. What they work on is in `backends`.
+//! Builds routes, hooks and a worker's policies from the configuration. The stores that they work on are in `backends`.
 
 use anyhow::{Context, bail};
 use std::collections::HashSet;
@@ -13,10 +13,10 @@ use streamgate_worker::{
     Screen,
 };
 
-/// Three pipes, with both of their ends while it starts, and its process.
+/// File descriptors of one command: both ends of three pipes while it starts, and its process.
 const FILES_OF_A_COMMAND: usize = 8;
 
-/// One client for each set of authorities, so that what goes to one service shares its connections.
+/// One client for each set of authorities, so that calls to one service share its connections.
 #[derive(Default)]
 pub(crate) struct ServiceClients(HashMap<Option<String>, ServiceClient>);
 
@@ -45,16 +45,16 @@ impl ServiceClients {
     }
 }
 
-/// The route of events where no other is: they are logged.
+/// Name of the route that logs events, if there is no other.
 const LOG: &str = "log";
 
-/// The names of the routes as far as the configuration has them: code may have more.
+/// The names of the configured routes; code may have more.
 pub fn route_names(config: &Config) -> Vec<&str> {
     let names: Vec<_> = config.worker.routes.iter().map(|route| route.name.as_str()).collect();
     if names.is_empty() { vec![LOG] } else { names }
 }
 
-/// The routes of the code, then those of the configuration; without any, every event is logged.
+/// The routes in code, then those of the configuration; without any, every event is logged.
 pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
     let (mut routes, configured) = (code, &config.worker.routes);
     if routes.is_empty() && configured.is_empty() {
@@ -80,7 +80,7 @@ pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
     Ok(Router::new(routes))
 }
 
-/// The hooks of the configuration, beside those of the code: each has one handler.
+/// The hooks of the configuration together with those in code: each has one handler.
 pub fn hooks(config: &Config, code: Hooks) -> anyhow::Result<Hooks> {
     let (moderation, commands) = (&config.hooks.before_message_send, &config.hooks.custom_commands);
     let mut clients = ServiceClients::default();
@@ -90,7 +90,7 @@ pub fn hooks(config: &Config, code: Hooks) -> anyhow::Result<Hooks> {
     let asked = one(hooks.before_message_send, configured, "before_message_send.forward")?;
     if asked.is_some() && moderation.rules.masks() {
         bail!(
-            "hooks.before_message_send.rules that mask do not go with a handler in the code: it does as it likes itself"
+            "hooks.before_message_send.rules that mask cannot be combined with a handler in code, which can mask by itself"
         );
     }
     hooks.before_message_send = match moderation.rules.is_empty() && asked.is_none() {
@@ -119,7 +119,7 @@ fn one<T>(code: Option<T>, configured: Option<T>, key: &str) -> anyhow::Result<O
     Ok(code.or(configured))
 }
 
-/// Commands that a URL may name where the signed message has none.
+/// Commands that the URL may name if the signed message names none.
 pub fn command_names(config: &Config) -> HashSet<String> {
     let commands = &config.hooks.custom_commands;
     commands.commands.keys().chain(&commands.by_url).cloned().collect()
@@ -137,23 +137,25 @@ fn ladder(config: &Config) -> Ladder {
     Ladder::new(config.worker.retry.clone())
 }
 
-/// What each route allows.
+/// The limits of each route.
 pub fn limits(config: &Config, router: &Router) -> Vec<Limits> {
     let worker = &config.worker;
     router.routes().iter().map(|route| route.limits(worker.concurrency, worker.handler_timeout)).collect()
 }
 
-/// Most deliveries in hand. Half of them may be with handlers, so that routes whose handlers all hang leave room for the others.
+/// Most deliveries in hand. At most half of them are with handlers, so that routes whose handlers all hang leave room
+/// for the others.
 pub fn in_hand(config: &Config, limits: &[Limits]) -> usize {
     config.worker.prefetch.max(2 * handlers(limits))
 }
 
-/// Most handlers at a time, of all routes together.
+/// Most handlers at a time, over all routes.
 pub fn handlers(limits: &[Limits]) -> usize {
     limits.iter().map(|limits| limits.concurrency).sum()
 }
 
-/// `prefetch`: what the store hands out before the first of it is settled. `longest_wait`: after that it takes it back.
+/// `prefetch`: how many deliveries the store hands out before the first is settled. `longest_wait`: after it the store
+/// takes a delivery back.
 pub fn policy(config: &Config, prefetch: usize, longest_wait: Option<Duration>) -> Policy {
     Policy {
         concurrency: config.worker.concurrency,
@@ -169,7 +171,7 @@ pub fn policy(config: &Config, prefetch: usize, longest_wait: Option<Duration>) 
     }
 }
 
-/// Most files that handlers of events have open: a connection each, and what a command takes.
+/// Most files that event handlers keep open: one connection each, or the files of a command.
 pub fn files_of_handlers(config: &Config) -> usize {
     let of = |route: &RouteConfig| match route.handler {
         HandlerConfig::Exec(_) => route.concurrency * FILES_OF_A_COMMAND,

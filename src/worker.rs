@@ -1,4 +1,4 @@
-//! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs business logic.
+//! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs handlers.
 
 use crate::backends::rabbitmq::limits::for_services;
 use crate::backends::rabbitmq::{self, Servers};
@@ -29,7 +29,7 @@ pub struct Back {
     pub loaded: Loaded,
     pub router: Router,
     pub hooks: Hooks,
-    /// Where routes and hooks are read again, if they are, and which of them do not come from there.
+    /// Where routes and hooks are reloaded from, if they are, and the handlers in code.
     pub reload: Option<(Source, Code)>,
     pub ops_listener: TcpListener,
     pub metrics: Arc<Metrics>,
@@ -38,12 +38,12 @@ pub struct Back {
 #[cfg(feature = "cli")]
 pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
     let source = global.source();
-    // It verifies no webhook, so Stream's secrets need not be there.
+    // A worker verifies no webhooks, so it needs none of Stream's secrets.
     let source = Source { environment: source.environment.without_app_secrets(), ..source };
     start(global.load_from(&source)?, Some(source), Code::default()).await
 }
 
-/// Binds, greets, and works until a signal.
+/// Binds, prints the greeting, and works until a signal.
 pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow::Result<ExitCode> {
     let loaded = for_services(loaded)?;
     let servers = Servers::of(&loaded)?;
@@ -66,7 +66,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
     Ok(shutdown.code())
 }
 
-/// Works until the drain is done. `ready` is called when everything is open; the backends may not be there yet.
+/// Works until the drain is done. Calls `ready` when everything is open; the backends may not be connected yet.
 pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
     let Back { loaded, router, hooks, reload: again, ops_listener, metrics } = back;
     let hangup = Arc::new(Notify::new());

@@ -1,4 +1,4 @@
-//! The working side over any backend: who handles events, and who answers calls.
+//! The working side, over any backend: event handlers, and the loop that answers hooks.
 
 use crate::backends::WorkerParts;
 use crate::code::Code;
@@ -45,12 +45,12 @@ impl<D: Deliveries, C: Claims, Q: Calls, R: RouteRecords> Working<D, C, Q, R> {
         Ok(Working { worker, calls, router, hooks })
     }
 
-    /// What of it is read again with the configuration. `code`: the handlers that do not come from there.
+    /// The parts that are reloaded with the configuration. `code`: the handlers in code.
     pub(crate) fn reloaded(&self, code: Code, config: &Config) -> [Box<dyn Part>; 2] {
         reload::handlers(Arc::clone(&self.router), Arc::clone(&self.hooks), code, config)
     }
 
-    /// Until both drains are done, that of the events and that of the hooks.
+    /// Runs until both drains are done, that of the events and that of the hooks.
     pub(crate) async fn run(&self, events: Shutdown, hooks: Shutdown) {
         let answering = async {
             if let Some(calls) = &self.calls {

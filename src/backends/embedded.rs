@@ -13,14 +13,14 @@ use streamgate_store::sqlite::{Depths, Embedded, OpenError, Options};
 use streamgate_worker::Router;
 use tokio::time::MissedTickBehavior;
 
-/// Between looks at what waits in the store.
+/// Interval between counts of the store's rows.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What both services work on, and its lifecycle, which they share.
+/// The ports of both services over the store, and the lifecycle that they share.
 pub type Gateway = GatewayParts<Embedded, InProcess, Embedded, Store>;
 pub type Worker = WorkerParts<Embedded, Embedded, InProcess, Embedded, Store>;
 
-/// The store in use.
+/// The running store.
 #[derive(Debug)]
 pub struct Store {
     store: Arc<Embedded>,
@@ -28,9 +28,9 @@ pub struct Store {
     metrics: Arc<Metrics>,
 }
 
-/// Between lines about events that are parked for routes that are gone.
+/// Interval between log lines about events that are parked for removed routes.
 const ORPHANS: Duration = Duration::from_secs(60 * 60);
-/// Takes the data directory, and starts the store. `answers`: whether there are handlers of hooks.
+/// Takes the data directory, and starts the store. `answers`: whether there are hook handlers.
 pub fn open(
     config: &Config,
     router: &Arc<ArcSwap<Router>>,
@@ -55,7 +55,7 @@ pub fn open(
     Ok((gateway, worker))
 }
 
-/// Writes that wait for a commit beside those of requests: settlements, at most one for each delivery in hand.
+/// `in_hand`: writes for settlements, at most one for each delivery in hand, in addition to those of requests.
 fn options(config: &Config, in_hand: usize) -> Options {
     Options {
         data_dir: config.store.data_dir.clone(),
@@ -66,7 +66,7 @@ fn options(config: &Config, in_hand: usize) -> Options {
         prefetch: in_hand,
         parked_share: PARKED_SHARE,
         in_hand_bytes: config.worker.memory_budget,
-        // Its own handler's time, and that of those that run when it is to run alone.
+        // The timeout of its own handler, and of those before it if it has to run alone.
         patience: config.worker.longest_handler_timeout().saturating_mul(2),
     }
 }
@@ -102,12 +102,12 @@ impl Lifecycle for Store {
                         self.metrics.worker_parked_events.with_label_values(&[route]).set(events);
                     }
                 }
-                Err(error) => tracing::debug!(%error, "cannot count what waits"),
+                Err(error) => tracing::debug!(%error, "cannot count waiting events"),
             }
         }
     }
 
-    /// Events that come in during the drain are durable, and delivered after the next start.
+    /// Nothing to stop: events that arrive during the drain are durable, and delivered after the next start.
     async fn stop(&self, _by: Instant) {}
 
     async fn close(&self) {

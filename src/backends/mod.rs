@@ -1,4 +1,4 @@
-//! What a gateway and a worker work on, a file for each backend: from the configuration to the ports, and their lifecycle.
+//! The backends of gateway and worker, one file each: from the configuration to the ports, and their lifecycle.
 
 pub mod embedded;
 #[cfg(feature = "services")]
@@ -11,10 +11,10 @@ use streamgate_service::config::Config;
 use streamgate_service::config::StoreKind;
 use streamgate_service::config::reader::Problem;
 
-/// One delivery in so many that a worker has in hand may be a parked one.
+/// One in this many deliveries in hand may be a parked event.
 const PARKED_SHARE: usize = 4;
 
-/// What the backend that a configuration names cannot do.
+/// The values of a configuration that its backend cannot work with.
 pub fn problems(config: &Config) -> Vec<Problem> {
     #[cfg(feature = "services")]
     if config.store.kind == StoreKind::RabbitMq {
@@ -25,35 +25,35 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     Vec::new()
 }
 
-/// What a gateway works on.
+/// The ports of a gateway.
 #[derive(Debug)]
 pub struct GatewayParts<E, A, W, L> {
     /// Makes events durable, and recognises repeats.
     pub enqueue: Arc<E>,
     /// Asks workers for the answers to hooks.
     pub calls: Arc<A>,
-    /// Remembers the answers to hooks.
+    /// Remembers first answers to hooks.
     pub answers: Arc<W>,
     pub lifecycle: Arc<L>,
 }
 
-/// What a worker works on.
+/// The ports of a worker.
 #[derive(Debug)]
 pub struct WorkerParts<D, C, Q, R, L> {
     pub deliveries: Arc<D>,
-    /// Most fresh deliveries that it hands out before the first of them is settled.
+    /// Most fresh deliveries that the store hands out before the first of them is settled.
     pub prefetch: usize,
-    /// How long a delivery may wait before it is taken back; none where it never is.
+    /// How long a delivery may wait before the store takes it back; `None` if it never does.
     pub longest_wait: Option<Duration>,
     pub claims: Arc<C>,
     /// Who has paused which route.
     pub records: Arc<R>,
-    /// None where nothing answers hooks.
+    /// `None` if no handler answers hooks.
     pub calls: Option<Arc<Q>>,
     pub lifecycle: Arc<L>,
 }
 
-/// Of a route that is gone, and has left parked events.
+/// Warns about a removed route that has parked events.
 fn log_orphan(route: &str, events: u64) {
     tracing::warn!(
         route,

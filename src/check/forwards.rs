@@ -1,5 +1,5 @@
-//! Whether the services that events and hooks are forwarded to can be reached: name, port and TLS, without a request. And whether the
-//! commands that are run for events are there.
+//! Checks whether the services that events and hooks are forwarded to can be reached (name, port and TLS, without a
+//! request), and whether the commands that are run for events exist.
 
 use super::Finding;
 use crate::wiring::ServiceClients;
@@ -10,7 +10,7 @@ use streamgate_service::config::{Config, ForwardConfig, HandlerConfig};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// One finding for each service, all looked at together.
+/// One finding for each service, all checked concurrently.
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
     let mut clients = ServiceClients::default();
     let services = services(config).map(|(key, forward)| (key, forward, clients.of(forward)));
@@ -25,7 +25,7 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
     futures_util::future::join_all(tries).await
 }
 
-/// The commands of routes: an executable file, at its path or in PATH.
+/// Checks the routes' commands: each must be an executable file, at its path or in PATH.
 pub(super) fn commands(config: &Config) -> Vec<Finding> {
     let commands = config.handlers().filter_map(|(path, handler)| match handler {
         HandlerConfig::Exec(exec) => Some((format!("{path}.exec"), exec.command.first()?)),
@@ -41,9 +41,7 @@ pub(super) fn commands(config: &Config) -> Vec<Finding> {
         };
         let what = match there {
             Some(path) => Ok(format!("runs {}", path.display())),
-            None => Err(format!(
-                "{program} is no file that can be run from here: give its whole path, and make it executable"
-            )),
+            None => Err(format!("{program} is not an executable file: give its full path, and make it executable")),
         };
         Finding::new(key, what)
     });

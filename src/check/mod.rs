@@ -1,4 +1,4 @@
-//! `streamgate check`: the configuration, then everything it names.
+//! `streamgate check`: checks the configuration, then everything it names.
 
 mod forwards;
 mod parked;
@@ -25,16 +25,18 @@ use streamgate_worker::Hooks;
 
 #[derive(Debug, Args)]
 pub struct Check {
-    /// Check what this service needs, as its host sees it; otherwise what the configuration has
+    /// Check what this service needs, as seen from its host; without it, everything in the configuration
     #[arg(value_enum)]
     role: Option<Role>,
-    /// Leave out the services that events and hooks are forwarded to
+    /// Do not connect to the services that events and hooks are forwarded to
     #[arg(long)]
     offline: bool,
-    /// Ask Stream too, whether each app's settings still fit: hooks that deliver here, what routes wait for, deadlines
+    /// Also ask Stream whether each app's settings still fit: hooks that deliver here, events that routes wait for,
+    /// deadlines
     #[arg(long)]
     stream: bool,
-    /// With --stream: the base URL under which Stream reaches this gateway [default: whatever gateway the settings lead to]
+    /// With --stream: the base URL under which Stream reaches this gateway [default: any gateway that the settings lead
+    /// to]
     #[arg(long, value_name = "URL", requires = "stream")]
     url: Option<String>,
     /// Stream's API, for --stream
@@ -52,16 +54,16 @@ enum Role {
     Worker,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     what: String,
     ok: bool,
-    /// Nothing is wrong that can be seen from here, but it may be.
+    /// Nothing wrong was found from here, but something may be.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     warning: bool,
     detail: String,
-    /// Of the configuration's file, where it is about a key in it.
+    /// The line in the configuration file, if it is about a key.
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
 }
@@ -136,12 +138,13 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::from(code))
 }
 
-/// What works, and is probably not what was meant.
+/// A setting that works and is probably not what was meant.
 fn doubtful(doubt: Problem) -> Finding {
     Finding { ok: true, warning: true, ..Finding::from(doubt) }
 }
 
-/// As the service of this role reads it: a worker's host has none of Stream's secrets, a gateway's none of the services'.
+/// Loads the configuration as the service of this role does: a worker's host has none of Stream's secrets, a gateway's
+/// none of the services'.
 fn load(global: &Global, role: Option<Role>) -> Result<Loaded, ConfigError> {
     let source = global.source();
     let environment = match role {
@@ -163,7 +166,7 @@ fn load(global: &Global, role: Option<Role>) -> Result<Loaded, ConfigError> {
     }
 }
 
-/// The backends, where the configuration names them.
+/// Reads the backends' addresses, where the configuration names backends.
 fn with_backends(loaded: Loaded) -> Result<(Loaded, Option<Servers>), ConfigError> {
     let backends = match loaded.config.store.kind {
         StoreKind::RabbitMq => Some(Servers::of(&loaded)?),
@@ -177,7 +180,7 @@ async fn named(config: &Config, backends: Option<Servers>, args: &Check) -> Vec<
     match args.role {
         Some(Role::Worker) => {}
         Some(Role::Gateway) if config.apps.is_empty() => {
-            let what = "none is named: add [[apps]], or set STREAM_API_KEY and STREAM_API_SECRET";
+            let what = "none is configured: add [[apps]], or set STREAM_API_KEY and STREAM_API_SECRET";
             checks.push(Finding::new("apps", Err(what.to_owned())));
         }
         Some(Role::Gateway | Role::Up) | None => checks.push(Finding::new("apps", Ok(apps(config)))),
@@ -200,7 +203,7 @@ async fn named(config: &Config, backends: Option<Servers>, args: &Check) -> Vec<
         }
     }
     if args.role != Some(Role::Worker) && config.gateway.listen.port() == 0 {
-        let what = "has port 0, which is another free one at each start: Stream needs an address that stays";
+        let what = "has port 0, a different port at each start: Stream needs a fixed address";
         checks.push(Finding::warning("gateway.listen", what.to_owned()));
     }
     let (gateway, worker) = (args.role != Some(Role::Worker), args.role != Some(Role::Gateway));
@@ -225,7 +228,7 @@ async fn named(config: &Config, backends: Option<Servers>, args: &Check) -> Vec<
     checks
 }
 
-/// What Stream's settings of each app say.
+/// Checks Stream's settings of each app.
 async fn stream(config: &Config, args: &Check) -> Vec<Finding> {
     if config.apps.is_empty() {
         return vec![Finding::new(
@@ -252,7 +255,7 @@ async fn stream(config: &Config, args: &Check) -> Vec<Finding> {
     checks
 }
 
-/// What cannot be checked from here.
+/// Warnings about what cannot be checked from here.
 fn doubts(tls: &TlsConfig, listen: SocketAddr) -> Vec<Finding> {
     let TlsConfig::Acme(acme) = tls else {
         return doubt_tls(tls).into_iter().map(|doubt| Finding::warning("gateway.tls.cert", doubt)).collect();
@@ -290,10 +293,10 @@ async fn services(config: &Config, backends: Servers, answers: bool) -> Vec<Find
             let (at, vhost) = (endpoint.address(), endpoint.virtual_host());
             let state = match absent.len() {
                 0 => "all exchanges and queues are as they should be".to_owned(),
-                count => format!("{count} things are not there yet; `gateway` and `worker` declare them"),
+                count => format!("{count} exchanges and queues do not exist yet; `gateway` and `worker` declare them"),
             };
             checks.push(Finding::new("rabbitmq", Ok(format!("{at}, virtual host {vhost}: {state}"))));
-            // Only hooks need it: where none is configured, a handler in code may still answer some.
+            // Only hooks need this; even without a configured hook, a handler in code may answer some.
             checks.extend(hooks.map(|why| match answers {
                 true => Finding::new("rabbitmq, hooks", Err(why)),
                 false => Finding::warning("rabbitmq, hooks", why),
@@ -309,7 +312,7 @@ async fn services(config: &Config, backends: Servers, answers: bool) -> Vec<Find
     checks
 }
 
-/// Looks without touching: a store that `up` would create or migrate is in order too.
+/// Checks without changing anything: a store that `up` would create or migrate is fine too.
 fn store(config: &Config) -> Result<String, String> {
     let data_dir = std::path::absolute(&config.store.data_dir).unwrap_or_else(|_| config.store.data_dir.clone());
     let data_dir = data_dir.display();
@@ -326,7 +329,7 @@ fn creatable(data_dir: &Path) -> Result<String, String> {
     let absolute = std::path::absolute(data_dir).map_err(|error| error.to_string())?;
     let existing = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let result = match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
-        _ if !existing.is_dir() => Err("is no directory".to_owned()),
+        _ if !existing.is_dir() => Err("is not a directory".to_owned()),
         result => result.map_err(|error| format!("cannot be written to: {error}")),
     };
     match result {

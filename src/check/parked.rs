@@ -1,11 +1,11 @@
-//! What is parked for routes that the configuration does not have: nobody takes it.
+//! Events parked for routes that are not in the configuration: no worker takes them.
 
 use super::Finding;
 use crate::route::book::Book;
 use crate::wiring;
 use streamgate_service::config::Config;
 
-/// Nothing where it cannot be known: that has a finding of its own.
+/// Returns nothing where the backend cannot be asked: that has a finding of its own.
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
     let Ok(book) = Book::of(config) else { return Vec::new() };
     let configured = wiring::route_names(config);

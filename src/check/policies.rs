@@ -1,4 +1,5 @@
-//! The policies on our queues. AMQP does not show them, so RabbitMQ's management API is asked, where its URL is configured.
+//! The policies on our queues. AMQP does not show them, so RabbitMQ's management API is asked, if its URL is
+//! configured.
 
 use super::Finding;
 use base64::Engine;
@@ -16,37 +17,37 @@ use streamgate_service::http_client::{self, HttpClient};
 
 const WHAT: &str = "rabbitmq.management_url";
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What RabbitMQ says of one queue takes a few kilobytes.
+/// RabbitMQ's description of one queue takes a few kilobytes.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// What RabbitMQ says of a queue, as far as it is of interest.
+/// The fields of RabbitMQ's description of a queue that are used here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Queue {
     policy: Option<String>,
     operator_policy: Option<String>,
-    /// An empty list where there is none.
+    /// RabbitMQ sends an empty list if there is none.
     effective_policy_definition: serde_json::Value,
 }
 
 /// What a policy does to a queue of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nothing that matters.
+    /// The policy is harmless.
     Harmless,
-    /// Events go another way than usual, and none is lost.
+    /// Events take another way than usual, and none is lost.
     Notable(&'static str),
     /// Events are lost, and we can neither stop nor see it.
     Loses(&'static str),
 }
 
-/// `queues`: their names; `dead`: the one of the dead letters.
+/// `queues`: all names; `dead`: the name of the dead letters' queue.
 pub(super) async fn look(url: &str, vhost: &str, queues: Vec<String>, dead: &str) -> Vec<Finding> {
     let api = match Api::of(url) {
         Ok(api) => api,
         Err(why) => return vec![Finding::new(WHAT, Err(why))],
     };
-    // Anything may answer 404 to what is asked of a queue.
+    // A 404 for a queue counts only if the server is the management API: any server may answer 404.
     if let Err(why) = api.overview().await {
         return vec![Finding::new(WHAT, Err(why))];
     }
@@ -55,7 +56,7 @@ pub(super) async fn look(url: &str, vhost: &str, queues: Vec<String>, dead: &str
         match api.queue(vhost, &name).await {
             Ok(Some(queue)) => findings.extend(judge_all(&name, name == dead, &queue)),
             Ok(None) => {}
-            // The others would fail alike.
+            // The other queues would fail the same way.
             Err(why) => return vec![Finding::new(WHAT, Err(why))],
         }
     }
@@ -67,7 +68,7 @@ pub(super) async fn look(url: &str, vhost: &str, queues: Vec<String>, dead: &str
 
 struct Api {
     client: HttpClient,
-    /// Scheme, host, port, and a path where the API stands behind one.
+    /// Scheme, host, port, and the path under which the API is served.
     base: String,
     host: String,
     authorization: Option<String>,
@@ -75,8 +76,9 @@ struct Api {
 
 impl Api {
     fn of(url: &str) -> Result<Api, String> {
-        let uri: Uri =
-            url.parse().map_err(|_| "is no URL; write it like http://user:password@host:15672".to_owned())?;
+        let uri: Uri = url
+            .parse()
+            .map_err(|_| "is not a valid URL: expected one like http://user:password@host:15672".to_owned())?;
         let (scheme, authority) = uri
             .scheme_str()
             .zip(uri.authority())
@@ -94,21 +96,21 @@ impl Api {
         Ok(Api { client, base, host: host.to_owned(), authorization })
     }
 
-    /// Whether it is RabbitMQ's management API that answers.
+    /// Checks that the server is RabbitMQ's management API.
     async fn overview(&self) -> Result<(), String> {
         match self.get::<serde_json::Value>("overview").await? {
             Some(overview) if overview.get("rabbitmq_version").is_some() => Ok(()),
-            Some(_) | None => Err(format!("what answers at {} is not RabbitMQ's management API", self.base)),
+            Some(_) | None => Err(format!("the server at {} is not RabbitMQ's management API", self.base)),
         }
     }
 
-    /// None where there is no such queue.
+    /// `None` if there is no such queue.
     async fn queue(&self, vhost: &str, name: &str) -> Result<Option<Queue>, String> {
         let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         self.get(&format!("queues/{}/{}", encoded(vhost), encoded(name))).await
     }
 
-    /// None where there is no such thing.
+    /// `None` if the server answers 404.
     async fn get<T: DeserializeOwned>(&self, what: &str) -> Result<Option<T>, String> {
         let uri = format!("{}/api/{what}", self.base);
         let mut request = Request::get(uri).header(HOST, &self.host);
@@ -119,9 +121,11 @@ impl Api {
         let response = http_client::exchange(&self.client, request, PATIENCE, MAX_ANSWER).await;
         let response = response.map_err(|error| format!("{}: {error}", self.host))?;
         match response.status() {
-            StatusCode::OK => serde_json::from_slice(response.body().as_ref().map_err(String::clone)?)
-                .map(Some)
-                .map_err(|error| format!("what {} answers is not RabbitMQ's management API: {error}", self.host)),
+            StatusCode::OK => {
+                serde_json::from_slice(response.body().as_ref().map_err(String::clone)?).map(Some).map_err(|error| {
+                    format!("the answer of {} is not one of RabbitMQ's management API: {error}", self.host)
+                })
+            }
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::UNAUTHORIZED => Err(format!(
                 "{} refuses the login; the user needs the tag `monitoring` or `management`, and the URL its password",
@@ -149,15 +153,15 @@ fn judge_all(name: &str, is_dead: bool, queue: &Queue) -> Vec<Finding> {
 
 fn judge(key: &str, value: &serde_json::Value, is_dead: bool) -> Verdict {
     match key {
-        "overflow" if value != "reject-publish" => Verdict::Loses("what is over a limit is thrown away; remove it"),
+        "overflow" if value != "reject-publish" => Verdict::Loses("messages over a limit are dropped; remove it"),
         "expires" => Verdict::Loses("RabbitMQ deletes the queue with its events when nobody uses it; remove it"),
         "message-ttl" if is_dead => {
             Verdict::Loses("dead letters are deleted; remove it, and use `streamgate dead drop`")
         }
-        // Each look at the dead letters is a delivery.
-        "delivery-limit" if is_dead => Verdict::Loses("dead letters that are looked at are deleted; remove it"),
+        // Each read of the dead letters counts as a delivery.
+        "delivery-limit" if is_dead => Verdict::Loses("dead letters are deleted after some reads; remove it"),
         "message-ttl" | "delivery-limit" => {
-            Verdict::Notable("what it takes out becomes a dead letter, dropped_by_broker")
+            Verdict::Notable("events that it removes become dead letters, dropped_by_broker")
         }
         "max-length" | "max-length-bytes" => {
             Verdict::Notable("over it RabbitMQ refuses, and events wait where they are")

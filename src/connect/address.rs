@@ -1,4 +1,5 @@
-//! The URL under which Stream reaches this gateway: its parts, whether Stream can reach it, and what answers there.
+//! The URL under which Stream reaches this gateway: its parts, whether Stream can reach it, and which server answers
+//! there.
 
 use crate::exit::BadUsage;
 use bytes::Bytes;
@@ -10,15 +11,15 @@ use std::time::Duration;
 use streamgate_core::path::{BEFORE_MESSAGE_SEND, CUSTOM_COMMANDS, PUSH};
 use streamgate_service::http_client;
 
-/// Stream puts the command's name there.
+/// Stream replaces `{type}` with the command's name.
 const COMMAND_QUERY: &str = "?type={type}";
 /// Chosen: Stream itself waits 6 s for a push.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// An answer of ours takes 100 bytes.
+/// A gateway's answer takes 100 bytes.
 const MAX_ANSWER: usize = 64 << 10;
-/// Stream's own CLI marks the URLs of its temporary hooks so, and takes them out itself.
+/// Query parameter by which Stream's own CLI marks the URLs of its temporary hooks, which it removes itself.
 const TEMPORARY: &str = "cliwebhook";
-/// Domains whose names lead to a laptop, for as long as a tunnel is open.
+/// Domains whose names lead to a laptop while a tunnel is open.
 const TUNNELS: [&str; 20] = [
     "trycloudflare.com",
     "ngrok.io",
@@ -41,7 +42,7 @@ const TUNNELS: [&str; 20] = [
     "loclx.io",
     "pagekite.me",
 ];
-/// Endings of names that lead nowhere in public.
+/// Suffixes of names that do not resolve in public.
 const PRIVATE_NAMES: [&str; 11] = [
     "localhost",
     "localdomain",
@@ -56,7 +57,7 @@ const PRIVATE_NAMES: [&str; 11] = [
     "invalid",
 ];
 
-/// A base URL: scheme, host, port, and a path where a proxy in front takes one off.
+/// A base URL: scheme, host, port, and a path prefix that a proxy strips.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BaseUrl {
     text: String,
@@ -64,7 +65,7 @@ pub(super) struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// The base URL, or the whole URL of a webhook on it.
+    /// Parses a base URL, or the whole URL of a webhook on it.
     pub(super) fn parse(text: &str, option: &str) -> Result<BaseUrl, BadUsage> {
         let wrong = || BadUsage(format!("{option} takes a URL like https://hooks.example.com, not {text:?}"));
         if text.contains('@') {
@@ -78,7 +79,7 @@ impl BaseUrl {
             return Err(wrong());
         }
         let default = if scheme == "https" { 443 } else { 80 };
-        // A name with a dot at its end is the same name.
+        // A trailing dot does not change a name.
         let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
         if host.is_empty() {
             return Err(wrong());
@@ -140,7 +141,7 @@ impl BaseUrl {
         self.address().map_or(self.host == "localhost", |address| address.is_loopback())
     }
 
-    /// The tunnel whose host it is.
+    /// The tunnel that the host belongs to.
     pub(super) fn tunnel(&self) -> Option<&'static str> {
         TUNNELS.into_iter().find(|domain| self.is_within(domain))
     }
@@ -153,7 +154,7 @@ impl BaseUrl {
         self.host.trim_start_matches('[').trim_end_matches(']').parse().ok()
     }
 
-    /// Why Stream cannot reach it from where it is.
+    /// Why Stream cannot reach it over the internet, if it cannot.
     pub(super) fn unreachable(&self) -> Option<String> {
         let host = &self.host;
         let why = match self.address() {
@@ -162,7 +163,7 @@ impl BaseUrl {
             None if PRIVATE_NAMES.iter().any(|ending| self.is_within(ending)) => {
                 "is a name of a private network, which Stream cannot look up"
             }
-            // Other writings of an address, as 127.1 or 0x7f000001, are no names either.
+            // Other notations of an address, like 127.1 or 0x7f000001, are not names.
             None if host.rsplit('.').next().is_some_and(is_number) => {
                 "is an address in a form that Stream does not take"
             }
@@ -175,7 +176,7 @@ impl BaseUrl {
         ))
     }
 
-    /// Whether all addresses that the name has here are of private networks. Elsewhere it may have others.
+    /// Whether all addresses that the name has here are private. It may have others elsewhere.
     pub(super) async fn is_private_from_here(&self) -> bool {
         if let Some(address) = self.address() {
             return is_private(address);
@@ -185,7 +186,7 @@ impl BaseUrl {
         addresses.peek().is_some() && addresses.all(is_private)
     }
 
-    /// Asks the push path from here: only a gateway of ours answers as it does.
+    /// Requests the push path from here: only a Streamgate gateway answers as expected.
     pub(super) async fn try_it(&self) -> Result<(), String> {
         let url = self.push();
         let failed = |why: String| {
@@ -207,7 +208,7 @@ impl BaseUrl {
             .and_then(|body| body.get("code").and_then(|code| code.as_str()).map(str::to_owned));
         match (status, code.as_deref()) {
             (StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed")) => Ok(()),
-            // gateway.allow_from need not name this machine.
+            // gateway.allow_from may exclude this machine.
             (StatusCode::FORBIDDEN, Some("peer_not_allowed")) => Ok(()),
             (status, _) if status.is_redirection() => {
                 Err(failed(format!("{status}, a redirect, which Stream does not follow")))
@@ -217,13 +218,13 @@ impl BaseUrl {
     }
 }
 
-/// The base URL of the gateway of which this is the path.
+/// The base URL of the gateway, if the URL is this path of a gateway.
 pub(super) fn gateway_at(url: &str, path: &str) -> Option<BaseUrl> {
     webhook(url).filter(|(_, its)| *its == path).map(|(base, _)| base)
 }
 
-/// What a URL of a webhook leads to: a gateway, and which of its paths. None for what is no gateway's, and for a temporary hook of
-/// Stream's own CLI, which ends with it.
+/// Splits a webhook's URL into the gateway's base and the path. `None` if the URL is not a gateway's, or belongs to a
+/// temporary hook of Stream's own CLI.
 fn webhook(url: &str) -> Option<(BaseUrl, &'static str)> {
     let (plain, query) = url.split_once('?').unwrap_or((url, ""));
     if query.split('&').any(|pair| pair.split('=').next() == Some(TEMPORARY)) {
@@ -232,7 +233,7 @@ fn webhook(url: &str) -> Option<(BaseUrl, &'static str)> {
     let parts = plain.split('/').filter(|part| !part.is_empty());
     let normal = parts.fold(String::new(), |path, part| path + "/" + part);
     let path = [PUSH, BEFORE_MESSAGE_SEND, CUSTOM_COMMANDS].into_iter().find(|path| normal.ends_with(path))?;
-    // A URL that holds a password is somebody's own affair.
+    // A URL with a password is not ours.
     Some((BaseUrl::parse(plain, "").ok()?, path))
 }
 
@@ -248,10 +249,10 @@ fn is_private(address: IpAddr) -> bool {
                 || v4.is_loopback()
                 || v4.is_link_local()
                 || v4.is_multicast()
-                // This network (RFC 1122), and what is reserved, with the broadcast address (RFC 1112).
+                // "This network" (RFC 1122), and the reserved range with the broadcast address (RFC 1112).
                 || first == 0
                 || first >= 240
-                // Behind a carrier's NAT (RFC 6598), and benchmarks (RFC 2544).
+                // Shared addresses behind a carrier's NAT (RFC 6598), and benchmarks (RFC 2544).
                 || (first == 100 && (64..128).contains(&second))
                 || (first == 198 && matches!(second, 18 | 19))
         }
@@ -268,7 +269,7 @@ fn is_private(address: IpAddr) -> bool {
     }
 }
 
-/// The address of version 4 that a translator's one stands for (RFC 6052).
+/// The IPv4 address that is embedded in an IPv6 address of a translator (RFC 6052).
 fn translated(address: std::net::Ipv6Addr) -> Option<Ipv4Addr> {
     match address.segments() {
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))),
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stream_cannot_reach_is_known() {
+    fn urls_that_stream_cannot_reach_are_known() {
         for private in [
             "http://localhost:8080",
             "https://gateway",
@@ -383,7 +384,7 @@ mod tests {
         assert!(!base("http://nobody.invalid").is_private_from_here().await, "it has no address at all");
     }
 
-    /// What a server that answers so is taken for.
+    /// Result of the check against a server with this answer.
     async fn tried(answer: &'static str) -> Result<(), String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! Whether a Stream app's settings still fit the configuration: what nobody notices until an event is missed.
+//! Whether a Stream app's settings still fit the configuration: mismatches that go unnoticed until an event is missed.
 
 use super::address::{BaseUrl, gateway_at};
 use super::hook::{EventHook, without_credentials};
@@ -11,24 +11,25 @@ use streamgate_core::path::{BEFORE_MESSAGE_SEND, CUSTOM_COMMANDS, PUSH};
 use streamgate_core::pattern::Pattern;
 use streamgate_service::config::{AppConfig, Config, STREAM_MODERATION};
 
-/// Something that does not fit.
+/// A mismatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Drift {
     /// Nothing arrives.
     Broken(String),
-    /// Some of it may not be what was meant.
+    /// Some of it may be unintended.
     Doubtful(String),
 }
 
-/// What was found of one app.
+/// The findings about one app.
 #[derive(Clone, Debug)]
 pub(crate) struct Findings {
-    /// Which app it is, and the URLs that lead to a gateway.
+    /// The app, and the URLs that lead to a gateway.
     pub(crate) summary: String,
     pub(crate) drift: Vec<Drift>,
 }
 
-/// What of the app's settings does not fit. `url`: the gateway's base URL; without it the URL of any gateway is taken for this one's.
+/// Lists the app's settings that do not fit. `url`: the gateway's base URL; without it, any gateway is taken for this
+/// one.
 pub(crate) async fn look(
     app: &AppConfig,
     config: &Config,
@@ -44,7 +45,7 @@ pub(crate) async fn look(
     Ok(Findings { summary, drift: drift(&settings, &app.name, config, &here, &bases) })
 }
 
-/// Which gateways are this one: those of the base URL, or all where it is not known.
+/// Which gateways count as this one: the one with the base URL, or all if the URL is not known.
 struct Here(Option<BaseUrl>);
 
 impl Here {
@@ -52,7 +53,7 @@ impl Here {
         base.is_some_and(|base| self.0.as_ref().is_none_or(|here| *here == base))
     }
 
-    /// Temporary hooks of Stream's own CLI end with it, and do not count.
+    /// Temporary hooks of Stream's own CLI do not count: they disappear when it ends.
     fn gets(&self, hook: &EventHook) -> bool {
         hook.is_webhook() && self.is(gateway_at(&hook.url(), PUSH))
     }
@@ -114,7 +115,7 @@ fn joined(bases: &[BaseUrl]) -> String {
     bases.iter().map(BaseUrl::as_str).collect::<Vec<_>>().join(" and ")
 }
 
-/// What is to be said of the hosts that lead here.
+/// Findings about the hosts that lead here.
 fn hosts(bases: &[BaseUrl]) -> Vec<Drift> {
     let mut found = Vec::new();
     if bases.len() > 1 {
@@ -136,9 +137,9 @@ fn hosts(bases: &[BaseUrl]) -> Vec<Drift> {
 struct Sent {
     /// Empty: every event.
     event_types: Vec<String>,
-    /// Whether those of the app's own types are sent too.
+    /// Whether custom events are sent too.
     custom: bool,
-    /// Whether those of Stream's other products are.
+    /// Whether events of Stream's other products are sent too.
     all_products: bool,
 }
 
@@ -183,12 +184,12 @@ fn of_hooks(hooks: &[EventHook], app: &str, config: &Config, here: &Here) -> Vec
     found
 }
 
-/// What routes wait for and no hook sends.
+/// Event types that routes match and no hook sends.
 fn unsent(app: &str, config: &Config, sent: &[Sent]) -> Vec<Drift> {
     let is_sent =
         |name: &str| sent.iter().any(|hook| hook.is_everything() || hook.event_types.iter().any(|one| one == name));
     let is_custom_sent = sent.iter().any(|hook| hook.custom);
-    // The callbacks of pending messages have a hook of their own.
+    // Callbacks of pending messages have a separate hook.
     let is_pending =
         |pattern: &Pattern| pattern.matches("pending_message.deleted") || pattern.matches("pending_message.passed_on");
     let of_app = |apps: &[String]| apps.is_empty() || apps.iter().any(|one| one == app);
@@ -197,7 +198,7 @@ fn unsent(app: &str, config: &Config, sent: &[Sent]) -> Vec<Drift> {
         for pattern in route.events.iter().filter(|pattern| !is_pending(pattern)) {
             let (there, missing): (Vec<_>, Vec<_>) =
                 in_hooks().filter(|name| pattern.matches(name)).partition(|name| is_sent(name));
-            // Types of the app's own, and those that a later version of Stream has.
+            // Custom types, and types of a later version of Stream.
             let is_other_products = OTHER_PRODUCTS.iter().any(|start| pattern.as_str().starts_with(start));
             let sends_others = is_custom_sent
                 || sent.iter().any(|hook| hook.event_types.iter().any(|name| pattern.matches(name)))
@@ -206,7 +207,7 @@ fn unsent(app: &str, config: &Config, sent: &[Sent]) -> Vec<Drift> {
             let what = if there.is_empty() && !sends_others {
                 "which no hook sends here".to_owned()
             } else if missing.is_empty() || pattern.is_everything() {
-                // A route for everything takes what comes.
+                // A route for every event takes whatever arrives.
                 continue;
             } else {
                 format!("of which no hook sends {}", listed(&missing))
@@ -242,7 +243,7 @@ fn synchronous(settings: &Settings, config: &Config, here: &Here) -> Vec<Drift> 
     for (field, url, leads_here, is_answered) in fields {
         let what = match (leads_here, is_answered) {
             (true, false) => format!(
-                "{field} leads here, and the configuration answers no such hooks: each waits for its policy (--no-hooks takes it out)"
+                "{field} leads here, and the configuration answers no such hooks: each waits for its policy (--no-hooks removes it)"
             ),
             (false, true) if url.is_empty() => {
                 format!("{field} is not set, and the configuration answers such hooks: `streamgate connect` sets it")

@@ -1,4 +1,4 @@
-//! `--event-types`: globs over the types of events that Stream has, as exact names.
+//! `--event-types`: expands globs into the exact names of Stream's event types.
 
 use super::stream_api::StreamApi;
 use crate::exit::BadUsage;
@@ -6,7 +6,7 @@ use streamgate_core::event_types::in_hooks;
 use streamgate_core::pattern::Pattern;
 use streamgate_service::config::reader::nearest;
 
-/// Empty for every event, which is what an empty list means to Stream.
+/// Returns an empty list for every event, as Stream understands it.
 pub(super) async fn expand(globs: &[String], api: &StreamApi) -> anyhow::Result<Vec<String>> {
     let parse = |glob: &String| {
         let parsed = Pattern::parse(glob.trim());

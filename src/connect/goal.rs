@@ -1,13 +1,13 @@
-//! What `connect` is asked to make of an app's settings.
+//! What `connect` is asked to change in an app's settings.
 
 use super::address::BaseUrl;
 
-/// What the app's settings are to say.
+/// The requested state of the app's settings.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) base: BaseUrl,
     pub(super) goal: Goal,
-    /// What is worth a thought, whatever the settings are.
+    /// Remarks that do not depend on the settings.
     pub(super) remarks: Vec<String>,
     pub(super) may_replace: bool,
     pub(super) is_forced: bool,
@@ -22,20 +22,20 @@ pub(super) enum Goal {
         custom_events: bool,
         before_message_send: HookUrl,
         custom_commands: HookUrl,
-        /// What Stream is to wait for before-message-send, in milliseconds.
+        /// Stream's timeout for before-message-send, in milliseconds.
         timeout: u64,
         compress: bool,
     },
-    /// Takes out what leads to the gateway. `timeout`: the one that `Connect` would have set.
+    /// Removes what leads to the gateway. `timeout`: the one that `Connect` would have set.
     Remove { timeout: u64 },
 }
 
-/// What becomes of the URL of a synchronous hook.
+/// What to do with the URL of a synchronous hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HookUrl {
     Set,
-    /// Stays as it is.
+    /// Leaves it as it is.
     Keep,
-    /// Goes, if it is ours.
+    /// Clears it, if it leads to this gateway.
     Clear,
 }

@@ -1,5 +1,5 @@
-//! One event hook of a Stream app. Only a few of its fields are known here; all the others are kept as they were read, because Stream
-//! replaces each hook whole and switches off what is missing.
+//! One event hook of a Stream app. Only a few of its fields are known here; all others are kept as they were read,
+//! because Stream replaces each hook as a whole and disables what is missing.
 
 use super::tree::Tree;
 use jiff::Timestamp;
@@ -9,36 +9,36 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use streamgate_core::fields::Fields;
 
-/// The fields that Stream reads back as integer nanoseconds and takes only as text.
+/// The fields that Stream returns as integer nanoseconds and accepts only as text.
 const TIMES: [&str; 2] = ["created_at", "updated_at"];
-/// Stream's name for the product whose events come here.
+/// Stream's name of the product whose events arrive here.
 const PRODUCT: &str = "chat";
 const WEBHOOK: &str = "webhook";
 const EVENT_TYPES: &str = "event_types";
-/// The fields whose values are nobody's secret.
+/// Fields whose values are never secret.
 const SHOWN: [&str; 7] =
     ["enabled", EVENT_TYPES, "hook_type", "product", "should_send_custom_events", "timeout_ms", "webhook_url"];
 
-/// An event hook as Stream takes it. Shows none of its values: other hooks hold secrets.
+/// An event hook, as Stream takes it. Its `Debug` shows no values: other hooks hold secrets.
 #[derive(Clone)]
 pub(super) struct EventHook {
     json: String,
     fields: Fields,
 }
 
-/// What a hook of ours is to be.
+/// The requested state of our hook.
 #[derive(Clone, Debug)]
 pub(super) struct WantedHook {
     pub(super) id: String,
     pub(super) url: String,
     /// Empty: every event.
     pub(super) event_types: Vec<String>,
-    /// None: as it is, and not for a new hook.
+    /// `None`: unchanged, and off for a new hook.
     pub(super) custom_events: Option<bool>,
 }
 
 impl EventHook {
-    /// None where it is no JSON object.
+    /// `None` if it is not a JSON object.
     pub(super) fn read(raw: &RawValue) -> Option<EventHook> {
         EventHook::of(with_written_times(raw.get()))
     }
@@ -61,7 +61,7 @@ impl EventHook {
         EventHook { json: fields.to_json(), fields }
     }
 
-    /// This hook with what is wanted of it, and the names of the fields that change. All other fields stay.
+    /// Returns this hook with the requested values, and the names of the fields that change. All other fields stay.
     pub(super) fn updated(&self, wanted: &WantedHook) -> (EventHook, Vec<&'static str>) {
         let mut fields = self.fields.clone();
         let mut changed = Vec::new();
@@ -94,7 +94,7 @@ impl EventHook {
         self.text("id")
     }
 
-    /// Empty where it has none.
+    /// Empty if it has none.
     pub(super) fn url(&self) -> String {
         self.text("webhook_url")
     }
@@ -115,7 +115,7 @@ impl EventHook {
         matches!(self.text("product").as_str(), "" | "all" | PRODUCT)
     }
 
-    /// Whether it is for all products, as one is that does not say.
+    /// Whether it is for all products, as a hook without a product is.
     pub(super) fn delivers_all_products(&self) -> bool {
         matches!(self.text("product").as_str(), "" | "all")
     }
@@ -130,23 +130,23 @@ impl EventHook {
         raw.and_then(|raw| serde_json::from_str::<Option<Vec<String>>>(raw.get()).ok()?).unwrap_or_default()
     }
 
-    /// Whether both send some event.
+    /// Whether both send an event in common.
     pub(super) fn overlaps(&self, event_types: &[String]) -> bool {
         let own = self.event_types();
         let is_everything = |types: &[String]| types.is_empty() || types.iter().any(|one| one == "*");
         is_everything(&own) || is_everything(event_types) || own.iter().any(|one| event_types.contains(one))
     }
 
-    /// What Stream waits for an answer, in milliseconds; none where the hook does not say.
+    /// How long Stream waits for an answer, in milliseconds; `None` if the hook does not set it.
     pub(super) fn timeout(&self) -> Option<u64> {
         self.fields.get("timeout_ms")?.get().parse().ok().filter(|timeout| *timeout > 0)
     }
 
-    /// The field of a secret that Stream did not show, which an update would overwrite with what it did show.
+    /// Name of a secret field that Stream did not show, so that an update would overwrite the secret.
     pub(super) fn hidden_secret(&self) -> Option<String> {
         for service in ["sqs", "sns"] {
             let is_empty = |part: &str| self.text(&format!("{service}_{part}")).trim().is_empty();
-            // "keys" or "key"; where it does not say, the key does.
+            // The type is "keys" or "key"; without one, the presence of a key decides.
             let needs_secret = match is_empty("auth_type") {
                 true => !is_empty("key"),
                 false => self.text(&format!("{service}_auth_type")).starts_with("key"),
@@ -163,7 +163,7 @@ impl EventHook {
         self.fields.iter().find_map(|(name, raw)| Tree::of(raw).find_text(name, &is_masked))
     }
 
-    /// What it is, for people. Nothing of it is secret.
+    /// A description for the user, without secrets.
     pub(super) fn describe(&self) -> String {
         let kind = self.hook_type();
         let place = ["webhook_url", "sqs_queue_url", "sns_topic_arn", "gcp_pubsub_topic"];
@@ -172,17 +172,18 @@ impl EventHook {
         format!("{kind} hook {}{place}", self.id())
     }
 
-    /// Whether they say the same: times, the order of keys and of types, and nulls aside.
+    /// Whether both are equal, except for times, nulls, and the order of keys and types.
     pub(super) fn says_same(&self, other: &EventHook) -> bool {
         self.essence() == other.essence()
     }
 
-    /// Whether all that was written stands in this one as it was read back. Stream may add fields, and leave out what is empty.
+    /// Whether this hook, as read back, contains everything that was written. Stream may add fields, and omit empty
+    /// ones.
     pub(super) fn holds(&self, written: &EventHook) -> bool {
         self.differences(written).is_empty()
     }
 
-    /// The fields that were written and are not in this one as they were, for people. Values only where they are nobody's secret.
+    /// The fields that differ from what was written, for the user. Shows only values that cannot be secret.
     pub(super) fn differences(&self, written: &EventHook) -> Vec<String> {
         let (seen, written_fields) = (self.essence(), written.essence());
         let value = |hook: &EventHook, name| match hook.fields.get(name) {
@@ -196,13 +197,13 @@ impl EventHook {
         });
         let said = changed.map(|(name, _)| match SHOWN.contains(&name.as_str()) {
             true => format!("{name} is {} where {} was written", value(self, name), value(written, name)),
-            false if seen.contains_key(name) => format!("{name} is another than was written"),
+            false if seen.contains_key(name) => format!("{name} differs from what was written"),
             false => format!("{name} is missing"),
         });
         said.collect()
     }
 
-    /// Everything but its times and what is null.
+    /// All fields except times and nulls.
     fn essence(&self) -> BTreeMap<String, Tree> {
         let fields = self.fields.iter().filter(|(name, _)| !TIMES.contains(name));
         let fields = fields.map(|(name, raw)| {
@@ -239,7 +240,7 @@ pub(super) fn same_set(one: &[String], other: &[String]) -> bool {
     set(one) == set(other)
 }
 
-/// Whether a text stands for one that is not shown. What is a mask only perhaps is one in a field that holds a secret.
+/// Whether a text is a mask for a hidden value. An ambiguous text counts as a mask only in a field that holds a secret.
 fn is_masked(name: &str, text: &str) -> bool {
     let is_fill = |c: char| matches!(c, '*' | '•' | 'x' | 'X');
     let holds_secret = ["secret", "key", "credential", "password", "token"].iter().any(|word| name.contains(word));
@@ -252,7 +253,7 @@ fn is_masked(name: &str, text: &str) -> bool {
         || (holds_secret && (is_bracketed || begins_filled || ["redacted", "hidden", "masked"].contains(&&*letters)))
 }
 
-/// A URL of somebody else's may carry a password, or a token in its query.
+/// Removes a password and the query, which may hold a token, from a URL of another receiver.
 pub(super) fn without_credentials(url: &str) -> String {
     let (url, query) = url.split_once('?').map_or((url, ""), |(url, _)| (url, "?…"));
     let shown = match url.split_once("://") {
@@ -268,7 +269,7 @@ pub(super) fn without_credentials(url: &str) -> String {
     shown + query
 }
 
-/// The hook with the times of its top level as text, and otherwise byte for byte.
+/// The hook with its top-level times as text, and otherwise byte for byte.
 fn with_written_times(json: &str) -> String {
     let Ok(Spans(spans)) = serde_json::from_str(json) else { return json.to_owned() };
     let mut written = String::with_capacity(json.len());
@@ -277,7 +278,7 @@ fn with_written_times(json: &str) -> String {
         let Some(time) = value.get().parse().ok().and_then(|nanos| Timestamp::from_nanosecond(nanos).ok()) else {
             continue;
         };
-        // The value is a slice of this text.
+        // `value` is a slice of this text.
         let start = (value.get().as_ptr() as usize).saturating_sub(json.as_ptr() as usize);
         written.push_str(json.get(copied..start).unwrap_or_default());
         written.push_str(&format!("\"{time}\""));
@@ -287,7 +288,7 @@ fn with_written_times(json: &str) -> String {
     written
 }
 
-/// The values of the times, in their order.
+/// The raw values of the time fields, in order.
 struct Spans<'j>(Vec<&'j RawValue>);
 
 impl<'de> Deserialize<'de> for Spans<'de> {

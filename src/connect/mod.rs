@@ -1,7 +1,8 @@
-//! `streamgate connect`: points a Stream app at this gateway, and touches nothing of anybody else's.
+//! `streamgate connect`: points a Stream app at this gateway, and leaves other receivers' settings untouched.
 //!
-//! Stream replaces the list of hooks whole at each update and has no version to hold an update against. So the settings are read, the
-//! plan is shown, they are read again right before the update, and every hook is compared afterwards.
+//! Stream replaces the list of hooks as a whole at each update, and has no version for optimistic locking. So the
+//! settings are read, the plan is shown, the settings are read again right before the update, and every hook is
+//! compared afterwards.
 
 mod address;
 mod drift;
@@ -34,7 +35,8 @@ use streamgate_service::config::{AppConfig, Config, STREAM_LONGEST, Source};
 
 /// Stream's API for apps of any region.
 pub(crate) const STREAM_URL: &str = "https://chat.stream-io-api.com";
-/// What Stream waits longer than our deadline: the way there and back. Chosen, as between the defaults of both: 1.5 s and 1.2 s.
+/// How much longer than our deadline Stream waits: the round trip. Chosen from the difference of both defaults, 1.5 s
+/// and 1.2 s.
 const MARGIN: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Args)]
@@ -42,19 +44,19 @@ pub struct Connect {
     /// Where Stream reaches this gateway: its public base URL
     #[arg(long)]
     url: String,
-    /// Which app of the configuration [default: the only one]
+    /// The app of the configuration to use [default: the only one]
     #[arg(long, value_name = "NAME")]
     app: Option<String>,
     /// Only events of these types, with globs: message.*,reaction.new [default: every event]
     #[arg(long, value_name = "TYPE,…", value_delimiter = ',', conflicts_with = "remove")]
     event_types: Vec<String>,
-    /// Events of the app's own types too
+    /// Custom events too
     #[arg(long, conflicts_with = "remove")]
     custom_events: bool,
     /// Set the URLs of before-message-send and custom commands, whatever the configuration answers
     #[arg(long, conflicts_with = "remove")]
     hooks: bool,
-    /// Leave them out, and take them out where they lead here
+    /// Do not set these URLs, and remove them where they lead here
     #[arg(long, conflicts_with_all = ["hooks", "remove"])]
     no_hooks: bool,
     /// Have Stream compress bodies, for every receiver of the app; cannot be read back
@@ -66,19 +68,19 @@ pub struct Connect {
     /// Do not ask; without a terminal nothing is asked anyway
     #[arg(long)]
     yes: bool,
-    /// Take out what leads to this gateway, and nothing else
+    /// Remove what leads to this gateway, and nothing else
     #[arg(long)]
     remove: bool,
-    /// Write although a foreign hook's secret is not shown by Stream, or foreign receivers would get compressed bodies
+    /// Write even if Stream does not show a foreign hook's secret, or foreign receivers would get compressed bodies
     #[arg(long)]
     force: bool,
-    /// Replace a URL that leads to somebody else
+    /// Replace a URL that leads to another receiver
     #[arg(long)]
     replace: bool,
     /// Stream's API
     #[arg(long, value_name = "URL", default_value = STREAM_URL)]
     stream_url: String,
-    /// Leave out the try of the public URL
+    /// Skip the check of the public URL
     #[arg(long)]
     no_verify: bool,
     /// Print one JSON object
@@ -120,7 +122,7 @@ async fn run(global: &Global, args: &Connect) -> anyhow::Result<ExitCode> {
     Session { args, api, wanted }.run(settings).await
 }
 
-/// The app that is named, or the only one.
+/// The named app, or the only one.
 fn app<'a>(apps: &'a [AppConfig], name: Option<&str>) -> Result<&'a AppConfig, BadUsage> {
     let names = || AppConfig::names(apps).join(", ");
     match (apps, name) {
@@ -138,11 +140,11 @@ fn app<'a>(apps: &'a [AppConfig], name: Option<&str>) -> Result<&'a AppConfig, B
     }
 }
 
-/// With the first key and secret that Stream takes: during a rotation some are not valid yet, or no longer.
+/// Signs in with the first key and secret that Stream accepts: during a rotation some are not valid yet, or no longer.
 async fn sign_in(stream: &BaseUrl, app: &AppConfig) -> anyhow::Result<(StreamApi, Settings)> {
     let mut refused = None;
     for key in &app.keys {
-        // A host that verifies no webhook need not have them.
+        // A secret may be absent on a host that verifies no webhooks.
         for secret in key.secrets.iter().filter(|secret| !secret.expose().is_empty()) {
             let api = StreamApi::new(stream, &key.api_key, secret)?;
             let api = api.ok_or_else(|| {
@@ -180,7 +182,7 @@ async fn wanted(args: &Connect, base: BaseUrl, config: &Config, api: &StreamApi)
     Ok(Wanted { base, goal, remarks, may_replace: args.replace, is_forced: args.force })
 }
 
-/// What is worth a thought, whatever the app's settings are.
+/// Remarks that do not depend on the app's settings.
 async fn remarks(args: &Connect, base: &BaseUrl, config: &Config) -> Vec<String> {
     let mut remarks = Vec::new();
     if !base.is_tls() {
@@ -210,7 +212,7 @@ async fn remarks(args: &Connect, base: &BaseUrl, config: &Config) -> Vec<String>
     remarks
 }
 
-/// When before-message-send is answered at the latest.
+/// The latest time at which before-message-send is answered.
 fn moderation_deadline(config: &Config) -> Duration {
     config.hooks.before_message_send.policy.deadline.min(config.gateway.answer_deadline)
 }
@@ -225,7 +227,8 @@ fn answers_commands(config: &Config) -> bool {
     commands.handler.is_some() || !commands.commands.is_empty()
 }
 
-/// A hook that nobody answers costs every message Stream's timeout, and a tunnel is closed one evening.
+/// Sets the URL only where a hook is answered, since an unanswered one delays every message by Stream's timeout; and
+/// not on a tunnel, which closes one day.
 fn hook_url(args: &Connect, base: &BaseUrl, is_answered: bool) -> HookUrl {
     match (args.hooks, args.no_hooks) {
         (true, _) => HookUrl::Set,

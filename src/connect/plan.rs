@@ -1,5 +1,5 @@
-//! From an app's settings and what is wanted of them to what changes: pure, so that it can be shown, tried and refused before anything
-//! is written.
+//! Computes the changes from an app's current settings to the requested ones. Pure, so that a plan can be shown, tested
+//! and refused before anything is written.
 
 use super::goal::{Goal, HookUrl, Wanted};
 use super::hook::{EventHook, WantedHook, same_set, without_credentials};
@@ -13,29 +13,29 @@ use uuid::Uuid;
 pub(super) const TIMEOUT_FIELD: &str = "before_message_send_hook_attempt_timeout_ms";
 const BEFORE_MESSAGE_SEND_FIELD: &str = "before_message_send_hook_url";
 const COMMANDS_FIELD: &str = "custom_action_handler_url";
-/// Receivers of the first generation, which get the same types of events as the URL.
+/// Receivers in the first generation of hooks; they get the same event types as the URL.
 const V1_QUEUES: [&str; 2] = ["sqs_url", "sns_topic_arn"];
 const COMPRESSION_FIELD: &str = "enable_hook_payload_compression";
-/// Names the UUIDs of our hooks, which are made of the app and the URL so that a second run finds the first one's.
+/// Namespace of our hooks' UUIDs, which are derived from app and URL, so that a second run finds the first one's hook.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6a7f_33c6_02b5_4e0d_9f1e_5a0c_1d5b_7e42);
 
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
-    /// What may not be written; each names the option that overrides it.
+    /// Why something may not be written; each names the option that overrides it.
     pub(super) refusals: Vec<String>,
     before: Settings,
-    /// Whether all is taken out: then a refusal of the list keeps nothing else in its place.
+    /// Whether the plan removes everything: then a refused list does not keep the rest in place.
     removes: bool,
-    /// The URLs of synchronous hooks are taken out before anything else: each message waits for theirs.
+    /// The URLs of synchronous hooks are removed first: each message waits for them.
     urls_first: bool,
-    /// The settings once all is written.
+    /// The expected settings after all updates.
     pub(super) expected: Settings,
-    /// What a PATCH sends for the webhooks, where they change.
+    /// The webhooks in the PATCH, if they change.
     webhooks: Option<String>,
-    /// What it sends for the plain settings, where they change.
+    /// The plain settings in the PATCH, if they change.
     plain: Fields,
-    /// What it sends at the end.
+    /// The settings in the last PATCH.
     last: Fields,
 }
 
@@ -63,7 +63,7 @@ impl Plan {
         plan
     }
 
-    /// The updates in their order.
+    /// The updates, in order.
     pub(super) fn updates(&self) -> Vec<Update> {
         let parts = match self.urls_first {
             true => [Part::Urls, Part::Webhooks, Part::Default],
@@ -94,7 +94,7 @@ impl Plan {
         parts.into_iter().filter_map(update).collect()
     }
 
-    /// Whether nothing at all may be written.
+    /// Whether the whole plan is refused.
     pub(super) fn is_refused(&self) -> bool {
         let goes_on = self.removes && self.changes_anything();
         !self.refusals.is_empty() && !goes_on
@@ -117,7 +117,7 @@ impl Plan {
 
     fn event_hooks(&mut self, hooks: &[EventHook], now: &Settings, wanted: &Wanted) {
         let mut id = Uuid::new_v5(&NAMESPACE, format!("{} {}", now.app.id, wanted.base.as_str()).as_bytes());
-        // Somebody has pointed the one of that id elsewhere: it is theirs now.
+        // Someone has pointed the hook of that id elsewhere: it is no longer ours.
         while hooks.iter().any(|hook| hook.id() == id.to_string()) {
             id = Uuid::new_v5(&NAMESPACE, id.as_bytes());
         }
@@ -180,7 +180,7 @@ impl Plan {
         self.expected.webhooks = after;
     }
 
-    /// The list with a hook of ours, in the place of the one that is there.
+    /// The list with our hook, in its old position if it exists.
     fn with_ours(&mut self, hooks: &[EventHook], ours: &[&EventHook], wanted: &WantedHook) -> Vec<EventHook> {
         let types = listed(&wanted.event_types);
         let Some(first) = ours.first() else {
@@ -210,7 +210,7 @@ impl Plan {
             Goal::Remove { .. } if is_ours => {
                 self.step(Mark::Remove, format!("webhook_url {shown}"));
                 body.set("webhook_url", &json!(""));
-                // It holds for the app's other receivers, too.
+                // It also applies to the app's other receivers.
                 if !event_types.is_empty() {
                     self.step(Mark::Attention, format!("webhook_events stays {}", listed(event_types)));
                 }
@@ -275,7 +275,7 @@ impl Plan {
         let shown = |timeout| if timeout == 0 { "Stream's default".to_owned() } else { format!("{timeout} ms") };
         let timeout = match moderation {
             HookUrl::Set => Some(timeout),
-            // A run that ended between its updates has left the timeout alone.
+            // A run that ended between its updates may have left the timeout in place.
             HookUrl::Clear if (was_ours || url.is_empty()) && waits == timeout => Some(0),
             HookUrl::Clear if was_ours && waits != 0 => {
                 let (stays, ours) = (shown(waits), shown(timeout));
@@ -300,7 +300,7 @@ impl Plan {
         self.expected.custom_action_handler_url = self.plain_url(place, url, commands, wanted);
     }
 
-    /// What the setting is afterwards.
+    /// Plans one URL. Returns the setting's value afterwards.
     fn plain_url(&mut self, place: Place, url: &str, what: HookUrl, wanted: &Wanted) -> String {
         let Place { field, ours, was_ours } = place;
         match what {
@@ -323,7 +323,7 @@ impl Plan {
                 return String::new();
             }
             HookUrl::Keep if was_ours => {
-                let what = "leads here, and this run leaves it alone (--no-hooks takes it out)";
+                let what = "leads here, and this run leaves it alone (--no-hooks removes it)";
                 self.step(Mark::Attention, format!("{field} {what}"));
             }
             HookUrl::Clear | HookUrl::Keep => {}
@@ -338,7 +338,7 @@ impl Plan {
         ));
     }
 
-    /// It can be set but never read back, and it changes what every receiver of the app gets.
+    /// Compression can be set but never read back, and affects every receiver of the app.
     fn compression(&mut self, now: &Settings, wanted: &Wanted) {
         let Goal::Connect { compress: true, .. } = wanted.goal else { return };
         let mut receivers = match &now.webhooks {
@@ -371,7 +371,7 @@ impl Plan {
     }
 }
 
-/// A plain setting that may lead to us.
+/// A plain setting that may lead to this gateway.
 struct Place {
     field: &'static str,
     ours: String,
@@ -422,7 +422,7 @@ mod tests {
         plan.updates().into_iter().map(|update| update.body).collect()
     }
 
-    /// The hooks that a plan writes, each as the bytes that are sent.
+    /// The hooks that a plan writes, each as the bytes sent.
     fn written(plan: &Plan) -> Vec<String> {
         let bodies = bodies(plan);
         let Some(body) = bodies.iter().find(|body| body.contains("event_hooks")) else { return Vec::new() };
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn an_own_hook_keeps_what_an_operator_has_set() {
+    fn our_hook_keeps_the_fields_that_an_operator_has_set() {
         let ours = r#"{"id":"h4","hook_type":"webhook","enabled":false,"event_types":["message.updated"],"webhook_url":"https://hooks.example.com/webhooks/stream/push","timeout_ms":3000,"failover_config":{"type":"s3","s3_bucket":"mine"}}"#;
         let plan = Plan::of(&v2(&[ours.to_owned()]), &connect(&["message.new"]));
         let expected = ours.replace("false", "true").replace("message.updated", "message.new");
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_do_harm_is_refused_and_names_the_option_that_overrides_it() {
+    fn a_harmful_change_is_refused_and_names_the_option_that_overrides_it() {
         let sqs = |secret: &str| {
             format!(r#"{{"id":"q","hook_type":"sqs","enabled":true,"sqs_auth_type":"keys","sqs_key":"AKIA"{secret}}}"#)
         };
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named_and_no_secret_shown() {
+    fn a_differing_field_is_named_and_no_secret_is_shown() {
         let hook = |fields: &str| {
             let json = format!(r#"{{"id":"h","hook_type":"sqs","enabled":true{fields}}}"#);
             EventHook::read(&RawValue::from_string(json).unwrap()).unwrap()
@@ -559,8 +559,8 @@ mod tests {
             hook(r#","sqs_secret":"geheim","n":18446744073709551617,"list":[],"gone":1,"event_types":["a","b"]"#);
         let seen = hook(r#","sqs_secret":"other","n":18446744073709551618,"event_types":["b"],"new":1"#);
         let found = seen.differences(&written).join("; ");
-        let expected = "event_types is [\"b\"] where [\"a\",\"b\"] was written; gone is missing; n is another than was written; \
-                        sqs_secret is another than was written";
+        let expected = "event_types is [\"b\"] where [\"a\",\"b\"] was written; gone is missing; n differs from what was written; \
+                        sqs_secret differs from what was written";
         assert_eq!(found, expected);
         assert!(!seen.says_same(&written) && written.says_same(&written));
     }
@@ -576,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_of_another_product_or_that_was_pointed_elsewhere_is_somebody_elses() {
+    fn a_hook_of_another_product_or_pointed_elsewhere_is_foreign() {
         let hook = |id: &str, url: &str, product: &str| {
             format!(
                 r#"{{"id":"{id}","hook_type":"webhook","enabled":true,"product":"{product}","webhook_url":"{url}"}}"#
@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn temporary_hooks_of_streams_own_tool_are_somebody_elses() {
+    fn temporary_hooks_of_streams_own_tool_are_foreign() {
         let temporary = format!(
             r#"{{"id":"t","hook_type":"webhook","enabled":true,"webhook_url":"{}?cliwebhook=7"}}"#,
             base().push()
@@ -656,7 +656,7 @@ mod tests {
         })
     }
 
-    /// A hook of a type that nobody knows yet, and whether its times are numbers: as it is read, and as it must be written.
+    /// A hook of an unknown type, as read and as it must be written; its times may be numbers or text.
     fn foreign() -> impl Strategy<Value = (String, String)> {
         let fields = proptest::collection::vec(("[a-z_]{1,9}", value()), 0..6);
         ("[a-z]{3,8}", fields, any::<bool>(), 0usize..3).prop_map(|(id, fields, is_number, space)| {

@@ -1,4 +1,4 @@
-//! One run of `connect`: plan, ask, look again, write, read back, and say how it ended.
+//! One run of `connect`: plan, ask, read again, write, read back, and report the outcome.
 
 use super::Connect;
 use super::goal::Wanted;
@@ -14,22 +14,22 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// What was written is read back so many times, a second apart, as Stream's own SDKs do: reads lag behind.
+/// Reads after a write, a second apart, as in Stream's own SDKs: reads lag behind writes.
 const READS: u32 = 5;
 const BETWEEN_READS: Duration = Duration::from_secs(1);
 
-/// How it ended.
+/// How the run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     NothingToDo,
     WouldChange,
     Refused,
     Written,
-    /// Stream took it, and still shows the settings before it.
+    /// Stream accepted the update, and still shows the old settings.
     NotYetVisible,
 }
 
-/// What became of the app's settings in a run that failed: the context of its error.
+/// What a failed run did to the app's settings: the context of its error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Written {
     #[error("nothing was written")]
@@ -44,7 +44,7 @@ pub(super) enum Written {
     Unread,
 }
 
-/// One run: from settings to settings.
+/// One run.
 pub(super) struct Session<'a> {
     pub(super) args: &'a Connect,
     pub(super) api: StreamApi,
@@ -59,7 +59,8 @@ impl Session<'_> {
             return self.end(&settings, &plan, outcome);
         }
         self.ask().await?;
-        // Somebody else may have changed them since they were read; nothing but a look right before the update can tell.
+        // Someone else may have changed the settings since they were read; only a read right before the update can show
+        // that.
         let again = self.read().await.context(Written::Nothing)?;
         let is_same = again.says_same(&settings);
         settings = again;
@@ -73,7 +74,7 @@ impl Session<'_> {
             self.ask().await?;
             let again = self.read().await.context(Written::Nothing)?;
             if !again.says_same(&settings) {
-                let what = "somebody else changes this app's settings right now: try again when they are done";
+                let what = "someone else is changing this app's settings: try again later";
                 return Err(anyhow::Error::msg(what).context(Written::Nothing));
             }
         }
@@ -106,7 +107,7 @@ impl Session<'_> {
         Err(Written::Nothing.into())
     }
 
-    /// One part after the other, each once the one before it is there.
+    /// Writes one part after the other, each once the previous one is visible.
     async fn write(&self, mut reached: Settings, plan: &mut Plan) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome::NothingToDo;
         let updates = plan.updates();
@@ -117,12 +118,12 @@ impl Session<'_> {
                 return Err(anyhow::Error::msg(what).context(Written::InPart));
             }
             if number > 0 && !update.part.is_same(&self.read().await.context(Written::InPart)?, &reached) {
-                let what = "then somebody else changed the settings: the same command plans them anew";
+                let what = "then someone else changed the settings: run the same command again";
                 return Err(anyhow::Error::msg(what).context(Written::InPart));
             }
             match self.api.update_app(&update.body).await {
                 Ok(()) => outcome = self.read_back(&reached, &update, number + 1 == count).await?,
-                // All else is done, and a timeout harms nobody who is not asked.
+                // Everything else is done, and the timeout of a hook that is not called is harmless.
                 Err(error @ ApiError::Refused { status: 400, .. }) if update.part == Part::Default && number > 0 => {
                     let what = format!("Stream does not take its own default back, so the timeout stays: {error}");
                     self.note(format!("{} {what}", Mark::Attention.sign()))?;
@@ -136,7 +137,7 @@ impl Session<'_> {
         Ok(outcome)
     }
 
-    /// Waits until Stream shows what was written; after the last update, until it shows all that was expected.
+    /// Waits until Stream shows what was written; after the last update, until it shows everything expected.
     async fn read_back(&self, before: &Settings, update: &Update, is_last: bool) -> anyhow::Result<Outcome> {
         let expected = &update.expected;
         let mut seen = None;
@@ -170,7 +171,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A line for people.
+    /// Prints a line for the user.
     fn note(&self, text: impl std::fmt::Display) -> anyhow::Result<()> {
         if !self.args.json {
             output::line(text)?;
@@ -218,7 +219,7 @@ fn report(settings: &Settings, plan: &Plan, outcome: Outcome) -> serde_json::Val
     })
 }
 
-/// A run that failed, for scripts. `written` is null where it is not known.
+/// The JSON report of a failed run. `written` is null if it is not known.
 pub(super) fn report_of_failure(error: &anyhow::Error) -> serde_json::Value {
     let written = match error.downcast_ref::<Written>() {
         None | Some(Written::Nothing) => Some(false),
@@ -228,7 +229,8 @@ pub(super) fn report_of_failure(error: &anyhow::Error) -> serde_json::Value {
     json!({ "ok": false, "error": format!("{error:#}"), "written": written })
 }
 
-/// An update that failed, or that may have been done although it had no answer. `is_begun`: there were updates before it.
+/// The error for an update that failed, or that may have succeeded without an answer. `is_begun`: whether there were
+/// updates before it.
 fn failed(error: ApiError, is_begun: bool) -> anyhow::Error {
     let is_unsure = match &error {
         ApiError::Unreachable { .. } | ApiError::TooSlow { .. } => true,

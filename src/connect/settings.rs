@@ -1,24 +1,24 @@
-//! What of an app's settings leads to a gateway, as Stream has it.
+//! The part of an app's settings that can lead to a gateway, as Stream returns it.
 
 use super::hook::{EventHook, same_set, without_credentials};
 use serde_json::value::RawValue;
 use streamgate_core::fields::Fields;
 
-/// An app's settings, as far as they are of interest.
+/// An app's settings, as far as they are used here.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) app: AppSummary,
     pub(super) webhooks: Webhooks,
-    /// Empty where there is none.
+    /// Empty if it is not set.
     pub(super) before_message_send_url: String,
     /// Milliseconds; 0 is Stream's own default.
     pub(super) before_message_send_timeout: u64,
     pub(super) custom_action_handler_url: String,
-    /// Settings and where they lead, of receivers that are nothing of ours.
+    /// Other settings with receivers, and where they lead; they are never ours.
     pub(super) other_receivers: Vec<(&'static str, String)>,
 }
 
-/// Which app it is, for people.
+/// Which app it is, for the user.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AppSummary {
     pub(super) id: String,
@@ -34,7 +34,7 @@ impl std::fmt::Display for AppSummary {
     }
 }
 
-/// Where push webhooks go. Stream has two generations of that.
+/// Where push webhooks go. Stream has two generations of this setting.
 #[derive(Clone, Debug)]
 pub(super) enum Webhooks {
     /// One URL.
@@ -57,7 +57,7 @@ impl Settings {
                     .to_owned());
             }
             ("true", Some(_)) => true,
-            // Where the answer does not say, the hooks do.
+            // Without the field, the presence of hooks decides.
             ("" | "null", _) => !hooks.is_empty(),
             (_, _) => false,
         };
@@ -87,14 +87,14 @@ impl Settings {
         })
     }
 
-    /// Whether they say the same of all that a plan rests on.
+    /// Whether both are equal in everything that a plan depends on.
     pub(super) fn says_same(&self, other: &Settings) -> bool {
         self.webhooks.says_same(&other.webhooks)
             && self.plain() == other.plain()
             && self.other_receivers == other.other_receivers
     }
 
-    /// Whether all that was written was read back.
+    /// Whether everything that was written was read back.
     pub(super) fn holds(&self, written: &Settings) -> bool {
         self.webhooks.holds(&written.webhooks) && self.plain() == written.plain()
     }
@@ -103,7 +103,7 @@ impl Settings {
         (&self.before_message_send_url, self.before_message_send_timeout, &self.custom_action_handler_url)
     }
 
-    /// Whether each setting is as before or as expected: reads lag behind, and not all alike.
+    /// Whether each setting has its old or its expected value: reads lag behind, each setting on its own.
     pub(super) fn is_between(&self, before: &Settings, expected: &Settings) -> bool {
         let (now, old, new) = (self.plain(), before.plain(), expected.plain());
         (self.webhooks.holds(&before.webhooks) || self.webhooks.holds(&expected.webhooks))
@@ -122,7 +122,7 @@ impl Webhooks {
         self.is_as(written, EventHook::holds)
     }
 
-    /// Hook by hook, whatever their order.
+    /// Compares hook by hook, in any order.
     fn is_as(&self, other: &Webhooks, is_as: fn(&EventHook, &EventHook) -> bool) -> bool {
         match (self, other) {
             (Webhooks::V1 { url, event_types }, Webhooks::V1 { url: other_url, event_types: other_types }) => {
@@ -138,15 +138,15 @@ impl Webhooks {
     }
 }
 
-/// The app's event hooks. What cannot be read is an error: an update would delete it.
+/// The app's event hooks. An unreadable hook is an error, because an update would delete it.
 fn hooks(app: &Fields) -> Result<Vec<EventHook>, String> {
     let raw = app.get("event_hooks").map_or("null", RawValue::get);
-    let unreadable = || "Stream's answer has event_hooks that are no list of objects; nothing was written".to_owned();
+    let unreadable = || "event_hooks in Stream's answer is not a list of objects; nothing was written".to_owned();
     let list: Option<Vec<Box<RawValue>>> = serde_json::from_str(raw).map_err(|_| unreadable())?;
     list.unwrap_or_default().iter().map(|hook| EventHook::read(hook).ok_or_else(unreadable)).collect()
 }
 
-/// What did not come back as it was written, for people: of hooks the names of the fields, for others hold secrets.
+/// What was not read back as written, for the user. Of hooks only field names, because others hold secrets.
 pub(super) fn differences(expected: &Settings, seen: &Settings) -> Vec<String> {
     let mut lines = hook_differences(&expected.webhooks, &seen.webhooks);
     let (written, found) = (expected.plain(), seen.plain());
@@ -166,11 +166,11 @@ fn hook_differences(expected: &Webhooks, seen: &Webhooks) -> Vec<String> {
             let lost = expected.iter().filter(|hook| !seen.iter().any(|seen| seen.holds(hook)));
             let lost = lost.map(|hook| match seen.iter().find(|seen| seen.id() == hook.id()) {
                 Some(seen) => format!("{}: {}", hook.describe(), seen.differences(hook).join("; ")),
-                None => format!("{}: is not there", hook.describe()),
+                None => format!("{}: is missing", hook.describe()),
             });
             let is_known = |seen: &&EventHook| expected.iter().any(|hook| hook.id() == seen.id() || seen.holds(hook));
             let other = seen.iter().filter(|seen| !is_known(seen));
-            lost.chain(other.map(|hook| format!("{}: nobody wrote it here", hook.describe()))).collect()
+            lost.chain(other.map(|hook| format!("{}: was not written by this command", hook.describe()))).collect()
         }
         (expected, seen) if expected.says_same(seen) => Vec::new(),
         (Webhooks::V1 { url, event_types }, Webhooks::V1 { url: other, event_types: types }) => vec![format!(
@@ -184,7 +184,7 @@ fn hook_differences(expected: &Webhooks, seen: &Webhooks) -> Vec<String> {
     }
 }
 
-/// Types of events, for people.
+/// Event types, for the user.
 pub(super) fn listed(event_types: &[String]) -> String {
     match event_types.len() {
         0 => "every event".to_owned(),

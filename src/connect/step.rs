@@ -1,4 +1,4 @@
-//! One line of a plan, for people and for scripts.
+//! One line of a plan, for users and scripts.
 
 /// How one line of the plan begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

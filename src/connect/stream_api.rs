@@ -22,25 +22,25 @@ use streamgate_service::secret::Secret;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Settings take some kilobytes; an app has a few dozen hooks at the most.
 const MAX_ANSWER: usize = 8 << 20;
-/// Characters of an answer that is not Stream's own, for the error.
+/// Most characters quoted in an error from an answer that is not Stream's.
 const EXCERPT: usize = 200;
-/// Characters of Stream's own message.
+/// Most characters of Stream's own message.
 const MAX_MESSAGE: usize = 1000;
-/// Tries of a read. Stream limits them to 10,000 a minute.
+/// Attempts at a read. Stream allows 10,000 a minute.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// What the token is made of: a server's, without an end.
+/// The parts of the token: a server token without expiry.
 const TOKEN_HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 const TOKEN_CLAIMS: &str = r#"{"server":true}"#;
-/// Stream's codes for a key or secret that is not the app's.
+/// Stream's codes for a key or secret that does not belong to the app.
 const AUTH_CODES: [i64; 3] = [2, 5, 43];
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
     #[error("cannot reach Stream at {at}: {why}")]
     Unreachable { at: String, why: String },
-    /// Whether it arrived is not known.
+    /// Whether the request arrived is not known.
     #[error("Stream at {at} gave no answer within {TIMEOUT:?}")]
     TooSlow { at: String },
     #[error("Stream refused {method} {path}: {status}, code {code}: {message}{hint}")]
@@ -52,7 +52,7 @@ pub(super) enum ApiError {
 }
 
 impl ApiError {
-    /// The key or its secret is not the app's.
+    /// Whether the key or its secret does not belong to the app.
     pub(super) fn is_auth(&self) -> bool {
         matches!(self, ApiError::Refused { status, code, .. } if *status == 401 || AUTH_CODES.contains(code))
     }
@@ -65,7 +65,7 @@ impl ApiError {
     }
 }
 
-/// Stream's error.
+/// Stream's error body.
 #[derive(Debug, Deserialize)]
 struct ErrorAnswer {
     code: i64,
@@ -89,7 +89,7 @@ struct HookEvent {
     name: String,
 }
 
-/// Stream's API as one server of an app.
+/// Stream's API, called as a server of an app.
 #[derive(Clone, Debug)]
 pub(super) struct StreamApi {
     client: HttpClient,
@@ -98,7 +98,7 @@ pub(super) struct StreamApi {
     token: Token,
 }
 
-/// Signed with the app's secret; as good as the secret, since it never ends.
+/// A token signed with the app's secret; as sensitive as the secret, since it never expires.
 #[derive(Clone)]
 struct Token(HeaderValue);
 
@@ -121,7 +121,7 @@ impl Token {
 }
 
 impl StreamApi {
-    /// None where the base URL would show the token to everybody on the way.
+    /// `None` if the base URL would send the token unencrypted.
     pub(super) fn new(base: &BaseUrl, api_key: &str, secret: &Secret) -> Result<Option<StreamApi>, ApiError> {
         if !base.is_tls() && !base.is_loopback() {
             return Ok(None);
@@ -139,12 +139,12 @@ impl StreamApi {
         app.ok_or_else(|| self.foreign(Method::GET, "/api/v2/app", status, &body))
     }
 
-    /// Changes what is in the body, and nothing else.
+    /// Changes the settings in the body, and nothing else.
     pub(super) async fn update_app(&self, body: &str) -> Result<(), ApiError> {
         self.call(Method::PATCH, "/api/v2/app", "", Some(body)).await.map(drop)
     }
 
-    /// The event types that a hook of chat can have. Only the older family of paths has them.
+    /// The event types that a chat hook can have. Only the older family of paths lists them.
     pub(super) async fn event_types(&self) -> Result<Vec<String>, ApiError> {
         let (status, body) = self.call(Method::GET, "/hook/events", "&product=chat", None).await?;
         let answer: Option<EventsAnswer> = serde_json::from_slice(&body).ok();
@@ -152,7 +152,7 @@ impl StreamApi {
         Ok(answer.events.into_iter().map(|event| event.name).collect())
     }
 
-    /// Reads are asked again.
+    /// Calls the API. Reads are retried.
     async fn call(
         &self,
         method: Method,
@@ -165,7 +165,7 @@ impl StreamApi {
             let answer = self.once(&method, path, query, body).await;
             let is_read = method == Method::GET;
             let pause = match &answer {
-                // An update is not repeated: what it rests on may have changed meanwhile.
+                // An update is not retried: the settings that it was planned for may have changed.
                 Ok((status, headers, _)) if *status == StatusCode::TOO_MANY_REQUESTS && is_read => {
                     Some(retry_after(headers))
                 }
@@ -175,7 +175,7 @@ impl StreamApi {
             };
             match pause.filter(|pause| tries < TRIES && *pause <= LONGEST_PAUSE) {
                 Some(pause) => {
-                    tracing::warn!(?pause, "Stream takes no more for now, or gave no answer; asking again");
+                    tracing::warn!(?pause, "Stream limits requests, or gave no answer; trying again");
                     tokio::time::sleep(pause).await;
                     tries += 1;
                 }
@@ -239,7 +239,7 @@ impl StreamApi {
         Err(ApiError::Refused { method, path, status, code, message, hint: hint(code) })
     }
 
-    /// Text of an answer, for people. It may quote a URL of somebody else's, and a server that reflects requests our own token.
+    /// Text of an answer for the user. Masks credentials in URLs, and our own token, which a server may reflect.
     fn shown(&self, text: &str, longest: usize) -> String {
         let text = text.replace(self.token.0.to_str().unwrap_or_default(), "…");
         let ends = [' ', '\n', '"', '\'', ',', '<', '>', '(', ')', '\\'];
@@ -254,9 +254,9 @@ impl StreamApi {
         visible(&words).chars().take(longest).collect()
     }
 
-    /// An answer that is not Stream's: of a proxy on the way, or of another server.
+    /// The error for an answer that is not Stream's, but from a proxy or another server.
     fn foreign(&self, method: Method, path: &str, status: StatusCode, body: &[u8]) -> ApiError {
-        // What was read as settings may hold secrets.
+        // A successful answer may hold settings, with secrets.
         let excerpt = match status.is_success() {
             true => String::new(),
             false => self.shown(&String::from_utf8_lossy(body), EXCERPT),
@@ -266,12 +266,12 @@ impl StreamApi {
     }
 }
 
-/// What to do about an error of Stream's.
+/// What to do about an error from Stream.
 fn hint(code: i64) -> &'static str {
     match code {
         2 => "; Stream knows no such API key: compare api_key with the app's dashboard",
         5 | 43 => "; the secret is not this key's: compare it with the app's dashboard",
-        9 => "; Stream takes no more for now: try again in a minute",
+        9 => "; Stream limits requests: try again in a minute",
         16 => "; Stream has no such app or path: is --stream-url the app's region?",
         17 => "; this key may not do that: use a server-side key of the app",
         40 => "; is this machine's clock right?",
@@ -279,7 +279,7 @@ fn hint(code: i64) -> &'static str {
     }
 }
 
-/// In seconds, as Stream says it.
+/// Stream sends seconds.
 fn retry_after(headers: &HeaderMap) -> Duration {
     let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     seconds.map_or(PAUSE, Duration::from_secs)

@@ -1,19 +1,19 @@
-//! A JSON value to compare: numbers keep their digits, and half a surrogate pair is text like any other.
+//! A JSON value for comparison: numbers keep their digits, and half a surrogate pair is accepted as text.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use streamgate_core::fields::Fields;
 
-/// Deeper values are compared as they were written. Chosen: settings nest three deep.
+/// Deeper values are compared as text. Chosen: settings nest three deep.
 const DEEPEST: usize = 32;
 
-/// Equal where the values are, whatever the order of keys and however they were written. It is never shown: it may hold secrets.
+/// Equal if the values are, whatever the order of keys and the notation. It has no `Debug`: it may hold secrets.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tree {
     Null,
     Bool(bool),
-    /// Its digits; one with a fraction or an exponent is first read as a float.
+    /// The digits; a number with a fraction or an exponent is parsed as a float first.
     Number(String),
     Text(String),
     List(Vec<Tree>),
@@ -57,7 +57,7 @@ impl Tree {
         *self == Tree::Null
     }
 
-    /// What Stream may leave out without a difference.
+    /// Whether Stream may omit the value without changing the meaning.
     pub(super) fn is_empty(&self) -> bool {
         match self {
             Tree::Null => true,
@@ -69,7 +69,7 @@ impl Tree {
         }
     }
 
-    /// Without the fields, at any depth, that are null.
+    /// The value without null fields, at any depth.
     pub(super) fn without_nulls(self) -> Tree {
         match self {
             Tree::Object(fields) => {
@@ -81,7 +81,8 @@ impl Tree {
         }
     }
 
-    /// The name of the first text, at any depth, of which this is true. `is_it` takes its name and the text.
+    /// The field name of the first text, at any depth, for which `is_it` returns true. `is_it` takes the field's name
+    /// and the text.
     pub(super) fn find_text(&self, name: &str, is_it: &impl Fn(&str, &str) -> bool) -> Option<String> {
         match self {
             Tree::Text(text) => is_it(name, text).then(|| name.to_owned()),
@@ -96,7 +97,7 @@ fn parse<'j, T: Deserialize<'j>>(json: &'j str) -> Option<T> {
     serde_json::from_str(json).ok()
 }
 
-/// One form for each value, as far as floats go.
+/// One notation for each value, within the precision of floats.
 fn number(json: &str) -> String {
     let as_float = || json.parse::<f64>().ok().filter(|value| value.is_finite());
     let is_float = json.contains(['.', 'e', 'E']);

@@ -1,21 +1,22 @@
-//! One update of an app's settings: what it writes, and what the settings are then.
+//! One update of an app's settings: what it writes, and the settings expected afterwards.
 
 use super::plan::TIMEOUT_FIELD;
 use super::settings::Settings;
 
-/// What one update writes. Stream refuses an update as a whole, so none takes another with it.
+/// The part of the settings that one update writes. Stream refuses an update as a whole, so a refused part does not
+/// block the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// The list of hooks, or the URL in its place.
+    /// The list of hooks, or the single URL instead.
     Webhooks,
     /// The plain settings.
     Urls,
-    /// Back to Stream's default, which it may refuse to set.
+    /// Resets the timeout to Stream's default, which Stream may refuse.
     Default,
 }
 
 impl Part {
-    /// Whether what it is about still is as it was.
+    /// Whether this part of the settings is unchanged.
     pub(super) fn is_same(self, now: &Settings, before: &Settings) -> bool {
         match self {
             Part::Webhooks => now.webhooks.says_same(&before.webhooks),
@@ -38,12 +39,12 @@ impl std::fmt::Display for Part {
 pub(super) struct Update {
     pub(super) part: Part,
     pub(super) body: String,
-    /// The settings once it is written.
+    /// The expected settings after it.
     pub(super) expected: Settings,
 }
 
 impl Update {
-    /// Whether what it wrote stands in these settings.
+    /// Whether these settings contain what it wrote.
     pub(super) fn is_in(&self, now: &Settings) -> bool {
         match self.part {
             Part::Webhooks => now.webhooks.holds(&self.expected.webhooks),

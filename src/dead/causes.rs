@@ -1,4 +1,4 @@
-//! Dead letters by cause.
+//! Counts dead letters by cause.
 
 use super::table::clipped;
 use crate::output;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use streamgate_core::dead_letter::DeadLetter;
 use streamgate_core::envelope::rfc3339;
 
-/// The cause is reason, route and error: dead letters that share them failed the same way.
+/// Reason, route and error make a cause: dead letters that share them failed the same way.
 #[derive(Debug, Default)]
 pub(super) struct Causes(BTreeMap<(String, Option<String>, Option<String>), Toll>);
 
@@ -18,7 +18,7 @@ struct Toll {
     last_ms: i64,
 }
 
-/// One cause as scripts see it.
+/// One cause, as scripts see it.
 #[derive(Debug, Serialize)]
 struct Cause<'a> {
     reason: &'a str,
@@ -37,7 +37,7 @@ impl Causes {
         *toll = Toll { count: toll.count + 1, first_ms: toll.first_ms.min(died), last_ms: toll.last_ms.max(died) };
     }
 
-    /// The most frequent first.
+    /// Prints the causes, the most frequent first.
     pub(super) fn show(&self, json: bool) -> anyhow::Result<()> {
         let mut causes: Vec<_> = self
             .0

@@ -1,4 +1,4 @@
-//! How dead letters are replayed or dropped: which, how fast, and only after a question before all of them.
+//! Replays or drops the selected dead letters, at a given rate; asks before it changes all of them.
 
 use super::choose;
 use super::select::Select;
@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Dead letters moved at a time.
 const STEP: usize = 100;
-/// How long a paced run keeps what it passed over from others. RabbitMQ ends a channel that holds a delivery for longer than its
-/// consumer_timeout, 30 minutes by default.
+/// How long a paced run withholds skipped dead letters from others. RabbitMQ closes a channel that holds a delivery for
+/// longer than its consumer_timeout, 30 minutes by default.
 const HOLD: Duration = Duration::from_secs(60);
 
-/// Which dead letters are changed, and how.
+/// Which dead letters to change, and how.
 #[derive(Debug, Args)]
 pub(super) struct Change {
     #[command(flatten)]
@@ -39,10 +39,10 @@ pub(super) struct Change {
     json: bool,
 }
 
-/// Changes the dead letters that are selected, and prints how many were changed and how many are left.
+/// Changes the selected dead letters, and prints how many were changed and how many are left.
 pub(super) async fn change<F>(
     dead_letters: &impl DeadLetters,
-    word: &str,
+    verb: &str,
     how: Change,
     interrupted: &CancellationToken,
     each: impl FnMut(Vec<DeadLetterId>) -> F,
@@ -56,15 +56,15 @@ where
     if dry_run {
         let count = chosen.len();
         match json {
-            true => output::line(serde_json::json!({ word: 0, "selected": count }))?,
-            false => output::line(format_args!("{count} would be {word}; nothing was changed"))?,
+            true => output::line(serde_json::json!({ verb: 0, "selected": count }))?,
+            false => output::line(format_args!("{count} would be {verb}; nothing was changed"))?,
         }
         return Ok(());
     }
     if must_ask && !chosen.is_empty() {
-        // Nobody else is kept from them while somebody thinks.
+        // The dead letters are released while the user decides, so that others can use them.
         dead_letters.release().await?;
-        let question = format!("All {} dead letters will be {word}. Go on?", chosen.len());
+        let question = format!("All {} dead letters will be {verb}. Go on?", chosen.len());
         if !ask::agreed(&question, interrupted).await? {
             bail!("nothing was changed");
         }
@@ -72,11 +72,11 @@ where
     let asked = chosen.len();
     let moved = in_steps(dead_letters, chosen, rate, json, interrupted, each).await;
     let left = asked - moved.count;
-    tracing::info!(count = moved.count, left, why, "dead letters were {word} by hand");
-    report(word, moved, left, json, interrupted.is_cancelled())
+    tracing::info!(count = moved.count, left, why, "dead letters were {verb} by hand");
+    report(verb, moved, left, json, interrupted.is_cancelled())
 }
 
-/// Some at a time, so that there is progress to show, and at most `rate` a second.
+/// Changes them in steps, to show progress, at most `rate` a second.
 async fn in_steps<F>(
     store: &impl DeadLetters,
     dead_letters: Vec<DeadLetterId>,
@@ -119,13 +119,13 @@ where
     all
 }
 
-fn report(word: &str, moved: Moved, left: usize, json: bool, was_interrupted: bool) -> anyhow::Result<()> {
+fn report(verb: &str, moved: Moved, left: usize, json: bool, was_interrupted: bool) -> anyhow::Result<()> {
     let Moved { count, stopped } = moved;
     match (json, left) {
-        (true, 0) => output::line(serde_json::json!({ word: count }))?,
-        (true, _) => output::line(serde_json::json!({ word: count, "left": left }))?,
-        (false, 0) => output::line(format!("{count} {word}"))?,
-        (false, _) => output::line(format!("{count} {word}, {left} left"))?,
+        (true, 0) => output::line(serde_json::json!({ verb: count }))?,
+        (true, _) => output::line(serde_json::json!({ verb: count, "left": left }))?,
+        (false, 0) => output::line(format!("{count} {verb}"))?,
+        (false, _) => output::line(format!("{count} {verb}, {left} left"))?,
     }
     let go_on = "the same command goes on with those that are left";
     match stopped {

@@ -29,14 +29,15 @@ use table::Table;
 use tokio_util::sync::CancellationToken;
 use view::View;
 
-/// Dead letters read at a time: their bodies come along.
+/// Dead letters read at a time: their bodies are read too.
 const PAGE: usize = 32;
 
 #[derive(Debug, Args)]
 pub struct Dead {
     #[command(subcommand)]
     action: Action,
-    /// Which queue: dead (the dead letters), unrouted (what RabbitMQ had no queue for), or parked.ROUTE (what waits for that route)
+    /// Which queue: dead (the dead letters), unrouted (events that RabbitMQ had no queue for), or parked.ROUTE (events
+    /// that wait for that route)
     #[arg(long, global = true, value_name = "QUEUE", default_value = "dead")]
     queue: Queue,
 }
@@ -45,7 +46,7 @@ pub struct Dead {
 enum Queue {
     Dead,
     Unrouted,
-    /// Of the route of that name, which the configuration may not have any more.
+    /// The route of that name, which may no longer be in the configuration.
     Parked(String),
 }
 
@@ -64,11 +65,11 @@ impl FromStr for Queue {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List dead letters, oldest first; all of them where nothing is selected
+    /// List dead letters, oldest first; all of them without a selection
     List {
         #[command(flatten)]
         select: Select,
-        /// Only how many there are of each cause (reason, route and error), and when the first and the last died
+        /// Print only a count for each cause (reason, route and error), with the first and last time
         #[arg(long)]
         group: bool,
         /// Print one JSON array
@@ -102,7 +103,7 @@ pub async fn command(global: &Global, args: Dead) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// `interrupted`: what is in hand is settled, and nothing more is begun.
+/// `interrupted`: dead letters in hand are settled, and no more are begun.
 async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> anyhow::Result<()> {
     let is_gone = |route: &str| !wiring::route_names(&loaded.config).contains(&route);
     match (loaded.config.store.kind, args.queue) {
@@ -117,7 +118,7 @@ async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> an
             };
             let drops = matches!(args.action, Action::Drop { .. });
             let acted = act(&dead_letters, args.action, interrupted).await;
-            // Whatever happened: what is dropped is gone.
+            // Also after an error: some may have been dropped.
             let emptied = if drops { dead_letters.empty_log().await } else { Ok(()) };
             acted?;
             Ok(emptied?)
@@ -130,7 +131,7 @@ async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> an
                 Queue::Parked(route) => DeadLetterQueue::parked(endpoint, &topology, &route, is_gone(&route)),
             };
             let acted = act(&dead_letters, args.action, interrupted).await;
-            // Whatever happened: what is held goes back in order.
+            // Also after an error: held dead letters go back in order.
             let closed = dead_letters.close().await;
             acted?;
             closed.context("cannot give the dead letters back in their order")
@@ -150,7 +151,7 @@ async fn act(dead_letters: &impl DeadLetters, action: Action, interrupted: &Canc
     }
 }
 
-/// Calls `with` for every dead letter that the filter means.
+/// Calls `with` for every dead letter that the filter selects.
 async fn each(
     dead_letters: &impl DeadLetters,
     filter: &Filter,
@@ -208,7 +209,7 @@ async fn list(
         let table = match &table {
             Some(table) => table,
             None => {
-                // Numbers grow, and have one length where they are made of the time.
+                // Numbers increase; those made from the time all have the same length.
                 let made = table.insert(Table::new(output::width(), dead_letter.number.to_string().len()));
                 made.heading()?;
                 made

@@ -1,4 +1,4 @@
-//! Which dead letters a command means.
+//! Which dead letters a command selects.
 
 use crate::exit::BadUsage;
 use clap::Args;
@@ -8,10 +8,10 @@ use streamgate_core::pattern::Pattern;
 use streamgate_core::reason::Reason;
 use streamgate_service::config::reader;
 
-/// Which dead letters: everything given must hold.
+/// Selects dead letters: all given conditions must hold.
 #[derive(Debug, Args)]
 pub(super) struct Select {
-    /// Numbers, webhook ids (but for those of digits only) or idempotency keys
+    /// Numbers, webhook ids (except ids of digits only) or idempotency keys
     ids: Vec<String>,
     /// Only this reason: rejected, retries_exhausted, unmatched, route_unknown, parked_full, poison, dropped_by_broker or unrouted
     #[arg(long, value_parser = reason)]
@@ -28,10 +28,10 @@ pub(super) struct Select {
     /// Only dead letters with at least N attempts
     #[arg(long, value_name = "N")]
     attempts: Option<u32>,
-    /// Only dead letters from that time on: 2026-01-31T12:00:00Z, 2026-01-31 (UTC), or how long ago, like 2h
+    /// Only dead letters since this time: 2026-01-31T12:00:00Z, 2026-01-31 (UTC), or how long ago, like 2h
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<i64>,
-    /// Only dead letters from before that time
+    /// Only dead letters from before this time
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<i64>,
     /// Only dead letters that are at least this old: 90s, 2h, 7d
@@ -40,12 +40,12 @@ pub(super) struct Select {
     /// Only events that name the user with this id, wherever Stream puts one
     #[arg(long, value_name = "ID")]
     user: Option<String>,
-    /// All dead letters; goes with no other selection
+    /// All dead letters; cannot be combined with another selection
     #[arg(long)]
     all: bool,
 }
 
-/// For which events become dead letters.
+/// The reasons for which events become dead letters.
 fn reasons() -> impl Iterator<Item = Reason> {
     Reason::OF_WORKERS.into_iter().chain([Reason::DroppedByBroker, Reason::Unrouted])
 }
@@ -53,16 +53,16 @@ fn reasons() -> impl Iterator<Item = Reason> {
 fn reason(text: &str) -> Result<Reason, String> {
     let known = reasons().find(|reason| reason.as_str() == text);
     known.ok_or_else(|| {
-        format!("dead letters have the reasons {}", reasons().map(Reason::as_str).collect::<Vec<_>>().join(", "))
+        format!("expected one of the reasons {}", reasons().map(Reason::as_str).collect::<Vec<_>>().join(", "))
     })
 }
 
-/// Milliseconds since the Unix epoch of a time, a day, or a duration before now.
+/// Parses a time, a day, or a duration before now, into milliseconds since the Unix epoch.
 fn time(text: &str) -> Result<i64, String> {
     if let Ok(age) = reader::duration(text) {
         return Ok(before_now(age));
     }
-    // A day alone begins at midnight.
+    // A date alone means its midnight.
     let time = text.parse::<jiff::Timestamp>().or_else(|_| format!("{text}T00:00:00Z").parse()).ok();
     let time = time.ok_or_else(|| {
         format!("invalid time {text:?}: expected one like 2026-01-31T12:00:00Z, 2026-01-31, or 2h for two hours ago")
@@ -94,7 +94,8 @@ impl Select {
         self.all
     }
 
-    /// What changes dead letters must say which: an empty selection is a slip, not a wish.
+    /// A command that changes dead letters must select some: an empty selection is more likely a slip than an
+    /// intention.
     pub(super) fn explicit(self) -> Result<Filter, BadUsage> {
         let (all, filter) = (self.all, self.filter());
         let Filter { ids, reason, event_type, route, app, attempts, died_since_ms, died_before_ms, user } = &filter;
@@ -108,7 +109,9 @@ impl Select {
             || died_before_ms.is_some()
             || user.is_some();
         if selects && all {
-            return Err(BadUsage("--all means every dead letter, so it goes with no other selection".to_owned()));
+            return Err(BadUsage(
+                "--all means every dead letter, so it cannot be combined with another selection".to_owned(),
+            ));
         }
         if let (Some(since), Some(until)) = (died_since_ms, died_before_ms)
             && since >= until

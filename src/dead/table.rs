@@ -1,4 +1,4 @@
-//! The table of dead letters: a line each, as wide as the terminal.
+//! The table of dead letters: one line each, as wide as the terminal.
 
 use crate::output::{self, visible};
 use std::borrow::Cow;
@@ -6,12 +6,12 @@ use std::io;
 use streamgate_core::dead_letter::DeadLetter;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Between two columns.
+/// Spaces between two columns.
 const GAP: usize = 1;
 /// Characters of a webhook id, as Stream makes them.
 const ID: usize = 36;
 
-/// Widths of the columns. At 80 all stand there, clipped; what a terminal is wider shows more of them.
+/// Widths of the columns. At 80 characters all columns but the id fit, clipped; a wider terminal shows more of them.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Table {
     number: usize,
@@ -20,11 +20,11 @@ pub(super) struct Table {
     route: usize,
     event_type: usize,
     error: usize,
-    /// None: there is no room for it.
+    /// `None` when the table has no room for it.
     id: Option<usize>,
 }
 
-/// The least that each takes: with a number of 19 digits a line has 80 characters.
+/// Minimum widths: with a number of 19 digits, a line has 80 characters.
 const LEAST: Table = Table { number: 6, died: 11, reason: 10, route: 6, event_type: 11, error: 9, id: None };
 const ATTEMPTS: usize = 8;
 
@@ -40,7 +40,7 @@ impl Table {
         };
         grow(&mut table.error, 24, &mut left);
         grow(&mut table.reason, 17, &mut left);
-        // With its year, or without.
+        // The date is shown with its year, or without.
         if left >= 16 - LEAST.died {
             grow(&mut table.died, 16, &mut left);
         }
@@ -87,7 +87,7 @@ impl Table {
         let cells = cells.iter().zip(widths).filter(|(_, width)| *width > 0);
         let mut line = String::new();
         for (place, (cell, width)) in cells.enumerate() {
-            // The number names the dead letter for `show`: it stays whole.
+            // The number identifies the dead letter for `show`, so it is never clipped.
             let cell = if place == 0 { visible(cell) } else { clipped(cell, width) };
             let padding = width.saturating_sub(cell.width()) + GAP;
             line.push_str(&format!("{cell}{:padding$}", ""));
@@ -96,13 +96,13 @@ impl Table {
     }
 }
 
-/// What most errors begin with says nothing in a column for errors.
+/// Drops the prefix that most errors share: it says nothing in a column of errors.
 fn short(error: &str) -> String {
     let error = error.strip_prefix("the service ").unwrap_or(error);
     error.strip_prefix("answered ").unwrap_or(error).to_owned()
 }
 
-/// The first line, in at most so many columns of a terminal.
+/// The first line, in at most `most` columns of a terminal.
 pub(super) fn clipped(text: &str, most: usize) -> Cow<'_, str> {
     let line = text.lines().next().unwrap_or_default();
     let shown = visible(line);
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_long_is_clipped_and_stays_on_its_line() {
+    fn a_long_cell_is_clipped_and_stays_on_its_line() {
         for (text, shown) in [
             ("short", "short"),
             ("sixsix", "sixsix"),

@@ -1,4 +1,4 @@
-//! What is shown of one dead letter.
+//! How one dead letter is shown.
 
 use crate::output;
 use serde::{Serialize, Serializer};
@@ -6,10 +6,10 @@ use streamgate_core::attempts::Attempt;
 use streamgate_core::dead_letter::DeadLetter;
 use streamgate_core::envelope::rfc3339;
 
-/// A dead letter as scripts see it.
+/// A dead letter, as scripts see it.
 #[derive(Debug, Serialize)]
 pub(super) struct View<'a> {
-    /// A text: it may have 19 digits, and JavaScript and jq round those.
+    /// Written as text: it may have 19 digits, and JavaScript and jq round those.
     #[serde(serialize_with = "as_text")]
     number: i64,
     id: &'a str,
@@ -23,7 +23,7 @@ pub(super) struct View<'a> {
     reason: &'a str,
     error: Option<&'a str>,
     attempts: u32,
-    /// The newest attempts that failed, oldest first.
+    /// The newest failed attempts, oldest first.
     history: Vec<Tried<'a>>,
     received_at: String,
     died_at: String,
@@ -60,7 +60,7 @@ impl View<'_> {
     }
 }
 
-/// One attempt as scripts see it.
+/// One attempt, as scripts see it.
 #[derive(Debug, Serialize)]
 struct Tried<'a> {
     attempt: u32,
@@ -76,7 +76,7 @@ impl Tried<'_> {
     }
 }
 
-/// Everything of a dead letter but its body, a line each.
+/// Prints everything of a dead letter but its body, one field a line.
 pub(super) fn whole(dead_letter: &DeadLetter) -> anyhow::Result<()> {
     let view = View::of(dead_letter, false);
     let fields = serde_json::to_value(&view)?;

@@ -1,4 +1,4 @@
-//! Where the routes' states stand, and how much is parked for them: the data directory, or Redis and RabbitMQ.
+//! Where the routes' records and parked events are kept: in the data directory, or in Redis and RabbitMQ.
 
 use crate::backends::rabbitmq as backend;
 use anyhow::{Context, bail};
@@ -12,9 +12,9 @@ use streamgate_store::redis::{Redis, RedisRoutes};
 use streamgate_store::sqlite::RouteBook;
 use tokio::time::Instant;
 
-/// How long Redis is waited for, and how long between tries.
-const PATIENCE: Duration = Duration::from_secs(5);
-const AGAIN: Duration = Duration::from_millis(50);
+/// How long to wait for Redis, and the interval between tries.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) enum Book {
     Embedded(RouteBook),
@@ -22,7 +22,7 @@ pub(crate) enum Book {
 }
 
 impl Book {
-    /// Starts to connect to Redis, where there are servers. Call within a tokio runtime.
+    /// Starts to connect to Redis, unless the store is embedded. Call within a tokio runtime.
     pub(crate) fn of(config: &Config) -> anyhow::Result<Book> {
         Ok(match config.store.kind {
             StoreKind::Embedded => Book::Embedded(RouteBook::open(&config.store.data_dir)?),
@@ -36,7 +36,7 @@ impl Book {
         })
     }
 
-    /// Whether nobody writes but commands like this one.
+    /// Whether only commands like this one write records.
     pub(super) fn is_alone(&self) -> bool {
         matches!(self, Book::Embedded(_))
     }
@@ -55,7 +55,7 @@ impl Book {
         }
     }
 
-    /// How many events are parked, where any are.
+    /// How many events are parked, by route.
     pub(crate) async fn parked(&self, names: &[String]) -> anyhow::Result<BTreeMap<String, u64>> {
         match self {
             Book::Embedded(book) => {
@@ -70,12 +70,12 @@ impl Book {
     }
 }
 
-/// Redis may take a moment to be connected to.
+/// Retries while the connection to Redis is being opened.
 async fn until_there<T, F: Future<Output = Result<T, StoreError>>>(ask: impl Fn() -> F) -> Result<T, StoreError> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + REDIS_TIMEOUT;
     loop {
         match ask().await {
-            Err(_) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
+            Err(_) if Instant::now() < until => tokio::time::sleep(RETRY_INTERVAL).await,
             result => return result,
         }
     }

@@ -1,4 +1,4 @@
-//! `streamgate route`: which routes run, and which a person has paused.
+//! `streamgate route`: which routes run, and which are paused.
 
 pub(crate) mod book;
 
@@ -24,7 +24,7 @@ pub struct Route {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the routes of the configuration, and those that had a worker before
+    /// List the routes of the configuration, and others that had a worker before
     List {
         /// Print one JSON array
         #[arg(long)]
@@ -41,7 +41,7 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Handle a route's events again, those first that were parked
+    /// Handle a route's events again, parked ones first
     Resume {
         /// The route's name
         name: String,
@@ -55,14 +55,14 @@ enum Action {
 #[derive(Debug, Serialize)]
 struct View {
     name: String,
-    /// `running` or `paused`. What workers find out by themselves, that a service is down, stands in their metrics.
+    /// `running` or `paused`. That a service is down, which workers find out by themselves, is in their metrics.
     state: &'static str,
     by: Option<String>,
     why: Option<String>,
     since: Option<String>,
-    /// Events that wait for the route; none where it is not known.
+    /// How many events wait for the route; `None` if it is not known.
     parked: Option<u64>,
-    /// Whether the configuration has it.
+    /// Whether the route is in the configuration.
     configured: bool,
 }
 
@@ -96,7 +96,7 @@ async fn list(book: &Book, configured: &[String], records: &Records, json: bool)
             let events = parked.as_ref().ok().map(|parked| parked.get(&name).copied().unwrap_or_default());
             view(name, configured, records, events)
         })
-        // A route that is gone and left nothing behind is of no interest.
+        // A removed route without parked events is not worth a line.
         .filter(|view| view.configured || view.parked != Some(0) || view.state == "paused")
         .collect();
     if json {
@@ -129,7 +129,7 @@ fn view(name: String, configured: &[String], records: &Records, parked: Option<u
     }
 }
 
-/// What else there is to say of a route.
+/// The rest of a route's line.
 fn story(view: &View) -> String {
     let since = view.since.clone().unwrap_or_else(|| "-".to_owned());
     let by = view.by.as_ref().map(|by| format!(", {by}")).unwrap_or_default();
@@ -168,12 +168,13 @@ async fn set(
         "paused" => {
             "is paused: workers stop within a second, and its events are parked until `streamgate route resume`"
         }
-        _ => "runs: workers take what is parked, and fresh events in turns",
+        _ => "runs: workers take parked and fresh events in turns",
     };
     Ok(output::line(format!("{name} {what}"))?)
 }
 
-/// Writes until it stands, and looks once more after a while: a worker may know better than a Redis that lost what it had.
+/// Retries until the record is the current one, and reads it once more after a while: after Redis lost its data, a
+/// worker may write back a newer record.
 async fn write(
     book: &Book,
     mut before: Option<RouteRecord>,
@@ -196,7 +197,7 @@ async fn write(
     bail!("somebody else changes the route's state at the same time; `streamgate route list` shows it")
 }
 
-/// Who gives the command.
+/// The user and host that run the command.
 fn person() -> String {
     let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
     let user = variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));

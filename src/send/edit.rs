@@ -1,9 +1,9 @@
-//! `--set PATH=JSON`: one value of a body replaced, and all others as they were written.
+//! `--set PATH=JSON`: replaces one value of a body, and keeps all others as written.
 
 use serde_json::value::RawValue;
 use streamgate_core::fields::Fields;
 
-/// Steps of a path: chosen far above what any body of Stream's needs, and low enough for the stack.
+/// Most steps of a path: chosen far above what any of Stream's bodies needs, and low enough for the stack.
 const MAX_STEPS: usize = 64;
 
 /// A value and its place.
@@ -35,9 +35,9 @@ impl Edit {
         Ok(Edit { path: steps, value })
     }
 
-    /// A text at this path.
+    /// Sets a text at this path.
     pub(super) fn of(names: &[&str], value: &str) -> Edit {
-        // A text can always be written.
+        // Serializing a string cannot fail.
         let value = serde_json::value::to_raw_value(value).unwrap_or_default();
         Edit { path: names.iter().map(|name| Step::Name((*name).to_owned())).collect(), value }
     }
@@ -53,7 +53,7 @@ impl Edit {
     }
 }
 
-/// None where the text is not a path: each part has a name, places stand in brackets behind it.
+/// `None` if the text is not a path: each part has a name, and positions follow it in brackets.
 fn steps(path: &str) -> Option<Vec<Step>> {
     let mut steps = Vec::new();
     for (part, text) in path.split('.').enumerate() {
@@ -82,7 +82,7 @@ fn shown(path: &[Step]) -> String {
     path.iter().map(step).collect::<String>().trim_start_matches('.').to_owned()
 }
 
-/// What is missing on the way is made.
+/// Creates what is missing on the way.
 fn set(json: &str, path: &[Step], value: &RawValue) -> Result<String, String> {
     let Some((step, rest)) = path.split_first() else { return Ok(value.get().to_owned()) };
     let raw = |json| RawValue::from_string(json).map_err(|error| error.to_string());

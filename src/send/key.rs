@@ -1,4 +1,4 @@
-//! The key that webhooks are signed with: of the configuration, of the development app, or typed in.
+//! The key that signs webhooks: from the configuration, of the development app, or typed in.
 
 use crate::exit::BadUsage;
 use crate::global::Global;
@@ -9,14 +9,14 @@ use std::io::{self, BufRead, Write};
 use streamgate_service::config::{ConfigError, Environment, Loaded, Source};
 use streamgate_service::secret::Secret;
 
-/// What signs.
+/// An API key with its secret.
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) api_key: String,
     pub(super) secret: Secret,
 }
 
-/// The configuration without a secret: all that is needed to know whose secret is.
+/// Loads the configuration without secrets: enough to know which app's secret is needed.
 pub(super) fn load(global: &Global) -> Result<Loaded, ConfigError> {
     global.load_from(&source(global, None))
 }
@@ -27,7 +27,7 @@ fn source(global: &Global, api_key: Option<&str>) -> Source {
 }
 
 impl Key {
-    /// `named`: the API key to sign for, else the first one that there is.
+    /// `named`: the API key to sign for; without it, the first one found.
     pub(super) fn find(global: &Global, loaded: &Loaded, named: Option<&str>) -> anyhow::Result<Key> {
         let apps = &loaded.config.apps;
         let mut keys = apps.iter().flat_map(|app| &app.keys).map(|key| key.api_key.as_str());
@@ -71,7 +71,7 @@ impl Key {
         Ok(Key { api_key: key.api_key, secret })
     }
 
-    /// A key of no configuration, with the environment's secret or one that is typed in.
+    /// A key outside the configuration, with the environment's secret or one that is typed in.
     fn named(environment: &Environment, api_key: &str) -> anyhow::Result<Key> {
         let given = ["STREAM_API_SECRET", "STREAM_SECRET"].into_iter().find_map(|name| environment.get(name));
         match given.filter(|secret| !secret.is_empty()) {
@@ -85,7 +85,7 @@ impl Key {
         }
     }
 
-    /// Asks on a terminal; `why` is the error without one.
+    /// Asks on the terminal; without one, returns `why` as the error.
     fn typed(api_key: &str, why: anyhow::Error) -> anyhow::Result<Key> {
         if !ask::is_possible() {
             return Err(why);
@@ -99,7 +99,7 @@ impl Key {
     }
 }
 
-/// Shows the question once nothing that is typed is shown, not even what was typed ahead of it.
+/// Reads a line with echo off. The question is shown after echo is off, so that not even input typed ahead is shown.
 fn hidden(question: &str) -> io::Result<String> {
     let echo = NoEcho::start()?;
     write!(io::stderr(), "{question}")?;
@@ -110,7 +110,7 @@ fn hidden(question: &str) -> io::Result<String> {
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// The terminal as it was before, to be restored.
+/// The terminal's former settings, restored on drop.
 struct NoEcho(Termios);
 
 impl NoEcho {

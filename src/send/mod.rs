@@ -33,38 +33,39 @@ use webhook::Webhooks;
 
 /// Stream hangs up on a push after this long.
 const TIMEOUT: Duration = Duration::from_secs(6);
-/// Bytes of an answer that are looked at.
+/// Most bytes read of an answer.
 const MAX_ANSWER: usize = 8 << 20;
-/// What is sent without --type.
+/// Sent without --type.
 const EVENT: &str = "message.new";
 const COMMAND: &str = "ticket";
-/// What of a command's name is written otherwise in a query.
+/// Characters of a command's name that are escaped in a query.
 const COMMAND_NAME: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 #[derive(Debug, Args)]
 pub struct Send {
-    /// Where to: the gateway's base URL, or the whole URL of a webhook [default: gateway.listen of the configuration]
+    /// Where to send: the gateway's base URL, or the whole URL of a webhook [default: gateway.listen of the
+    /// configuration]
     #[arg(long)]
     url: Option<String>,
-    /// Which kind of webhook
+    /// The kind of webhook
     #[arg(long, value_enum, default_value = "push")]
     kind: KindArg,
-    /// The event's type, or the command's name [default: message.new, ticket]. With --file it replaces that of the body
+    /// The event's type, or the command's name [default: message.new, ticket]. With --file it replaces the body's type
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
     /// Print the event types that Stream documents, one a line (with --json as a JSON array), and send nothing
     #[arg(long)]
     list_types: bool,
-    /// Send this body, byte for byte; - reads it from stdin. With --count each event gets a created_at of its own
+    /// Send this body, byte for byte; - reads it from stdin. With --count each event gets its own created_at
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// What the message says
+    /// The message's text
     #[arg(long, value_name = "TEXT", conflicts_with = "file")]
     text: Option<String>,
-    /// The id of the user who writes, reacts, joins
+    /// The id of the user who writes, reacts or joins
     #[arg(long, value_name = "ID", conflicts_with = "file")]
     user: Option<String>,
-    /// In which channel: TYPE:ID, or the id of one of the type messaging
+    /// The channel: TYPE:ID, or an id for the type messaging
     #[arg(long, value_name = "CHANNEL", conflicts_with = "file")]
     channel: Option<String>,
     /// The command's arguments
@@ -82,27 +83,29 @@ pub struct Send {
     /// Start at most this many a second; without it, as fast as the answers come
     #[arg(long, value_name = "R")]
     rate: Option<f64>,
-    /// Most requests at a time
+    /// Most concurrent requests
     #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u64).range(1..=4096))]
     concurrency: u64,
-    /// Compress the body, as Stream does where hook payload compression is on
+    /// Compress the body, as Stream does when hook payload compression is on
     #[arg(long)]
     gzip: bool,
     /// X-Webhook-Attempt
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
     attempt: u32,
-    /// X-Webhook-Id, the same for every webhook; the body is the same then too, so it has no date. Without it each has one of its own
+    /// X-Webhook-Id, the same for every webhook; the body is then the same too, so it has no date. By default each
+    /// webhook has its own
     #[arg(long, value_name = "ID", value_parser = header_value)]
     id: Option<String>,
-    /// Sign for this API key, where the configuration has several or none
+    /// Sign for this API key, if the configuration has several or none
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// A PEM file of certificates to trust beside the system's authorities: authorities, or the gateway's own certificate
+    /// A PEM file of certificates to trust in addition to the system's authorities: authorities, or the gateway's own
+    /// certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Put a PROXY header in front of each connection, as a balancer does where gateway.proxy_protocol is on
+    /// Put a PROXY header in front of each connection, as a balancer does when gateway.proxy_protocol is on
     ///
-    /// The default is what the configuration says of its own gateway, and false for another.
+    /// The default is the configuration's setting for its own gateway, and false for any other URL.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     proxy_header: Option<bool>,
     /// Print one JSON object
@@ -112,7 +115,7 @@ pub struct Send {
 
 fn header_value(text: &str) -> Result<String, String> {
     let is_fit = !text.trim().is_empty() && hyper::header::HeaderValue::from_str(text).is_ok();
-    if is_fit { Ok(text.to_owned()) } else { Err("takes a text that a header can carry".to_owned()) }
+    if is_fit { Ok(text.to_owned()) } else { Err("expected a text that is valid in a header".to_owned()) }
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -121,17 +124,17 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 impl Send {
-    /// What goes with no kind of webhook that is asked for.
+    /// Rejects options that do not fit the kind of webhook.
     fn judge(&self) -> Result<(), BadUsage> {
         let is_command = self.kind == KindArg::CustomCommand;
         let what = if self.rate.is_some_and(|rate| !(0.001..=1e6).contains(&rate)) {
             "--rate takes a number from 0.001 to 1000000"
         } else if self.kind == KindArg::BeforeMessageSend && self.event_type.is_some() {
-            "--type goes with pushes and commands: before-message-send has no type"
+            "--type is for pushes and commands: before-message-send has no type"
         } else if !is_command && (self.args.is_some() || !self.form.is_empty()) {
-            "--args and --form go with --kind custom-command"
+            "--args and --form need --kind custom-command"
         } else if is_command && self.text.is_some() {
-            "--text goes with messages: what a command says are its --type and --args"
+            "--text is for messages: a command has --type and --args"
         } else if self.event_type.as_deref().is_some_and(|name| name.trim_start_matches('/').is_empty()) {
             "--type takes the type of an event, or the name of a command"
         } else {
@@ -166,8 +169,8 @@ impl Send {
         self.event_type.as_deref().unwrap_or(COMMAND).trim_start_matches('/')
     }
 
-    /// What is replaced in a body that is given. A callback of a pending message has its type from its path; a command's name counts in
-    /// the URL where the message has none.
+    /// The edits of a given body. A callback of a pending message has its type in its path; a command's name is taken
+    /// from the URL if the message has none.
     fn edits_of_file(&self, body: &[u8]) -> Vec<Edit> {
         let named = self.event_type.as_deref().and_then(|name| match self.kind {
             KindArg::Push => (!name.starts_with(PENDING)).then(|| Edit::of(&["type"], name)),
@@ -180,7 +183,7 @@ impl Send {
         named.into_iter().chain(self.set.clone()).collect()
     }
 
-    /// Warns of a type that Stream does not document and that looks like a typing mistake.
+    /// Warns about a type that Stream does not document and that looks like a typo.
     fn doubt_type(&self) {
         let Some(name) = self.event_type.as_deref().filter(|_| self.kind == KindArg::Push) else { return };
         let is_known = event_types::CHAT.contains(&name)
@@ -201,7 +204,7 @@ enum KindArg {
 }
 
 impl KindArg {
-    /// Path and query, as Stream's settings would have them.
+    /// Path and query, as in Stream's settings.
     fn path(self, event_type: Option<&str>) -> String {
         match (self, event_type) {
             (KindArg::Push, Some("pending_message.passed_on")) => path::PASS_ON_PENDING_MESSAGE.to_owned(),
@@ -239,7 +242,7 @@ pub async fn command(global: &Global, args: &Send) -> anyhow::Result<ExitCode> {
     Ok(if report.all_taken() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Keeps `concurrency` senders busy, at most at the rate; ends when all are answered.
+/// Keeps `concurrency` senders busy, at the given rate at most; returns when all webhooks are answered.
 async fn send_all(args: &Send, client: HttpClient, webhooks: Webhooks) -> anyhow::Result<Vec<Answer>> {
     let bar = output::bar(args.count, "webhooks", args.json);
     let shared = Arc::new((client, webhooks, AtomicU64::new(0)));

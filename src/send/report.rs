@@ -1,4 +1,4 @@
-//! What came back: statuses, outcomes and latencies.
+//! The results: statuses, outcomes and latencies.
 
 use hyper::Uri;
 use hyper::http::response::Parts;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Distinct errors that are shown.
+/// Most distinct errors shown.
 const MAX_ERRORS: usize = 5;
 
 /// The answer to one webhook.
@@ -18,7 +18,7 @@ pub(super) struct Answer {
     /// Why it was refused, or why there is no answer.
     error: Option<String>,
     latency: Duration,
-    /// What a hook was answered.
+    /// The answer to a hook.
     answer: Option<Value>,
 }
 
@@ -48,7 +48,7 @@ impl Answer {
 #[derive(Debug)]
 pub(super) struct Report {
     answers: Vec<Answer>,
-    /// Sorted; only of what was answered.
+    /// Sorted; only of webhooks that were answered.
     latencies: Vec<Duration>,
     elapsed: Duration,
 }
@@ -65,7 +65,7 @@ impl Report {
         self.answers.iter().all(|answer| answer.error.is_none())
     }
 
-    /// Milliseconds; none where nothing was answered.
+    /// Milliseconds; `None` if nothing was answered.
     fn percentile(&self, share: f64) -> Option<f64> {
         let last = self.latencies.len().checked_sub(1)?;
         let place = (last as f64 * share).round() as usize;
@@ -139,7 +139,7 @@ impl Report {
         }
         if let [Answer { answer: Some(answer), .. }] = &*self.answers {
             lines.push(format!("answer     {}", meaning(answer)));
-            // A tree can always be written.
+            // Serializing a JSON value cannot fail.
             lines.extend(serde_json::to_string_pretty(answer));
         }
         for (error, count) in self.errors().into_iter().take(MAX_ERRORS) {
@@ -154,7 +154,7 @@ impl Report {
     }
 }
 
-/// What Stream would make of a hook's answer, in words.
+/// What Stream would do with a hook's answer.
 fn meaning(answer: &Value) -> String {
     let text = |name: &str| answer["message"][name].as_str().unwrap_or_default();
     match (&answer["message"], text("type")) {

@@ -1,4 +1,4 @@
-//! Where webhooks go: the gateway of the configuration, or another.
+//! Where webhooks are sent: to the configuration's gateway, or to another one.
 
 use super::Send;
 use crate::exit::BadUsage;
@@ -40,27 +40,27 @@ impl Target {
 fn own(config: &Config) -> Result<String, BadUsage> {
     let gateway = &config.gateway;
     if gateway.listen.port() == 0 {
-        let what = "gateway.listen has port 0, so nobody knows the port: name --url as the gateway printed it";
+        let what = "gateway.listen has port 0, so the port is not known: pass the --url that the gateway printed";
         return Err(BadUsage(what.to_owned()));
     }
     Ok(base_at(config, gateway.listen))
 }
 
-/// The address, where it is the one that the configuration's own gateway listens on. A host's name says nothing of that: a certificate
-/// has to be for it.
+/// The address, if the configuration's own gateway listens on it. Not for a host name: that says nothing about the
+/// listener, and the certificate has to be for the name.
 fn own_address(config: &Config, url: &Uri) -> Option<IpAddr> {
     let listen = config.gateway.listen;
     let host = url.host()?.trim_start_matches('[').trim_end_matches(']');
     let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
     let address = SocketAddr::new(host.parse().ok()?, url.port_u16().unwrap_or(default));
     let is_port = listen.port() == 0 || listen.port() == address.port();
-    // What listens on one address of a network is not what loopback's port leads to.
+    // A gateway on one network address is not what the same port of loopback leads to.
     let is_here = listen.ip().is_unspecified() || listen.ip().is_loopback();
     let is_host = listen.ip() == address.ip() || (is_here && address.ip().is_loopback());
     (is_port && is_host).then(|| address.ip())
 }
 
-/// A base URL gets the path of the kind; a URL that has a path is taken as it is.
+/// Adds the path of the kind to a base URL; a URL that has a path is used as it is.
 fn url(text: &str, path: &str) -> Result<Uri, BadUsage> {
     let wrong = || BadUsage(format!("--url takes a URL like http://127.0.0.1:8080, not {text:?}"));
     if text.contains('@') {
@@ -74,7 +74,7 @@ fn url(text: &str, path: &str) -> Result<Uri, BadUsage> {
         return Ok(url);
     }
     let mut parts = url.into_parts();
-    parts.path_and_query = Some(path.parse().map_err(|_| BadUsage(format!("no URL can carry --type: {path:?}")))?);
+    parts.path_and_query = Some(path.parse().map_err(|_| BadUsage(format!("--type is not valid in a URL: {path:?}")))?);
     Uri::from_parts(parts).map_err(|_| wrong())
 }
 

@@ -1,4 +1,4 @@
-//! The webhooks to send: bodies, signatures and headers as Stream makes them.
+//! The webhooks to send: bodies, signatures and headers, as Stream makes them.
 
 use super::edit::Edit;
 use super::samples::{Cast, Sample};
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use streamgate_core::{envelope::header, fields::Fields, peek::peek, signature::SigningKey};
 use streamgate_service::secret::Secret;
 
-/// Everything but the id is the same for all webhooks of a run.
+/// The parts that all webhooks of a run share; each adds its own id.
 #[derive(Debug)]
 pub(super) struct Webhooks {
     url: Uri,
@@ -29,11 +29,11 @@ pub(super) struct Webhooks {
 
 #[derive(Debug)]
 enum Body {
-    /// Sent as it is.
+    /// Sent unchanged.
     Given(Bytes),
-    /// An event to be sent many times: each has a date of its own, or all but the first would be repeats of it.
+    /// An event that is sent many times: each copy has its own date, or all but the first would be duplicates.
     Dated { event: Fields, began: jiff::Timestamp, sent: AtomicI64 },
-    /// Made for each webhook: its id is in the message, so that no two have the same signature.
+    /// Generated for each webhook, with its id in the message, so that no two have the same signature.
     Made { kind: KindArg, cast: Cast, edits: Vec<Edit> },
 }
 
@@ -56,7 +56,7 @@ impl Webhooks {
             attempt: args.attempt,
             id: args.id.clone(),
         };
-        // What cannot be made is the user's mistake, and reported before anything is sent.
+        // A body that cannot be made is a usage error, reported before anything is sent.
         webhooks.request()?;
         Ok(webhooks)
     }
@@ -72,7 +72,7 @@ impl Webhooks {
                 event.set("created_at", &at.to_string().into());
                 event.to_json().into()
             }
-            // Under a given id the same body each time, or a repeat would be another event.
+            // With a given id the body must stay the same, or a repeat would be another event.
             Body::Made { kind, cast, edits } => {
                 let (id, now) = match &self.id {
                     Some(id) => (id, None),
@@ -97,13 +97,13 @@ impl Webhooks {
             body
         };
         let request = request.header(CONTENT_LENGTH, body.len());
-        let request = request.body(Full::new(body)).context("a header cannot carry this API key")?;
+        let request = request.body(Full::new(body)).context("this API key is not valid in a header")?;
         Ok((id, request))
     }
 }
 
 impl Body {
-    /// Sent byte for byte where it is sent once; says so where all are the same event.
+    /// A body is sent byte for byte if it is sent once. Warns if every copy would be the same event.
     fn of_file(args: &Send, body: Bytes) -> Body {
         let is_dated = peek(&body).created_at_ms.is_some();
         if args.count == 1 || args.kind != KindArg::Push || !is_dated {
@@ -134,7 +134,7 @@ fn read(path: &std::path::Path) -> anyhow::Result<Bytes> {
     Ok(body.into())
 }
 
-/// A random UUID (version 4), as Stream's ids are.
+/// A random UUID (version 4), like Stream's ids.
 fn unique_id() -> anyhow::Result<String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;

@@ -147,7 +147,7 @@ async fn check_finds_policies_that_lose_events() {
     assert_eq!(failures(&site).await, "");
     let broker = &backends.broker;
     for (definition, queue, says) in [
-        (r#"{"overflow":"drop-head"}"#, "events", "thrown away"),
+        (r#"{"overflow":"drop-head"}"#, "events", "are dropped"),
         (r#"{"expires":3600000}"#, "events", "deletes the queue"),
         (r#"{"message-ttl":3600000}"#, "dead", "dead letters are deleted"),
     ] {

@@ -130,12 +130,12 @@ async fn a_worker_reads_its_routes_again_and_no_hangup_ends_it() {
     // A wrong configuration changes nothing, and does not end the worker.
     route("[");
     worker.signal(Signal::HUP);
-    site.logged("not reloaded: everything stays as it runs").await;
+    site.logged("not reloaded: the running configuration stays").await;
     sent("second").await;
     // A configuration without routes is refused: every event would be logged and acknowledged.
     site.configure(&Setup { rest: backends.tables(&site.name()), ..Setup::default() });
     worker.signal(Signal::HUP);
-    site.logged("names no route any more").await;
+    site.logged("has no route any more").await;
     sent("second").await;
     // Values that the start would have refused, or that it prepares for.
     for (keys, said) in [

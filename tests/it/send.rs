@@ -143,7 +143,7 @@ async fn only_the_apps_own_secret_is_needed() {
     let nobody = site.run(&["send", "--url", &url, "--api-key", "third"]).await;
     assert_eq!(nobody.status.code(), Some(64), "{nobody:?}");
     let nowhere = site.run(&["send"]).await;
-    assert!(text(&nowhere.stderr).contains("name --url"), "the configuration's port is 0: {nowhere:?}");
+    assert!(text(&nowhere.stderr).contains("pass the --url"), "the configuration's port is 0: {nowhere:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,7 +279,7 @@ async fn a_body_says_what_it_is_told_to() {
     for (args, why) in [
         (&["--set", "message.text=hello"][..], "quote a text"),
         (&["--set", "type.x=1"], "not an object"),
-        (&["--id", "a\nb"], "a header can carry"),
+        (&["--id", "a\nb"], "valid in a header"),
         (&["--attempt", "0"], "0 is not in"),
         (&["--args", "x"], "custom-command"),
         (&["--kind", "custom-command", "--text", "x"], "--args"),

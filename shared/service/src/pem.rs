@@ -1,11 +1,12 @@
-//! Why a text is no PEM, in words that hold nothing of it: the library's own quote the file, and that may be a private key.
+//! Describes why a text is not PEM without quoting it: the library's own errors quote the file, which may be a private
+//! key.
 
 use rustls_pki_types::pem::Error;
 
-/// Some editors write it in front of a text, and PEM knows no such thing.
+/// Some editors write it before a text; PEM does not allow it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The text behind its byte order mark.
+/// The text without its byte order mark.
 pub fn unmarked(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }
@@ -15,12 +16,12 @@ pub fn problem(error: &Error) -> String {
     match error {
         Error::MissingSectionEnd { .. } => "a BEGIN line has no END line: is the file cut off?".to_owned(),
         Error::IllegalSectionStart { .. } => {
-            "a BEGIN line does not stand on a line of its own: are the line breaks written as \\n?".to_owned()
+            "a BEGIN line is not on a line of its own: are the line breaks written as \\n?".to_owned()
         }
-        Error::Base64Decode(_) => "what stands between BEGIN and END is not base64".to_owned(),
+        Error::Base64Decode(_) => "the text between BEGIN and END is not base64".to_owned(),
         Error::SectionTooLarge => "a section is too large".to_owned(),
         Error::Io(error) => error.to_string(),
-        Error::NoItemsFound => "there is no section of the kind that it takes".to_owned(),
+        Error::NoItemsFound => "there is no section of the expected kind".to_owned(),
         _ => "it cannot be parsed".to_owned(),
     }
 }

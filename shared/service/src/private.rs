@@ -1,15 +1,15 @@
-//! Files for this process's user alone: replaced whole, durable when written, symbolic links not followed.
+//! Files that only this process's user can read: replaced as a whole, durable when written, symlinks not followed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// A link in such a file's place leads where somebody else wants it to.
+/// A symlink in the place of such a file leads where somebody else wants it to.
 #[expect(clippy::cast_possible_wrap, reason = "a flag of open(2), which fits")]
 const NO_SYMLINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 
-/// The file's text, or none where there is no file. A link is an error.
+/// The file's text, or `None` if there is no file. A symlink is an error.
 pub fn read(path: &Path) -> io::Result<Option<String>> {
     let mut text = String::new();
     match OpenOptions::new().read(true).custom_flags(NO_SYMLINK).open(path) {
@@ -19,7 +19,7 @@ pub fn read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Creates the directory, mode 0700, where it is not there. Its parent must be. A link in its place is an error.
+/// Creates the directory, mode 0700, if it is absent. Its parent must exist. A symlink in its place is an error.
 pub fn directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.symlink_metadata()?.is_dir() => Ok(()),
@@ -27,10 +27,10 @@ pub fn directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Replaces the file, mode 0600. After a crash there is the old file or the new one, whole.
+/// Replaces the file, mode 0600. After a crash there is either the old file or the new one, complete.
 pub fn replace(path: &Path, text: &str) -> io::Result<()> {
     let new = path.with_added_extension("new");
-    // Left over by a crash.
+    // May be left over from a crash.
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}

@@ -1,6 +1,6 @@
-//! A string that never shows: not in logs, not in errors, not in `{:?}`.
+//! A string that is never shown: not in logs, errors or `{:?}`.
 
-/// A secret in memory. Only [`expose`](Secret::expose) shows it, so every use is easy to find.
+/// A secret in memory. Only [`expose`](Secret::expose) reveals it, so every use is easy to find.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Handed to everything that must stop in order. No statics: two servers in one test stop apart.
+/// Handed to everything that must stop in order. Not static: two servers in one test stop separately.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     /// Stop taking new work, finish what is in hand.
@@ -22,12 +22,12 @@ impl Shutdown {
         Shutdown::default()
     }
 
-    /// The process's exit code: an abort is no success.
+    /// The process's exit code: an abort is a failure.
     pub fn code(&self) -> ExitCode {
         if self.abort.is_cancelled() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 
-    /// Waits for the stop to begin; the time by which what is in hand must be done.
+    /// Waits until the stop begins. Returns the time by which work in hand must be done.
     pub async fn deadline(&self, within: Duration) -> Instant {
         tokio::select! {
             () = self.drain.cancelled() => {}
@@ -36,7 +36,7 @@ impl Shutdown {
         Instant::now() + within
     }
 
-    /// Connects the process's signals, until the process ends.
+    /// Listens to the process's signals until it ends.
     pub fn listen(&self) -> io::Result<()> {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let stop = self.clone();

@@ -1,7 +1,7 @@
-//! Logs: on stderr, human on a terminal, JSON lines otherwise. Best effort: no log line ever keeps anything waiting.
+//! Logs: on stderr, human on a terminal, JSON lines otherwise. Best effort: logging never blocks anything.
 //!
-//! Lines go through a bounded queue to a thread of their own. What finds it full, because stderr is a pipe that nobody reads, or
-//! cannot be written, because it is a file on a full disk, is dropped and counted.
+//! Lines go through a bounded queue to a thread of their own. A line is dropped and counted if it finds the queue full,
+//! because stderr is a pipe that nobody reads, or cannot be written, because stderr is a file on a full disk.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,12 +24,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// Whose process it is.
+/// Which program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// Ours: panics are logged.
+    /// The `streamgate` command: panics are logged.
     Ours,
-    /// A program around the library: what happens on a panic is its own affair.
+    /// A program that embeds the library: it decides itself what happens on a panic.
     Another,
 }
 
@@ -40,19 +40,19 @@ pub struct FilterError {
     what: String,
 }
 
-/// Always off, whatever the filter says: this crate logs messages that come back with their bodies, and frames with
-/// everything. What an operator needs of it, the store logs itself.
+/// Always off, whatever the filter says: this crate logs returned messages with their bodies, and whole frames. The
+/// store itself logs what an operator needs.
 const SILENCED: &str = "lapin";
-/// Lines that wait for the thread that writes them: a burst of some seconds, and commonly under a megabyte.
+/// Most lines that wait for the writing thread: a burst of some seconds, commonly under a megabyte.
 const MOST_WAITING: usize = 4096;
-/// Errors of handlers may be of any length. More than this is cut, so that the lines that wait have at most 64 MiB.
+/// Handlers' errors may be of any length. Longer lines are cut, so that waiting lines take at most 64 MiB.
 const LONGEST_LINE: usize = 16 << 10;
-/// How long the end of a process waits for its last lines.
+/// How long a process waits for its last lines when it ends.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// The process's log, once it was started.
+/// The process's log, once it is started.
 #[derive(Debug)]
 struct Log {
     full: ErrorCounter,
@@ -60,7 +60,7 @@ struct Log {
     sent: Arc<AtomicU64>,
 }
 
-/// What became of the lines that were taken.
+/// Counts of the lines that were written or failed.
 #[derive(Debug, Default)]
 struct Written {
     lines: Mutex<u64>,
@@ -89,14 +89,14 @@ pub fn init(format: LogFormat, filter: Option<&str>, host: Host) -> Result<(), F
     } else {
         builder.with_ansi(io::stderr().is_terminal()).finish().with(audible).try_init()
     };
-    // Where it is started already, a second server in one process, as in tests, logs where the first one does.
+    // If logging is started already, a second server in one process, as in tests, uses the first one's.
     if started.is_ok() {
-        // Its drop prints to stdout where the queue is stuck; `flush` waits in its place.
+        // Dropping the guard prints to stdout if the queue is stuck; `flush` waits instead.
         std::mem::forget(guard);
         drop(LOG.set(log));
     }
     if host == Host::Ours {
-        // What a panic says may hold a message's text: the place it happened at is logged, never the words.
+        // A panic's message may hold a chat message's text: only its location is logged.
         std::panic::set_hook(Box::new(|panic| {
             let at = panic.location().map(ToString::to_string);
             tracing::error!(at, "panicked");
@@ -110,7 +110,7 @@ pub fn dropped_lines() -> u64 {
     LOG.get().map_or(0, |log| log.full.dropped_lines() as u64 + log.written.failed.load(Ordering::Relaxed))
 }
 
-/// Waits until what was logged is written, for half a second at the most.
+/// Waits until all logged lines are written, half a second at most.
 pub fn flush() {
     let Some(log) = LOG.get() else { return };
     let all = || log.sent.load(Ordering::Relaxed).saturating_sub(log.full.dropped_lines() as u64);
@@ -118,12 +118,12 @@ pub fn flush() {
     drop(log.written.changed.wait_timeout_while(lines, LAST_LINES, |lines| *lines < all()));
 }
 
-/// A word that is not a level names a target to the library, and mutes everything else: here it is a mistake.
+/// The library takes an unknown level for a target, and mutes everything else: here it is a mistake.
 fn parse(filter: &str) -> Result<EnvFilter, FilterError> {
     let wrong = |what: String| FilterError { filter: filter.to_owned(), what };
     let directives: Vec<_> = filter.split(',').map(str::trim).collect();
     for directive in &directives {
-        // Spans and fields have a syntax of their own, which the library checks.
+        // Spans and fields have their own syntax, which the library checks.
         if directive.contains('[') {
             continue;
         }
@@ -134,13 +134,13 @@ fn parse(filter: &str) -> Result<EnvFilter, FilterError> {
             )));
         }
     }
-    // Targets alone would mute all others, our own errors too.
+    // Targets without a level would mute everything else, our own errors too.
     let has_level = directives.iter().any(|directive| !directive.contains(['=', '[']));
     let default = if has_level { "" } else { "info," };
     EnvFilter::try_new(default.to_owned() + &directives.join(",")).map_err(|error| wrong(error.to_string()))
 }
 
-/// Where the subscriber writes each line, in one piece.
+/// The subscriber's writer: it gets each line in one piece.
 #[derive(Clone, Debug)]
 struct Lines {
     queue: NonBlocking,
@@ -169,7 +169,7 @@ impl Write for Lines {
     }
 }
 
-/// Stderr, on the thread that may wait for it. A line that it does not take is counted, and no error: the next one may do.
+/// Stderr, on the thread that may block on it. A failed line is counted, and is not an error: the next one may succeed.
 #[derive(Debug)]
 struct Stderr(Arc<Written>);
 

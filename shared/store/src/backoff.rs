@@ -1,4 +1,5 @@
-//! Waits between tries to reach a server: doubling, capped, and jittered, so that a fleet does not come back in step.
+//! Waits between attempts to reach a server: doubling, capped, and jittered, so that a fleet does not reconnect in
+//! step.
 
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The next wait: between half of the step and the whole of it.
+    /// The next wait: between half of the step and all of it.
     pub(crate) fn next(&mut self) -> Duration {
         let step = FIRST.saturating_mul(1 << self.tries.min(16)).min(LONGEST);
         self.tries = self.tries.saturating_add(1);
-        // Without randomness all that is lost is the jitter.
+        // Without randomness only the jitter is lost.
         let random = getrandom::u32().unwrap_or_default();
         step / 2 + (step / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
     }

@@ -1,4 +1,4 @@
-//! Adapters of the ports in `streamgate_core::ports`, one module per kind of store, a feature each.
+//! Adapters of the ports in `streamgate_core::ports`: one module and one cargo feature for each kind of store.
 
 #[cfg(any(feature = "rabbitmq", feature = "redis"))]
 mod backoff;

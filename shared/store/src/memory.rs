@@ -1,4 +1,5 @@
-//! Calls within one process: the gateway asks, the worker beside it answers. Nothing of a call outlives its caller.
+//! Calls within one process: the gateway asks, the worker in the same process answers. Nothing of a call outlives its
+//! caller.
 
 use bytes::Bytes;
 use std::time::Duration;
@@ -11,16 +12,16 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 type Reply = oneshot::Sender<Result<Bytes, Reason>>;
 
-/// The road between the two.
+/// The channel between gateway and worker.
 #[derive(Debug)]
 pub struct InProcess {
-    /// None where nobody answers.
+    /// `None` where no handler answers calls.
     calls: Option<mpsc::Sender<Call<Reply>>>,
     arrived: Mutex<mpsc::Receiver<Call<Reply>>>,
 }
 
 impl InProcess {
-    /// `most`: calls that wait at a time. `answered`: whether there is anybody with a handler.
+    /// `most`: how many calls may wait at a time. `answered`: whether any handler answers calls.
     pub fn new(most: usize, answered: bool) -> InProcess {
         let (calls, arrived) = mpsc::channel(most);
         InProcess { calls: answered.then_some(calls), arrived: Mutex::new(arrived) }
@@ -33,7 +34,7 @@ impl Ask for InProcess {
         let (handle, answer) = oneshot::channel();
         let call = Call { envelope, within, handle };
         calls.send(call).await.map_err(|_| Reason::NoWorker)?;
-        // A worker that drains drops it.
+        // A draining worker drops the sender.
         answer.await.map_err(|_| Reason::NoWorker)?
     }
 }
@@ -45,7 +46,7 @@ impl Calls for InProcess {
         let mut arrived = self.arrived.lock().await;
         loop {
             match arrived.recv().await {
-                // Its caller has given up.
+                // Skipped: its caller has given up.
                 Some(call) if call.handle.is_closed() => {}
                 Some(call) => return Ok(call),
                 None => return std::future::pending().await,
@@ -54,6 +55,6 @@ impl Calls for InProcess {
     }
 
     async fn answer(&self, handle: Reply, answer: Result<Bytes, Reason>) -> Result<(), StoreError> {
-        handle.send(answer).map_err(|_| StoreError::Unavailable("its caller waits no more".to_owned()))
+        handle.send(answer).map_err(|_| StoreError::Unavailable("its caller no longer waits".to_owned()))
     }
 }

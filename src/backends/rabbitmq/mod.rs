@@ -1,4 +1,4 @@
-//! RabbitMQ and Redis, and a gateway's spool: services of their own, scaled horizontally.
+//! RabbitMQ and Redis, and a gateway's spool: for separate services that scale horizontally.
 
 pub mod limits;
 mod prefetch;
@@ -23,14 +23,14 @@ use streamgate_worker::Router;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long a stop waits for Redis to take the last keys of events.
+/// How long a stop waits for Redis to take the last marks of seen events.
 const MARKS: Duration = Duration::from_secs(2);
 
 pub type Gateway =
     GatewayParts<Deduplicated<Spooled<Exchange, SpoolFile>, SeenKeys>, Caller, RedisAnswers, GatewaySide>;
 pub type Worker = WorkerParts<Consumer, RedisClaims, CallQueue, RedisRoutes, WorkerSide>;
 
-/// RabbitMQ and Redis as the configuration names them, not yet connected.
+/// RabbitMQ and Redis as configured, not connected yet.
 #[derive(Debug)]
 pub struct Servers {
     pub endpoint: Endpoint,
@@ -39,7 +39,7 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Reads the URLs and the files beside them.
+    /// Reads the URLs and the files that they need.
     pub fn of(loaded: &Loaded) -> Result<Servers, ConfigError> {
         let (endpoint, address) = (endpoint(&loaded.config), address(&loaded.config));
         let problem = |key: &str, what: String| Problem::new(key, what);
@@ -77,12 +77,12 @@ pub fn spool_options(config: &Config) -> SpoolOptions {
         data_dir: config.store.data_dir.clone(),
         max_bytes: config.store.spool_max as u64,
         seen_window: config.dedup.window,
-        // Beside those of requests: the hand-over's, and confirms that come late.
+        // In addition to writes of requests: those of the hand-over and of late confirms.
         max_waiting: config.gateway.max_in_flight,
     }
 }
 
-/// The queue, with the disk that stands in for it.
+/// The queue, with the disk as its fallback.
 pub fn spooled(
     config: &Config,
     exchange: &Arc<Exchange>,
@@ -94,7 +94,7 @@ pub fn spooled(
     Spooled::new(Arc::clone(exchange), Arc::clone(spool), policy, Arc::clone(metrics))
 }
 
-/// The gateway's side of it in use.
+/// The running backend of a gateway.
 #[derive(Debug)]
 pub struct GatewaySide {
     endpoint: Endpoint,
@@ -109,7 +109,7 @@ pub struct GatewaySide {
     ladder: Vec<Duration>,
     data_dir: PathBuf,
     stopping: CancellationToken,
-    /// From the spool to RabbitMQ. None before it begins, and once it is stopped.
+    /// The hand-over from the spool to RabbitMQ. `None` before it begins, and after the stop.
     handing_over: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -152,7 +152,7 @@ impl GatewaySide {
         self.handing_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What of it is read again with the configuration.
+    /// The parts that are reloaded with the configuration.
     pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
         reloaded::parts(self.endpoint.clone(), self.redis.clone())
     }
@@ -160,7 +160,7 @@ impl GatewaySide {
 
 impl Lifecycle for GatewaySide {
     fn ready(&self) -> Result<Option<String>, String> {
-        // Without RabbitMQ events go to the spool, wherever they went before.
+        // While RabbitMQ is down, events go to the spool, wherever they went before.
         if let (Ok(()), Some(why)) = (self.exchange.ready(), self.exchange.diverted()) {
             return Err(why.to_string());
         }
@@ -168,7 +168,7 @@ impl Lifecycle for GatewaySide {
         Ok(self.exchange.ready().err().map(|why| format!("events go to the spool: {why}")))
     }
 
-    /// Hands the spool over too, until the stop: not before the service has started.
+    /// Also hands the spool over, until the stop; it must not begin before the service has started.
     async fn watch(&self) {
         if !self.stopping.is_cancelled() {
             let (spooled, stopping) = (Arc::clone(&self.spooled), self.stopping.clone());
@@ -185,7 +185,7 @@ impl Lifecycle for GatewaySide {
         );
     }
 
-    /// Hands over what is on the disk.
+    /// Hands over what is in the spool.
     async fn stop(&self, by: Instant) {
         self.stopping.cancel();
         let handing_over = self.handing_over().take();
@@ -205,15 +205,16 @@ impl Lifecycle for GatewaySide {
                 "events are left in the spool: the next gateway on this directory hands them over, or `streamgate drain`"
             );
         }
-        // Marks that Redis does not take cost a repeat at the worst.
+        // A lost mark costs a repeat at worst.
         let marks = tokio::time::timeout(MARKS, self.seen.close());
         drop(tokio::join!(marks, self.exchange.close(), self.calls.close()));
-        // A connection may outlive the drain: what it was promised is committed, and it is promised nothing more.
+        // A connection may outlive the drain: what it was promised is committed by now, and it is promised nothing
+        // more.
         self.spool.close().await;
     }
 }
 
-/// The worker's side of it in use.
+/// The running backend of a worker.
 #[derive(Debug)]
 pub struct WorkerSide {
     endpoint: Endpoint,
@@ -226,8 +227,8 @@ pub struct WorkerSide {
     metrics: Arc<Metrics>,
 }
 
-/// Starts to connect to both servers. `answers`: whether there are handlers of hooks; without any, gateways know that nobody is there.
-/// Call within a tokio runtime.
+/// Starts to connect to both servers. `answers`: whether there are hook handlers; without any, gateways find no worker
+/// for hooks. Call within a tokio runtime.
 pub fn worker(
     config: &Config,
     servers: Servers,
@@ -270,18 +271,19 @@ pub fn worker(
 }
 
 impl WorkerSide {
-    /// What of it is read again with the configuration.
+    /// The parts that are reloaded with the configuration.
     pub fn reloaded(&self) -> [Box<dyn Part>; 2] {
         reloaded::parts(self.endpoint.clone(), self.redis.clone())
     }
 }
 
-/// Between looks for events that are parked for routes that are gone; and while Redis or RabbitMQ does not answer.
+/// Interval between searches for events that are parked for removed routes; and the shorter one while Redis or RabbitMQ
+/// does not answer.
 const ORPHANS: Duration = Duration::from_secs(60 * 60);
 const ORPHANS_AGAIN: Duration = Duration::from_secs(5);
 
 impl WorkerSide {
-    /// Logs the routes that are gone and have left parked events. AMQP lists no queues: Redis has the names of all routes that
+    /// Logs removed routes that have parked events. AMQP lists no queues, but Redis has the names of all routes that
     /// ever had a worker. Never returns.
     async fn look_for_orphans(&self) {
         loop {
@@ -291,7 +293,7 @@ impl WorkerSide {
                     ORPHANS
                 }
                 Err(why) => {
-                    tracing::debug!(why, "cannot look for events of routes that are gone");
+                    tracing::debug!(why, "cannot look for events of removed routes");
                     ORPHANS_AGAIN
                 }
             };
@@ -329,7 +331,7 @@ impl Lifecycle for WorkerSide {
         );
     }
 
-    /// Does not wait for what is in hand.
+    /// Does not wait for deliveries in hand.
     async fn stop(&self, by: Instant) {
         let calls = async {
             if let Some(calls) = &self.calls {
@@ -350,7 +352,7 @@ impl Lifecycle for WorkerSide {
     }
 }
 
-/// Shows a change of state in a gauge.
+/// Sets a gauge at each change of a state.
 fn show(gauge: &IntGaugeVec) -> impl Fn(bool) + Send + '_ {
     |up| gauge.with_label_values(&[] as &[&str]).set(up.into())
 }

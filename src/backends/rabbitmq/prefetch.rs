@@ -1,4 +1,4 @@
-//! How many deliveries a worker has RabbitMQ hand out before the first of them is settled.
+//! How many deliveries RabbitMQ hands to a worker before the first of them is settled.
 
 use crate::backends::PARKED_SHARE;
 use crate::wiring;
@@ -10,11 +10,11 @@ use streamgate_worker::Limits;
 const MOST_UNACKED: usize = 2000;
 /// Most handlers at a time: the share of parked deliveries comes off.
 pub(super) const MOST_HANDLERS: usize = MOST_UNACKED - MOST_UNACKED / PARKED_SHARE;
-/// RabbitMQ takes back what is not settled in 30 minutes, its default consumer_timeout: half of it is for waiting.
+/// RabbitMQ takes back what is not settled within 30 minutes, its default consumer_timeout: half of that is for waiting.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 
-/// `most`: deliveries in hand. The last of the prefetched waits for all before it, so where handlers may be slow and few there
-/// are fewer of them. Beside other routes the worker sees to that itself, and parks.
+/// `most`: deliveries in hand. The last prefetched one waits for all before it, so fewer are prefetched if handlers are
+/// slow and few. With several routes the worker prevents long waits itself, by parking.
 pub(super) fn prefetch(most: usize, routes: &[Limits]) -> Prefetch {
     let total = most.min(MOST_UNACKED);
     let in_time = routes.iter().map(|limits| limits.most_waiting(LONGEST_WAIT)).min().unwrap_or(usize::MAX);

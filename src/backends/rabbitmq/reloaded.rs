@@ -1,4 +1,4 @@
-//! RabbitMQ's and Redis's addresses and credentials, taken with the next connection.
+//! The addresses and credentials of RabbitMQ and Redis, used from the next connection on.
 
 use super::{address, endpoint};
 use crate::reload::Part;
@@ -7,7 +7,7 @@ use streamgate_service::config::Config;
 use streamgate_store::rabbitmq::Endpoint;
 use streamgate_store::redis::Redis;
 
-/// Where RabbitMQ is, and who we are there: taken with the next connection.
+/// RabbitMQ's address and credentials.
 #[derive(Debug)]
 struct RabbitMq(Endpoint);
 
@@ -21,7 +21,7 @@ impl Part for RabbitMq {
     }
 }
 
-/// Where Redis is, and who we are there: taken with the next connection.
+/// Redis's address and credentials.
 #[derive(Debug)]
 struct RedisServer(Redis);
 
@@ -35,7 +35,7 @@ impl Part for RedisServer {
     }
 }
 
-/// What of either service's side is read again with the configuration.
+/// The parts of either service that are reloaded with the configuration.
 pub(super) fn parts(endpoint: Endpoint, redis: Redis) -> [Box<dyn Part>; 2] {
     [Box::new(RabbitMq(endpoint)), Box::new(RedisServer(redis))]
 }

@@ -1,4 +1,4 @@
-//! Bodies of the shapes that Stream documents, for every kind of webhook and every type of event.
+//! Bodies of the shapes that Stream documents, for every kind of webhook and every event type.
 
 mod parts;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use parts::{BEFORE, html, moderator, request_info, with};
 use serde_json::{Map, Value, json};
 
-/// Who says what where: what bodies are made of.
+/// The people, places and texts that bodies are made of.
 #[derive(Clone, Debug)]
 pub(super) struct Cast {
     pub(super) user: String,
@@ -16,19 +16,19 @@ pub(super) struct Cast {
     pub(super) text: String,
     /// The event's type, or the command's name without its slash.
     pub(super) event_type: String,
-    /// What stands behind the command's name.
+    /// The text after the command's name.
     pub(super) args: String,
-    /// Which of its buttons was clicked.
+    /// The button that was clicked, or the inputs.
     pub(super) form: Map<String, Value>,
 }
 
-/// One webhook of that cast.
+/// One webhook with that cast.
 #[derive(Debug)]
 pub(super) struct Sample<'c> {
     pub(super) cast: &'c Cast,
-    /// Of the message, or of what the event is about.
+    /// Id of the message, or of the event's subject.
     pub(super) id: &'c str,
-    /// None: the body shall be the same each time.
+    /// `None` if the body has to be the same each time.
     pub(super) now: Option<Timestamp>,
 }
 
@@ -52,7 +52,7 @@ impl Sample<'_> {
             "mentioned_users": [],
             "silent": false,
         });
-        // What distinguishes two requests.
+        // Makes two requests differ.
         let active = json!({"last_active": self.now.map(|now| now.to_string())});
         json!({
             "message": message,
@@ -79,7 +79,7 @@ impl Sample<'_> {
 
     fn event(&self) -> Value {
         let event_type = self.cast.event_type.as_str();
-        // A callback has a URL of its own, and no type.
+        // A callback has its own URL, and no type.
         if event_type.starts_with("pending_message.") {
             let metadata = json!({"order": "17"});
             return json!({"message": self.message(), "metadata": metadata, "request_info": request_info()});
@@ -144,7 +144,7 @@ impl Sample<'_> {
                 "failed_channels": [],
             }),
             "campaign" => json!({"campaign": self.campaign(event_type)}),
-            // An event of the app's own.
+            // A custom event of the app.
             _ => json!({
                 "custom": {"id": self.id, "text": self.cast.text, "user_id": self.cast.user, "cid": self.cid()},
                 "received_at": self.now.map(|now| now.to_string()),

@@ -1,9 +1,9 @@
-//! What bodies are made of: channels, users, messages and what hangs on them.
+//! Building blocks of bodies: channels, users, messages and their attachments.
 
 use super::Sample;
 use serde_json::{Value, json};
 
-/// When everything but the event itself was made.
+/// Creation time of everything but the event itself.
 pub(super) const BEFORE: &str = "2026-01-01T00:00:00Z";
 
 impl Sample<'_> {
@@ -12,13 +12,13 @@ impl Sample<'_> {
         format!("{channel_type}:{id}")
     }
 
-    /// Where it happened.
+    /// The channel's ids.
     pub(super) fn place(&self) -> Value {
         let (channel_type, id) = &self.cast.channel;
         json!({"cid": self.cid(), "channel_type": channel_type, "channel_id": id})
     }
 
-    /// Where it happened, and the channel with its members.
+    /// The channel's ids, and the channel with its members.
     pub(super) fn in_channel(&self) -> Value {
         with(self.place(), json!({"channel": self.channel(), "members": [self.member()]}))
     }
@@ -67,7 +67,7 @@ impl Sample<'_> {
         user(&self.cast.user)
     }
 
-    /// A user with what is not yet read.
+    /// A user with unread counts.
     pub(super) fn reader(&self) -> Value {
         let counts = json!({
             "channel_last_read_at": BEFORE,
@@ -216,7 +216,7 @@ pub(super) fn html(text: &str) -> Value {
     if text.is_empty() { text.into() } else { format!("<p>{text}</p>\n").into() }
 }
 
-/// An object with the fields of another in it.
+/// Merges the fields of `more` into an object.
 pub(super) fn with(mut object: Value, more: Value) -> Value {
     if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
         object.extend(more);

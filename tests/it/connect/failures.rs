@@ -62,7 +62,7 @@ async fn settings_that_change_meanwhile_are_planned_anew_once() {
     let before = stream.updates().len();
     let given_up = connect(&site, &stream, &["--custom-events"]).await;
     assert_eq!(given_up.status.code(), Some(1), "{given_up:?}");
-    assert!(text(&given_up.stderr).contains("somebody else changes this app's settings"), "{given_up:?}");
+    assert!(text(&given_up.stderr).contains("someone else is changing this app's settings"), "{given_up:?}");
     assert_eq!(stream.updates().len(), before);
 }
 
@@ -138,7 +138,7 @@ async fn a_run_that_fails_says_what_was_written() {
             &["it is not known what it shows now", "cannot be read back", "502"],
             5,
         ),
-        (&|app| app.meanwhile = moved(), json!(true), &["written in part", "somebody else changed"], 5),
+        (&|app| app.meanwhile = moved(), json!(true), &["written in part", "someone else changed"], 5),
         (
             &|app| app.drops = Some("sqs_event_based_message_group_id_enabled"),
             json!(true),

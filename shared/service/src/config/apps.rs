@@ -1,4 +1,4 @@
-//! `[[apps]]`: who may send, and the secrets that may have signed.
+//! `[[apps]]`: the apps whose webhooks are accepted, and the secrets that may have signed them.
 
 use super::{
     environment::Environment,
@@ -16,7 +16,7 @@ use streamgate_core::{
 /// One Stream app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppConfig {
-    /// Label, routing key: `[a-z0-9_-]{1,64}`.
+    /// Used in labels and routing keys: `[a-z0-9_-]{1,64}`.
     pub name: String,
     pub keys: Vec<KeyConfig>,
 }
@@ -24,9 +24,9 @@ pub struct AppConfig {
 /// One API key of an app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyConfig {
-    /// Matched with X-Api-Key.
+    /// Compared with X-Api-Key.
     pub api_key: String,
-    /// Any of them may verify; the first one signs (`streamgate send`).
+    /// Any of them may verify; `streamgate send` signs with the first one.
     pub secrets: Vec<Secret>,
 }
 
@@ -37,12 +37,12 @@ impl AppConfig {
         AppConfig { name: name.to_owned(), keys: vec![key] }
     }
 
-    /// The names of all.
+    /// The names of all apps.
     pub fn names(apps: &[AppConfig]) -> Vec<&str> {
         apps.iter().map(|app| app.name.as_str()).collect()
     }
 
-    /// The table that requests are verified with.
+    /// The table that verifies requests.
     pub fn table(apps: &[AppConfig]) -> Apps {
         let mut table = Apps::default();
         for app in apps {
@@ -79,10 +79,10 @@ pub(super) fn read(sections: Vec<Section<'_>>, environment: &Environment, report
 
 fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
     let given = section.text("api_key");
-    let is_told = given.is_none() && section.was_given("api_key");
+    let is_reported = given.is_none() && section.was_given("api_key");
     let api_key = given.unwrap_or_default();
-    if is_told {
-        // What is wrong was said where it was read.
+    if is_reported {
+        // The mistake was reported when the value was read.
     } else if api_key.is_empty() || api_key.len() > 128 || !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
         section.problem("api_key", "takes your app's API key: 1 to 128 printable characters without spaces");
     }
@@ -106,11 +106,11 @@ fn read_key(mut section: Section<'_>, environment: &Environment) -> KeyConfig {
     KeyConfig { api_key, secrets }
 }
 
-/// Stream's secrets have 64 characters; one of fewer than this can be guessed from one signed request.
+/// Stream's secrets have 64 characters; a secret shorter than this can be guessed from one signed request.
 const SHORT: usize = 16;
 
-/// What could be meant otherwise is a mistake: it would verify nothing, or anything. Nothing of the secret is quoted. An empty one
-/// was left unread.
+/// Rejects ambiguous texts: they would verify nothing, or anything. Quotes nothing of the secret. An empty secret was
+/// left unread.
 fn judged(secret: Secret) -> Result<(Secret, Option<&'static str>), String> {
     let text = secret.expose();
     let trimmed = text.trim();
@@ -133,8 +133,8 @@ fn judged(secret: Secret) -> Result<(Secret, Option<&'static str>), String> {
     Err(what.to_owned())
 }
 
-/// The names that Stream's own SDKs and CLI read. Half a pair is a mistake: unreported, every webhook of that app
-/// would be refused for good.
+/// The app of the environment variables that Stream's own SDKs and CLI read. Half a pair is a mistake: unreported,
+/// every webhook of that app would be refused for good.
 fn from_environment(environment: &Environment, report: &Report) -> Option<AppConfig> {
     let given = |name| environment.get(name).filter(|value| !value.is_empty());
     [("STREAM_API_KEY", "STREAM_API_SECRET"), ("STREAM_KEY", "STREAM_SECRET")].into_iter().find_map(|(key, secret)| {
@@ -151,7 +151,7 @@ fn from_environment(environment: &Environment, report: &Report) -> Option<AppCon
                     None
                 }
             },
-            // A command that reads no secret needs none to be there.
+            // A command that reads no secret does not require one.
             (Some(api_key), None) if !environment.reads_secrets_of(api_key) => {
                 Some(AppConfig::single("chat", api_key.to_owned(), Secret::new(String::new())))
             }
@@ -179,7 +179,7 @@ pub(super) fn cross_check(apps: &[AppConfig], report: &Report) {
         for (key_place, key) in app.keys.iter().enumerate() {
             if !keys.insert(&key.api_key) {
                 let path = format!("apps[{}].keys[{}].api_key", place + 1, key_place + 1);
-                report.problem(path, "stands twice: put all its secrets under one entry");
+                report.problem(path, "appears twice: put all its secrets under one entry");
             }
         }
     }

@@ -11,26 +11,27 @@ pub struct RabbitMqConfig {
     /// amqp:// or amqps://, with user, password and virtual host; may be `env:NAME` or `file:PATH`.
     /// Default amqp://guest:guest@127.0.0.1:5672/%2f.
     pub url: Secret,
-    /// For amqps://: a PEM file of further authorities to trust.
+    /// For amqps://: a PEM file of authorities to trust in addition to the system's.
     pub ca: Option<PathBuf>,
     /// For amqps://: a PEM file with the client's certificate, and one with its key.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// Of every exchange and queue. Default `streamgate`.
+    /// Prefix of every exchange and queue. Default `streamgate`.
     pub prefix: String,
-    /// Most bytes that events may take in their queue; over it RabbitMQ refuses. Default 4 GiB.
+    /// Most bytes of events in their queue; beyond it RabbitMQ refuses. Default 4 GiB.
     pub events_max: usize,
-    /// Most bytes that the parked events of one route may take in their queue; what is over it goes to the dead letters. Default:
+    /// Most bytes of one route's parked events in their queue; events beyond it go to the dead letters. Default:
     /// `events_max`.
     pub parked_max: usize,
     /// When the oldest unconfirmed publish is this old, new events go to the spool at once. Default 250 ms.
     pub spool_after: Duration,
-    /// How long a publish waits for its confirm; then its event goes to the spool too. Shorter than
-    /// `gateway.answer_deadline`, or that holds. Default 2 s.
+    /// How long a publish waits for its confirm; then its event goes to the spool too. `gateway.answer_deadline`
+    /// applies if it is shorter. Default 2 s.
     pub confirm_timeout: Duration,
-    /// Of RabbitMQ's management API, as http://user:password@host:15672; may be `env:NAME` or `file:PATH`. Only `streamgate check` asks
-    /// it, for policies that AMQP does not show. Default none.
+    /// URL of RabbitMQ's management API, as http://user:password@host:15672; may be `env:NAME` or `file:PATH`. Only
+    /// `streamgate check` uses it, for policies that AMQP does not show. Default none.
     pub management_url: Option<Secret>,
-    /// Whether exchanges and queues are declared; else operators declare them and they are verified. Default true.
+    /// Whether the services declare exchanges and queues; otherwise operators declare them and the services verify
+    /// them. Default true.
     pub declare: bool,
 }
 
@@ -42,9 +43,9 @@ pub struct RedisConfig {
     pub url: Secret,
     /// For TLS: a PEM file with the authorities to trust instead of the system's.
     pub ca: Option<PathBuf>,
-    /// Of every key. Default `streamgate`.
+    /// Prefix of every key. Default `streamgate`.
     pub prefix: String,
-    /// Of every command; over it the event goes on without. Default 100 ms.
+    /// Timeout of every command; after it the event goes on without Redis. Default 100 ms.
     pub timeout: Duration,
 }
 
@@ -114,7 +115,7 @@ impl RedisConfig {
     }
 }
 
-/// The shape only: what the URL says beyond it is the adapter's to judge. Never quoted, for it holds a password.
+/// Checks only the URL's shape; the rest is the adapter's to judge. Never quoted, because it holds a password.
 fn url(section: &mut Section<'_>, environment: &Environment, default: &str, schemes: &[&str]) -> Secret {
     let text = section.reference("url").unwrap_or_else(|| default.to_owned());
     let url = match environment.backend_url(&text, schemes.last().copied().unwrap_or_default()) {
@@ -136,7 +137,7 @@ fn url(section: &mut Section<'_>, environment: &Environment, default: &str, sche
     url
 }
 
-/// Only `check` uses it, so what is wrong with it stops nothing. Never quoted, for it holds a password.
+/// Only `check` uses this URL, so a mistake in it is a doubt. Never quoted, because it holds a password.
 fn management_doubt(url: &Secret) -> Option<String> {
     let parsed: Option<hyper::Uri> = url.expose().parse().ok();
     let is_http = |uri: &hyper::Uri| matches!(uri.scheme_str(), Some("http" | "https"));

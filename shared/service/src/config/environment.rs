@@ -1,4 +1,5 @@
-//! The environment that a configuration is read with: its variables, the files that it names, and which secrets are read at all.
+//! The environment that a configuration is read with: its variables, the files that it names, and which secrets are
+//! read at all.
 
 use super::reader::is_reference;
 use crate::secret::Secret;
@@ -6,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The process environment, taken once, so that tests can bring their own.
+/// The process environment, copied once, so that tests can provide their own.
 #[derive(Clone, Default)]
 pub struct Environment {
     pub(super) variables: BTreeMap<String, String>,
-    /// Whose secrets are left unread.
+    /// The secrets that are left unread.
     blind: Blind,
-    /// The files that values were read from, by all clones.
+    /// The files that values were read from, through any clone.
     files: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
@@ -23,13 +24,13 @@ struct Blind {
     backends: bool,
 }
 
-/// Whose secrets of Stream's are read.
+/// Which of Stream's secrets are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum AppSecrets {
     #[default]
     All,
     None,
-    /// Of one API key.
+    /// Those of one API key.
     Of(String),
 }
 
@@ -50,7 +51,7 @@ impl std::fmt::Debug for Environment {
 }
 
 impl Environment {
-    /// Variables that are no UTF-8 are none of ours.
+    /// Ignores variables that are not UTF-8: none of ours are.
     pub fn of_process() -> Environment {
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -63,23 +64,23 @@ impl Environment {
         Environment { variables, ..Environment::default() }
     }
 
-    /// For commands that need no secret: they work where the secrets are not at hand.
+    /// For commands that need no secret: they work where the secrets are not available.
     pub fn without_secrets(self) -> Environment {
         Environment { blind: Blind { apps: AppSecrets::None, routes: true, backends: false }, ..self }
     }
 
-    /// For commands that meet the gateway alone: the secrets of one API key, or none.
+    /// For commands that talk only to the gateway: reads the secrets of one API key, or none.
     pub fn with_secrets_of(self, api_key: Option<&str>) -> Environment {
         let apps = api_key.map_or(AppSecrets::None, |api_key| AppSecrets::Of(api_key.to_owned()));
         Environment { blind: Blind { apps, routes: true, backends: true }, ..self }
     }
 
-    /// For workers: Stream's secrets need not be where no webhook is verified.
+    /// For workers: they verify no webhooks, so Stream's secrets may be absent.
     pub fn without_app_secrets(self) -> Environment {
         Environment { blind: Blind { apps: AppSecrets::None, ..self.blind }, ..self }
     }
 
-    /// For gateways: the service's secrets need not be where nothing is forwarded.
+    /// For gateways: they forward nothing, so the services' secrets may be absent.
     pub fn without_route_secrets(self) -> Environment {
         Environment { blind: Blind { routes: true, ..self.blind }, ..self }
     }
@@ -93,7 +94,7 @@ impl Environment {
         self.variables.get(name).map(String::as_str)
     }
 
-    /// A secret that Stream signs with; empty where it is not to be read.
+    /// A secret that Stream signs with; empty if it is not to be read.
     pub(super) fn app_secret(&self, api_key: &str, reference: &str) -> Result<Secret, String> {
         if self.reads_secrets_of(api_key) { self.resolve(reference) } else { Ok(Secret::new(String::new())) }
     }
@@ -102,7 +103,7 @@ impl Environment {
         self.blind.apps.are_read(api_key)
     }
 
-    /// Where RabbitMQ or Redis is, with their passwords; where that is not to be read, any URL of this scheme.
+    /// The URL of RabbitMQ or Redis, with its password; if it is not to be read, a placeholder of this scheme.
     pub(super) fn backend_url(&self, reference: &str, scheme: &str) -> Result<Secret, String> {
         if self.blind.backends && is_reference(reference) {
             return Ok(Secret::new(format!("{scheme}://localhost")));
@@ -115,7 +116,8 @@ impl Environment {
         if self.blind.routes { Ok(Secret::new(String::new())) } else { self.resolve(reference) }
     }
 
-    /// `env:NAME`, `file:PATH` (one line break at the end of either is not part of the secret), or the secret itself.
+    /// Resolves `env:NAME`, `file:PATH` (one line break at the end of either is not part of the secret), or the secret
+    /// itself.
     pub fn resolve(&self, reference: &str) -> Result<Secret, String> {
         let value = if let Some(name) = reference.strip_prefix("env:") {
             let text = self.get(name).ok_or_else(|| format!("the environment variable {name} is not set"))?;

@@ -6,11 +6,11 @@ use std::time::Duration;
 /// `exec = { command, timeout }`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecConfig {
-    /// The program and its arguments: no shell in between. A relative path counts from the working directory.
+    /// The program and its arguments, run without a shell. A relative path is resolved from the working directory.
     pub command: Vec<String>,
-    /// From its start to its end; `handler_timeout` cuts a longer one short. Default 10 s.
+    /// Time limit of one run; a shorter `handler_timeout` applies first. Default 10 s.
     pub timeout: Duration,
-    /// Whether the configuration says so itself.
+    /// Whether the configuration sets it explicitly.
     pub(super) timeout_is_given: bool,
 }
 

@@ -1,4 +1,4 @@
-//! `forward = { … }`: a service that events or hooks go to.
+//! `forward = { … }`: a service that events or hooks are forwarded to.
 
 use super::{
     environment::Environment,
@@ -10,7 +10,7 @@ use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
 use std::time::Duration;
 
-/// What a forwarded request carries of itself: a configured header may not replace it.
+/// Headers that a forwarded request has by itself: a configured header may not replace them.
 const OWN_HEADERS: [&str; 12] = [
     "connection",
     "content-encoding",
@@ -30,21 +30,21 @@ const OWN_HEADERS: [&str; 12] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardConfig {
     pub url: Uri,
-    /// From connecting to the answer; `handler_timeout` cuts a longer one short. Default 10 s.
+    /// From connecting to the answer; a shorter `handler_timeout` applies first. Default 10 s.
     pub timeout: Duration,
-    /// Whether the configuration says so itself.
+    /// Whether the configuration sets it explicitly.
     pub(super) timeout_is_given: bool,
     /// Sent with each request. The values may be secrets.
     pub headers: Vec<(HeaderName, Secret)>,
-    /// A PEM file of certificate authorities to trust beside the system's: what it holds.
+    /// The contents of a PEM file of certificate authorities to trust in addition to the system's.
     pub ca: Option<String>,
 }
 
 impl ForwardConfig {
-    /// `places`: what its URL may have in braces.
+    /// `places`: the placeholders that its URL may contain.
     pub(super) fn read(mut section: Section<'_>, environment: &Environment, places: &[&str]) -> Option<ForwardConfig> {
         let url = section.reference("url").map(|text| match environment.route_secret(&text) {
-            // Left unread, on a gateway.
+            // A gateway leaves it unread.
             Ok(url) if url.expose().is_empty() => Ok(Uri::from_static(UNREAD)),
             Ok(url) => {
                 url_doubt(url.expose()).into_iter().for_each(|doubt| section.doubt("url", doubt));
@@ -81,7 +81,7 @@ impl ForwardConfig {
         });
         let is_plain = url.as_ref().is_some_and(|url| url.scheme_str() == Some("http") && *url != UNREAD);
         if is_plain && section.was_given("ca") {
-            section.doubt("ca", "goes with an https:// URL: there is no TLS with http://");
+            section.doubt("ca", "needs an https:// URL: http:// uses no TLS");
         }
         section.finish();
         Some(ForwardConfig { url: url?, timeout, timeout_is_given, headers, ca: ca.filter(|pem| !pem.is_empty()) })
@@ -89,26 +89,26 @@ impl ForwardConfig {
 }
 
 fn forward_header(name: &str, text: &str, environment: &Environment) -> Result<(HeaderName, Secret), String> {
-    let name: HeaderName = name.parse().map_err(|_| "is no name for a header".to_owned())?;
+    let name: HeaderName = name.parse().map_err(|_| "is not a valid header name".to_owned())?;
     if OWN_HEADERS.contains(&name.as_str()) || name.as_str().starts_with("x-streamgate-") {
         return Err("is set by Streamgate itself".to_owned());
     }
     let value = environment.route_secret(text)?;
     let shown = value.expose();
     if shown.split_whitespace().skip(usize::from(!shown.starts_with(char::is_whitespace))).any(is_reference) {
-        return Err("has a reference within a text, which would be sent as it stands: put the whole value into the variable or file".into());
+        return Err("has a reference within a text, which would be sent literally: put the whole value into the variable or file".into());
     }
     if shown.trim() != shown {
         return Err("has white space around it".to_owned());
     }
-    HeaderValue::from_str(value.expose()).map_err(|_| "has a value that no header can carry".to_owned())?;
+    HeaderValue::from_str(value.expose()).map_err(|_| "has a value that is not valid in a header".to_owned())?;
     Ok((name, value))
 }
 
-/// Stands for a URL that is not read because nothing is forwarded here.
+/// Placeholder for a URL that is not read because this process forwards nothing.
 const UNREAD: &str = "http://unread.invalid/";
 
-/// What a file of authorities holds; nothing where it is not read, on a gateway.
+/// Reads a file of authorities; empty if it is left unread, on a gateway.
 fn authorities(path: &str, environment: &Environment) -> Result<String, String> {
     let pem = environment.route_secret(&format!("file:{path}"))?.expose().to_owned();
     if !pem.is_empty() {
@@ -117,41 +117,39 @@ fn authorities(path: &str, environment: &Environment) -> Result<String, String> 
     Ok(pem)
 }
 
-/// A place in braces, where it is one: what is not closed may be anything.
+/// The text of a placeholder, if it is one: an unclosed brace may be followed by anything, even a secret.
 fn shown(place: &str) -> &str {
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let name = place.strip_prefix('{').and_then(|place| place.strip_suffix('}'));
     if name.is_some_and(|name| name.len() <= 32 && name.bytes().all(is_name)) { place } else { "a brace" }
 }
 
-/// What is sent otherwise than it was probably meant.
+/// Warns about a URL that is probably sent differently from what was meant.
 fn url_doubt(text: &str) -> Option<&'static str> {
     let is_escape = |rest: &str| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
     if text.contains('#') {
-        return Some("has a fragment, #…, which is never sent: write a # that is meant as such as %23");
+        return Some("has a fragment, #…, which is never sent: write a literal # as %23");
     }
     let are_escapes = text.split('%').skip(1).all(is_escape);
-    (!are_escapes).then_some("has a % without two hex digits behind it: write a % that is meant as such as %25")
+    (!are_escapes).then_some("has a % without two hex digits after it: write a literal % as %25")
 }
 
 fn forward_url(text: &str, places: &[&str]) -> Result<Uri, String> {
     if !text.is_ascii() {
-        return Err("takes ASCII only: write what else there is in a path as %XX, in a host as xn--…".to_owned());
+        return Err("takes ASCII only: write other characters as %XX in a path, as xn--… in a host".to_owned());
     }
-    let url: Uri =
-        text.parse().map_err(|_| "is no URL; write it like http://127.0.0.1:3000/webhooks/stream".to_owned())?;
+    let url: Uri = text
+        .parse()
+        .map_err(|_| "is not a valid URL: expected one like http://127.0.0.1:3000/webhooks/stream".to_owned())?;
     for place in
         text.split('{').skip(1).map(|rest| format!("{{{}", rest.split_inclusive('}').next().unwrap_or_default()))
     {
         if !places.contains(&&*place) {
             let known = match places {
                 [] => "nothing is filled in here".to_owned(),
-                places => format!("there is {}", places.join(", ")),
+                places => format!("only {} is filled in here", places.join(", ")),
             };
-            return Err(format!(
-                "has {}, and {known}; write a brace that is meant as such as %7B or %7D",
-                shown(&place)
-            ));
+            return Err(format!("has {}, but {known}; write a literal brace as %7B or %7D", shown(&place)));
         }
     }
     let scheme = url.scheme_str();

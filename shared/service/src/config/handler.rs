@@ -1,4 +1,4 @@
-//! What handles something: the events of a route, the hooks of before-message-send, a command. One kind of table for all of them.
+//! Handlers: of a route's events, of before-message-send, of a command. The same tables configure all of them.
 
 use super::{
     ExecConfig, ForwardConfig,
@@ -8,7 +8,7 @@ use super::{
 use std::time::Duration;
 use streamgate_core::template::Template;
 
-/// The command's name in the URL of a service.
+/// Placeholder for the command's name in the URL of a service.
 pub const COMMAND_PLACE: &str = "{type}";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct ReplyConfig {
     pub reply_type: ReplyType,
 }
 
-/// Who reads a reply.
+/// Who sees a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyType {
     /// Its sender only.
@@ -54,7 +54,7 @@ pub(super) enum Owner {
 }
 
 impl Owner {
-    /// What the URL of a service may have in braces.
+    /// Placeholders that the URL of a service may contain.
     fn places(self) -> &'static [&'static str] {
         match self {
             Owner::Route | Owner::Moderation => &[],
@@ -78,9 +78,9 @@ impl HandlerConfig {
                  command = [\"./handle\"] }",
             ),
             (Owner::Route, 2..) => {
-                section.problem("exec", "stands beside forward: a route has one handler, so remove one of them");
+                section.problem("exec", "cannot be combined with forward: a route has one handler, so remove one of them");
             }
-            (Owner::Command, 0 | 2..) => section.problem("forward", "or reply: a command takes one of them"),
+            (Owner::Command, 0 | 2..) => section.problem("forward", "a command needs either forward or reply, and takes only one of them"),
             (Owner::Moderation | Owner::AnyCommand, _) | (Owner::Route | Owner::Command, 1) => {}
         }
         let forward = forward.map(HandlerConfig::Forward);
@@ -96,7 +96,7 @@ impl HandlerConfig {
         }
     }
 
-    /// A timeout of its own that never passes, because another one comes first. `path`: of its table. `cut_by`: what comes first.
+    /// Warns about a timeout of the handler's own that cannot be reached. `path` is that of its table, and `cut_by` what ends it earlier.
     pub(super) fn doubt_timeout(&self, path: &str, limit: Duration, cut_by: &str, report: &Report) {
         if let Some((key, _)) = self.timeout_given().filter(|(_, timeout)| *timeout > limit) {
             report.doubt(format!("{path}.{key}"), format!("is over {cut_by}, which cuts it short"));
@@ -117,7 +117,7 @@ impl ReplyConfig {
             other => Err(format!("{other:?} is neither \"ephemeral\" nor \"regular\" nor \"error\"")),
         });
         if section.was_given("reply_type") && !section.was_given("reply") {
-            section.problem("reply_type", "goes with reply");
+            section.problem("reply_type", "needs reply");
         }
         Some(ReplyConfig { text: text?, reply_type: reply_type.unwrap_or(ReplyType::Ephemeral) })
     }

@@ -1,5 +1,4 @@
-//! `[hooks]`: the webhooks that want an answer. The gateway reads the deadlines and what to do without an answer, the worker
-//! what answers.
+//! `[hooks]`: webhooks that wait for an answer. The gateway uses the deadlines and policies, the worker the handlers.
 
 use super::{
     environment::Environment,
@@ -17,46 +16,46 @@ use streamgate_core::{
 /// The longest that Stream can be made to wait for before-message-send.
 pub const STREAM_LONGEST: Duration = Duration::from_secs(5);
 const NOT_A_COMMAND: &str = "is not the name of a command: 1 to 64 characters of A-Z, a-z, 0-9, _ and -";
-/// Answers are kept in memory or on disk until it is over.
+/// Answers are kept in memory or on disk until the window ends.
 const LONGEST_REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
-/// What Stream waits for where its settings were not changed.
+/// How long Stream waits for before-message-send by default.
 pub const STREAM_MODERATION: Duration = Duration::from_millis(1500);
-/// What Stream waits for a command; no setting changes that.
+/// How long Stream waits for a command; no setting changes that.
 const STREAM_COMMAND: Duration = Duration::from_secs(1);
 
 /// `[hooks]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HooksConfig {
-    /// Most hooks that a worker answers at a time, beside its events. Default 64.
+    /// Most hooks that a worker answers at a time, in addition to its events. Default 64.
     pub concurrency: usize,
     pub before_message_send: ModerationConfig,
     pub custom_commands: CommandsConfig,
 }
 
-/// What every kind of hook has.
+/// Settings of every kind of hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookPolicy {
-    /// From headers read to answer written; `gateway.answer_deadline` holds over it.
+    /// From headers read to answer written; `gateway.answer_deadline` applies if it is shorter.
     pub deadline: Duration,
-    /// What Stream is answered without an answer in time. Default `allow`.
+    /// The answer to Stream if there is none in time. Default `allow`.
     pub on_failure: OnFailure,
-    /// What the sender reads where that is `reject`.
+    /// The text that the sender sees if that is `reject`.
     pub failure_text: String,
-    /// For how long the same signed body gets the first answer again, whatever id it comes under; at most 24 h. Default `off`:
-    /// equal messages are legitimate.
+    /// How long the same signed body gets the first answer again, under any id; at most 24 h. Default `off`: equal
+    /// messages are legitimate.
     pub replay_window: Option<Duration>,
 }
 
 /// `[hooks.before_message_send]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModerationConfig {
-    /// Default deadline 1.2 s: Stream waits 1.5 s where its setting was not changed.
+    /// Default deadline 1.2 s: Stream waits 1.5 s by default.
     pub policy: HookPolicy,
-    /// Who is asked about messages that no rule rejects.
+    /// The handler that is asked about messages that no rule rejects.
     pub handler: Option<HandlerConfig>,
     /// `max_length`, `max_links`, `rules` and `fields`.
     pub rules: Rules,
-    /// What becomes of a message that rules cannot read: no JSON, over 4,096 fields or 256 KiB. Default `reject`.
+    /// What to do with a message that rules cannot read: not JSON, over 4,096 fields or 256 KiB. Default `reject`.
     pub on_unreadable: OnFailure,
 }
 
@@ -65,11 +64,11 @@ pub struct ModerationConfig {
 pub struct CommandsConfig {
     /// Default deadline 800 ms: Stream waits 1 s.
     pub policy: HookPolicy,
-    /// For every command without an entry of its own. `{type}` in its URL is the command's name.
+    /// Handler for every command without an entry of its own. `{type}` in its URL is the command's name.
     pub handler: Option<HandlerConfig>,
     pub commands: BTreeMap<String, HandlerConfig>,
-    /// Further commands that the URL may name where the signed message has none, as with a click on standalone MML (`mml`).
-    /// Those with an entry of their own may be named anyway.
+    /// Further commands that the URL may name if the signed message names none, as with a click on standalone MML
+    /// (`mml`). Commands with an entry of their own may always be named.
     pub by_url: Vec<String>,
 }
 
@@ -113,7 +112,7 @@ impl HookPolicy {
             replay_window: section.duration_or_off("replay_window"),
         };
         if policy.replay_window.is_some_and(|window| window > LONGEST_REPLAY_WINDOW) {
-            section.problem("replay_window", "must be at most 24h: first answers are kept for so long");
+            section.problem("replay_window", "must be at most 24h: first answers are kept no longer");
         }
         if policy.deadline > STREAM_LONGEST {
             section.problem("deadline", "must be at most 5s: Stream never waits longer");
@@ -137,7 +136,7 @@ impl ModerationConfig {
         let handler = HandlerConfig::read(&mut section, Owner::Moderation, environment);
         let sections = section.sections("rules");
         let has_rules = !sections.is_empty();
-        let most = |text: &str| text.parse().map_err(|_| format!("{text:?} is no whole number"));
+        let most = |text: &str| text.parse().map_err(|_| format!("invalid number {text:?}: expected a whole number"));
         let rules = Rules {
             max_length: section.parsed("max_length", most),
             max_links: section.parsed("max_links", most),
@@ -146,10 +145,10 @@ impl ModerationConfig {
         };
         let on_unreadable = section.parsed("on_unreadable", on_failure).unwrap_or(OnFailure::Reject);
         if rules.rules.is_empty() && !has_rules && section.was_given("fields") {
-            section.problem("fields", "goes with rules: max_length is of the text, max_links of the whole message");
+            section.problem("fields", "needs rules: max_length applies to the text, max_links to the whole message");
         }
         if handler.is_some() && rules.masks() {
-            let what = "that mask and forward do not go together: the service is sent the message as Stream signed it";
+            let what = "that mask cannot be combined with forward: the service gets the message as Stream signed it";
             section.problem("rules", what);
         }
         section.finish();
@@ -157,19 +156,19 @@ impl ModerationConfig {
     }
 }
 
-/// Where rules look. Default: everywhere.
+/// The fields that rules check. Default: all.
 fn read_parts(section: &mut Section<'_>) -> Vec<Part> {
     let Some(names) = section.texts("fields") else { return Part::ALL.to_vec() };
     let known = |name: &String| Part::ALL.into_iter().find(|part| part.as_str() == name).ok_or_else(|| name.clone());
     match names.iter().map(known).collect::<Result<Vec<_>, _>>() {
         Ok(parts) if parts.is_empty() => {
-            section.problem("fields", "is empty: rules would look nowhere; leave the key out to look everywhere");
+            section.problem("fields", "is empty, so rules would check nothing: leave the key out to check every field");
             parts
         }
         Ok(parts) => parts,
         Err(name) => {
             let all = Part::ALL.map(Part::as_str).join(", ");
-            section.problem("fields", format!("has {name:?}; there are {all}"));
+            section.problem("fields", format!("unknown field {name:?}: expected any of {all}"));
             Part::ALL.to_vec()
         }
     }
@@ -195,11 +194,13 @@ fn read_rule(mut section: Section<'_>) -> Option<Rule> {
             Action::Mask => "***".to_owned(),
         })
     });
-    // A letter that no pattern is about: what matches nothing of it matches nothing of any message.
+    // A character that no pattern is about: a pattern with an empty match in it matches every message.
     let is_empty = |pattern: &Regex| pattern.find("\u{e000}").is_some_and(|found| found.is_empty());
     if action == Some(Action::Reject) && pattern.as_ref().is_some_and(is_empty) {
-        section
-            .problem("pattern", "matches every message, for it matches nothing at all: is there a | or a * too many?");
+        section.problem(
+            "pattern",
+            "matches every message, because it matches the empty text: is there a | or a * too many?",
+        );
     }
     let is_masked = |text: &String| {
         pattern.as_ref().is_some_and(|pattern| pattern.find(text).is_some_and(|found| !found.is_empty()))
@@ -211,11 +212,11 @@ fn read_rule(mut section: Section<'_>) -> Option<Rule> {
     Some(Rule { pattern: pattern?, action: action?, text: text? })
 }
 
-/// In one line: the library draws the pattern over several.
+/// The error in one line: the library draws the pattern over several.
 fn regex_problem(error: &regex::Error) -> String {
     let text = error.to_string();
     let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    format!("is no regular expression of the crate regex: {last}")
+    format!("invalid regular expression (syntax of the Rust crate regex): {last}")
 }
 
 impl CommandsConfig {
@@ -240,11 +241,11 @@ impl CommandsConfig {
     }
 }
 
-/// What no single key can tell.
+/// Checks that involve several keys.
 pub(super) fn cross_check(hooks: &HooksConfig, report: &Report) {
     let (moderation, commands) = (&hooks.before_message_send, &hooks.custom_commands);
     if moderation.policy.deadline > STREAM_MODERATION {
-        let what = "is over the 1.5s that Stream waits, unless its before_message_send_hook_timeout was raised: it would have gone on without an answer";
+        let what = "is over the 1.5s that Stream waits, unless its before_message_send_hook_timeout was raised: it would go on without the answer";
         report.doubt("hooks.before_message_send.deadline", what);
     }
     if commands.policy.deadline > STREAM_COMMAND {

@@ -1,16 +1,17 @@
-//! On which line of a file a key stands.
+//! Finds the line of a key in a file.
 
 use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
-/// The line of a key like `worker.routes[2].forward.url`, from 1; that of the nearest table around it where it is missing.
+/// The line of a key like `worker.routes[2].forward.url`, from 1; if the key is absent, that of the nearest table
+/// around it.
 pub(super) fn line(text: &str, key: &str) -> Option<usize> {
     let root = DeTable::parse(text).ok()?;
     let mut table = Some(root.get_ref());
     let mut found: Option<Range<usize>> = None;
     let mut rest = key;
     while let Some(at) = table.filter(|_| !rest.is_empty()) {
-        // Names may have dots themselves: the longest that is there.
+        // Names may contain dots: the longest match wins.
         let names = at.iter().filter(|(name, _)| starts_segment(rest, name.get_ref()));
         let Some((name, value)) = names.max_by_key(|(name, _)| name.get_ref().len()) else { break };
         found = Some(name.span());

@@ -1,4 +1,4 @@
-//! Finds the configuration: the file, the environment over it, and secrets by reference.
+//! Loads the configuration: finds the file, applies the environment over it, and resolves secrets by reference.
 
 use super::{
     Config, Environment, StoreKind, lines,
@@ -9,10 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// Read where neither `--config` nor `STREAMGATE_CONFIG` names a file, if it is there.
+/// Read if it exists and neither `--config` nor `STREAMGATE_CONFIG` names a file.
 const DEFAULT_FILE: &str = "streamgate.toml";
 const PREFIX: &str = "STREAMGATE__";
-/// Whose keys the environment may set.
+/// The sections whose keys the environment may set.
 const SECTIONS: [&str; 8] = ["gateway", "store", "rabbitmq", "redis", "dedup", "worker", "hooks", "log"];
 
 /// Where a configuration comes from: enough to read it again.
@@ -24,30 +24,30 @@ pub struct Source {
 }
 
 impl Source {
-    /// The file to read, if there is one to read.
+    /// The file to read, if there is one.
     pub fn path(&self) -> Option<PathBuf> {
         let named = self.file.clone().or_else(|| self.environment.get("STREAMGATE_CONFIG").map(PathBuf::from));
         named.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()))
     }
 }
 
-/// A configuration and where it was found.
+/// A configuration and its origin.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
-    /// None: the defaults and the environment.
+    /// `None` for defaults and environment alone.
     pub path: Option<PathBuf>,
-    /// What works, and is probably not what was meant.
+    /// Settings that work and are probably not what was meant.
     pub doubts: Vec<Problem>,
 }
 
 impl Loaded {
-    /// Logs what works, and is probably not what was meant.
+    /// Logs the settings that work and are probably not what was meant.
     pub fn log_doubts(&self) {
         log_doubts(&self.doubts);
     }
 
-    /// For `gateway` and `worker`, which have no other store.
+    /// Checks the configuration for `gateway` and `worker`, which use only RabbitMQ.
     pub fn for_services(mut self) -> Result<Loaded, ConfigError> {
         let what = "\"embedded\" is the store of `up`; `gateway` and `worker` work on \"rabbitmq\"";
         self.wants(StoreKind::RabbitMq, what)?;
@@ -55,7 +55,7 @@ impl Loaded {
         Ok(self)
     }
 
-    /// For `up`, which has no other store.
+    /// Checks the configuration for `up`, which uses only the embedded store.
     pub fn for_one_process(mut self) -> Result<Loaded, ConfigError> {
         let what = "\"rabbitmq\" is the store of `gateway` and `worker`; `up` works on \"embedded\"";
         self.wants(StoreKind::Embedded, what)?;
@@ -74,18 +74,18 @@ impl Loaded {
         self.wrong(other.then(|| Problem::new("store.kind", what)).into_iter().collect())
     }
 
-    /// The error of these mistakes, with what is doubtful beside them.
+    /// The error for these mistakes, together with the doubts.
     pub fn wrongly(&self, problems: Vec<Problem>) -> ConfigError {
         ConfigError::Wrong { path: self.path.clone(), problems, doubts: self.doubts.clone() }
     }
 
-    /// These mistakes, if there are any.
+    /// An error if there are any mistakes.
     pub fn wrong(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
         if problems.is_empty() { Ok(()) } else { Err(self.wrongly(problems)) }
     }
 }
 
-/// Logs what works, and is probably not what was meant.
+/// Logs the settings that work and are probably not what was meant.
 pub fn log_doubts(doubts: &[Problem]) {
     for Problem { key, what, line } in doubts {
         tracing::warn!(key, line, "{what}");
@@ -96,13 +96,13 @@ pub fn log_doubts(doubts: &[Problem]) {
 pub enum ConfigError {
     #[error("cannot read the config file {}: {error}", path.display())]
     Unreadable { path: PathBuf, error: String },
-    #[error("the config file {} is no TOML: {error}", path.display())]
+    #[error("the config file {} is not valid TOML: {error}", path.display())]
     Malformed { path: PathBuf, error: String },
     #[error("{} in the configuration{}:\n{}", count(problems), place(path.as_deref()), list(problems))]
     Wrong {
         path: Option<PathBuf>,
         problems: Vec<Problem>,
-        /// What works, and is probably not what was meant.
+        /// Settings that work and are probably not what was meant.
         doubts: Vec<Problem>,
     },
 }
@@ -132,7 +132,7 @@ pub fn load(source: &Source, backend: BackendCheck) -> Result<Loaded, ConfigErro
     read(path, text.transpose()?.as_deref(), &source.environment, backend)
 }
 
-/// Reads and checks the text of a configuration, whatever its backend; reports all mistakes together. `path`: where it stands, for
+/// Reads and checks the text of a configuration; reports all mistakes together. `path`: where the text came from, for
 /// errors.
 pub fn from_text(path: Option<PathBuf>, text: Option<&str>, environment: &Environment) -> Result<Loaded, ConfigError> {
     read(path, text, environment, |_| Vec::new())
@@ -147,7 +147,7 @@ fn read(
     let text = text.unwrap_or_default();
     let mut table = toml::from_str::<Table>(text).map_err(|error| ConfigError::Malformed {
         path: path.clone().unwrap_or_default(),
-        // The message and the line, never the line's text: it may hold a secret.
+        // The message and the line number, never the line's text: it may hold a secret.
         error: match error.span() {
             Some(span) => format!("line {}: {}", lines::line_of(text, span.start), error.message()),
             None => error.message().to_owned(),
@@ -174,7 +174,8 @@ fn read(
         }
     }
     let mut config = Config::read(table, environment, &report);
-    // A file that is none, /dev/null say, has no place where a store could stand; a variable is of the process.
+    // A path that is not a regular file, like /dev/null, has no directory for a store; a variable is relative to the
+    // working directory.
     let directory = path.as_deref().filter(|path| path.is_file()).and_then(Path::parent);
     if let Some(directory) = directory.filter(|_| !is_from_environment("store.data_dir")) {
         let beside = directory.join(&config.store.data_dir);
@@ -194,15 +195,15 @@ fn read(
     for problem in problems.iter_mut().chain(&mut doubts) {
         problem.line = lines::line(text, &problem.key).filter(|_| !is_from_environment(&problem.key));
     }
-    // What is wrong need not be doubted as well.
+    // A key with a mistake needs no doubt as well.
     doubts.retain(|doubt| problems.iter().all(|problem| problem.key != doubt.key));
     let loaded = Loaded { config, path, doubts };
     loaded.wrong(problems)?;
     Ok(loaded)
 }
 
-/// What a variable was meant to be that looks like a key of ours: a section and its key are parted by two underscores. Only where there
-/// is that key: Kubernetes sets variables for a service that is named like a section.
+/// The variable that was probably meant instead of one that looks like a key of ours: two underscores separate section
+/// and key. Only if that key exists: Kubernetes sets variables for a service that is named like a section.
 fn single_underscore(name: &str, value: &str, environment: &Environment) -> Option<String> {
     let rest = name.strip_prefix("STREAMGATE_").filter(|rest| rest.is_ascii())?.to_ascii_lowercase();
     let (section, key) =
@@ -217,7 +218,7 @@ fn single_underscore(name: &str, value: &str, environment: &Environment) -> Opti
     (!is_unknown).then(|| format!("{PREFIX}{}__{}", section.to_uppercase(), key.to_uppercase()))
 }
 
-/// Sets one scalar. Its text is parsed where it is read, by the type that the key has there.
+/// Sets one scalar. Its text is parsed later, by the type that its key has.
 fn overlay(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
     let (parents, leaf) = key.rsplit_once('.').unwrap_or(("", key));
     let mut at = table;
@@ -225,7 +226,7 @@ fn overlay(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
         let next = at.entry(part.to_owned()).or_insert_with(|| Value::Table(Table::new()));
         at = next
             .as_table_mut()
-            .ok_or_else(|| format!("{part} is no table, so the environment cannot reach into it"))?;
+            .ok_or_else(|| format!("{part} is not a table, so the environment cannot set a key in it"))?;
     }
     if at.get(leaf).is_some_and(|old| old.is_table() || old.is_array()) {
         return Err("only single values can be set by the environment, not tables and lists".to_owned());
@@ -399,7 +400,7 @@ mod tests {
         assert!(error.starts_with("16 mistakes in the configuration (") && !error.contains("hunter2"), "{error}");
     }
 
-    /// What can never work, with the line that reports it.
+    /// Mistakes, each with the line that reports it.
     #[test]
     fn a_table_of_mistakes() {
         let route = |more: &str| format!("[[worker.routes]]\nevents = ['*']\nforward = {{ {more} }}");
@@ -420,13 +421,13 @@ mod tests {
             ("[gateway]\nlistn = '127.0.0.1:1'".to_owned(), "line 2: gateway.listn: unknown key, did you mean listen?"),
             ("[gateway]\nlisten = '127.0.0.1:99999'".to_owned(), "line 2: gateway.listen: "),
             ("[gateway]\nbody_timeout = 'env:T'".to_owned(), "line 2: gateway.body_timeout: takes the value itself"),
-            ("[rabbitmq]\nurl = 'amqp://h:0/v'".to_owned(), "line 2: rabbitmq.url: has a port that is none"),
-            ("[redis]\nurl = 'redis://h:99999'".to_owned(), "line 2: redis.url: has a port that is none"),
-            (route("url = 'http://h:0/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
-            (route("url = 'http://h:99999/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
+            ("[rabbitmq]\nurl = 'amqp://h:0/v'".to_owned(), "line 2: rabbitmq.url: has an invalid port"),
+            ("[redis]\nurl = 'redis://h:99999'".to_owned(), "line 2: redis.url: has an invalid port"),
+            (route("url = 'http://h:0/'"), "line 3: worker.routes[1].forward.url: has an invalid port"),
+            (route("url = 'http://h:99999/'"), "line 3: worker.routes[1].forward.url: has an invalid port"),
             (
                 route("url = 'http://h/{type}'"),
-                "line 3: worker.routes[1].forward.url: has {type}, and nothing is filled in here",
+                "line 3: worker.routes[1].forward.url: has {type}, but nothing is filled in here",
             ),
             (route("url = 'http://h/ü'"), "line 3: worker.routes[1].forward.url: takes ASCII only"),
             (route("url = 'http://ü.de/'"), "line 3: worker.routes[1].forward.url: takes ASCII only"),
@@ -436,7 +437,7 @@ mod tests {
             ),
             (
                 route("url = 'http://h/' }\nexec = { command = ['./x']"),
-                "line 4: worker.routes[1].exec: stands beside forward",
+                "line 4: worker.routes[1].exec: cannot be combined with forward",
             ),
             (
                 "[[worker.routes]]\nevents = ['*']\nexec = { command = [] }".to_owned(),
@@ -490,20 +491,20 @@ mod tests {
             ),
             (
                 hook("forward = { url = 'http://h/{name}' }"),
-                "line 2: hooks.custom_commands.commands.x.forward.url: has {name}, and there is {type}",
+                "line 2: hooks.custom_commands.commands.x.forward.url: has {name}, but only {type} is filled in here",
             ),
-            (route("url = 'http://ann:hunter2/x@h/'"), "line 3: worker.routes[1].forward.url: has a port that is none"),
-            (route("url = 'http://h/?{sig=hunter2'"), "line 3: worker.routes[1].forward.url: has a brace, and nothing"),
+            (route("url = 'http://ann:hunter2/x@h/'"), "line 3: worker.routes[1].forward.url: has an invalid port"),
+            (route("url = 'http://h/?{sig=hunter2'"), "line 3: worker.routes[1].forward.url: has a brace, but nothing"),
             (
                 route("url = 'http://h/', headers = { X-A = 'Bearer env:hunter2' }"),
                 "line 3: worker.routes[1].forward.headers.X-A: has a reference within a text",
             ),
             (
                 "[rabbitmq]\nurl = 'amqp://ann:hunter2+/Q==@h:5672/v'".to_owned(),
-                "line 2: rabbitmq.url: has a port that is none",
+                "line 2: rabbitmq.url: has an invalid port",
             ),
-            ("[redis]\nurl = 'redis://:p#hunter2@h'".to_owned(), "line 2: redis.url: has a port that is none"),
-            ("[redis]\nurl = 'redis+sentinel://a:0,b:1/main'".to_owned(), "line 2: redis.url: has a port that is none"),
+            ("[redis]\nurl = 'redis://:p#hunter2@h'".to_owned(), "line 2: redis.url: has an invalid port"),
+            ("[redis]\nurl = 'redis+sentinel://a:0,b:1/main'".to_owned(), "line 2: redis.url: has an invalid port"),
             (
                 "[[worker.routes]]\nevents = ['env:EVENTS']\nforward = { url = 'http://h/' }".to_owned(),
                 "line 2: worker.routes[1].events: takes the value itself",
@@ -537,7 +538,7 @@ mod tests {
         }
     }
 
-    /// What works, and is probably not what was meant.
+    /// Settings that work and are probably not what was meant.
     #[test]
     fn a_table_of_doubts() {
         let route = |events: &str| {
@@ -547,7 +548,7 @@ mod tests {
             )
         };
         let table = [
-            (route("message.new"), "worker.routes[2].events", "whose events the route \"a\" takes before"),
+            (route("message.new"), "worker.routes[2].events", "whose events the earlier route \"a\" takes"),
             (route("reacton.new"), "worker.routes[2].events", "did you mean \"reaction.new\"?"),
             (route("reaction.new"), "worker.routes[2].forward.timeout", "cuts it short"),
             (
@@ -576,7 +577,7 @@ mod tests {
             (
                 "[rabbitmq]\nmanagement_url = 'http://ann:hunter2@h:0'".to_owned(),
                 "rabbitmq.management_url",
-                "a port that is none",
+                "an invalid port",
             ),
             (
                 "[[worker.routes]]\nevents = ['*']\nforward = { url = 'http://h/%zz' }".to_owned(),
@@ -654,7 +655,7 @@ mod tests {
     fn half_a_pair_of_variables_is_a_mistake() {
         assert_eq!(keys("", [("STREAM_API_KEY", "k")]), ["apps"]);
         assert_eq!(keys("", [("STREAM_SECRET", "s"), ("STREAM_KEY", "")]), ["apps"]);
-        // A command that reads no secret needs none.
+        // A command that reads no secret does not require one.
         for half in [("STREAM_API_KEY", "k"), ("STREAM_API_SECRET", "s")] {
             let environment = Environment::of([half]).without_app_secrets();
             assert_eq!(from_text(None, None, &environment).unwrap().doubts, []);

@@ -1,4 +1,4 @@
-//! `[log]`: which webhooks and which attempts have a line in the log.
+//! `[log]`: which webhooks and attempts are logged.
 
 use super::reader::Section;
 
@@ -14,7 +14,7 @@ pub struct LogConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lines {
     None,
-    /// `refused`, `failed`: at most ten a second, and the rest as a count every minute.
+    /// `refused` or `failed`: at most ten lines a second, and the rest as a count every minute.
     Failures,
     All,
 }

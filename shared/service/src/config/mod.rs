@@ -1,7 +1,7 @@
 //! The configuration: one typed struct per concern, checked as a whole before anything binds.
 //!
-//! Each field says meaning, unit and default. `load` finds the file, lays the environment over it and reports every mistake
-//! at once.
+//! Each field's doc says meaning, unit and default. `load` finds the file, applies the environment over it and reports
+//! every mistake at once.
 
 mod apps;
 mod backends;
@@ -38,7 +38,7 @@ use std::time::Duration;
 use streamgate_core::id::DedupBy;
 use streamgate_core::peer::{Networks, Peers};
 
-/// Stream hangs up on a push after 6 s: an answer after that is none.
+/// Stream hangs up on a push after 6 s: a later answer is lost.
 const STREAM_PUSH_TIMEOUT: Duration = Duration::from_secs(6);
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -67,15 +67,15 @@ pub struct GatewayConfig {
     pub ops_listen: SocketAddr,
     /// Most bytes of a body, on the wire and after gunzip. Default 4 MiB.
     pub max_body: usize,
-    /// Most bytes of all admitted bodies; over it 503, so it should be far over `max_body`. Default 256 MiB.
+    /// Most bytes of all admitted bodies; beyond it 503, so it should be far over `max_body`. Default 256 MiB.
     pub memory_budget: usize,
-    /// Most requests at a time; over it 503. Default 4096.
+    /// Most requests at a time; beyond it 503. Default 4096.
     pub max_in_flight: usize,
     /// Most connections; at the limit the longest idle one is closed for the new one. Default 10000.
     pub max_connections: usize,
     /// From a request's first byte to the end of its headers; also the TLS handshake. Default 5 s.
     pub header_timeout: Duration,
-    /// From the end of the headers to the end of the body; `answer_deadline` holds over it. Default 3 s.
+    /// From the end of the headers to the end of the body; `answer_deadline` applies if it is shorter. Default 3 s.
     pub body_timeout: Duration,
     /// How long a connection may be idle between requests. Default 75 s.
     pub keep_alive: Duration,
@@ -83,13 +83,13 @@ pub struct GatewayConfig {
     pub answer_deadline: Duration,
     /// How long requests in hand may take to finish after SIGTERM. Default 10 s.
     pub drain_timeout: Duration,
-    /// After SIGTERM new connections are served for at least this long, for balancers that notice late. Default 1 s for
-    /// `gateway`, 0 for `up`.
+    /// New connections are served for at least this long after SIGTERM, for load balancers that notice late. Default 1
+    /// s for `gateway`, 0 for `up`.
     pub drain_least: Option<Duration>,
-    /// `allow_from`: who may send, addresses or networks; else 403 before the body is read. Absent: everybody.
-    /// `trusted_proxies`: whose X-Forwarded-For names the client, and with `proxy_protocol` whose PROXY headers count. Absent:
-    /// nobody's X-Forwarded-For. `proxy_protocol`: a PROXY header, version 1 or 2, stands in front of each connection. Default
-    /// false.
+    /// `allow_from`: addresses or networks that may send; others get 403 before the body is read. Absent: everybody.
+    /// `trusted_proxies`: addresses whose X-Forwarded-For names the client, and with `proxy_protocol` whose PROXY
+    /// headers count. Absent: no X-Forwarded-For counts.
+    /// `proxy_protocol`: a PROXY header, version 1 or 2, precedes each connection. Default false.
     pub peers: Peers,
     /// Absent: plain HTTP, behind a proxy or load balancer.
     pub tls: Option<TlsConfig>,
@@ -107,13 +107,14 @@ pub enum StoreKind {
 /// `[store]`
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    /// Default: what the command needs. Commands that serve both go by whether there is a `[rabbitmq]` or `[redis]`.
+    /// Default: the store of the command. A command that works on both uses RabbitMQ if there is a `[rabbitmq]` or
+    /// `[redis]`.
     pub kind: StoreKind,
-    /// Whether the configuration says so itself.
+    /// Whether the configuration sets it explicitly.
     pub kind_is_given: bool,
-    /// Holds the embedded store; mode 0700. Default `streamgate-data`.
+    /// The directory of the embedded store or the spool; mode 0700. Default `streamgate-data`.
     pub data_dir: PathBuf,
-    /// Most bytes that waiting events may take on disk; over it 503. Default 1 GiB.
+    /// Most bytes that waiting events may take on disk; beyond it 503. Default 1 GiB.
     pub spool_max: usize,
 }
 
@@ -122,23 +123,22 @@ pub struct StoreConfig {
 pub struct DedupConfig {
     /// How long a repeat of an accepted event is recognised. Default 10 min; Stream's own retries end after 15 s.
     pub window: Duration,
-    /// What makes two pushes the same event. Default: their signed bodies, whatever id they come under.
+    /// What makes two pushes the same event. Default: their signed bodies, under any id.
     pub by: DedupBy,
-    /// Pushes whose signed `created_at` is older are refused for good. Default `off`: Stream's own clock and queues decide how
-    /// old an event is when it is sent.
+    /// Pushes whose signed `created_at` is older are refused for good. Default `off`: Stream's own clock and queues
+    /// decide how old an event is when it is sent.
     pub max_age: Option<Duration>,
 }
 
-/// Judges the ports of `host:port` or of a list of them; there need be none. Libraries take one over 65535 for none, or wrap it
-/// around. Nothing is quoted: where a password has a slash of its own, that is what stands here.
+/// Checks the ports of `host:port` or of a list of them; a port may be absent. Libraries ignore a port over 65535, or
+/// wrap it around. Nothing is quoted: if a password contains a slash, a part of it may stand in this place.
 fn url_port(hosts: &str) -> Result<(), String> {
     let is_wrong = |host: &str| {
         let port = host.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
         port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0))
     };
     if hosts.split(',').any(is_wrong) {
-        let what =
-            "has a port that is none: they go from 1 to 65535; in a password / ? # @ are written %2F %3F %23 %40";
+        let what = "has an invalid port: expected 1 to 65535; in a password write / ? # @ as %2F %3F %23 %40";
         return Err(what.to_owned());
     }
     Ok(())
@@ -178,7 +178,7 @@ impl Config {
         routes.chain(self.hooks.handlers().map(|(path, handler, _)| (path, handler)))
     }
 
-    /// What no single key can tell.
+    /// Checks that involve several keys.
     fn cross_check(&self, report: &Report) {
         let gateway = &self.gateway;
 
@@ -192,13 +192,13 @@ impl Config {
         if gateway.drain_least.is_some() && left < gateway.answer_deadline {
             report.doubt(
                 "gateway.drain_least",
-                "leaves less than gateway.answer_deadline of gateway.drain_timeout: what comes last may be cut",
+                "leaves less than gateway.answer_deadline of gateway.drain_timeout: the last requests may be cut off",
             );
         }
         if gateway.listen == gateway.ops_listen && gateway.listen.port() != 0 {
             report.problem(
                 "gateway.ops_listen",
-                "must differ from gateway.listen: metrics never stand on the public port",
+                "must differ from gateway.listen: metrics are never served on the public port",
             );
         }
         let least = gateway.max_body.saturating_mul(4).saturating_add(MIB);
@@ -228,14 +228,14 @@ impl Config {
         hooks::cross_check(&self.hooks, report);
     }
 
-    /// An answer is due by `answer_deadline`, whatever a backend is still waited for.
+    /// An answer is due by `answer_deadline`, whatever a backend is still doing.
     fn doubt_backend_times(&self, report: &Report) {
         let (rabbitmq, deadline) = (&self.rabbitmq, self.gateway.answer_deadline);
         if rabbitmq.spool_after >= deadline {
             let what = "leaves no time before gateway.answer_deadline: events would be answered 503 instead of spooled; lower it";
             report.doubt("rabbitmq.spool_after", what);
         }
-        // Redis is asked first, then RabbitMQ's confirm is waited for; the spool comes last.
+        // Redis is asked first, then RabbitMQ's confirm is awaited; the spool comes last.
         if self.redis.timeout.saturating_add(rabbitmq.confirm_timeout) >= deadline {
             let what = "is not over redis.timeout and rabbitmq.confirm_timeout together, so nothing is left for the spool: raise it, or lower them";
             report.doubt("gateway.answer_deadline", what);
@@ -317,12 +317,12 @@ impl DedupConfig {
 fn address(section: &mut Section<'_>, key: &'static str, default: ([u8; 4], u16)) -> SocketAddr {
     let parse = |text: &str| {
         text.parse()
-            .map_err(|_| format!("{text:?} is no address to listen on; write it like 127.0.0.1:8080 or [::]:8080"))
+            .map_err(|_| format!("invalid listen address {text:?}: expected one like 127.0.0.1:8080 or [::]:8080"))
     };
     section.parsed(key, parse).unwrap_or_else(|| default.into())
 }
 
-/// A list of addresses and networks. An empty one is a mistake: nobody could send.
+/// Reads a list of addresses and networks. An empty one is a mistake: nobody could send.
 fn networks(section: &mut Section<'_>, key: &'static str) -> Option<Networks> {
     let texts = section.texts(key)?;
     if texts.is_empty() {
@@ -331,10 +331,10 @@ fn networks(section: &mut Section<'_>, key: &'static str) -> Option<Networks> {
     Networks::parse(&texts).map_err(|error| section.problem(key, error.to_string())).ok()
 }
 
-/// What a name may be, for error messages.
+/// The characters of a name, for error messages.
 const NAME: &str = "takes 1 to 64 characters of a-z, 0-9, _ and -, but not \"none\"";
 
-/// `[a-z0-9_-]{1,64}`: safe in labels, routing keys and idempotency keys. `none` is the label where there is no app or route.
+/// `[a-z0-9_-]{1,64}`: safe in labels, routing keys and idempotency keys. `none` is the label for no app or no route.
 fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text != "none"

@@ -1,6 +1,7 @@
 //! Reads a TOML table key by key, and collects every mistake instead of stopping at the first.
 //!
-//! serde stops at the first error; somebody who fixes a config in production wants them all at once, each with its key.
+//! serde stops at the first error; an operator who fixes a configuration in production wants all of them at once, each
+//! with its key.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use toml::{Table, Value};
 pub struct Problem {
     pub key: String,
     pub what: String,
-    /// Of the file, from 1, where the key stands in one.
+    /// The line in the file, from 1, if the key is in a file.
     pub line: Option<usize>,
 }
 
@@ -35,7 +36,7 @@ impl std::fmt::Display for Problem {
 #[derive(Debug, Default)]
 pub struct Report {
     problems: RefCell<Vec<Problem>>,
-    /// What works, and is probably not what was meant.
+    /// Settings that work and are probably not what was meant.
     doubts: RefCell<Vec<Problem>>,
     from_env: BTreeMap<String, String>,
 }
@@ -62,13 +63,13 @@ impl Report {
         self.problems.into_inner()
     }
 
-    /// The doubts so far, which are no mistakes.
+    /// The doubts so far, which are not mistakes.
     pub fn take_doubts(&self) -> Vec<Problem> {
         self.doubts.take()
     }
 }
 
-/// A table being read. Every key that is asked for is taken out; what is left at the end is unknown.
+/// A table being read. Every key that is asked for is removed; what is left at the end is unknown.
 #[derive(Debug)]
 pub struct Section<'r> {
     path: String,
@@ -96,12 +97,12 @@ impl<'r> Section<'r> {
         self.report.doubt(self.key(key), what);
     }
 
-    /// Whether the key is there, whatever its value.
+    /// Whether the key exists, whatever its value.
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
 
-    /// Whether the key was there, after it was asked for.
+    /// Whether the key existed, after it was asked for.
     pub fn was_given(&self, key: &str) -> bool {
         self.given.contains(&key)
     }
@@ -115,13 +116,13 @@ impl<'r> Section<'r> {
         value
     }
 
-    /// The value that `parse` makes of a key's text or number, or none where the key is absent or wrong (then reported). A reference
-    /// to the environment or a file is wrong here: as a literal it would never work.
+    /// The value that `parse` makes of a key's text or number, or `None` if the key is absent or wrong (then reported).
+    /// A reference to the environment or a file is wrong here: as a literal it would never work.
     pub fn parsed<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         self.scalar(key, |text| if is_reference(text) { Err(NO_REFERENCE.to_owned()) } else { parse(text) })
     }
 
-    /// As `parsed`, for what people read and patterns: these may begin in any way.
+    /// Like `parsed`, for texts and patterns, which may begin in any way.
     pub fn prose<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         self.scalar(key, parse)
     }
@@ -137,7 +138,7 @@ impl<'r> Section<'r> {
             Value::Integer(number) => number.to_string(),
             Value::Boolean(flag) => flag.to_string(),
             other @ (Value::Float(_) | Value::Datetime(_) | Value::Array(_) | Value::Table(_)) => {
-                self.problem(key, format!("a {} cannot stand here", other.type_str()));
+                self.problem(key, format!("invalid {}: expected a single value", other.type_str()));
                 return None;
             }
         };
@@ -158,7 +159,7 @@ impl<'r> Section<'r> {
         self.parsed(key, duration).unwrap_or(default)
     }
 
-    /// A duration, or none where the key is absent or `off`.
+    /// A duration, or `None` if the key is absent or `off`.
     pub fn duration_or_off(&mut self, key: &'static str) -> Option<Duration> {
         self.parsed(key, |text| if text == "off" { Ok(None) } else { duration(text).map(Some) }).flatten()
     }
@@ -167,16 +168,16 @@ impl<'r> Section<'r> {
         self.parsed(key, size).unwrap_or(default)
     }
 
-    /// A number of things, from 1 to `most`.
+    /// A number from 1 to `most`.
     pub fn count(&mut self, key: &'static str, default: usize, most: usize) -> usize {
         let parse = |text: &str| match text.parse::<usize>() {
             Ok(number) if (1..=most).contains(&number) => Ok(number),
-            _ => Err(format!("{text:?} is no whole number from 1 to {most}")),
+            _ => Err(format!("invalid number {text:?}: expected a whole number from 1 to {most}")),
         };
         self.parsed(key, parse).unwrap_or(default)
     }
 
-    /// A list of strings, or none where the key is absent. A reference is wrong in it.
+    /// A list of strings, or `None` if the key is absent. References are not allowed in it.
     pub fn texts(&mut self, key: &'static str) -> Option<Vec<String>> {
         let texts = self.references(key)?;
         if texts.iter().any(|text| is_reference(text)) {
@@ -213,7 +214,7 @@ impl<'r> Section<'r> {
         texts
     }
 
-    /// A sub-table, or none where it is absent.
+    /// A sub-table, or `None` if it is absent.
     pub fn section(&mut self, key: &'static str) -> Option<Section<'r>> {
         if let Value::Table(table) = self.take(key)? {
             return Some(self.child(self.key(key), table));
@@ -222,7 +223,7 @@ impl<'r> Section<'r> {
         None
     }
 
-    /// A table, or `false` where there is to be none of it.
+    /// A table, or `false` to switch the feature off.
     pub fn section_or_false(&mut self, key: &'static str) -> Option<Option<Section<'r>>> {
         match self.take(key)? {
             Value::Table(table) => Some(Some(self.child(self.key(key), table))),
@@ -239,13 +240,13 @@ impl<'r> Section<'r> {
         }
     }
 
-    /// A sub-table; empty where it is absent, so that every key in it has its default.
+    /// A sub-table; empty if it is absent, so that every key in it has its default.
     pub fn section_or_empty(&mut self, key: &'static str) -> Section<'r> {
         let path = self.key(key);
         self.section(key).unwrap_or_else(|| self.child(path, Table::new()))
     }
 
-    /// An array of tables; each element's path carries its place, from 1.
+    /// An array of tables; each element's path contains its position, from 1.
     pub fn sections(&mut self, key: &'static str) -> Vec<Section<'r>> {
         let Some(value) = self.take(key) else { return Vec::new() };
         let Value::Array(list) = value else {
@@ -294,31 +295,32 @@ impl<'r> Section<'r> {
     }
 }
 
-const NO_REFERENCE: &str = "takes the value itself: env: and file: are read where a secret, a URL or a header stands";
+const NO_REFERENCE: &str = "takes the value itself: env: and file: work only in secrets, URLs and headers";
 
-/// Whether a text says where a value is to be read.
+/// Whether a text is a reference to where a value is read from.
 pub fn is_reference(text: &str) -> bool {
     text.starts_with("env:") || text.starts_with("file:")
 }
 
-/// The one of these that was probably meant.
+/// The known name that was probably meant.
 pub fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let likeness = |known: &str| strsim::normalized_damerau_levenshtein(name, known);
     known.filter(|known| likeness(known) >= LIKE).max_by(|one, other| likeness(one).total_cmp(&likeness(other)))
 }
 
-/// How much of two names must be the same: `listn` and `listen` have 0.83, `retries` and `retry` 0.57, `colour` and `concurrency` 0.27.
+/// Least similarity of two names: `listn` and `listen` have 0.83, `retries` and `retry` 0.57, `colour` and
+/// `concurrency` 0.27.
 const LIKE: f64 = 0.5;
 
-/// `500ms`, `5s`, `2m`, `24h`: over zero.
+/// Parses `500ms`, `5s`, `2m`, `24h`: over zero.
 pub fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(format!("{text:?} is no duration; write it like 500ms, 5s, 2m or 24h")),
+        _ => Err(format!("invalid duration {text:?}: expected a number with a unit, like 500ms, 5s, 2m or 24h")),
     }
 }
 
-/// A duration, or `0`.
+/// Parses a duration, or `0`.
 pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
     if text == "0" || humantime::parse_duration(text) == Ok(Duration::ZERO) {
         Ok(Duration::ZERO)
@@ -327,11 +329,11 @@ pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// `4MiB`, `256KiB`, `1GB` or plain bytes: over zero.
+/// Parses `4MiB`, `256KiB`, `1GB` or plain bytes: over zero.
 pub fn size(text: &str) -> Result<usize, String> {
     match text.parse::<bytesize::ByteSize>() {
         Ok(size) if size.as_u64() > 0 => usize::try_from(size.as_u64()).map_err(|error| error.to_string()),
-        _ => Err(format!("{text:?} is no size; write it like 4MiB, 256KiB or 1GiB")),
+        _ => Err(format!("invalid size {text:?}: expected bytes, or a number with a unit, like 4MiB, 256KiB or 1GiB")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `[[worker.routes]]`: which events a route takes, what handles them, and what of the worker's settings it has its own of.
+//! `[[worker.routes]]`: which events a route takes, what handles them, and the worker settings that it overrides.
 
 use super::{
     environment::Environment,
@@ -15,37 +15,37 @@ use streamgate_core::rate::Rate;
 
 /// Most handlers of one kind at a time.
 pub(super) const MOST_HANDLERS: usize = 100_000;
-/// Between two events of a route that has a rate.
+/// Shortest interval between two events of a route with a rate.
 const SHORTEST_INTERVAL: Duration = Duration::from_micros(10);
 
 /// `[[worker.routes]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
-    /// Label and header. Default where there is one route: 1.
+    /// Used as label and header. Default if there is one route: 1.
     pub name: String,
     /// Globs over the whole type.
     pub events: Vec<Pattern>,
     /// Only events of these apps; empty: of every app.
     pub apps: Vec<String>,
-    /// Only events of channels of these types, which is what `cid` has before its colon; empty: whatever the channel.
+    /// Only events of channels of these types, the part of `cid` before the colon; empty: of any channel.
     pub channel_types: Vec<String>,
     pub handler: HandlerConfig,
-    /// The waits between attempts, then the dead letters. Default: `worker.retry`.
+    /// The waits between attempts; after the last one the event becomes a dead letter. Default: `worker.retry`.
     pub retry: Vec<Duration>,
     /// How long a handler may take. Default: `worker.handler_timeout`.
     pub handler_timeout: Duration,
     /// Most handlers of this route at a time. Default: `worker.concurrency`.
     pub concurrency: usize,
-    /// Most events that are begun in a time, attempts that fail included. Default: any number.
+    /// Most events begun per unit of time, including failed attempts. Default: unlimited.
     pub rate: Option<Rate>,
-    /// When its service is not asked any more until a probe succeeds; none: never. Default: after 10 failures in a row, for 5 s, then
-    /// for twice as long each time, 2 min at most.
+    /// When calls to its service stop until a probe succeeds; `None`: never. Default: after 10 failures in a row, for 5
+    /// s, then twice as long each time, 2 min at most.
     pub breaker: Option<BreakerPolicy>,
-    /// Whether matching goes on behind it, and each further route that matches gets a copy of its own. Default false.
+    /// Whether matching continues after it, and each further matching route gets its own copy. Default false.
     pub fan_out: bool,
 }
 
-/// What a route has of the worker's settings where it says nothing itself.
+/// The worker's settings, for a route that does not set its own.
 #[derive(Clone, Debug)]
 pub(super) struct RouteDefaults {
     pub(super) retry: Vec<Duration>,
@@ -62,8 +62,7 @@ impl RouteConfig {
     ) -> Option<RouteConfig> {
         let name = section.text("name").unwrap_or_else(|| {
             if of > 1 {
-                section
-                    .problem("name", "is missing: where there are several routes, what is parked or paused goes by it");
+                section.problem("name", "is missing: several routes need names, by which they are parked and paused");
             }
             place.to_string()
         });
@@ -84,7 +83,7 @@ impl RouteConfig {
         if channel_types.iter().any(|name| name.is_empty() || name.contains([':', '*'])) {
             section.problem(
                 "channel_types",
-                "takes the types of channels, like [\"messaging\"]: what a cid has before its colon",
+                "takes the types of channels, like [\"messaging\"]: the part of a cid before its colon",
             );
         }
         let retry = ladder(&mut section).unwrap_or_else(|| defaults.retry.clone());
@@ -125,7 +124,7 @@ fn breaker(section: &mut Section<'_>) -> Option<BreakerPolicy> {
     Some(BreakerPolicy { failures, open, longest })
 }
 
-/// "50/s" or "600/m".
+/// Parses "50/s" or "600/m".
 fn rate(text: &str) -> Result<Rate, String> {
     const EXAMPLES: &str = "a number and a unit of time, like \"50/s\" or \"600/m\"";
     let invalid = || format!("invalid rate {text:?}: expected {EXAMPLES}");
@@ -143,13 +142,13 @@ fn rate(text: &str) -> Result<Rate, String> {
     Ok(rate)
 }
 
-/// The waits of a key `retry`; none where it is absent or wrong.
+/// The waits of a `retry` key; `None` if it is absent or wrong.
 pub(super) fn ladder(section: &mut Section<'_>) -> Option<Vec<Duration>> {
     let steps: Result<_, _> = section.texts("retry")?.iter().map(|step| duration(step)).collect();
     steps.map_err(|what: String| section.problem("retry", what)).ok()
 }
 
-/// Routes that get nothing, or wait for events that do not come: most are slips.
+/// Warns about routes that get nothing, or match events that do not exist: most are slips.
 pub(super) fn doubt_patterns(routes: &[RouteConfig], report: &Report) {
     for (place, route) in routes.iter().enumerate() {
         let key = format!("worker.routes[{}].events", place + 1);
@@ -167,7 +166,7 @@ pub(super) fn doubt_patterns(routes: &[RouteConfig], report: &Report) {
             };
             if let Some(earlier) = routes.iter().take(place).find(covers) {
                 let what =
-                    format!("has {:?}, whose events the route {:?} takes before", pattern.as_str(), earlier.name);
+                    format!("has {:?}, whose events the earlier route {:?} takes", pattern.as_str(), earlier.name);
                 report.doubt(&key, what);
             }
             let is_streams = CHAT.iter().any(|known| pattern.matches(known))

@@ -25,12 +25,12 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// `[gateway.tls.acme]`. Who configures it agrees to the authority's terms of service.
+/// `[gateway.tls.acme]`. Configuring it means agreeing to the authority's terms of service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcmeConfig {
     /// The names of the certificate, in lower case. At least one.
     pub domains: Vec<String>,
-    /// Mail address for what the authority has to say about its certificates. Default none.
+    /// Mail address for the authority's messages about its certificates. Default none.
     pub contact: Option<String>,
     /// URL of the authority's directory. Default Let's Encrypt's.
     pub directory: String,
@@ -43,10 +43,12 @@ impl TlsConfig {
         let files = section.has("cert") || section.has("key");
         let config = match section.section("acme") {
             Some(acme) if files => {
-                section
-                    .problem("acme", "stands beside cert or key: a certificate comes from files or from an authority");
+                section.problem(
+                    "acme",
+                    "cannot be combined with cert or key: a certificate comes from files or from an authority",
+                );
                 AcmeConfig::read(acme);
-                // Known, so that nothing else is reported of them.
+                // Read, so that they are not reported as unknown too.
                 for key in ["cert", "key"] {
                     section.text(key);
                 }
@@ -61,7 +63,7 @@ impl TlsConfig {
         config
     }
 
-    /// The files that are watched for changes.
+    /// The files to watch for changes.
     pub fn files(&self) -> Vec<PathBuf> {
         match self {
             TlsConfig::Files(CertificateFiles { cert, key }) => vec![cert.clone(), key.clone()],
@@ -128,14 +130,14 @@ fn domains_of(section: &Section<'_>, names: Vec<String>) -> Option<Vec<String>> 
     for name in &names {
         match domain(name) {
             Ok(domain) if seen.insert(domain.clone()) => domains.push(domain),
-            Ok(_) => section.problem("domains", format!("{name:?} stands there twice")),
+            Ok(_) => section.problem("domains", format!("{name:?} is listed twice")),
             Err(what) => section.problem("domains", what),
         }
     }
     (domains.len() == names.len()).then_some(domains)
 }
 
-/// The name in lower case, where this challenge can prove it (RFC 8737: host names alone).
+/// The name in lower case, if this challenge can prove it (RFC 8737: only host names).
 fn domain(name: &str) -> Result<String, String> {
     if name.starts_with("*.") {
         return Err(format!("{name:?}: TLS-ALPN-01 proves no wildcard; name each host, or use certificate files"));
@@ -189,7 +191,7 @@ mod tests {
             ("acme = 1", "acme: takes a table"),
             ("acme = {}", "acme.domains: is missing"),
             ("acme = { domains = [] }", "acme.domains: takes 1 to 100"),
-            ("acme = { domains = [\"a.b\", \"A.b\"] }", "acme.domains: \"A.b\" stands there twice"),
+            ("acme = { domains = [\"a.b\", \"A.b\"] }", "acme.domains: \"A.b\" is listed twice"),
             ("acme = { domains = [\"*.a.b\"] }", "acme.domains: \"*.a.b\": TLS-ALPN-01"),
             ("acme = { domains = [\"192.0.2.1\"] }", "acme.domains: \"192.0.2.1\" is an address"),
             ("acme = { domains = [\"https://a.b\"] }", "acme.domains: invalid host name"),
@@ -199,7 +201,7 @@ mod tests {
             ("acme = { domains = [\"a.b\"], directory = \"https:///dir\" }", "acme.directory: invalid URL"),
             ("acme = { domains = [\"a.b\"], directory = \"https://acme.exämple/dir\" }", "acme.directory: invalid URL"),
             ("acme = { domains = [\"a.b\"], staging = true }", "acme.staging: unknown key"),
-            ("acme = { domains = [\"a.b\"] }\ncert = \"c\"", "acme: stands beside"),
+            ("acme = { domains = [\"a.b\"] }\ncert = \"c\"", "acme: cannot be combined"),
             ("cert = \"c\"", "key: is missing"),
         ] {
             let (_, problems) = read(text);

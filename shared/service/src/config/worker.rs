@@ -14,9 +14,9 @@ use streamgate_core::retry::Ladder;
 /// `[worker]`
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// Where `worker` answers /metrics, /healthz and /readyz. Default 127.0.0.1:9465.
+    /// Address where `worker` serves /metrics, /healthz and /readyz. Default 127.0.0.1:9465.
     pub ops_listen: SocketAddr,
-    /// Most handlers of each route at a time, where it says nothing itself. Default 64.
+    /// Most handlers of each route at a time, unless the route sets its own. Default 64.
     pub concurrency: usize,
     /// Most deliveries in hand, running or about to; at least twice what all routes may handle at a time. Default 256.
     pub prefetch: usize,
@@ -24,15 +24,16 @@ pub struct WorkerConfig {
     pub memory_budget: usize,
     /// How long a handler may take. Default 30 s.
     pub handler_timeout: Duration,
-    /// How long handlers may take to finish after SIGTERM. Default: that of the gateway.
+    /// How long handlers may take to finish after SIGTERM. Default: the gateway's.
     pub drain_timeout: Option<Duration>,
     /// How long a handled key is remembered. Default 24 h.
     pub claim_window: Duration,
-    /// The waits between attempts, then the dead letters. Default 1s, 5s, 30s, 2m, 10m, 1h.
+    /// The waits between attempts; after the last one the event becomes a dead letter. Default 1s, 5s, 30s, 2m, 10m,
+    /// 1h.
     pub retry: Vec<Duration>,
-    /// What becomes of an event that no route matches, where there are routes. Default `ack`.
+    /// What to do with an event that no route matches, if there are routes. Default `ack`.
     pub unmatched: Unmatched,
-    /// First match wins. Without any, events are logged and acknowledged.
+    /// The first match wins. Without any routes, events are logged and acknowledged.
     pub routes: Vec<RouteConfig>,
 }
 
@@ -81,7 +82,8 @@ impl WorkerConfig {
         self.routes.iter().map(|route| route.handler_timeout).max().unwrap_or_default().max(self.handler_timeout)
     }
 
-    /// Every wait between attempts, of all routes; and one for deliveries of a route without any, which wait for another's lease.
+    /// Every wait between attempts, of all routes; and one for a route without retries, whose deliveries may wait for
+    /// another worker's lease.
     pub fn retry_steps(&self) -> Vec<Duration> {
         let ladders: Vec<&[Duration]> = self.routes.iter().map(|route| &*route.retry).chain([&*self.retry]).collect();
         let lease = ladders.iter().any(|ladder| ladder.is_empty()).then(|| Ladder::new(Vec::new()).shortest());

@@ -16,8 +16,8 @@ pub enum ExchangeError {
     TimedOut(Duration),
 }
 
-/// Sends the request and reads the response. `timeout` is for both; `limit`: the most bytes of the body. A body that breaks off or
-/// is longer is an error of its own, beside the status that came before it.
+/// Sends the request and reads the response. `timeout` covers both; `limit`: the most bytes of the body. A body that
+/// breaks off or is longer is a separate error, alongside the status that came before it.
 pub async fn exchange(
     client: &HttpClient,
     request: Request<Full<Bytes>>,

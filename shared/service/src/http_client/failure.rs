@@ -11,7 +11,7 @@ use streamgate_core::duration::rounded;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallFailure {
     class: FailureClass,
-    /// Some of a reply was read.
+    /// Some bytes of a reply were read.
     was_heard: bool,
     /// `host:port`.
     at: String,
@@ -22,16 +22,16 @@ pub struct CallFailure {
 enum FailureClass {
     /// The host has no address.
     Dns,
-    /// Nobody listens there.
+    /// Nothing listens there.
     Refused,
-    /// No connection for another reason: no route, no answer, no socket left.
+    /// No connection for another reason: no route, no reply, no socket left.
     Unreachable,
     Tls,
     /// The connection ended before anything of the request was written.
     Unsent,
     /// The connection ended before the reply did.
     Closed,
-    /// What came cannot be read as HTTP/1.1.
+    /// The reply is not readable as HTTP/1.1.
     Malformed,
     /// No reply in time.
     Timeout,
@@ -91,7 +91,7 @@ impl CallFailure {
         let http = chain.iter().find_map(|cause| cause.downcast_ref::<hyper::Error>());
         let io = chain.iter().rev().find_map(|cause| cause.downcast_ref::<io::Error>());
         let innermost = || chain.last().map(ToString::to_string).unwrap_or_default();
-        // The client's own types of these are private.
+        // The client's own error types for these are private.
         let says = |text: &str| chain.iter().any(|cause| cause.to_string().starts_with(text));
         let is_tls = url.scheme_str() == Some("https");
         match (http, io) {
@@ -104,7 +104,7 @@ impl CallFailure {
             (_, Some(io)) if is_connect && io.kind() == io::ErrorKind::ConnectionRefused => {
                 failure(FailureClass::Refused, io_cause(io))
             }
-            // A connection that ends in the middle of the handshake.
+            // The connection ended in the middle of the handshake.
             (_, Some(io)) if is_connect && is_tls && is_broken(io.kind()) => failure(FailureClass::Tls, io_cause(io)),
             (_, Some(io)) if is_connect => failure(FailureClass::Unreachable, io_cause(io)),
             (_, Some(io)) => failure(FailureClass::Closed, io_cause(io)),
@@ -113,7 +113,7 @@ impl CallFailure {
         }
     }
 
-    /// Whether the service has said nothing, so that it may be asked again: it may just be restarting.
+    /// Whether the service has not replied at all, so that the call may be repeated: it may just be restarting.
     pub fn is_silence(&self) -> bool {
         match self.class {
             FailureClass::Refused | FailureClass::Unreachable | FailureClass::Unsent => true,
@@ -143,7 +143,7 @@ fn chain<'e>(error: &'e (dyn Error + 'static)) -> Vec<&'e (dyn Error + 'static)>
     std::iter::successors(Some(error), |error| under(*error)).collect()
 }
 
-/// What an `io::Error` wraps is not its source, but stands in its place.
+/// The wrapped error of an `io::Error` is not its source, but takes its place.
 fn under<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
     match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         Some(wrapped) => Some(wrapped),
@@ -151,7 +151,7 @@ fn under<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stati
     }
 }
 
-/// Without the number that the system gives the error.
+/// The text without the system's error number.
 fn io_cause(error: &io::Error) -> String {
     let text = error.to_string();
     let end = text.find(" (os error ").unwrap_or(text.len());
@@ -176,9 +176,7 @@ fn tls_cause(error: &rustls::Error) -> String {
             }
             other => other.to_string(),
         },
-        rustls::Error::InvalidMessage(_) => {
-            "what listens there does not speak TLS; should the URL say http?".to_owned()
-        }
+        rustls::Error::InvalidMessage(_) => "the server there does not speak TLS; should the URL say http?".to_owned(),
         other => other.to_string(),
     }
 }

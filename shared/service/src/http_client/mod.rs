@@ -1,4 +1,4 @@
-//! HTTP clients: HTTP/1.1 with connection reuse, TLS by the system's roots, no redirects, no proxy.
+//! HTTP clients: HTTP/1.1 with connection reuse, TLS with the system's roots, no redirects, no proxy.
 
 mod exchange;
 mod failure;
@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why a call had no answer.
+/// Why a call had no reply.
 pub type CallError = hyper_util::client::legacy::Error;
 pub type HttpClient = Client<HttpsConnector<Introducing>, Full<Bytes>>;
 
@@ -45,7 +45,7 @@ pub enum ClientError {
     Verifier(#[from] VerifierBuilderError),
 }
 
-/// Why a text names no certificate authority.
+/// Why a text contains no usable certificate authority.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     #[error("is not PEM: {0}")]
@@ -67,15 +67,15 @@ pub fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The authorities that this machine trusts. A machine without any is served too, for plain HTTP; a call over TLS then says that the
-/// issuer is unknown.
+/// The authorities that this machine trusts. A machine without any can still use plain HTTP; a call over TLS then
+/// reports an unknown issuer.
 pub fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     roots
 }
 
-/// `extra_roots`: a PEM file of certificate authorities to trust beside the system's.
+/// `extra_roots`: a PEM file of certificate authorities to trust in addition to the system's.
 pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
     let roots = match extra_roots {
         Some(file) => from_file(file, roots_with)?,
@@ -84,15 +84,15 @@ pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
     Ok(pooled(connector(trusting(roots)?, Introducing { tcp: tcp(), with_header: false })))
 }
 
-/// For a gateway of our own.
+/// A client for our own gateway.
 #[derive(Debug, Default)]
 pub struct Own<'a> {
-    /// A PEM file of certificates to trust beside the system's authorities: the gateway's own, whatever name it was made for, or
+    /// A PEM file of certificates to trust in addition to the system's authorities: the gateway's own, for any name, or
     /// authorities.
     pub ca: Option<&'a Path>,
-    /// The certificate that it serves, where it is known.
+    /// The certificate that the gateway serves, if it is known.
     pub certificate: Option<CertificateDer<'static>>,
-    /// It stands behind a balancer and expects a PROXY header of it.
+    /// The gateway is behind a balancer and expects a PROXY header from it.
     pub proxy_header: bool,
 }
 
@@ -102,14 +102,14 @@ impl Own<'_> {
         let mut roots = system_roots();
         if let Some(file) = self.ca {
             let listed = from_file(file, certificates_of)?;
-            // A certificate that is no authority's can be known all the same.
+            // A certificate that is not an authority's can be trusted all the same.
             roots.add_parsable_certificates(listed.clone());
             certificates.extend(listed);
         }
         let tls = if certificates.is_empty() {
             trusting(roots)?
         } else {
-            // A verifier of others needs an authority, and where there is none the known ones are all there is.
+            // A verifier needs at least one authority; if there are none, the known certificates serve.
             if roots.is_empty() {
                 roots.add_parsable_certificates(certificates.clone());
             }
@@ -123,7 +123,7 @@ impl Own<'_> {
     }
 }
 
-/// What a PEM file of authorities holds.
+/// Parses a PEM file.
 fn from_file<T>(file: &Path, parse: impl FnOnce(&[u8]) -> Result<T, AuthorityError>) -> Result<T, ClientError> {
     let path = file.display().to_string();
     let pem = std::fs::read(file).map_err(|error| ClientError::Unreadable { path: path.clone(), error })?;
@@ -144,7 +144,7 @@ fn roots_with(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
 /// The authorities of a PEM text.
 pub fn authorities(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
     let mut roots = RootCertStore::empty();
-    // One of a bundle that is not understood keeps no other from being trusted.
+    // A certificate that is not understood does not spoil the rest of the bundle.
     match roots.add_parsable_certificates(certificates_of(pem)?) {
         (0, ignored) => Err(AuthorityError::Unusable(ignored)),
         (_, _) => Ok(roots),

@@ -1,5 +1,5 @@
-//! Connections to a gateway of our own: its certificate may be known, whatever name it was made for, and where it expects a balancer in
-//! front a PROXY header comes first.
+//! Connections to our own gateway: its certificate may be trusted for any name, and a PROXY header comes first if the
+//! gateway expects a balancer.
 
 use hyper::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -17,10 +17,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-/// A sender that speaks for itself.
+/// The header of a sender that connects on its own behalf.
 const PROXY_HEADER: &[u8] = b"PROXY UNKNOWN\r\n";
 
-/// Believes these certificates whatever name they were made for, and others as their authorities vouch for them.
+/// Trusts these certificates for any name, and others if their authorities vouch for them.
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) certificates: Vec<CertificateDer<'static>>,
@@ -65,7 +65,7 @@ impl ServerCertVerifier for Known {
     }
 }
 
-/// Connects over TCP, with a PROXY header in front where there is to be one.
+/// Connects over TCP, and sends a PROXY header first if configured.
 #[derive(Clone, Debug)]
 pub struct Introducing {
     pub(super) tcp: HttpConnector,

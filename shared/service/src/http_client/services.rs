@@ -1,5 +1,5 @@
-//! The client for the services that events and hooks are forwarded to. A connection that was there before and breaks says nothing about
-//! the service: the call is made once more, on a new one.
+//! The client for the services that events and hooks are forwarded to. If a connection that existed before breaks, that
+//! says nothing about the service: the call is made once more, on a new one.
 
 use super::failure::CallFailure;
 use super::transport::{Usage, Watching};
@@ -15,13 +15,13 @@ use std::error::Error;
 use std::time::{Duration, Instant};
 use tower_service::Service;
 
-/// How long a connection is kept without a request. Servers close them after 2 s (gunicorn), 5 s (uvicorn, Apache) or 5 to 6 s
-/// (Node): under the least of these, a request seldom meets a connection that is just being closed.
-const IDLE: Duration = Duration::from_millis(1500);
-/// How old a connection gets, however busy: a service whose address has changed is found by then.
-const LONGEST: Duration = Duration::from_secs(30);
-/// Node's clients take as many headers of a response; the HTTP library's own limit is 100.
-const HEADERS: usize = 2000;
+/// How long an idle connection is kept. Servers close theirs after 2 s (gunicorn), 5 s (uvicorn, Apache) or 5 to 6 s
+/// (Node): below the least of these, a request seldom meets a connection that is just being closed.
+const MAX_IDLE: Duration = Duration::from_millis(1500);
+/// Oldest age of a connection, however busy: a service whose address has changed is found by then.
+const MAX_AGE: Duration = Duration::from_secs(30);
+/// Node's clients accept this many headers of a response; the HTTP library's own limit is 100.
+const MAX_HEADERS: usize = 2000;
 
 type Pool = Client<Watching<HttpsConnector<HttpConnector>>, Full<Bytes>>;
 
@@ -36,7 +36,7 @@ pub struct ServiceClient {
 }
 
 impl ServiceClient {
-    /// `authorities`: PEM certificates of authorities to trust beside the system's.
+    /// `authorities`: PEM certificates of authorities to trust in addition to the system's.
     pub fn new(authorities: Option<&str>) -> Result<ServiceClient, ClientError> {
         let roots = match authorities {
             Some(pem) => roots_with(pem.as_bytes())?,
@@ -46,19 +46,19 @@ impl ServiceClient {
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            // What Go's and Node's clients take too.
+            .pool_idle_timeout(MAX_IDLE)
+            // Go's and Node's clients accept these too.
             .http1_allow_obsolete_multiline_headers_in_responses(true)
             .http1_allow_spaces_after_header_name_in_responses(true)
             .http1_ignore_invalid_headers_in_responses(true)
-            .http1_max_headers(HEADERS);
+            .http1_max_headers(MAX_HEADERS);
         let pooled = builder.build(Watching(connector.clone()));
         let unpooled = builder.pool_max_idle_per_host(0).build(Watching(connector.clone()));
-        Ok(ServiceClient { pooled, unpooled, connector, longest: LONGEST })
+        Ok(ServiceClient { pooled, unpooled, connector, longest: MAX_AGE })
     }
 
-    /// Sends the request, and once more if that failed for a connection that was there before, and not for the service. `within`:
-    /// until the head of the reply.
+    /// Sends the request, and sends it once more if the failure was the fault of a reused connection and not of the
+    /// service. `within`: the time until the head of the reply.
     pub async fn call(
         &self,
         within: Duration,
@@ -88,7 +88,7 @@ impl ServiceClient {
         }
     }
 
-    /// Opens a connection to where this URL leads, TLS included, and closes it without a request.
+    /// Opens a connection to this URL's host, including TLS, and closes it without a request.
     pub async fn try_connection(&self, url: &Uri, within: Duration) -> Result<(), CallFailure> {
         let mut connector = self.connector.clone();
         match tokio::time::timeout(within, connector.call(url.clone())).await {
@@ -129,7 +129,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    /// A service that keeps its connections open, and the number of those that it took.
+    /// A service that keeps its connections open, and the number of connections that it accepted.
     async fn service() -> (Uri, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
@@ -166,7 +166,7 @@ mod tests {
                 };
                 let reply = client.call(Duration::from_secs(60), request).await.unwrap();
                 reply.into_body().collect().await.unwrap();
-                // The pool takes the connection back in a task of its own.
+                // The pool takes the connection back in its own task.
                 for _ in 0..100 {
                     tokio::task::yield_now().await;
                 }

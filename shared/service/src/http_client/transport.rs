@@ -1,4 +1,5 @@
-//! Connections that know how they were used: whether a failure can be the fault of a connection that was reused, and how old it is.
+//! Connections that record how they were used: whether a failure can be the fault of a reused connection, and how old
+//! it is.
 
 use hyper::Uri;
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
@@ -16,17 +17,17 @@ use tower_service::Service;
 /// Bytes of one read: replies to webhooks are short.
 const READ: usize = 4096;
 
-/// How one connection was used so far. Every reply and every error of the client carries that of its connection.
+/// How one connection was used so far. Every reply and every error of the client carries the usage of its connection.
 #[derive(Clone, Debug)]
 pub(super) struct Usage(Arc<State>);
 
 #[derive(Debug)]
 struct State {
     opened: Instant,
-    /// Something was read at some time.
+    /// Something was read at any time.
     was_heard: AtomicBool,
-    /// Nothing was read since the last write. Also so where the rest of a large request is written after the first byte of its
-    /// reply: then it is sent twice, which costs less than to parse the reply here.
+    /// Nothing was read since the last write. That is also true if the rest of a large request is written after the
+    /// first byte of its reply: then it is sent twice, which costs less than parsing the reply here.
     is_silent: AtomicBool,
 }
 
@@ -45,15 +46,15 @@ impl Usage {
         self.0.is_silent.load(Ordering::Relaxed)
     }
 
-    /// Whether a request that began then and failed on this connection says nothing about the service: the connection was there
-    /// before, and no byte of this request's reply came.
+    /// Whether a request that began at `began` and failed on this connection says nothing about the service: the
+    /// connection existed before, and no byte of this request's reply was read.
     pub(super) fn failed_before_a_reply(&self, began: Instant) -> bool {
         let was_there = self.0.opened < began || self.0.was_heard.load(Ordering::Relaxed);
         was_there && self.is_silent()
     }
 }
 
-/// Connects as `C` does, and watches what it connects.
+/// Connects as `C` does, and watches the connection.
 #[derive(Clone, Debug)]
 pub(super) struct Watching<C>(pub(super) C);
 
@@ -76,7 +77,7 @@ where
     }
 }
 
-/// A stream of which it is noted when bytes come and go.
+/// A stream that records when bytes are read and written.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
     stream: S,

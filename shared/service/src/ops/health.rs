@@ -1,4 +1,4 @@
-//! /healthz: the process turns.
+//! /healthz: 200 while the process runs at all.
 
 use super::{Answering, Page, text};
 use hyper::StatusCode;

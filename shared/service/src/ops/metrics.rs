@@ -1,4 +1,4 @@
-//! /metrics: for Prometheus.
+//! /metrics: the metrics, for Prometheus.
 
 use super::{Answering, Page, text};
 use crate::metrics::Metrics;
@@ -7,7 +7,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use std::sync::Arc;
 
-/// The Prometheus text format, by its content type.
+/// Content type of the Prometheus text format.
 const FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! The operator's port, never the public one: serves pages, each a file here.
+//! The operator's port, which is never the public one. Each page is a file here.
 
 mod health;
 mod metrics;
@@ -28,17 +28,17 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// A scraper and a few probes: of more than this the oldest is closed.
+/// Enough for a scraper and a few probes; beyond it the oldest connection is closed.
 const MAX_CONNECTIONS: usize = 64;
 /// Also the longest that a probe's connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// After an `accept` that failed for want of descriptors: others must give something back first.
+/// Wait after an `accept` that failed for lack of file descriptors: others must be closed first.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// A page of this port, with its path.
 pub trait Page: Send + Sync + 'static {
-    /// Like `/metrics`.
+    /// Its path, like `/metrics`.
     fn path(&self) -> &'static str;
     /// The answer to GET; that to HEAD is the same without its body.
     fn answer<'a>(&'a self, request: &'a Parts) -> Answering<'a>;
@@ -51,8 +51,8 @@ pub fn pages(metrics: Arc<Metrics>, readiness: Readiness) -> Vec<Box<dyn Page>> 
     vec![Box::new(MetricsPage(metrics)), Box::new(HealthPage), Box::new(ReadyPage(readiness))]
 }
 
-/// Serves until `stop`. At the limit the oldest connection is closed for the new one: a client that opens connections and says nothing
-/// must not keep a probe waiting.
+/// Serves until `stop`. At the limit the oldest connection is closed for the new one: a client that opens connections
+/// and sends nothing must not keep a probe waiting.
 pub async fn serve(listener: TcpListener, pages: Vec<Box<dyn Page>>, stop: CancellationToken) {
     let pages: Arc<[Box<dyn Page>]> = pages.into();
     let mut connections = VecDeque::new();
@@ -86,7 +86,7 @@ pub async fn serve(listener: TcpListener, pages: Vec<Box<dyn Page>>, stop: Cance
                 .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
-                // A scraper that goes away is no news.
+                // A scraper that disconnects is not worth a line.
                 ended = connection => drop(ended),
                 () = stop.cancelled() => {}
             }

@@ -6,15 +6,16 @@ use hyper::StatusCode;
 use hyper::http::request::Parts;
 use std::sync::Arc;
 
-/// Says whether the process would accept work now, or why not; and where it would, what is not as it should be all the same.
+/// Returns whether the process would accept work now, or why not. `Ok(Some(_))` says what is impaired although it
+/// would.
 pub type Readiness = Arc<dyn Fn() -> Result<Option<String>, String> + Send + Sync>;
 
-/// Everything that is not as it should be, as one.
+/// Joins all impairments into one text.
 pub fn all(troubles: impl IntoIterator<Item = Option<String>>) -> Option<String> {
     troubles.into_iter().flatten().reduce(|one, other| format!("{one}; {other}"))
 }
 
-/// Ready while `ready` says so and nobody drains.
+/// Ready while `ready` says so and the process does not drain.
 pub fn unless_draining(
     shutdown: &Shutdown,
     ready: impl Fn() -> Result<Option<String>, String> + Send + Sync + 'static,

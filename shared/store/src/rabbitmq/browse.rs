@@ -1,11 +1,11 @@
-//! One walk over a queue of dead letters, without harm: consumed, not acknowledged, and given back in order. `basic.get` with a close at
-//! the end would shuffle them.
+//! One walk over a queue of dead letters that leaves it unchanged: messages are consumed, not acknowledged, and given
+//! back in order. `basic.get` with a close at the end would shuffle them.
 
 use super::depth::ready;
 use super::endpoint::Endpoint;
-use super::endpoint::PATIENCE;
-use super::headers::{self, Beside};
-use super::link::farewell;
+use super::endpoint::REPLY_TIMEOUT;
+use super::headers::{self, Annotations};
+use super::link::close_connection;
 use super::publisher::{self, Message};
 use futures_util::StreamExt;
 use lapin::message::Delivery as Raw;
@@ -15,14 +15,14 @@ use lapin::{Acker, Channel, Connection, Consumer};
 use std::time::Duration;
 use streamgate_core::{envelope::Envelope, ports::StoreError};
 
-/// Letters held by a channel: their bodies are in memory until they are read.
-const HELD: u16 = 500;
-/// RabbitMQ's limit of channels is 2047; the last ones are left to others.
+/// Dead letters held by one channel: their bodies are in memory until they are read.
+const MAX_HELD: u16 = 500;
+/// RabbitMQ's limit is 2047 channels; the last ones are left to others.
 const MOST_CHANNELS: usize = 2000;
 /// Half of the settlements that a channel of RabbitMQ 3.10 sends to a quorum queue before it waits.
-const PIECE: usize = 16;
-/// Between looks at whether dead letters are back in their queue.
-const LOOK: Duration = Duration::from_millis(5);
+const ACK_PIECE: usize = 16;
+/// Interval between checks whether dead letters are back in their queue.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// One walk over a queue.
 #[derive(Debug)]
@@ -30,27 +30,27 @@ pub(super) struct Browse {
     endpoint: Endpoint,
     connection: Connection,
     queue: String,
-    /// Asks how many dead letters are ready.
+    /// Used to ask how many dead letters are ready.
     asking: Channel,
-    /// In the order in which they were opened; the last one consumes.
+    /// In opening order; the last one consumes.
     holding: Vec<Holding>,
     consumer: Option<Consumer>,
-    /// Letters of the start that have not come yet.
+    /// Dead letters counted at the start that have not arrived yet.
     pub(super) left: u32,
     pub(super) acting: bool,
-    /// Publishing has a connection of its own, for an alarm blocks those that publish whole.
+    /// Publishing has its own connection, because an alarm blocks a publishing connection as a whole.
     publishing: Option<(Connection, Channel)>,
-    /// Found, and not settled yet.
+    /// Dead letters that were found and are not settled yet.
     pub(super) chosen: Vec<Chosen>,
 }
 
-/// A channel, and the dead letters that it holds.
+/// A channel and the dead letters that it holds.
 #[derive(Debug)]
 struct Holding {
     channel: Channel,
-    /// Letters that it was given.
+    /// Dead letters delivered to it.
     given: u16,
-    /// Those of them that are not settled.
+    /// Those that are not settled.
     held: u32,
     cancelled: bool,
 }
@@ -59,9 +59,9 @@ struct Holding {
 #[derive(Debug)]
 pub(super) struct Chosen {
     acker: Acker,
-    /// The place of its channel.
+    /// Index of its channel in `holding`.
     place: usize,
-    /// What is published before.
+    /// The event to publish before the acknowledgement.
     again: Option<Envelope>,
 }
 
@@ -84,37 +84,37 @@ impl Browse {
         })
     }
 
-    /// The next dead letter, or none at the end.
+    /// The next dead letter, or `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Raw>, StoreError> {
         while self.left > 0 {
             if self.consumer.is_none() && !self.consume().await? {
                 return Ok(None);
             }
             let Some(consumer) = &mut self.consumer else { return Ok(None) };
-            let next = match tokio::time::timeout(PATIENCE, consumer.next()).await {
+            let next = match tokio::time::timeout(REPLY_TIMEOUT, consumer.next()).await {
                 Ok(next) => next.transpose().map_err(unavailable)?,
                 Err(_) => {
                     tracing::warn!(
                         left = self.left,
                         queue = self.queue,
-                        "somebody else holds dead letters; they are left out"
+                        "another consumer holds dead letters; they are left out"
                     );
                     self.left = 0;
                     return Ok(None);
                 }
             };
             let Some(delivery) = next else {
-                // Cancelled, and read to its end.
+                // The consumer was cancelled, and everything delivered to it was read.
                 self.consumer = None;
                 continue;
             };
             self.left -= 1;
-            // It tries a binding. The gateways take it away when they hand the unrouted back.
+            // A probe tests a binding. The gateways remove it when they hand back the unrouted events.
             let probe = headers::is_probe(&delivery.properties);
             if let Some(holding) = self.holding.last_mut() {
                 holding.given = holding.given.saturating_add(1);
                 holding.held += 1;
-                if holding.given == HELD {
+                if holding.given == MAX_HELD {
                     self.cancel().await?;
                 }
             }
@@ -125,9 +125,9 @@ impl Browse {
         Ok(None)
     }
 
-    /// Opens the next channel and consumes there; whether there was one left.
+    /// Opens the next channel and consumes on it. Returns whether a channel was left.
     async fn consume(&mut self) -> Result<bool, StoreError> {
-        // Those that hold nothing more are of no further use.
+        // Channels that hold nothing more are not needed.
         if self.chosen.is_empty() {
             let (done, holding) = std::mem::take(&mut self.holding).into_iter().partition(|holding| holding.held == 0);
             self.holding = holding;
@@ -139,12 +139,12 @@ impl Browse {
             tracing::warn!(
                 left = self.left,
                 queue = self.queue,
-                "too many dead letters for one look; these are left out"
+                "too many dead letters for one walk; these are left out"
             );
             return Ok(false);
         }
         let channel = self.connection.create_channel().await.map_err(unavailable)?;
-        channel.basic_qos(HELD, BasicQosOptions::default()).await.map_err(unavailable)?;
+        channel.basic_qos(MAX_HELD, BasicQosOptions::default()).await.map_err(unavailable)?;
         let queue = self.queue.as_str().into();
         let consumed = channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default());
         self.consumer = Some(consumed.await.map_err(unavailable)?);
@@ -152,13 +152,13 @@ impl Browse {
         Ok(true)
     }
 
-    /// The last dead letter leaves its queue, with the next `settle`.
+    /// The last dead letter leaves its queue with the next `settle`.
     pub(super) fn choose(&mut self, acker: Acker, again: Option<Envelope>) {
         let place = self.holding.len().saturating_sub(1);
         self.chosen.push(Chosen { acker, place, again });
     }
 
-    /// Ends the consumer of the last channel; what it was given can still be read.
+    /// Ends the consumer of the last channel; what was delivered to it can still be read.
     async fn cancel(&mut self) -> Result<(), StoreError> {
         if let (Some(consumer), Some(holding)) = (&self.consumer, self.holding.last_mut())
             && !holding.cancelled
@@ -170,11 +170,12 @@ impl Browse {
         Ok(())
     }
 
-    /// Publishes what is chosen, awaits the confirms, and lets go of what was confirmed: which of all that is, and why not all.
+    /// Publishes what is chosen, awaits the confirms, and acknowledges what was confirmed. Returns which ones are gone
+    /// from the queue, and the error that stopped the rest.
     pub(super) async fn settle(&mut self, back: &str) -> (Vec<bool>, Option<StoreError>) {
         let chosen = std::mem::take(&mut self.chosen);
-        // To acknowledge makes room on the channel: its consumer must take no more by then, for the dead letters that a cancel sends
-        // back stand behind those of the next channel.
+        // An acknowledgement makes room on the channel, so its consumer must be cancelled before: otherwise the dead
+        // letters that a later cancel sends back would stand behind those of the next channel.
         let confirmed = match self.cancel().await {
             Ok(()) => self.publish(back, &chosen).await,
             Err(error) => Err(error),
@@ -188,9 +189,9 @@ impl Browse {
         (gone, acknowledged.err().or(error))
     }
 
-    /// Acknowledges what is confirmed, and notes what is gone by that. A quorum queue's channel sends only so many settlements at a
-    /// time, and forgets the rest when it is closed. So what a channel holds is settled with one frame where all of it goes, and else
-    /// in pieces.
+    /// Acknowledges what is confirmed, and records what is gone by that. A quorum queue's channel sends a limited
+    /// number of settlements at a time, and forgets the rest when it is closed. So a channel whose dead letters all go
+    /// is settled with one frame, any other in pieces.
     async fn acknowledge(
         &mut self,
         chosen: &[Chosen],
@@ -206,7 +207,7 @@ impl Browse {
             };
             holding.held = holding.held.saturating_sub(u32::try_from(here.len()).unwrap_or(u32::MAX));
             let whole = holding.held == 0;
-            let size = if whole { here.len() } else { PIECE };
+            let size = if whole { here.len() } else { ACK_PIECE };
             for piece in here.chunks_mut(size) {
                 let first = if whole { piece.len().saturating_sub(1) } else { 0 };
                 for (chosen, _) in piece.iter().skip(first) {
@@ -216,7 +217,7 @@ impl Browse {
                         Err(error) => return Err(unavailable(error)),
                     }
                 }
-                // Meanwhile they are settled.
+                // A round trip, after which the broker has processed them.
                 ready(&holding.channel, &self.queue).await?;
                 piece.iter_mut().for_each(|(_, gone)| **gone = true);
             }
@@ -224,7 +225,8 @@ impl Browse {
         Ok(())
     }
 
-    /// Publishes whatever is to be published; which of all are confirmed, or need not be, and why not all.
+    /// Publishes what has to be published. Returns for each chosen dead letter whether it is confirmed or needs no
+    /// confirm, and the error that stopped the rest.
     async fn publish(&mut self, back: &str, chosen: &[Chosen]) -> Result<(Vec<bool>, Option<StoreError>), StoreError> {
         if chosen.iter().all(|chosen| chosen.again.is_none()) {
             return Ok((vec![true; chosen.len()], None));
@@ -239,7 +241,7 @@ impl Browse {
         let messages = chosen.iter().filter_map(|chosen| chosen.again.as_ref()).map(|envelope| Message {
             exchange: back.into(),
             routing_key: headers::routing_key(envelope),
-            properties: headers::properties(envelope, &Beside::default()),
+            properties: headers::properties(envelope, &Annotations::default()),
             body: envelope.body.clone(),
         });
         let confirmed = publisher::publish_batch(channel, messages).await.map_err(StoreError::Unavailable)?;
@@ -248,7 +250,7 @@ impl Browse {
         Ok((confirmed, error))
     }
 
-    /// Takes no more dead letters, and counts those that came and were not looked at: they go back too.
+    /// Takes no more dead letters, and counts those that arrived unread: they go back too.
     async fn read_on(&mut self) -> Result<(), StoreError> {
         self.cancel().await?;
         let Some(consumer) = &mut self.consumer else { return Ok(()) };
@@ -263,30 +265,30 @@ impl Browse {
         Ok(())
     }
 
-    /// One channel after the other, and nobody consuming meanwhile: so the dead letters stand in the queue as before. Whether more of them
-    /// do than should.
+    /// Closes one channel after the other while nothing is consumed, so that the dead letters return to their previous
+    /// order. Returns whether the queue holds more of them than it should.
     pub(super) async fn close(mut self) -> Result<bool, StoreError> {
-        let cancelled = match tokio::time::timeout(PATIENCE, self.read_on()).await {
+        let cancelled = match tokio::time::timeout(REPLY_TIMEOUT, self.read_on()).await {
             Ok(cancelled) => cancelled,
-            Err(_) => Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))),
+            Err(_) => Err(StoreError::Unavailable(format!("no answer within {REPLY_TIMEOUT:?}"))),
         };
         let mut expected = ready(&self.asking, &self.queue).await.unwrap_or_default();
         for Holding { channel, held, .. } in &self.holding {
-            drop(tokio::time::timeout(PATIENCE, channel.close(200, "OK".into())).await);
+            drop(tokio::time::timeout(REPLY_TIMEOUT, channel.close(200, "OK".into())).await);
             expected = expected.saturating_add(*held);
-            // A closed channel's dead letters go back a moment after its close, without a notification: the next channel's must not
-            // overtake them.
+            // The dead letters of a closed channel return a moment after its close, without a notification. Those of
+            // the next channel must not overtake them.
             let back = async {
                 while ready(&self.asking, &self.queue).await.is_ok_and(|ready| ready < expected) {
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
             };
-            drop(tokio::time::timeout(PATIENCE, back).await);
+            drop(tokio::time::timeout(REPLY_TIMEOUT, back).await);
         }
         let more = ready(&self.asking, &self.queue).await.is_ok_and(|ready| ready > expected);
-        farewell(&self.connection).await;
+        close_connection(&self.connection).await;
         if let Some((connection, _)) = &self.publishing {
-            farewell(connection).await;
+            close_connection(connection).await;
         }
         cancelled.map(|()| more)
     }

@@ -16,22 +16,22 @@ use streamgate_core::ports::{Call, Calls, StoreError};
 use streamgate_core::reason::Reason;
 use tokio::sync::Mutex;
 
-/// Stream never waits longer: for a stranger's call that says nothing of its time, or too much.
-const LONGEST: Duration = Duration::from_secs(5);
+/// Stream never waits longer. Used for a foreign call that names no expiration or a longer one.
+const LONGEST_CALL: Duration = Duration::from_secs(5);
 
 /// Calls from RabbitMQ.
 #[derive(Debug)]
 pub struct CallQueue {
     feed: Feed,
-    /// Where answers go out, and the session that it belongs to.
+    /// The channel for answers, and the session that it belongs to.
     answers: Mutex<Option<(Session, Channel)>>,
 }
 
-/// What answers a call.
+/// Answers one call.
 #[derive(Debug)]
 pub struct Handle {
     acker: Acker,
-    /// None where the caller asked for no reply.
+    /// `None` where the caller asked for no reply.
     to: Option<(ShortString, ShortString)>,
 }
 
@@ -42,7 +42,7 @@ impl CallQueue {
         CallQueue { feed: Feed::start(link, topology.calls(), concurrency, 0), answers: Mutex::default() }
     }
 
-    /// Takes no more calls, and gives back those that nobody has in hand: their time runs.
+    /// Takes no more calls, and gives back those that no handler has begun: their time is running.
     pub async fn stop(&self) {
         self.feed.stop().await;
     }
@@ -62,11 +62,11 @@ impl CallQueue {
             Ok(body) => (body, None),
             Err(reason) => (Bytes::new(), Some(reason)),
         };
-        // A caller that is gone costs nothing: the broker drops what is for it.
+        // An answer for a caller that is gone costs nothing: the broker drops it.
         link::post(&channel, reply_to, headers::answer(correlation, reason), &body)
     }
 
-    /// The channel for answers of the open session. It is not in confirm mode, so tasks may share it.
+    /// The open session's channel for answers. It is not in confirm mode, so tasks may share it.
     async fn channel(&self) -> Result<Channel, StoreError> {
         let session = self.feed.link().session()?;
         let mut answers = self.answers.lock().await;
@@ -92,8 +92,9 @@ impl Calls for CallQueue {
 
     async fn answer(&self, handle: Handle, answer: Result<Bytes, Reason>) -> Result<(), StoreError> {
         let Handle { acker, to } = handle;
-        // Settled after the answer: of a worker that dies before it, the call is handed out again while there is time. And
-        // settled whatever became of it: what is not takes its place among the prefetched for as long as the session lives.
+        // Settled after the answer: if the worker dies before that, the broker hands the call out again while there is
+        // time. And settled even where the answer failed: an unsettled call would occupy a prefetch slot for as long as
+        // the session lives.
         let settled = match self.reply(to, answer).await {
             Ok(()) => acker.ack(BasicAckOptions::default()).await,
             Err(error) => {
@@ -109,7 +110,7 @@ fn call(raw: Raw) -> Call<Handle> {
     let Raw { routing_key, properties, data, acker, .. } = raw;
     let to = properties.reply_to().clone();
     let to = to.map(|reply_to| (reply_to, properties.correlation_id().clone().unwrap_or_default()));
-    let within = headers::within(&properties).unwrap_or(LONGEST).min(LONGEST);
+    let within = headers::within(&properties).unwrap_or(LONGEST_CALL).min(LONGEST_CALL);
     let envelope = headers::read(&properties, routing_key.as_str(), data.into()).envelope;
     Call { envelope, within, handle: Handle { acker, to } }
 }

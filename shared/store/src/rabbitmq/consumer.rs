@@ -1,9 +1,9 @@
-//! The worker's side: deliveries with a bounded prefetch on a connection that never publishes, and their settlement:
+//! The worker's side: deliveries with a bounded prefetch, on a connection that never publishes, and their settlement:
 //! publish, confirm, then acknowledge.
 
 use super::depth;
 use super::feed::{Arrived, Feed};
-use super::headers::{self, Beside, Came, Death};
+use super::headers::{self, Annotations, Death, Received};
 use super::incoming::give_back;
 use super::link::{Link, Session, State};
 use super::publisher::{Message, Publisher};
@@ -25,9 +25,9 @@ use tokio::time::MissedTickBehavior;
 
 /// A queue that has refused everything for this long is full.
 const FULL_AFTER: Duration = Duration::from_secs(5);
-/// Between looks at how much is parked.
+/// Interval between counts of parked events.
 const LOOK: Duration = Duration::from_secs(5);
-/// Between tries to publish a retry or a dead letter. There is no last try while the delivery is ours.
+/// Wait between attempts to publish a retry or a dead letter. There is no last attempt while the delivery is ours.
 const SETTLE_BACKOFF: Duration = Duration::from_secs(1);
 
 /// How many deliveries RabbitMQ hands out before the first of them is settled.
@@ -43,7 +43,7 @@ pub struct Prefetch {
 #[derive(Debug)]
 pub struct Consumer {
     feed: Feed,
-    /// Of each route's parked events.
+    /// Prefetch for each route's queue of parked events.
     parked_prefetch: u16,
     settler: Arc<Settler>,
     last_death_us: AtomicI64,
@@ -54,20 +54,20 @@ pub struct Consumer {
 struct Settler {
     topology: Topology,
     publisher: Publisher,
-    /// Publishes that failed.
+    /// Failed publishes, for the log.
     refused: Mutex<Repeated>,
-    /// Of the queues of parked events that take nothing.
+    /// Refusals of full queues of parked events, by route.
     full: Mutex<HashMap<Arc<str>, Refusals>>,
 }
 
-/// When a queue refused, without taking anything in between.
+/// Since when a queue has refused, without taking anything in between.
 #[derive(Clone, Copy, Debug)]
 struct Refusals {
     first: Instant,
     last: Instant,
 }
 
-/// What came of one publish.
+/// Result of one publish.
 enum Attempt {
     Stands,
     /// The queue is at its limit.
@@ -75,14 +75,14 @@ enum Attempt {
     Again,
 }
 
-/// What settles a delivery.
+/// Settles a delivery.
 #[derive(Debug)]
 pub struct Handle {
     acker: Acker,
 }
 
 impl ports::Handle for Handle {
-    /// While its connection lasts: the next one brings it anew.
+    /// A delivery is live while its connection lasts: the next connection delivers it again.
     fn is_live(&self) -> bool {
         self.acker.usable()
     }
@@ -97,7 +97,7 @@ impl Consumer {
         Consumer { feed, parked_prefetch, settler, last_death_us: AtomicI64::new(0) }
     }
 
-    /// Takes no more events, and gives back those that nobody has in hand, for other workers to handle now.
+    /// Takes no more events, and gives back those that no handler has begun, for other workers to handle now.
     pub async fn stop(&self) {
         self.feed.stop().await;
     }
@@ -108,7 +108,7 @@ impl Consumer {
         self.settler.publisher.link().close().await;
     }
 
-    /// Calls for each change of whether both connections are up, from now on.
+    /// Calls `notify` with whether both connections are up: now, and after each change.
     pub async fn watch_up(&self, notify: impl Fn(bool) + Send) {
         let (mut consuming, mut publishing) = (self.feed.link().watch(), self.settler.publisher.link().watch());
         loop {
@@ -132,7 +132,7 @@ impl Consumer {
             ticks.tick().await;
             let Ok(session) = self.feed.link().session() else { continue };
             if let Err(why) = self.look_at_parked(&session, &show).await {
-                tracing::debug!(why, "cannot look at what is parked");
+                tracing::debug!(why, "cannot count parked events");
             }
         }
     }
@@ -147,7 +147,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// When something died: distinct within the process, for it is the dead letter's number too.
+    /// The time of a death, distinct within the process, because it is also the dead letter's number.
     fn death_us(&self) -> i64 {
         let now = jiff::Timestamp::now().as_microsecond();
         let later = |last: i64| Some(now.max(last.saturating_add(1)));
@@ -180,11 +180,11 @@ impl Consumer {
             Settlement::Dead { reason, error } => {
                 let reason = reason.as_str().to_owned();
                 let death = Death { reason, error, at_us: self.death_us(), by_broker: false };
-                let beside = Beside { death: Some(death), ..Beside::default() };
+                let annotations = Annotations { death: Some(death), ..Annotations::default() };
                 let dead_letter = || Message {
                     exchange: settler.topology.dead().into(),
                     routing_key: headers::routing_key(&envelope),
-                    properties: headers::properties(&envelope, &beside),
+                    properties: headers::properties(&envelope, &annotations),
                     body: envelope.body.clone(),
                 };
                 settler.publish(&handle.acker, dead_letter).await
@@ -194,7 +194,8 @@ impl Consumer {
 }
 
 impl Settler {
-    /// Publishes to the queue of a route's parked events until it stands, or until that has been full for a while: false.
+    /// Publishes to a route's queue of parked events until it succeeds. Returns false once the queue has been full for
+    /// a while.
     async fn publish_parked(
         &self,
         acker: &Acker,
@@ -210,7 +211,7 @@ impl Settler {
                         full.remove(route);
                         return Ok(true);
                     }
-                    // RabbitMQ refuses what comes while the queue elects a leader, too.
+                    // RabbitMQ also refuses while the queue elects a leader.
                     Attempt::Full => {
                         let refusals = full.entry(Arc::clone(route)).or_insert(Refusals { first: now, last: now });
                         if now.saturating_duration_since(refusals.last) > FULL_AFTER {
@@ -228,7 +229,7 @@ impl Settler {
         }
     }
 
-    /// Publishes until it stands, or until the delivery is not ours any more: then the broker hands it out again.
+    /// Publishes until it succeeds, or until the delivery is no longer ours: then the broker hands it out again.
     async fn publish(&self, acker: &Acker, message: impl Fn() -> Message) -> Result<(), StoreError> {
         loop {
             match self.publish_once(acker, message()).await? {
@@ -246,7 +247,7 @@ impl Settler {
         if !acker.usable() {
             return Err(error);
         }
-        // All as one cause: the same outage shows as several errors.
+        // All errors count as one cause: the same outage shows as several errors.
         let due = self.refused.lock().unwrap_or_else(PoisonError::into_inner).happened("", Instant::now());
         if let Some(times) = due {
             tracing::warn!(%error, times, "cannot publish settlements (retries, dead letters, parked events), trying again");
@@ -254,22 +255,22 @@ impl Settler {
         Ok(if matches!(error, StoreError::Full(_)) { Attempt::Full } else { Attempt::Again })
     }
 
-    /// A copy for the retry step of that wait, from where it returns to the events.
+    /// A copy for the matching retry step, from where it returns to the events.
     fn later(&self, envelope: &Envelope, until_ms: i64) -> Message {
         let left_ms = until_ms.saturating_sub(now_ms());
         let delay = Duration::from_millis(u64::try_from(left_ms).unwrap_or_default());
         let step = self.topology.step_for(delay);
         let not_before_ms = (Duration::from_millis(step) < delay).then_some(until_ms);
-        let beside = Beside { not_before_ms, death: None };
+        let annotations = Annotations { not_before_ms, death: None };
         Message {
             exchange: self.topology.retry(step).into(),
             routing_key: headers::routing_key(envelope),
-            properties: headers::properties(envelope, &beside),
+            properties: headers::properties(envelope, &annotations),
             body: envelope.body.clone(),
         }
     }
 
-    /// Another round of the longest step, for a copy that was asked to wait longer.
+    /// Another round of the longest step, for a copy that has to wait longer.
     async fn wait_on(&self, envelope: Envelope, handle: Handle, until_ms: i64) {
         let copy = || self.later(&envelope, until_ms);
         let waits = match self.publish(&handle.acker, copy).await {
@@ -290,16 +291,17 @@ impl Deliveries for Consumer {
             let Arrived { message, parked } = self.feed.next().await;
             let Raw { routing_key, properties, data, acker, .. } = message;
             let handle = Handle { acker };
-            let Came { envelope, redelivered, beside } =
+            let Received { envelope, redelivered, annotations } =
                 headers::read(&properties, routing_key.as_str(), Bytes::from(data));
-            // A dead letter that somebody moved here, by hand or with a tool of RabbitMQ's: a replay.
-            let envelope = match beside.death {
+            // A dead letter that somebody moved here, by hand or with a tool of RabbitMQ: a replay.
+            let envelope = match annotations.death {
                 Some(death) => headers::dead(envelope, death).replayed(),
                 None => envelope,
             };
-            match beside.not_before_ms.filter(|until_ms| *until_ms > now_ms()) {
+            match annotations.not_before_ms.filter(|until_ms| *until_ms > now_ms()) {
                 None => return Ok(Delivery { envelope, abandoned: 0, redelivered, parked, handle }),
-                // Beside, for others need not wait for that. As many at a time as were prefetched, at the most.
+                // On a task of its own, so that others need not wait for it. At most as many as were prefetched at a
+                // time.
                 Some(until_ms) => {
                     let settler = Arc::clone(&self.settler);
                     tokio::spawn(async move { settler.wait_on(envelope, handle, until_ms).await });
@@ -312,7 +314,7 @@ impl Deliveries for Consumer {
         self.feed.take_parked(routes, &self.settler.topology, self.parked_prefetch);
     }
 
-    /// It does not know which those are: claims do.
+    /// Never completes: RabbitMQ does not know which events may kill the process, the claims do.
     async fn recalled(&self) {
         std::future::pending().await
     }
@@ -325,7 +327,7 @@ impl Deliveries for Consumer {
         let copy = || Message {
             exchange: self.settler.topology.parked(&route).into(),
             routing_key: headers::routing_key(&envelope),
-            properties: headers::properties(&envelope, &Beside::default()),
+            properties: headers::properties(&envelope, &Annotations::default()),
             body: envelope.body.clone(),
         };
         if !self.settler.publish_parked(&handle.acker, &route, copy).await? {
@@ -339,11 +341,12 @@ impl Deliveries for Consumer {
         let Delivery { envelope, handle, .. } = &*delivery;
         for route in further {
             let envelope = Envelope { route: Some(route.to_string()), ..envelope.clone() };
-            // Straight to the events: by the exchange it would go to all other queues that are bound to it, too.
+            // Straight to the events: through the topic exchange it would also reach every other queue that is bound to
+            // it.
             let copy = || Message {
-                exchange: self.settler.topology.back().into(),
+                exchange: self.settler.topology.return_exchange().into(),
                 routing_key: headers::routing_key(&envelope),
-                properties: headers::properties(&envelope, &Beside::default()),
+                properties: headers::properties(&envelope, &Annotations::default()),
                 body: envelope.body.clone(),
             };
             self.settler.publish(&handle.acker, copy).await?;
@@ -372,12 +375,12 @@ impl Deliveries for Consumer {
     }
 
     fn ready(&self) -> Result<(), StoreError> {
-        // A blocked connection is only ever the publishing one: deliveries go on, retries wait.
+        // Only the publishing connection is ever blocked: deliveries go on, retries wait.
         self.feed.link().session().map(drop)
     }
 }
 
-/// The broker confirms no acknowledgement: one that is lost means another delivery, which the claim absorbs.
+/// The broker confirms no acknowledgement: a lost one means another delivery, which the claim absorbs.
 async fn acknowledge(acker: &Acker) -> Result<(), StoreError> {
     match acker.ack(BasicAckOptions::default()).await {
         Ok(true) => Ok(()),

@@ -1,4 +1,4 @@
-//! Letters in their queue: looked at, replayed and dropped, by walks over it (`browse`).
+//! Dead letters in their queue: listed, replayed and dropped, by walks over it (`browse`).
 
 use super::browse::Browse;
 use super::endpoint::Endpoint;
@@ -18,30 +18,30 @@ use streamgate_core::{
 };
 use tokio::sync::Mutex;
 
-/// Bytes of bodies after which dead letters are settled, however few.
+/// Bytes of bodies after which dead letters are settled, however few they are.
 const MAX_BYTES: usize = 4 << 20;
-/// Letters settled together, of those that came back though they had been settled.
+/// Dead letters settled together, of those that came back although they had been settled.
 const ACKNOWLEDGED: usize = 100;
-/// For dead letters that came back.
+/// Most walks to remove dead letters that came back.
 const MOST_LOOKS: usize = 5;
 
-/// A queue of dead letters: the dead, the unrouted, or what is parked for a route.
+/// A queue of dead letters, of unrouted events, or of the parked events of a route.
 #[derive(Debug)]
 pub struct DeadLetterQueue {
     endpoint: Endpoint,
     queue: String,
-    /// Why what did not die is in it.
+    /// The reason shown for messages in it that did not die.
     alive: Reason,
-    /// What is replayed goes to whichever route takes it.
+    /// Whether a replayed event may go to any route that takes it.
     to_any_route: bool,
     /// The exchange that leads back to the events.
     back: String,
     browse: Mutex<Option<Browse>>,
-    /// Letters that were let go. RabbitMQ confirms no acknowledgement.
+    /// Dead letters that were acknowledged. RabbitMQ confirms no acknowledgement.
     settled: Mutex<HashSet<DeadLetterId>>,
     /// How many walks have begun that only look.
     walks: AtomicI64,
-    /// A walk before the last one ended with more dead letters in the queue than should be.
+    /// An earlier walk ended with more dead letters in the queue than it should hold.
     came_back: AtomicBool,
 }
 
@@ -54,7 +54,7 @@ impl DeadLetterQueue {
         DeadLetterQueue::of(endpoint, topology.unrouted(), Reason::Unrouted, topology)
     }
 
-    /// What is parked for a route. `to_any_route`: there is no such route any more, so what is replayed goes to another.
+    /// The parked events of a route. `to_any_route`: the route no longer exists, so replayed events go to another.
     pub fn parked(endpoint: Endpoint, topology: &Topology, route: &str, to_any_route: bool) -> DeadLetterQueue {
         let parked = DeadLetterQueue::of(endpoint, topology.parked(route), Reason::Parked, topology);
         DeadLetterQueue { to_any_route, ..parked }
@@ -67,7 +67,7 @@ impl DeadLetterQueue {
             queue,
             alive,
             to_any_route,
-            back: topology.back(),
+            back: topology.return_exchange(),
             browse,
             settled,
             walks,
@@ -89,13 +89,13 @@ impl DeadLetterQueue {
         if self.to_any_route { Envelope { route: None, ..envelope } } else { envelope }
     }
 
-    /// Gives back what was only looked at, in order; what was replayed or dropped is gone from the queue then.
+    /// Gives back what was only read, in order; what was replayed or dropped is gone from the queue by then.
     pub async fn close(&self) -> Result<(), StoreError> {
         let Some(browse) = self.browse.lock().await.take() else { return Ok(()) };
         let settled = std::mem::take(&mut *self.settled.lock().await);
         let mut more = browse.close().await? | self.came_back.swap(false, Ordering::Relaxed);
         for _ in 0..MOST_LOOKS {
-            // Letters that came meanwhile are more, too; then the look finds none of ours.
+            // New dead letters also count as more; then the walk finds none of ours.
             if settled.is_empty() || !more {
                 return Ok(());
             }
@@ -114,15 +114,15 @@ impl DeadLetterQueue {
             browse.settle(&self.back).await;
             more = browse.close().await? && found;
         }
-        Err(StoreError::Unavailable("dead letters come back though they were acknowledged".to_owned()))
+        Err(StoreError::Unavailable("dead letters come back although they were acknowledged".to_owned()))
     }
 
-    /// Does something about these dead letters, which must be in the order in which `page` returned them: one walk over the queue serves
-    /// all calls of a command. When it returns, what it counts is gone from the queue.
+    /// Acts on these dead letters, which must be in the order in which `page` returned them: one walk over the queue
+    /// serves all calls of a command. When it returns, what it counts is gone from the queue.
     async fn act(&self, dead_letters: Vec<DeadLetterId>, action: Action) -> Moved {
         let mut held = self.browse.lock().await;
         let browse = match held.take() {
-            // One that is at its end has passed over what is wanted now, where something before that was missing.
+            // A walk at its end has already passed the wanted ones, if an earlier one was missing.
             Some(browse) if browse.acting && browse.left > 0 => Ok(browse),
             looked => self.begin_acting(looked).await,
         };
@@ -131,7 +131,7 @@ impl DeadLetterQueue {
             Ok(browse) => browse,
             Err(error) => return Moved { stopped: Some(error), ..moved },
         };
-        // One may be there more than once.
+        // The same dead letter may be there more than once.
         let mut wanted = HashMap::<DeadLetterId, usize>::new();
         dead_letters.into_iter().for_each(|dead_letter| *wanted.entry(dead_letter).or_default() += 1);
         let (mut found, mut bytes) = (Vec::new(), 0);
@@ -159,7 +159,7 @@ impl DeadLetterQueue {
                 self.let_go(&mut browse, &mut found, &mut moved).await;
             }
         }
-        // Whatever stopped the walk: what was found is settled.
+        // Also after an error: what was found is settled.
         self.let_go(&mut browse, &mut found, &mut moved).await;
         *held = Some(browse);
         moved

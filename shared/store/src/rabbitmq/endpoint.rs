@@ -1,4 +1,4 @@
-//! Where RabbitMQ is and who we are there, and what a failed dial means to an operator.
+//! Where RabbitMQ is and which user we log in as; what a failed dial means to an operator.
 
 use arc_swap::ArcSwap;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
@@ -9,37 +9,38 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Seconds between heartbeats: two missed ones end a connection, ours or the broker's.
+/// Seconds between heartbeats: two missed ones end the connection, on either side.
 const HEARTBEAT: u16 = 10;
-/// From the first packet to an open connection.
+/// Time limit from the first packet to an open connection.
 const DIAL: Duration = Duration::from_secs(5);
-/// For one answer of the broker to a call that it answers at once.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// Time limit for a reply of the broker to a request that it answers at once.
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
 
-/// A broker's address with credentials, which can be replaced: each dial takes the last one. Shows neither user nor password.
+/// A broker's address with credentials. It can be replaced: each dial uses the latest. Its `Debug` shows neither user
+/// nor password.
 #[derive(Clone)]
 pub struct Endpoint(Arc<ArcSwap<Login>>);
 
 struct Login {
     uri: AMQPUri,
     tls: OwnedTLSConfig,
-    /// What it was made from.
+    /// The inputs that it was made from, to compare.
     source: Source,
 }
 
 #[derive(PartialEq, Eq)]
 struct Source {
     url: String,
-    /// The texts of authority, certificate and key.
+    /// The contents of authority, certificate and key.
     files: [Option<String>; 3],
 }
 
 /// Why a URL or its files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    #[error("is no AMQP URL; write it like amqp://user:password@host:5672/%2f")]
+    #[error("is not a valid AMQP URL: expected one like amqp://user:password@host:5672/%2f")]
     Malformed,
     #[error("names the virtual host \"\"; the default one is written %2f")]
     NoVirtualHost,
@@ -57,7 +58,7 @@ pub enum DialError {
     )]
     Silent { at: String },
     #[error(
-        "what answers at {at} does not speak AMQP 0-9-1 as RabbitMQ does ({error}); is it RabbitMQ's AMQP port, and should the URL say amqp or amqps?"
+        "the server at {at} does not speak AMQP 0-9-1 as RabbitMQ does ({error}); is it RabbitMQ's AMQP port, and should the URL say amqp or amqps?"
     )]
     WrongServer { at: String, error: String },
     #[error("RabbitMQ at {at} refuses the login of user {user:?}; check user and password in rabbitmq.url")]
@@ -86,7 +87,7 @@ impl std::fmt::Debug for Endpoint {
 impl Endpoint {
     pub fn parse(url: &str, ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<Endpoint, EndpointError> {
         let mut uri: AMQPUri = url.parse().map_err(|_| EndpointError::Malformed)?;
-        // The parser takes an IPv6 address for no host at all, and then for localhost.
+        // For an IPv6 address the parser finds no host, and falls back to localhost.
         let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?']).next()).unwrap_or_default();
         let host = authority.rsplit('@').next().unwrap_or_default();
         if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -111,7 +112,8 @@ impl Endpoint {
         Ok(Endpoint(Arc::new(ArcSwap::from_pointee(Login { uri, tls, source }))))
     }
 
-    /// From the next dial on, everybody who has this endpoint dials the new one. Whether it differs.
+    /// Replaces the address for every holder of this endpoint, from the next dial on. Returns whether the new one
+    /// differs.
     pub fn replace(&self, new: &Endpoint) -> bool {
         let (held, new) = (self.0.load(), new.0.load_full());
         let differs = held.source != new.source;
@@ -121,7 +123,7 @@ impl Endpoint {
         differs
     }
 
-    /// Host and port, for people.
+    /// Host and port, for logs and errors.
     pub fn address(&self) -> String {
         self.0.load().address()
     }
@@ -173,7 +175,7 @@ impl Login {
         if self.uri.scheme == AMQPScheme::AMQPS && is_tls(io) {
             return DialError::Tls { at, error: text };
         }
-        // Ended in the handshake, by a server that expects something else.
+        // The server ended the handshake: it expects another protocol.
         if [ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&io.kind()) {
             return DialError::WrongServer { at, error: text };
         }
@@ -190,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_has_an_endpoint_has_its_replacement() {
+    fn every_holder_of_an_endpoint_gets_its_replacement() {
         let parse = |url| Endpoint::parse(url, None, None).unwrap();
         let endpoint = parse("amqp://ann:old@one:1/v");
         let other = endpoint.clone();

@@ -1,6 +1,6 @@
 //! Consumes a queue over one session after the other, with a bounded prefetch, until it is stopped.
 
-use super::endpoint::PATIENCE;
+use super::endpoint::REPLY_TIMEOUT;
 use super::headers;
 use super::incoming::{Incoming, give_back};
 use super::link::{Link, Session};
@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// What comes from a queue, and from the queues of parked events that are consumed as well.
+/// Messages of a queue, and of the queues of parked events that are consumed as well.
 #[derive(Debug)]
 pub(super) struct Feed {
     link: Arc<Link>,
@@ -24,18 +24,18 @@ pub(super) struct Feed {
     arrived: Mutex<mpsc::Receiver<Arrived>>,
     stop: CancellationToken,
     sources: std::sync::Mutex<Vec<Tap>>,
-    /// After the stop: without its channel what is in hand could not be acknowledged.
+    /// The channels kept after the stop: without them, deliveries in hand could not be acknowledged.
     stopped: std::sync::Mutex<Vec<Channel>>,
 }
 
-/// A message, and the route that it was parked for, where it was.
+/// A message, and the route that it was parked for, if it was.
 #[derive(Debug)]
 pub(super) struct Arrived {
     pub(super) message: Delivery,
     pub(super) parked: Option<Arc<str>>,
 }
 
-/// One queue that is consumed, or not for now.
+/// One queue that is consumed, or paused for now.
 #[derive(Debug)]
 struct Tap {
     parked: Option<Arc<str>>,
@@ -44,7 +44,8 @@ struct Tap {
 }
 
 impl Feed {
-    /// Starts to consume, so many at a time. `others`: how many may come of other queues. Call within a tokio runtime.
+    /// Starts to consume `queue` with this prefetch. `others`: how many deliveries may come from other queues. Call
+    /// within a tokio runtime.
     pub(super) fn start(link: Arc<Link>, queue: String, prefetch: u16, others: u16) -> Feed {
         let (deliver, arrived) = mpsc::channel(usize::from(prefetch) + usize::from(others));
         let (stop, sources, stopped) = Default::default();
@@ -53,7 +54,7 @@ impl Feed {
         feed
     }
 
-    /// `ensure`: before it is consumed first, where nobody has declared it yet.
+    /// `ensure`: the topology to declare before the first consume, where it may not exist yet.
     fn consume(&self, queue: String, parked: Option<Arc<str>>, prefetch: u16, ensure: Option<Topology>) {
         let (is_open, open) = watch::channel(true);
         let source = Source {
@@ -70,7 +71,7 @@ impl Feed {
         lock(&self.sources).push(Tap { parked, is_open, task });
     }
 
-    /// Consumes the queues of what is parked for these routes, and of no others. `prefetch`: of each.
+    /// Consumes the queues of parked events of these routes, and of no others. `prefetch`: for each of them.
     pub(super) fn take_parked(&self, routes: &[Arc<str>], topology: &Topology, prefetch: u16) {
         let mut known = Vec::new();
         for tap in &*lock(&self.sources) {
@@ -93,12 +94,12 @@ impl Feed {
         &self.link
     }
 
-    /// The next one that may still be settled.
+    /// The next message that may still be settled.
     pub(super) async fn next(&self) -> Arrived {
         let mut arrived = self.arrived.lock().await;
         loop {
             match arrived.recv().await {
-                // Of a connection that is gone: the broker has it back.
+                // Its connection is gone: the broker has the message back.
                 Some(stale) if !stale.message.usable() => {}
                 Some(arrived) => return arrived,
                 None => return std::future::pending().await,
@@ -106,11 +107,11 @@ impl Feed {
         }
     }
 
-    /// Takes no more, and gives back what nobody has in hand, for others to take now.
+    /// Takes no more, and gives back what no handler has begun, for other consumers to take now.
     pub(super) async fn stop(&self) {
         self.stop.cancel();
         let taps = std::mem::take(&mut *lock(&self.sources));
-        let ended = join_all(taps.into_iter().map(|tap| tokio::time::timeout(PATIENCE, tap.task))).await;
+        let ended = join_all(taps.into_iter().map(|tap| tokio::time::timeout(REPLY_TIMEOUT, tap.task))).await;
         lock(&self.stopped).extend(ended.into_iter().flatten().flatten().flatten());
         let returning = async {
             let mut arrived = self.arrived.lock().await;
@@ -118,8 +119,8 @@ impl Feed {
                 give_back(&message).await;
             }
         };
-        // What cannot be given back goes back when the connection ends.
-        drop(tokio::time::timeout(PATIENCE, returning).await);
+        // What cannot be given back here goes back when the connection ends.
+        drop(tokio::time::timeout(REPLY_TIMEOUT, returning).await);
     }
 
     /// Stops, and closes the connection.
@@ -139,20 +140,20 @@ struct Source {
     parked: Option<Arc<str>>,
     prefetch: u16,
     deliver: mpsc::Sender<Arrived>,
-    /// Whether it is consumed now.
+    /// Whether the queue is consumed now.
     open: watch::Receiver<bool>,
     ensure: Option<Topology>,
     stop: CancellationToken,
 }
 
-/// Why nothing comes for now.
+/// Why consuming has paused.
 enum Pause {
     Stopped,
     Closed,
 }
 
 impl Source {
-    /// Until the stop; returns the channel of what is in hand then.
+    /// Runs until the stop. Returns the channel of the deliveries in hand then.
     async fn run(mut self) -> Option<Channel> {
         loop {
             let session = tokio::select! {
@@ -161,14 +162,15 @@ impl Source {
             };
             match self.over(&session).await {
                 Ok(channel) => return Some(channel),
-                // Without a new session nothing would come any more.
+                // Without a new session nothing would arrive any more.
                 Err(why) => session.fail(why),
             }
             session.ended().await;
         }
     }
 
-    /// Over one session, on one channel: what is in hand is acknowledged on it. Returns without an error when it was stopped.
+    /// Consumes over one session, on one channel: deliveries in hand are acknowledged on it. Returns `Ok` when the feed
+    /// was stopped.
     async fn over(&mut self, session: &Session) -> Result<Channel, String> {
         if let Some(topology) = &self.ensure {
             session.ensure(topology).await?;
@@ -204,14 +206,14 @@ impl Source {
             let arrived = Arrived { message, parked: parked.clone() };
             let left = match is_probe {
                 true => Some(arrived),
-                // Full only after a reconnect, of what the old connection brought and nobody has thrown away yet.
+                // Full only after a reconnect, while it holds stale deliveries of the old connection.
                 false => deliver.try_send(arrived).err().map(TrySendError::into_inner),
             };
             let left = left.map(|arrived| (deliver.clone(), arrived, over.clone()));
             async move {
                 let Some((deliver, arrived, over)) = left else { return };
                 if is_probe {
-                    // It has shown that it gets here.
+                    // Its arrival is all that a probe has to show.
                     drop(arrived.message.ack(BasicAckOptions::default()).await);
                     return;
                 }

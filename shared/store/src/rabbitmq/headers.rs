@@ -16,38 +16,39 @@ use streamgate_core::{
 
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
-/// Where the broker hands answers straight to the channel that asked.
+/// RabbitMQ's direct reply-to: the broker hands answers straight to the channel that asked.
 pub(super) const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const CONTENT_TYPE: &str = "application/json";
-/// Why an event stands in the dead letters, and since when.
+/// Why an event is in the dead letters, and since when.
 const REASON: &str = "x-streamgate-reason";
 const ERROR: &str = "x-streamgate-error";
 const DIED_AT: &str = "x-streamgate-died-at";
 /// Milliseconds since the Unix epoch: until then a copy waits in further rounds of the longest retry step.
 const NOT_BEFORE: &str = "x-streamgate-not-before";
-/// The broker's count of deliveries that were not acknowledged.
+/// The broker's count of earlier deliveries that were not acknowledged.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 /// The broker's record of the queues that it took a message out of, the latest first.
 const X_DEATH: &str = "x-death";
-/// Nanoseconds to which a time is known: of a death that a worker recorded, of an event's arrival, of a death by the broker.
+/// Precision of a time, in nanoseconds: of a death that a worker recorded, of an event's arrival, of a death that the
+/// broker recorded.
 const MICROSECOND: i64 = 1_000;
 const MILLISECOND: i64 = 1_000_000;
 const SECOND: i64 = 1_000_000_000;
-/// A short string of AMQP ends at 255 bytes.
+/// Most bytes of an AMQP short string.
 const MAX_SHORT: usize = 255;
 
-/// A message as it came.
+/// A message as it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Came {
+pub(super) struct Received {
     pub(super) envelope: Envelope,
     /// The broker's count of earlier deliveries.
     pub(super) redelivered: u32,
-    pub(super) beside: Beside,
+    pub(super) annotations: Annotations,
 }
 
-/// What a copy carries beside its envelope.
+/// What a published copy carries in addition to its envelope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Beside {
+pub(super) struct Annotations {
     pub(super) not_before_ms: Option<i64>,
     pub(super) death: Option<Death>,
 }
@@ -56,16 +57,16 @@ pub(super) struct Beside {
 pub(super) struct Death {
     pub(super) reason: String,
     pub(super) error: Option<String>,
-    /// Microseconds since the Unix epoch: the most of the dead letter's number.
+    /// Microseconds since the Unix epoch: the leading digits of the dead letter's number.
     pub(super) at_us: i64,
-    /// It was RabbitMQ that took the event out of its queue.
+    /// RabbitMQ took the event out of its queue.
     pub(super) by_broker: bool,
 }
 
-/// Marks a message that only tries whether an exchange leads to its queue.
+/// Marks a message that only tests whether an exchange leads to its queue.
 const PROBE: &str = "x-streamgate-probe";
 
-/// A message that each of our readers takes away: nothing of it is left where it was tried.
+/// A message that each of our readers removes, so that the test leaves nothing behind.
 pub(super) fn probe() -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert(PROBE.into(), AMQPValue::LongString(VERSION.to_string().into()));
@@ -81,9 +82,9 @@ pub(super) fn routing_key(envelope: &Envelope) -> ShortString {
     short(&format!("{}.{}.{}", envelope.app, envelope.kind.as_str(), envelope.event_type))
 }
 
-/// Everything of a message but its body. Nothing that the broker put on an earlier copy goes along: it drops what it takes
-/// for a dead-letter cycle.
-pub(super) fn properties(envelope: &Envelope, beside: &Beside) -> BasicProperties {
+/// All properties and headers of a message. Nothing that the broker put on an earlier copy goes along: the broker drops
+/// what looks to it like a dead-letter cycle.
+pub(super) fn properties(envelope: &Envelope, annotations: &Annotations) -> BasicProperties {
     let mut headers = FieldTable::default();
     let mut put = |name: &str, value: &str| {
         headers.insert(name.into(), AMQPValue::LongString(value.into()));
@@ -91,10 +92,10 @@ pub(super) fn properties(envelope: &Envelope, beside: &Beside) -> BasicPropertie
     for (name, value) in envelope.headers() {
         put(name, &value);
     }
-    if let Some(not_before) = beside.not_before_ms {
+    if let Some(not_before) = annotations.not_before_ms {
         put(NOT_BEFORE, &not_before.to_string());
     }
-    if let Some(Death { reason, error, at_us, by_broker: _ }) = &beside.death {
+    if let Some(Death { reason, error, at_us, by_broker: _ }) = &annotations.death {
         put(REASON, reason);
         put(DIED_AT, &jiff::Timestamp::from_microsecond(*at_us).unwrap_or_default().to_string());
         if let Some(error) = error {
@@ -111,21 +112,22 @@ pub(super) fn properties(envelope: &Envelope, beside: &Beside) -> BasicPropertie
         .with_headers(headers)
 }
 
-/// Of a call: gone with its caller, so never on disk, and dropped by the broker when nobody waits for it any more.
+/// Properties of a call. It does not outlive its caller: never on disk, and dropped by the broker when the caller's
+/// time is over.
 pub(super) fn call(envelope: &Envelope, number: u64, within: Duration) -> BasicProperties {
-    properties(envelope, &Beside::default())
+    properties(envelope, &Annotations::default())
         .with_delivery_mode(TRANSIENT)
         .with_expiration(within.as_millis().to_string().into())
         .with_correlation_id(number.to_string().into())
         .with_reply_to(REPLY_TO.into())
 }
 
-/// What is left of a call's time where nothing is known of when it was sent.
+/// The time left for a call, from its expiration: nothing records when it was sent.
 pub(super) fn within(properties: &BasicProperties) -> Option<Duration> {
     properties.expiration().as_ref()?.as_str().parse().ok().map(Duration::from_millis)
 }
 
-/// Of the answer to a call with this correlation id; `reason`: why there is none.
+/// Properties of the answer to the call with this correlation id. `reason`: why there is no answer.
 pub(super) fn answer(correlation: ShortString, reason: Option<Reason>) -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert(header::VERSION.into(), AMQPValue::LongString(VERSION.to_string().into()));
@@ -139,21 +141,22 @@ pub(super) fn answer(correlation: ShortString, reason: Option<Reason>) -> BasicP
         .with_headers(headers)
 }
 
-/// Which call an answer is for, and what it is. One that is no JSON object, a stranger's say, is a failure.
+/// The number of the call that is answered, and its answer. A body that is not a JSON object comes from a foreign
+/// sender and is a failure.
 pub(super) fn read_answer(properties: &BasicProperties, body: Vec<u8>) -> Option<(u64, Result<Bytes, Reason>)> {
     let number = properties.correlation_id().as_ref()?.as_str().parse().ok()?;
     let reason = properties.headers().as_ref().and_then(|headers| text(headers.inner().get(REASON)?));
     let answer = match reason {
         // A later version may know reasons that this one does not.
-        Some(word) => Err(Reason::parse(&word).unwrap_or(Reason::HookFailed)),
+        Some(reason) => Err(Reason::parse(&reason).unwrap_or(Reason::HookFailed)),
         None if is_answer(&body) => Ok(body.into()),
         None => Err(Reason::HookFailed),
     };
     Some((number, answer))
 }
 
-/// Reads a message of ours, of this version or another, or a stranger's: whatever is missing has a default.
-pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes) -> Came {
+/// Reads a message of this version, another version or a foreign publisher: whatever is missing has a default.
+pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes) -> Received {
     let headers: HashMap<&str, String> = properties
         .headers()
         .iter()
@@ -163,7 +166,7 @@ pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes)
     let header = |name: &str| headers.get(name).map(String::as_str);
     let number = |name: &str| header(name).and_then(|value| value.parse::<i64>().ok());
     let dropped = Dropped::of(properties);
-    // Of a dead letter that the broker made, the routing key is only what it came by.
+    // A dead letter made by the broker has its original routing key in `x-death`; the current one may be the policy's.
     let keys = [dropped.as_ref().and_then(|dropped| dropped.routing_key.as_deref()), Some(routing_key)];
     let routed = keys.into_iter().flatten().find_map(|key| key.split_once(".push."));
     let key = header(header::KEY);
@@ -188,18 +191,18 @@ pub(super) fn read(properties: &BasicProperties, routing_key: &str, body: Bytes)
             by_broker: false,
         })
     };
-    // Nothing that the broker adds goes along when we publish, so what it added came after what we wrote.
+    // We publish without what the broker added before, so anything that it added is later than what we wrote.
     let death = dropped.map(Dropped::death).or_else(ours);
-    let beside = Beside { not_before_ms: number(NOT_BEFORE), death };
+    let annotations = Annotations { not_before_ms: number(NOT_BEFORE), death };
     let stamp = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok()?.checked_mul(1000));
     let mut envelope = Envelope::restore(known, header, body);
     if envelope.received_at_ms == 0 {
         envelope.received_at_ms = stamp.unwrap_or_default();
     }
-    Came { envelope, redelivered, beside }
+    Received { envelope, redelivered, annotations }
 }
 
-/// What the broker recorded when it took a message out of its queue, as a policy had it.
+/// What the broker recorded when it took a message out of its queue, as a policy demanded.
 struct Dropped {
     queue: String,
     reason: String,
@@ -208,7 +211,7 @@ struct Dropped {
 }
 
 impl Dropped {
-    /// The latest one, but for the ends of retries' waits.
+    /// The latest record, except for those of retries whose wait ended.
     fn of(properties: &BasicProperties) -> Option<Dropped> {
         let AMQPValue::FieldArray(records) = properties.headers().as_ref()?.inner().get(X_DEATH)? else { return None };
         records.as_slice().iter().find_map(|record| {
@@ -237,10 +240,10 @@ impl Dropped {
     }
 }
 
-/// A message of a queue of dead letters. `alive`: why what did not die is there.
+/// Reads a message from a queue of dead letters. `alive`: the reason given for a message that did not die.
 pub(super) fn dead_letter(properties: &BasicProperties, routing_key: &str, body: Bytes, alive: Reason) -> DeadLetter {
-    let Came { envelope, beside, .. } = read(properties, routing_key, body);
-    match beside.death {
+    let Received { envelope, annotations, .. } = read(properties, routing_key, body);
+    match annotations.death {
         Some(death) => dead(envelope, death),
         None => {
             let (reason, at_us) = (alive.as_str().to_owned(), envelope.received_at_ms.saturating_mul(1000));
@@ -255,8 +258,9 @@ pub(super) fn dead(envelope: Envelope, death: Death) -> DeadLetter {
     numbered(envelope, reason, error, (at_us, if by_broker { SECOND } else { MICROSECOND }))
 }
 
-/// Its number is the same at every look, in nanoseconds since the Unix epoch: the time of its death, or of its arrival where it did
-/// not die, and below what that is known to, digits of its key that tell apart what died or arrived at once.
+/// A dead letter's number is the same at every read. It is in nanoseconds since the Unix epoch: the time of death, or
+/// of arrival where the event did not die. Below the precision of that time it has digits from the key, which tell
+/// apart what died or arrived at once.
 fn numbered(envelope: Envelope, reason: String, error: Option<String>, (at_us, known_to): (i64, i64)) -> DeadLetter {
     let life = format!("{}|{}", envelope.key, envelope.replay.as_deref().unwrap_or_default());
     let [a, b, c, d, e, f, g, h, ..] = fingerprint(&life);
@@ -265,7 +269,7 @@ fn numbered(envelope: Envelope, reason: String, error: Option<String>, (at_us, k
     DeadLetter { number, envelope, reason, error, died_at_ms: at_us / 1000 }
 }
 
-/// Strings and whole numbers as text; whatever else a stranger may have put there is none of ours.
+/// Strings and whole numbers as text. Other types in a foreign message's headers are ignored.
 fn text(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
@@ -289,7 +293,8 @@ fn text(value: &AMQPValue) -> Option<String> {
     }
 }
 
-/// App, id and type are bounded far below; a stranger's message that is read and published again may not be.
+/// Truncates to what fits. Our app, id and type are far shorter; those of a foreign message that is read and published
+/// again may not be.
 fn short(text: &str) -> ShortString {
     text.get(..text.floor_char_boundary(MAX_SHORT)).unwrap_or_default().into()
 }
@@ -336,18 +341,18 @@ mod tests {
     fn what_is_written_reads_back() {
         let at_us = 1_775_658_215_879_123;
         let death = Death { reason: "rejected".into(), error: Some("no".into()), at_us, by_broker: false };
-        let beside = Beside { not_before_ms: Some(7), death: Some(death) };
-        let written = properties(&envelope(), &beside);
+        let annotations = Annotations { not_before_ms: Some(7), death: Some(death) };
+        let written = properties(&envelope(), &annotations);
         assert_eq!(routing_key(&envelope()).as_str(), "chat.push.message.new");
         assert_eq!(written.delivery_mode(), &Some(2));
-        let expected = Came { envelope: envelope(), redelivered: 0, beside };
+        let expected = Received { envelope: envelope(), redelivered: 0, annotations };
         assert_eq!(read(&written, "x.events", envelope().body), expected);
         let dead_letter = dead_letter(&written, "x.dead", envelope().body, Reason::Unrouted);
         assert_eq!((dead_letter.number / 1000, dead_letter.died_at_ms), (1_775_658_215_879_123, 1_775_658_215_879));
         assert_eq!((dead_letter.reason.as_str(), dead_letter.error.as_deref()), ("rejected", Some("no")));
     }
 
-    /// As the first version wrote it, name by name: a later version must read this for ever.
+    /// As the first version wrote it, name by name: every later version must read this.
     #[test]
     fn the_first_versions_messages_are_read() {
         let first = table(&[
@@ -365,9 +370,9 @@ mod tests {
         .with_message_id("id-1".into())
         .with_app_id("chat".into())
         .with_type("message.new".into());
-        let expected = Came { envelope: envelope(), redelivered: 0, beside: Beside::default() };
+        let expected = Received { envelope: envelope(), redelivered: 0, annotations: Annotations::default() };
         assert_eq!(read(&first, "chat.push.message.new", Bytes::from_static(b"{}")), expected);
-        let ours = properties(&envelope(), &Beside::default());
+        let ours = properties(&envelope(), &Annotations::default());
         let (ours, first) = (ours.headers().clone().unwrap(), first.headers().clone().unwrap());
         assert_eq!(ours, first, "and a first version reads what this one writes");
     }
@@ -381,7 +386,8 @@ mod tests {
             ("x-delivery-count", AMQPValue::LongLongInt(6)),
             ("x-death", AMQPValue::FieldArray(Vec::new().into())),
         ]);
-        let Came { envelope: read_back, redelivered, .. } = read(&later, "chat.push.x.y", Bytes::from_static(b"{}"));
+        let Received { envelope: read_back, redelivered, .. } =
+            read(&later, "chat.push.x.y", Bytes::from_static(b"{}"));
         assert_eq!((read_back.app.as_str(), read_back.event_type.as_str()), ("chat", "x.y"));
         assert_eq!((read_back.webhook_attempt, read_back.attempt, redelivered), (4, 1, 6));
         assert_eq!(read_back.key, format!("chat:push:{}:", read_back.id));
@@ -393,7 +399,7 @@ mod tests {
     fn nothing_of_the_brokers_goes_along_again() {
         let came =
             table(&[("x-death", long("?")), ("x-first-death-queue", long("?")), ("x-delivery-count", long("2"))]);
-        let again = properties(&read(&came, "q", Bytes::new()).envelope, &Beside::default());
+        let again = properties(&read(&came, "q", Bytes::new()).envelope, &Annotations::default());
         let headers = again.headers().clone().unwrap();
         let names: Vec<_> = headers.inner().keys().map(ShortString::as_str).collect();
         assert!(!names.iter().any(|name| name.contains("death") || *name == "x-delivery-count"), "{names:?}");
@@ -411,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_broker_drops_is_a_dead_letter_with_its_word_and_a_number_that_stays() {
+    fn a_message_that_the_broker_drops_is_a_dead_letter_with_its_reason_and_a_stable_number() {
         let deaths = vec![record("p.retry.1000", "expired", 9), record("p.events", "delivery_limit", 7)];
         let dropped = table(&[("x-death", AMQPValue::FieldArray(deaths.into()))]);
         let look = || dead_letter(&dropped, "p.dead", Bytes::from_static(b"{}"), Reason::Unrouted);
@@ -420,13 +426,13 @@ mod tests {
         assert!(error.unwrap().contains("p.events: delivery_limit"));
         assert_eq!((envelope.app.as_str(), envelope.event_type.as_str()), ("shop", "user.banned"));
         assert_eq!((number, number / 1_000_000_000), (look().number, 7));
-        // What only waited for a retry has not died.
+        // A message that only waited for a retry has not died.
         let waited = AMQPValue::FieldArray(vec![record("p.retry.1000", "expired", 9)].into());
-        assert_eq!(read(&table(&[("x-death", waited)]), "p.events", Bytes::new()).beside, Beside::default());
+        assert_eq!(read(&table(&[("x-death", waited)]), "p.events", Bytes::new()).annotations, Annotations::default());
     }
 
     #[test]
-    fn what_the_broker_drops_after_a_death_of_ours_died_by_the_broker() {
+    fn a_dead_letter_that_the_broker_drops_again_died_by_the_broker() {
         let deaths = AMQPValue::FieldArray(vec![record("p.events", "expired", 7)].into());
         let both = table(&[(REASON, long("rejected")), ("x-death", deaths)]);
         assert_eq!(dead_letter(&both, "p.dead", Bytes::new(), Reason::Unrouted).reason, "dropped_by_broker");

@@ -1,7 +1,7 @@
-//! Deliveries as they come in, taken on the library's own thread. Its stream of them would cost a task that reads it, and wakes
-//! that task while it holds the lock that the task takes next.
+//! Takes deliveries as they arrive, on the library's own thread. The library's stream of deliveries would need a task
+//! to read it, and would wake that task while holding the lock that the task takes next.
 
-use super::endpoint::PATIENCE;
+use super::endpoint::REPLY_TIMEOUT;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::{Delivery, DeliveryResult};
 use lapin::options::{BasicCancelOptions, BasicNackOptions};
@@ -18,8 +18,8 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    /// Calls `take` for each delivery. The library holds its locks meanwhile: neither may it wait nor touch the channel. What
-    /// it returns may do both.
+    /// Calls `take` for each delivery. The library holds its locks during the call, so `take` must neither wait nor
+    /// touch the channel. The future that it returns may do both.
     pub(super) fn each<F>(
         channel: &Channel,
         consumer: Consumer,
@@ -28,7 +28,7 @@ impl Incoming {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        // The first reason is the one.
+        // Only the first reason is kept.
         let (reason, reasons) = mpsc::channel(1);
         let queue = consumer.queue();
         consumer.set_delegate(move |delivery: DeliveryResult| {
@@ -47,12 +47,12 @@ impl Incoming {
         Incoming { channel: channel.clone(), consumer, reasons, cancelled: false }
     }
 
-    /// Waits until there will be no more, and says why. The library logs nothing of it.
+    /// Waits until no more deliveries can arrive, and returns why. The library does not log this.
     pub(super) async fn ended(&mut self) -> String {
         if let Some(why) = self.reasons.recv().await {
             return why;
         }
-        // A connection that begins to close lets go of the delegate first. Why it closes comes by the stream then.
+        // A connection that begins to close drops the delegate first; the reason then arrives through the stream.
         loop {
             match self.consumer.next().await {
                 Some(Ok(delivery)) => give_back(&delivery).await,
@@ -62,11 +62,11 @@ impl Incoming {
         }
     }
 
-    /// Takes no more, and gives back what came before the broker knew.
+    /// Takes no more, and gives back what arrived before the broker processed the cancel.
     pub(super) async fn stop(mut self) {
         self.cancelled = true;
         let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
-        drop(tokio::time::timeout(PATIENCE, cancel).await);
+        drop(tokio::time::timeout(REPLY_TIMEOUT, cancel).await);
         while let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never() {
             give_back(&delivery).await;
         }
@@ -76,8 +76,8 @@ impl Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         if !self.cancelled {
-            // On its way with the first poll. The library cancels only consumers that nobody is called for; others keep it, their
-            // channel and the connection open.
+            // The first poll sends it. The library cancels only consumers without a delegate; the others would stay,
+            // and keep their channel and connection open.
             let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
             drop(cancel.now_or_never());
         }
@@ -88,7 +88,7 @@ fn deleted(queue: &str) -> String {
     format!("the broker ended the consumer of {queue}, as it does when a queue is deleted")
 }
 
-/// For others to take. Of a connection that is gone the broker has it back.
+/// Gives a delivery back for others to take. If its connection is gone, the broker has it back already.
 pub(super) async fn give_back(acker: &Acker) {
     drop(acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
 }

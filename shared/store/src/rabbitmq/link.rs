@@ -1,7 +1,7 @@
 //! One supervised connection: dialled, its topology ensured, watched, and dialled again when it ends. The library's own
 //! recovery stays off: it gives up after a while and does not cover channel errors.
 
-use super::endpoint::{Endpoint, PATIENCE};
+use super::endpoint::{Endpoint, REPLY_TIMEOUT};
 use super::survey;
 use super::topology::Topology;
 use crate::backoff::Backoff;
@@ -18,19 +18,19 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Between looks at the topology: somebody may delete what was there.
+/// Interval between checks of the topology: somebody may delete a part of it.
 const VERIFY: Duration = Duration::from_secs(60);
-/// A session that lasted this long was a good one.
+/// A session that lasted this long counts as good.
 const SETTLED: Duration = Duration::from_secs(5);
-/// How long a farewell may take.
+/// Time limit for closing a connection.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// What the broker lets us do now.
+/// The state of the connection.
 #[derive(Clone, Debug)]
 pub(super) enum State {
     Down(Arc<str>),
     Up(Session),
-    /// An alarm of the broker's: what is published now waits until it is over.
+    /// A broker alarm: publishes wait until it is over.
     Blocked(Session, Arc<str>),
 }
 
@@ -43,29 +43,29 @@ struct Open {
     connection: Connection,
     ended: CancellationToken,
     why: Mutex<Option<String>>,
-    /// Of its link: sessions that ended.
+    /// How many sessions of its link have ended.
     lost: Arc<AtomicU64>,
 }
 
 impl Session {
     pub(super) async fn channel(&self) -> Result<Channel, String> {
-        match tokio::time::timeout(PATIENCE, self.0.connection.create_channel()).await {
+        match tokio::time::timeout(REPLY_TIMEOUT, self.0.connection.create_channel()).await {
             Ok(channel) => channel.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no channel within {PATIENCE:?}")),
+            Err(_) => Err(format!("no channel within {REPLY_TIMEOUT:?}")),
         }
     }
 
-    /// Ends the session for everybody. The first reason is kept.
+    /// Ends the session for all its users. The first reason is kept.
     pub(super) fn fail(&self, why: impl std::fmt::Display) {
         self.0.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| {
-            // Before the publishers get the results of what was confirmed on it.
+            // Counted before the publishers get the results of what was confirmed on it.
             self.0.lost.fetch_add(1, Ordering::SeqCst);
             why.to_string()
         });
         self.0.ended.cancel();
     }
 
-    /// Makes sure that the topology is whole; what is wrong with it, in one line.
+    /// Makes sure that the topology is complete. The error lists the mistakes in one line.
     pub(super) async fn ensure(&self, topology: &Topology) -> Result<(), String> {
         topology.ensure(&self.0.connection).await.map_err(|errors| survey::list(&errors))
     }
@@ -88,7 +88,7 @@ impl Session {
     }
 }
 
-/// Publishes to a queue, and waits for nothing: with the first poll it is on its way. To wait until it is written would wake the
+/// Publishes to a queue without waiting: the first poll sends the message. Waiting until it is written would wake the
 /// task once more while the other side works.
 pub(super) fn post(
     channel: &Channel,
@@ -130,12 +130,12 @@ impl Link {
     /// The open connection, or why nothing can be published now.
     pub(super) fn session(&self) -> Result<Session, StoreError> {
         match &*self.state.borrow() {
-            // Failed a moment ago, and not yet said farewell to.
+            // It failed a moment ago, and the supervisor has not closed it yet.
             State::Up(session) if session.has_ended() => {
                 Err(StoreError::Unavailable(format!("no connection to RabbitMQ: {}", session.why())))
             }
             State::Up(session) => Ok(session.clone()),
-            State::Blocked(_, why) => Err(StoreError::Unavailable(format!("RabbitMQ takes nothing now: {why}"))),
+            State::Blocked(_, why) => Err(StoreError::Unavailable(format!("RabbitMQ accepts no messages now: {why}"))),
             State::Down(why) => Err(StoreError::Unavailable(format!("no connection to RabbitMQ: {why}"))),
         }
     }
@@ -155,12 +155,12 @@ impl Link {
         }
     }
 
-    /// Follows whether it is up.
+    /// A receiver of the connection's state.
     pub(super) fn watch(&self) -> watch::Receiver<State> {
         self.state.clone()
     }
 
-    /// Closes the connection, as its peer would have it.
+    /// Closes the connection with AMQP's close handshake.
     pub(super) async fn close(&self) {
         self.stop.cancel();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -194,7 +194,8 @@ impl Supervisor {
                     let opened = Instant::now();
                     let why = self.watch_over(&session).await;
                     session.fail(&why);
-                    // One that fails as soon as it is used, for want of a permission say, is not dialled in a tight loop.
+                    // A session that fails as soon as it is used, for lack of a permission for example, is not
+                    // redialled in a tight loop.
                     if opened.elapsed() >= SETTLED {
                         backoff.reset();
                         last.clear();
@@ -207,7 +208,7 @@ impl Supervisor {
             if self.stop.is_cancelled() {
                 return;
             }
-            // Each reason once, not at every try.
+            // Each reason is logged once, not at every attempt.
             if why != last {
                 tracing::error!(connection = self.name, why, "no connection to RabbitMQ, trying again");
                 last = why;
@@ -223,18 +224,18 @@ impl Supervisor {
         let name = format!("streamgate {}", self.name);
         let connection = self.endpoint.dial(&name).await.map_err(|error| error.to_string())?;
         if let Err(errors) = self.topology.ensure(&connection).await {
-            farewell(&connection).await;
+            close_connection(&connection).await;
             return Err(survey::list(&errors));
         }
         let (ended, why, lost) = (CancellationToken::new(), Mutex::default(), Arc::clone(&self.lost));
         Ok(Session(Arc::new(Open { connection, ended, why, lost })))
     }
 
-    /// Returns why the session ended.
+    /// Watches one session. Returns why it ended.
     async fn watch_over(&self, session: &Session) -> String {
         let connection = &session.0.connection;
         let mut events = pin!(connection.events_listener());
-        // Events from before there was a listener are lost.
+        // Events before the listener existed are lost.
         if !connection.status().connected() {
             return "the connection ended at once".to_owned();
         }
@@ -256,23 +257,23 @@ impl Supervisor {
                         tracing::info!(connection = self.name, "RabbitMQ takes messages again");
                         self.states.send_replace(State::Up(session.clone()));
                     }
-                    // Errors of channels are reported here too; the channel's owner knows what they mean.
+                    // Channel errors are reported here too; the channel's owner handles them.
                     Some(Event::Error(error)) if !connection.status().connected() => return error.to_string(),
                     Some(_) => {}
                     None => return "closed".to_owned(),
                 },
                 () = session.ended() => {
-                    // The caller that failed it has seen an error that the others may not see.
-                    farewell(connection).await;
+                    // The caller that failed it saw an error that others may not see.
+                    close_connection(connection).await;
                     return session.why();
                 }
                 () = self.stop.cancelled() => {
-                    farewell(connection).await;
+                    close_connection(connection).await;
                     return "stopped".to_owned();
                 }
                 _ = ticks.tick(), if !connection.status().blocked() => {
                     if let Err(errors) = self.topology.ensure(connection).await {
-                        farewell(connection).await;
+                        close_connection(connection).await;
                         return survey::list(&errors);
                     }
                 }
@@ -281,7 +282,7 @@ impl Supervisor {
     }
 }
 
-pub(super) async fn farewell(connection: &Connection) {
-    // One that fails has ended already, or will when its heartbeats stop.
+pub(super) async fn close_connection(connection: &Connection) {
+    // A close that fails means that the connection has ended, or will when its heartbeats stop.
     drop(tokio::time::timeout(CLOSE, connection.close(200, "OK".into())).await);
 }

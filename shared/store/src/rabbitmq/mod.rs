@@ -1,5 +1,5 @@
-//! RabbitMQ: what is owed. Publishers and consumers on connections of their own, each supervised (`link`), over a topology
-//! that is verified before anything is believed (`topology`).
+//! RabbitMQ: holds the events that are not handled yet. Publishers and consumers have connections of their own, each
+//! supervised (`link`), over a topology that is verified before its confirms are trusted (`topology`).
 
 mod ask;
 mod browse;
@@ -25,7 +25,7 @@ pub use endpoint::{DialError, Endpoint, EndpointError};
 pub use publisher::OnReturn;
 pub use topology::{Topology, TopologyError};
 
-use headers::Beside;
+use headers::Annotations;
 use link::{Link, State};
 use publisher::{Message, Publisher, Width};
 use std::sync::Arc;
@@ -36,9 +36,10 @@ use streamgate_core::{
 };
 use survey::Inspected;
 
-/// Channels of a gateway: with one, each publish waits for the one before it to be written.
+/// Channels of a gateway: with a single one, each publish would wait until the one before it is written.
 const GATEWAY_LANES: usize = 4;
-/// Channels of a worker, with one unconfirmed publish each: a retry that is returned must never be taken for another's.
+/// Channels of a worker, with one unconfirmed publish each, so that a returned retry is never taken for another
+/// message.
 const WORKER_LANES: usize = 8;
 
 /// The gateway's side: events into the exchange.
@@ -50,7 +51,8 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Starts to connect. Call within a tokio runtime. `max_in_flight`: publishes at a time.
+    /// Starts to connect. Call within a tokio runtime. `max_in_flight`: how many publishes may be unconfirmed at a
+    /// time.
     pub fn start(endpoint: Endpoint, topology: Topology, max_in_flight: usize, on_return: &OnReturn) -> Exchange {
         let link = Link::start(endpoint, topology.clone(), "gateway");
         let width = Width { lanes: GATEWAY_LANES, window: max_in_flight.div_ceil(GATEWAY_LANES) };
@@ -58,18 +60,19 @@ impl Exchange {
         Exchange { topology, publisher: Publisher::start(link, width, on_return), unrouted }
     }
 
-    /// Calls `show` with the depth of each queue, and hands back what was diverted from the events. `ladder`: the workers' waits
-    /// between attempts. Never returns.
+    /// Calls `show` with the depth of each queue, and hands diverted events back to their queue. `ladder`: the workers'
+    /// waits between attempts. Never returns.
     pub async fn watch_queues(&self, ladder: &[Duration], show: impl Fn(&'static str, u32) + Send) {
         self.unrouted.run(self.publisher.link(), ladder, show).await;
     }
 
-    /// Why events do not reach their queue, where they do not: they are durable, but nobody handles them.
+    /// Why events do not reach their queue, or `None` while they do. Diverted events are durable, but nobody handles
+    /// them.
     pub fn diverted(&self) -> Option<Arc<str>> {
         self.unrouted.diverted()
     }
 
-    /// Calls for each change of whether the broker takes events, from now on.
+    /// Calls `notify` with whether the broker takes events: now, and after each change.
     pub async fn watch_up(&self, notify: impl Fn(bool) + Send) {
         let mut state = self.publisher.link().watch();
         loop {
@@ -90,7 +93,7 @@ impl Enqueue for Exchange {
         let message = Message {
             exchange: self.topology.exchange().into(),
             routing_key: headers::routing_key(&envelope),
-            properties: headers::properties(&envelope, &Beside::default()),
+            properties: headers::properties(&envelope, &Annotations::default()),
             body: envelope.body,
         };
         self.publisher.publish(message).await.map(|()| Accepted::Enqueued)
@@ -115,38 +118,40 @@ impl Consumer {
     }
 }
 
-/// What a look at the broker found.
+/// What an inspection of the broker found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
-    /// These are not there yet; the services declare them.
+    /// Exchanges and queues that do not exist yet; the services declare them.
     pub absent: Vec<String>,
-    /// Why hooks could not be answered, where only they would fail.
+    /// Why hooks could not be answered, where everything else would work.
     pub hooks: Option<String>,
 }
 
-/// Dials, looks at the topology without changing it, and tries what gateway and worker will do. The errors are for people, one each.
+/// Dials, verifies the topology without changing it, and tries what gateway and worker will do. Each error is one line
+/// for an operator.
 pub async fn inspect(endpoint: &Endpoint, topology: &Topology) -> Result<Inspection, Vec<String>> {
     let connection = endpoint.dial("streamgate check").await.map_err(|error| vec![error.to_string()])?;
     let inspected = topology.inspect(&connection).await;
-    link::farewell(&connection).await;
+    link::close_connection(&connection).await;
     match inspected {
         Ok(Inspected { absent, hooks }) => Ok(Inspection { absent, hooks: hooks.map(|error| error.to_string()) }),
         Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
     }
 }
 
-/// How many events are parked for each of these routes; those that have no queue are left out. The error is for people.
+/// How many events are parked for each of these routes; routes without a queue are left out. The error is for an
+/// operator.
 pub async fn parked(endpoint: &Endpoint, topology: &Topology, routes: &[String]) -> Result<Vec<(String, u64)>, String> {
     let connection = endpoint.dial("streamgate route").await.map_err(|error| error.to_string())?;
     let mut counts = Vec::new();
     for route in routes {
-        // An absent queue closes its channel.
+        // A query for an absent queue closes its channel, so each has its own.
         let channel = connection.create_channel().await.map_err(|error| error.to_string())?;
         if let Ok(depth) = depth::ready(&channel, &topology.parked(route)).await {
             counts.push((route.clone(), u64::from(depth)));
             drop(channel.close(200, "OK".into()).await);
         }
     }
-    link::farewell(&connection).await;
+    link::close_connection(&connection).await;
     Ok(counts)
 }

@@ -1,7 +1,8 @@
-//! Publishing with confirms. The library crosses confirms over when tasks share a channel, so each channel has one task
-//! that publishes, a lane; the confirms are awaited apart, and never dropped unresolved while their channel lives.
+//! Publishing with confirms. The library mixes up confirms when tasks share a channel, so each channel has a single
+//! publishing task, a lane. Confirms are awaited by another task, and never dropped unresolved while their channel
+//! lives.
 
-use super::endpoint::PATIENCE;
+use super::endpoint::REPLY_TIMEOUT;
 use super::link::{Link, Session};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -18,17 +19,17 @@ use streamgate_core::ports::StoreError;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-/// A confirm that is this late will not come: the channel is given up with all that wait on it.
-const LOST: Duration = Duration::from_secs(30);
-/// Confirms looked at together: a return may be reported with another publish of the same acknowledgement.
-const TOGETHER: usize = 256;
+/// A confirm that is this late will not come: the channel is abandoned with everything that waits on it.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Confirms processed together: a return may be reported with another publish of the same acknowledgement.
+const CONFIRM_CHUNK: usize = 256;
 
-/// How many publishes are under way.
+/// How many publishes may be under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Width {
     /// Channels, each with a task that publishes.
     pub(super) lanes: usize,
-    /// Unconfirmed publishes of a channel. With one, a return is reported with its own publish for certain.
+    /// Unconfirmed publishes per channel. With one, a return is always reported with its own publish.
     pub(super) window: usize,
 }
 
@@ -40,8 +41,9 @@ pub(super) struct Message {
     pub(super) body: Bytes,
 }
 
-/// Publishes all on a channel in confirm mode that nobody else uses, and awaits their confirms: which of them the broker has. Where one
-/// came back no confirm can be believed, for the library may report a return with another publish.
+/// Publishes all messages on a channel in confirm mode that nobody else uses, and awaits their confirms. Returns which
+/// of them the broker has. If one came back, no confirm can be trusted, because the library may report a return with
+/// another publish.
 pub(super) async fn publish_batch(
     channel: &Channel,
     messages: impl Iterator<Item = Message> + Send,
@@ -65,7 +67,9 @@ pub(super) async fn publish_batch(
         });
         confirmed.collect()
     };
-    tokio::time::timeout(LOST, publish).await.unwrap_or_else(|_| Err(format!("no confirm within {LOST:?}")))
+    tokio::time::timeout(CONFIRM_TIMEOUT, publish)
+        .await
+        .unwrap_or_else(|_| Err(format!("no confirm within {CONFIRM_TIMEOUT:?}")))
 }
 
 /// Called for each message that came back because no queue took it.
@@ -83,7 +87,7 @@ struct Unconfirmed {
     confirm: PublisherConfirm,
     id: Option<ShortString>,
     done: Reply,
-    /// Its place in the window, given back with the confirm.
+    /// Its permit of the window, released with the confirm.
     place: OwnedSemaphorePermit,
 }
 
@@ -127,10 +131,10 @@ impl Publisher {
             lane.send(Job { message, done }).await.map_err(|_| ended())?;
             reply.await.map_err(|_| ended())?
         };
-        // Who waits less long gives up by itself, or listens on: a confirm that comes late is of use too.
-        tokio::time::timeout(LOST, confirmed)
+        // A caller with a shorter deadline gives up by itself, or keeps listening: a late confirm is useful too.
+        tokio::time::timeout(CONFIRM_TIMEOUT, confirmed)
             .await
-            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no confirm within {LOST:?}"))))
+            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no confirm within {CONFIRM_TIMEOUT:?}"))))
     }
 }
 
@@ -140,12 +144,12 @@ struct Lane {
     on_return: OnReturn,
 }
 
-/// Why a lane goes on with another channel, or not at all.
+/// Why a lane changes its channel, or ends.
 enum End {
-    /// Nobody publishes any more.
+    /// All senders of jobs are gone.
     Jobs,
     Session,
-    /// Its channel only refuses.
+    /// The channel refuses every publish.
     Channel,
 }
 
@@ -153,10 +157,10 @@ impl Lane {
     async fn run(self, mut jobs: mpsc::Receiver<Job>) {
         loop {
             let session = tokio::select! {
-                // Just after a reconnect both are ready, and the job can be published.
+                // Just after a reconnect both branches are ready, and the job can be published.
                 biased;
                 session = self.link.up() => session,
-                // Dropped, and thus reported: nothing is published while there is no connection.
+                // Dropping the job reports it as failed: nothing is published while there is no connection.
                 job = jobs.recv() => match job {
                     Some(_) => continue,
                     None => return,
@@ -165,14 +169,14 @@ impl Lane {
             match self.over(&session, &mut jobs).await {
                 Ok(End::Jobs) => return,
                 Ok(End::Channel) => continue,
-                Ok(End::Session) => session.fail("nobody awaits its confirms any more"),
+                Ok(End::Session) => session.fail("its confirms are no longer awaited"),
                 Err(why) => session.fail(why),
             }
             session.ended().await;
         }
     }
 
-    /// Publishes over one channel to its end.
+    /// Publishes over one channel until it or its session ends.
     async fn over(&self, session: &Session, jobs: &mut mpsc::Receiver<Job>) -> Result<End, String> {
         let channel = self.open(session).await?;
         let (confirms, unconfirmed) = mpsc::channel(self.window);
@@ -189,8 +193,9 @@ impl Lane {
         drop(confirms);
         drop(collector.await);
         if let End::Channel = end {
-            // Nothing is unconfirmed on it. Where RabbitMQ does not answer, under an alarm say, it ends with its session.
-            drop(tokio::time::timeout(PATIENCE, channel.close(200, "OK".into())).await);
+            // Nothing is unconfirmed on the channel. Where RabbitMQ does not reply, for example under an alarm, the
+            // channel ends with its session.
+            drop(tokio::time::timeout(REPLY_TIMEOUT, channel.close(200, "OK".into())).await);
         }
         Ok(end)
     }
@@ -202,7 +207,7 @@ impl Lane {
     }
 }
 
-/// Publishes one after the other.
+/// Publishes one job after the other.
 async fn publish_all(
     channel: &Channel,
     jobs: &mut mpsc::Receiver<Job>,
@@ -212,15 +217,16 @@ async fn publish_all(
     refused: &Notify,
 ) -> End {
     loop {
-        // First a place for the confirm, then the job: at the window's end jobs stay where their callers can take them back.
+        // First the permit for the confirm, then the job: when the window is full, jobs stay where their callers can
+        // withdraw them.
         let place = tokio::select! {
             place = Arc::clone(places).acquire_owned() => place,
             () = session.ended() => return End::Session,
         };
         let Ok(place) = place else { return End::Session };
         let Job { message, done } = tokio::select! {
-            // A quorum queue that loses its leader just when a channel first publishes to it has that channel refuse for ever,
-            // on RabbitMQ 3.10 at least. A queue that is full refuses on every channel, and then another costs little.
+            // If a quorum queue loses its leader just when a channel first publishes to it, that channel refuses for
+            // ever (seen on RabbitMQ 3.10). A full queue refuses on every channel, and then a new channel costs little.
             () = refused.notified() => match places.available_permits() + 1 == window {
                 true => return End::Channel,
                 false => continue,
@@ -231,21 +237,22 @@ async fn publish_all(
             },
             () = session.ended() => return End::Session,
         };
-        // The caller has given up, and has answered nobody that the event is durable.
+        // The caller has given up, and has reported the event as not durable.
         if done.is_closed() {
             continue;
         }
         let Message { exchange, routing_key, properties, body } = message;
         let id = properties.message_id().clone();
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        // Never given up while the session lives, however long a blocked broker takes: it would be sent all the same.
+        // Never abandoned while the session lives, however long a blocked broker takes: the library would send it all
+        // the same.
         let published = tokio::select! {
             published = channel.basic_publish(exchange, routing_key, options, &body, properties) => published,
             () = session.ended() => return End::Session,
         };
         match published {
             Ok(confirm) => {
-                // Never full: there are no more confirms than places.
+                // Never full: there are no more confirms than permits.
                 if confirms.send(Unconfirmed { confirm, id, done, place }).await.is_err() {
                     return End::Session;
                 }
@@ -264,7 +271,7 @@ struct Settle {
     session: Session,
     window: usize,
     on_return: OnReturn,
-    /// Notified when the broker refuses, and confirms nothing meanwhile.
+    /// Notified when the broker refuses publishes and confirms none of them.
     refused: Arc<Notify>,
 }
 
@@ -274,13 +281,13 @@ impl Settle {
         let confirms = poll_fn(move |context| unconfirmed.poll_recv(context));
         let settled = confirms
             .map(|Unconfirmed { confirm, id, done, place }| async move {
-                (tokio::time::timeout(LOST, confirm).await, id, done, place)
+                (tokio::time::timeout(CONFIRM_TIMEOUT, confirm).await, id, done, place)
             })
             .buffer_unordered(window)
-            .ready_chunks(TOGETHER);
+            .ready_chunks(CONFIRM_CHUNK);
         let mut settled = std::pin::pin!(settled);
         loop {
-            // Biased: after a return ended the session, what was confirmed meanwhile may be what came back.
+            // Biased: after a return ended the session, a confirm that is ready may belong to the returned message.
             let chunk = tokio::select! {
                 biased;
                 () = session.ended() => None,
@@ -310,7 +317,7 @@ impl Settle {
                         Err(StoreError::Unavailable(error.to_string()))
                     }
                     Err(_) => {
-                        let why = format!("no confirm within {LOST:?}");
+                        let why = format!("no confirm within {CONFIRM_TIMEOUT:?}");
                         session.fail(&why);
                         Err(StoreError::Unavailable(why))
                     }
@@ -321,16 +328,17 @@ impl Settle {
                 on_return();
             }
             if !returned.is_empty() {
-                // The alternate exchange takes whatever no queue is bound for: that something came back means that it is broken,
-                // and that plain confirms cannot be believed either. The topology is ensured before the next publish.
+                // The alternate exchange takes whatever no queue is bound for. A returned message means that it is
+                // broken, and that plain confirms cannot be trusted either. The topology is ensured before the next
+                // publish.
                 session.fail("a message came back: no queue took it, the alternate exchange neither");
             }
-            // With a window of one its place is free only after its return, if any, was reported.
+            // With a window of one, the permit is released only after a return was reported.
             for (result, id, done, _place) in results {
                 let came_back = id.is_some_and(|id| returned.contains(&id));
                 let result =
                     if came_back { Err(StoreError::Unavailable("no queue took the event".to_owned())) } else { result };
-                // A caller that has given up does not listen.
+                // A caller that has given up no longer listens.
                 drop(done.send(result));
             }
             if nacks > 0 && acks == 0 {

@@ -1,6 +1,7 @@
-//! A walk over the topology: declares it, verifies it, or tries what a role will do, and says everything that is wrong.
+//! A walk over the topology: declares it, verifies it, or tries what a role will do, and collects everything that is
+//! wrong.
 
-use super::endpoint::PATIENCE;
+use super::endpoint::REPLY_TIMEOUT;
 use super::headers;
 use super::topology::{Item, Topology, TopologyError, text};
 use lapin::options::{
@@ -13,22 +14,23 @@ use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
-/// For a publish that is refused: its reason is lost where the refusal comes between the publish and the next call.
+/// Attempts at a publish that is refused: its reason is lost where the refusal arrives between the publish and the next
+/// call.
 const TRIES: usize = 10;
-/// Messages looked at for our own probe: other gateways' probes stand before it at the most.
+/// Messages searched for our own probe: at most other gateways' probes stand before it.
 const MOST_PROBES: usize = 64;
 
-/// What a look without changes found.
+/// What an inspection without changes found.
 #[derive(Debug)]
 pub(super) struct Inspected {
-    /// Not there yet, where we would declare it.
+    /// Names that do not exist yet, where we would declare them.
     pub(super) absent: Vec<String>,
-    /// Why hooks could not be answered, where only they would fail.
+    /// Why hooks could not be answered, where everything else would work.
     pub(super) hooks: Option<TopologyError>,
 }
 
 impl Topology {
-    /// Makes sure that all is there as it must be; returns everything that is not.
+    /// Makes sure that everything exists as it must; returns every mistake.
     pub(super) async fn ensure(&self, connection: &Connection) -> Result<(), Vec<TopologyError>> {
         let mut survey = Survey::begin(connection, &self.prefix);
         for item in self.items() {
@@ -38,27 +40,28 @@ impl Topology {
             } else {
                 survey.verify(&item, Owner::Operator).await;
             }
-            // The roles that need the queue of calls report what is wrong with it. It stands on one node: without that, events go on.
+            // The roles that need the queue of calls report what is wrong with it. It lives on one node: while that
+            // node is down, events go on.
             let of_calls = matches!(&item, Item::Queue { name, .. } if *name == self.calls());
             if of_calls && !self.calls && !survey.errors.last().is_some_and(TopologyError::is_passing) {
                 survey.errors.truncate(before);
             }
-            // Without a connection the rest fails alike.
+            // Without a connection every further step would fail alike.
             if survey.errors.last().is_some_and(TopologyError::is_passing) {
                 break;
             }
         }
         if self.probe && !self.declare && survey.errors.is_empty() {
             match self.retries() {
-                // What was tried comes to a worker, which takes it away.
-                true => survey.leads_to(&self.back(), &self.events()).await,
+                // The probe reaches a worker, which removes it.
+                true => survey.leads_to(&self.return_exchange(), &self.events()).await,
                 false => survey.keeps(&self.unrouted()).await,
             }
         }
         if survey.errors.is_empty() { Ok(()) } else { Err(survey.errors) }
     }
 
-    /// As `ensure`, but creates nothing, and tries whatever gateway and worker will do.
+    /// As `ensure`, but creates nothing, and tries everything that gateway and worker will do.
     pub(super) async fn inspect(&self, connection: &Connection) -> Result<Inspected, Vec<TopologyError>> {
         let mut survey = Survey::begin(connection, &self.prefix);
         let mut absent = Vec::new();
@@ -69,19 +72,19 @@ impl Topology {
             }
         }
         if absent.is_empty() && survey.errors.is_empty() {
-            for exchange in self.written() {
+            for exchange in self.publish_targets() {
                 survey.may_write(&exchange).await;
             }
             for queue in [self.events(), self.dead()] {
                 survey.may_read(&queue).await;
             }
-            // Which reads that queue too.
+            // This checks that the queue can be read, too.
             survey.keeps(&self.unrouted()).await;
         } else if !absent.is_empty() {
             survey.may_declare().await;
         }
         let before = survey.errors.len();
-        // Calls and their answers go by the default exchange: RabbitMQ's direct reply-to works over no other.
+        // Calls and answers use the default exchange: RabbitMQ's direct reply-to works over no other.
         survey.may_write("").await;
         let hooks = survey.errors.drain(before..).next();
         if survey.errors.is_empty() { Ok(Inspected { absent, hooks }) } else { Err(survey.errors) }
@@ -110,14 +113,14 @@ async fn declare(channel: Channel, item: &Item, passive: bool) -> lapin::Result<
     }
 }
 
-/// Who declares the topology.
+/// Whether the services or the operators declare the topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
     Us,
     Operator,
 }
 
-/// One walk. An error closes its channel, so each next step opens another.
+/// One walk over the topology. An error closes its channel, so the next step opens another.
 struct Survey<'c> {
     connection: &'c Connection,
     prefix: &'c str,
@@ -130,7 +133,7 @@ impl<'c> Survey<'c> {
         Survey { connection, prefix, channel: None, errors: Vec::new() }
     }
 
-    /// Does one step; what goes wrong is kept.
+    /// Runs one step and keeps its error.
     async fn at<F: Future<Output = lapin::Result<()>> + Send>(
         &mut self,
         what: &str,
@@ -155,9 +158,11 @@ impl<'c> Survey<'c> {
             self.channel = Some(channel);
             Ok(result)
         };
-        match tokio::time::timeout(PATIENCE, work).await {
+        match tokio::time::timeout(REPLY_TIMEOUT, work).await {
             Ok(result) => result.map_err(|error| self.judge(what, &error)),
-            Err(_) => Err(TopologyError::Failed { what: what.into(), error: format!("no answer within {PATIENCE:?}") }),
+            Err(_) => {
+                Err(TopologyError::Failed { what: what.into(), error: format!("no answer within {REPLY_TIMEOUT:?}") })
+            }
         }
     }
 
@@ -177,7 +182,7 @@ impl<'c> Survey<'c> {
         }
     }
 
-    /// Whether the item is there; one that is absent is no error where we would declare it. Bindings cannot be asked for.
+    /// Whether the item exists; an absent one is an error only where operators declare. Bindings cannot be queried.
     async fn verify(&mut self, item: &Item, owner: Owner) -> bool {
         if matches!(item, Item::Binding { .. }) {
             return true;
@@ -190,16 +195,16 @@ impl<'c> Survey<'c> {
                 return true;
             }
         }
-        // It exists: declaring it again changes nothing and compares the arguments.
+        // It exists, so declaring it again changes nothing and compares the arguments.
         match (self.run(&item.what(), |channel| declare(channel, item, false)).await, owner) {
-            // Who may not declare cannot compare, and need not where operators declare.
+            // A user without the right to declare cannot compare, and need not where operators declare.
             (Ok(()), _) | (Err(TopologyError::NotPermitted { .. }), Owner::Operator) => {}
             (Err(error), _) => self.errors.push(error),
         }
         true
     }
 
-    /// Whether an exchange leads to any queue, by a message that comes back if it does not.
+    /// Checks that an exchange leads to some queue, with a message that comes back if it does not.
     async fn leads_to(&mut self, exchange: &str, queue: &str) {
         let probe = |channel: Channel| async move {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -216,14 +221,14 @@ impl<'c> Survey<'c> {
             }
             Err(error) => self.errors.push(error),
         }
-        // In confirm mode, and of no further use.
+        // The channel is in confirm mode now, and cannot be reused.
         self.channel = None;
     }
 
-    /// Whether what no queue is bound for is kept. The probe is taken away again; where events stand before it, the
-    /// gateway that hands those back takes it away.
+    /// Checks that the alternate exchange keeps unroutable messages. The probe is removed again; where events stand
+    /// before it, the gateway that hands those back removes it.
     async fn keeps(&mut self, unrouted: &str) {
-        // First whether it could be taken away.
+        // First checks that the probe could be removed.
         let before = self.errors.len();
         self.may_read(unrouted).await;
         if self.errors.len() > before {
@@ -247,7 +252,7 @@ impl<'c> Survey<'c> {
         self.at(&format!("the queue {unrouted}"), take).await;
     }
 
-    /// Whether we may publish to an exchange, by a publish that is taken back before it is routed.
+    /// Checks that we may publish to an exchange, with a publish that is rolled back before it is routed.
     async fn may_write(&mut self, exchange: &str) {
         let name = if exchange.is_empty() { "the default exchange (amq.default)" } else { exchange };
         let what = format!("what is published to {name}");
@@ -258,9 +263,9 @@ impl<'c> Survey<'c> {
                 channel.basic_publish(exchange.into(), "probe".into(), options, b"", headers::probe()).await?;
                 channel.tx_rollback().await
             };
-            // The library forgets why a channel was closed where nothing waits for an answer on it at that moment.
+            // The library loses the reason of a closed channel where no call waits for a reply on it at that moment.
             let tried = self.run(&what, publish).await;
-            // In a transaction, and of no further use.
+            // The channel is in a transaction now, and cannot be reused.
             self.channel = None;
             match tried {
                 Ok(()) => return,
@@ -270,7 +275,7 @@ impl<'c> Survey<'c> {
         }
     }
 
-    /// Whether we may consume a queue: a message is looked at, if there is one, and given back.
+    /// Checks that we may consume a queue: reads one message, if there is one, and gives it back.
     async fn may_read(&mut self, queue: &str) {
         let get = |channel: Channel| async move {
             if let Some(message) = channel.basic_get(queue.into(), BasicGetOptions::default()).await? {
@@ -281,14 +286,15 @@ impl<'c> Survey<'c> {
         self.at(&format!("what is read from {queue}"), get).await;
     }
 
-    /// Whether we may declare, bind, write and read under this prefix, by an exchange and a queue that end with the connection.
+    /// Checks that we may declare, bind, write and read under this prefix, with an exchange and a queue that end with
+    /// the connection.
     async fn may_declare(&mut self) {
         let name = ShortString::from(format!("{}.check.{}", self.prefix, std::process::id()));
         let queue = name.clone();
         let declare = |channel: Channel| async move {
             let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
             channel.queue_declare(queue.clone(), options, FieldTable::default()).await?;
-            // It goes with its last binding, so with the queue.
+            // The exchange is deleted with its last binding, so with the queue.
             let options = ExchangeDeclareOptions { auto_delete: true, ..ExchangeDeclareOptions::default() };
             channel.exchange_declare(queue.clone(), ExchangeKind::Fanout, options, FieldTable::default()).await?;
             channel
@@ -301,7 +307,7 @@ impl<'c> Survey<'c> {
             self.may_write(name.as_str()).await;
             self.may_read(name.as_str()).await;
         }
-        // It goes with its last binding, and perhaps it had none.
+        // An exchange is deleted with its last binding; this one may never have had one.
         let delete =
             |channel: Channel| async move { channel.exchange_delete(name, ExchangeDeleteOptions::default()).await };
         drop(self.run("what was tried", delete).await);

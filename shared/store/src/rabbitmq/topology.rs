@@ -1,5 +1,5 @@
-//! The exchanges and queues that events need, with all their arguments. A mistake here loses messages that were confirmed, so
-//! `survey` checks it before ready, after every reconnect and every minute.
+//! The exchanges and queues that events need, with all their arguments. A mistake here loses confirmed messages, so
+//! `survey` checks them before readiness, after every reconnect and every minute.
 
 use lapin::ExchangeKind;
 use lapin::types::{AMQPValue, FieldTable};
@@ -7,26 +7,27 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// So high that only the worker bounds redeliveries. Without it 4.x drops at 20; with -1 3.10 drops at the first requeue.
+/// High enough that only the worker bounds redeliveries. Without it 4.x drops at 20; with -1, 3.10 drops at the first
+/// requeue.
 const DELIVERY_LIMIT: i64 = 1_000_000;
-/// Where deliveries wait for another's lease when there are no retries.
+/// Wait for another worker's lease if there are no retry steps.
 const ONLY_STEP_MS: u64 = 1000;
 
-/// Names and arguments, of what a service needs.
+/// Names and arguments of everything that one service needs.
 #[derive(Clone, Debug)]
 pub struct Topology {
     pub(super) prefix: String,
     events_max: u64,
     parked_max: u64,
-    /// The routes that events are parked for; shared with all clones, for a reload may bring more.
+    /// The routes with queues for parked events; shared by all clones, because a reload may add some.
     parked: Arc<Mutex<BTreeSet<Arc<str>>>>,
-    /// Milliseconds; empty for a gateway, which never retries, and for nobody else.
+    /// Retry steps in milliseconds; empty only for a gateway, which never retries.
     steps: BTreeSet<u64>,
     pub(super) declare: bool,
-    /// Whether the queue of calls must be there. Whoever declares declares it; but where operators do and have not yet, or its
-    /// node is down, what only hooks need must not keep events waiting.
+    /// Whether the queue of calls must exist. A service that may declare declares it. But if operators declare and have
+    /// not yet, or its node is down, events must not wait for what only hooks need.
     pub(super) calls: bool,
-    /// Whether the exchanges whose bindings cannot be asked for are tried by a message.
+    /// Whether exchanges, whose bindings cannot be queried, are tested with a message.
     pub(super) probe: bool,
 }
 
@@ -42,34 +43,36 @@ pub enum TopologyError {
          or delete queues that nobody needs"
     )]
     LimitReached(String),
-    #[error("{0}; it is back when that node is, or delete it with rabbitmqctl to have it on another")]
+    #[error("{0}; it returns with that node; or delete it with rabbitmqctl, so that it is declared on another")]
     NodeDown(String),
     #[error(
         "{error}; configure, write and read is what events need under the prefix, and hooks write to amq.default: rabbitmqctl \
          set_permissions -p VHOST USER {permissions} (or declare as an operator, and set rabbitmq.declare = false)"
     )]
     NotPermitted { error: String, permissions: String },
-    #[error("the exchange {exchange} is bound to no queue: what it gets would be gone; bind the queue {queue} to it")]
+    #[error(
+        "the exchange {exchange} is bound to no queue, so its messages would be lost; bind the queue {queue} to it"
+    )]
     Unbound { exchange: String, queue: String },
     #[error("cannot verify {what}: {error}")]
     Failed { what: String, error: String },
 }
 
 impl TopologyError {
-    /// With the permissions that gateway and worker need, as `rabbitmqctl` takes them.
+    /// The error, with the permissions that gateway and worker need, as `rabbitmqctl` takes them.
     pub(super) fn refused(error: String, prefix: &str) -> TopologyError {
         let ours = format!("^{}", prefix.replace('.', "\\."));
         let permissions = format!("'{ours}' '{ours}|^amq\\.default$' '{ours}'");
         TopologyError::NotPermitted { error, permissions }
     }
 
-    /// Whether the connection failed rather than what was looked at.
+    /// Whether the connection failed, rather than the item.
     pub(super) fn is_passing(&self) -> bool {
         matches!(self, TopologyError::Failed { .. })
     }
 }
 
-/// One thing of the topology.
+/// One item of the topology.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Item {
     Exchange { name: String, kind: ExchangeKind, alternate: Option<String> },
@@ -88,25 +91,25 @@ impl Item {
 }
 
 impl Topology {
-    /// What a gateway needs.
+    /// The topology of a gateway.
     pub fn new(prefix: &str, events_max: u64, declare: bool) -> Topology {
         let (parked, steps) = Default::default();
         let (prefix, parked_max) = (prefix.to_owned(), events_max);
         Topology { prefix, events_max, parked_max, parked, steps, declare, calls: false, probe: true }
     }
 
-    /// What a worker needs to park events: a queue for each of these routes, which takes so many bytes.
+    /// Adds what a worker needs to park events: a queue of this many bytes for each of these routes.
     pub fn with_parked(self, routes: &[&str], parked_max: u64) -> Topology {
         let parked = routes.iter().map(|route| Arc::from(*route)).collect();
         Topology { parked: Arc::new(Mutex::new(parked)), parked_max, ..self }
     }
 
-    /// From now on events are parked for this route too. Returns whether it is new.
+    /// Adds a route whose events can be parked. Returns whether it is new.
     pub(super) fn add_parked(&self, route: &Arc<str>) -> bool {
         self.parked_routes().insert(Arc::clone(route))
     }
 
-    /// The routes that events are parked for.
+    /// The routes whose events can be parked.
     pub(super) fn routes(&self) -> Vec<Arc<str>> {
         self.parked_routes().iter().cloned().collect()
     }
@@ -115,7 +118,8 @@ impl Topology {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a worker needs too: a queue for each distinct step of its ladder, and one to wait in where there is no ladder.
+    /// Adds what a worker needs for retries: a queue for each distinct step of its ladder, or a single one to wait in
+    /// if there is no ladder.
     pub fn with_steps(self, ladder: &[Duration]) -> Topology {
         let mut steps: BTreeSet<_> =
             ladder.iter().map(|step| u64::try_from(step.as_millis()).unwrap_or(u64::MAX)).collect();
@@ -125,13 +129,14 @@ impl Topology {
         Topology { steps, ..self }
     }
 
-    /// What hooks need too.
+    /// Adds what hooks need.
     #[must_use]
     pub fn with_calls(self) -> Topology {
         Topology { calls: true, ..self }
     }
 
-    /// For connections that never publish: an alarm blocks those that do, and then nothing is acknowledged on them.
+    /// Leaves out the probe, for connections that never publish: an alarm blocks publishing connections, and then
+    /// nothing is acknowledged on them.
     pub(super) fn without_probe(self) -> Topology {
         Topology { probe: false, ..self }
     }
@@ -144,7 +149,8 @@ impl Topology {
         format!("{}.events", self.prefix)
     }
 
-    /// Where events wait for another attempt after these waits, whether or not they are part of this topology.
+    /// Names of the queues where events wait for another attempt after these waits, whether or not they are part of
+    /// this topology.
     pub(super) fn retry_queues(&self, ladder: &[Duration]) -> Vec<String> {
         let with_steps = self.clone().with_steps(ladder);
         with_steps.steps.iter().map(|step_ms| with_steps.retry(*step_ms)).collect()
@@ -159,7 +165,7 @@ impl Topology {
         queues.collect()
     }
 
-    /// The queue of the dead letters, and its exchange.
+    /// The name of the dead letters' queue and its exchange.
     pub fn dead(&self) -> String {
         format!("{}.dead", self.prefix)
     }
@@ -168,8 +174,8 @@ impl Topology {
         format!("{}.unrouted", self.prefix)
     }
 
-    /// Where retries that have waited come back, and what is handed back to the events.
-    pub(super) fn back(&self) -> String {
+    /// The exchange through which retries return after their wait, and unrouted events are handed back.
+    pub(super) fn return_exchange(&self) -> String {
         format!("{}.back", self.prefix)
     }
 
@@ -181,34 +187,34 @@ impl Topology {
         format!("{}.retry.{step_ms}", self.prefix)
     }
 
-    /// Where events of a route wait while it is full, open or paused: a queue, and its exchange.
+    /// Name of the queue, and its exchange, where a route's events wait while the route is full, open or paused.
     pub fn parked(&self, route: &str) -> String {
         format!("{}.parked.{route}", self.prefix)
     }
 
-    /// The shortest step that is not under the delay, else the longest step.
+    /// The shortest step that is not shorter than the delay, else the longest step.
     pub(super) fn step_for(&self, delay: Duration) -> u64 {
         let asked = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         self.steps.range(asked..).next().or_else(|| self.steps.last()).copied().unwrap_or(ONLY_STEP_MS)
     }
 
-    /// Whether this is a worker's, which retries.
+    /// Whether this is the topology of a worker, which retries.
     pub(super) fn retries(&self) -> bool {
         !self.steps.is_empty()
     }
 
     /// The exchanges that gateway and worker publish to.
-    pub(super) fn written(&self) -> Vec<String> {
-        let fixed = [self.prefix.clone(), self.back(), self.dead()];
+    pub(super) fn publish_targets(&self) -> Vec<String> {
+        let fixed = [self.prefix.clone(), self.return_exchange(), self.dead()];
         let steps = self.steps.iter().map(|step| self.retry(*step));
         let parked = self.parked_routes().iter().map(|route| self.parked(route)).collect::<Vec<_>>();
         fixed.into_iter().chain(steps).chain(parked).collect()
     }
 
-    /// Everything, in the order in which it is declared: where a queue's dead letters go stands before the queue, and an alternate
-    /// exchange before the exchange that leads to it.
+    /// Everything, in the order of declaration: the target of a queue's dead letters comes before the queue, and an
+    /// alternate exchange before the exchange that leads to it.
     pub(super) fn items(&self) -> Vec<Item> {
-        let (unrouted, dead, events, back) = (self.unrouted(), self.dead(), self.events(), self.back());
+        let (unrouted, dead, events, back) = (self.unrouted(), self.dead(), self.events(), self.return_exchange());
         let events_max = AMQPValue::LongLongInt(i64::try_from(self.events_max).unwrap_or(i64::MAX));
         let mut items = vec![
             exchange(&dead, ExchangeKind::Fanout, None),
@@ -271,7 +277,8 @@ fn binding(queue: &str, exchange: &str, key: &'static str) -> Item {
     Item::Binding { queue: queue.into(), exchange: exchange.into(), key }
 }
 
-/// What expires, and what a policy has the broker drop, goes to a fanout exchange, which no policy's routing key can lead astray.
+/// Messages that expire, or that a policy has the broker drop, go to a fanout exchange, which ignores a policy's
+/// routing key.
 fn dead_lettering(exchange: &str) -> Vec<(&'static str, AMQPValue)> {
     vec![
         ("x-dead-letter-exchange", text(exchange)),

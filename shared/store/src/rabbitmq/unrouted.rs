@@ -1,7 +1,8 @@
-//! Events that no queue was bound for. RabbitMQ keeps them in a queue of their own; here they are noticed, and handed back.
+//! Events that no queue was bound for. RabbitMQ keeps them in a queue of their own; this module notices them and hands
+//! them back.
 
 use super::depth::ready;
-use super::endpoint::PATIENCE;
+use super::endpoint::REPLY_TIMEOUT;
 use super::headers;
 use super::link::{Link, Session};
 use super::publisher::{self, Message};
@@ -17,24 +18,24 @@ use std::time::{Duration, Instant};
 use streamgate_core::repeated::Repeated;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-/// Between looks at the depths of the queues.
+/// Interval between looks at the depths of the queues.
 const LOOK: Duration = Duration::from_secs(5);
-/// Messages handed back together: few enough that their bodies are a small part of a gateway's memory, and that a channel settles
-/// each of them alone.
+/// Messages handed back together: few enough that their bodies take a small part of a gateway's memory, and that a
+/// channel settles each of them alone.
 const BATCH: u16 = 16;
-/// Messages handed back in one look: then it is said what was found, and the next look follows at once.
-const MOST: u32 = 1000;
-/// More messages than there can be probes: no need to look at them before it is said.
-const MANY: u32 = 64;
-/// Looks without a diverted event after which none is.
-const CLEAN: u32 = 2;
+/// Most messages handed back in one look: after them the findings are reported, and the next look follows at once.
+const MAX_PER_LOOK: u32 = 1000;
+/// More messages than there can be probes: reported as diverted without reading them.
+const MORE_THAN_PROBES: u32 = 64;
+/// Looks in a row without a diverted event after which the diversion is over.
+const CLEAN_LOOKS: u32 = 2;
 
 /// What was found in the queue of the unrouted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct HandedBack {
-    /// To the events.
+    /// Handed back to the events.
     events: u64,
-    /// To the dead letters: no event of ours has such a routing key.
+    /// Moved to the dead letters, because no event of ours has such a routing key.
     strangers: u64,
 }
 
@@ -45,12 +46,12 @@ pub(super) struct Watch {
     known: Mutex<Known>,
 }
 
-/// What the looks so far have found.
+/// The findings of all looks so far.
 #[derive(Debug, Default)]
 struct Known {
-    /// Why events do not reach their queue.
+    /// Why events do not reach their queue, if they do not.
     diverted: Option<Arc<str>>,
-    /// Looks in a row that found diverted events, and such that found none.
+    /// How many looks in a row found diverted events, and how many found none.
     found: u32,
     clean: u32,
     lines: Repeated,
@@ -59,16 +60,17 @@ struct Known {
 
 impl Watch {
     pub(super) fn new(topology: Topology) -> Watch {
-        // Looks at the unrouted of its own; what it would try them with would wait behind what is there.
+        // No probe: it would wait in the unrouted queue behind the messages that are there, and this watch reads that
+        // queue anyway.
         Watch { topology: topology.without_probe(), known: Mutex::default() }
     }
 
-    /// Why events do not reach their queue, where they do not.
+    /// Why events do not reach their queue, if they do not.
     pub(super) fn diverted(&self) -> Option<Arc<str>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).diverted.clone()
     }
 
-    /// Looks again and again. `show` is called with the depth of each queue. Never returns.
+    /// Looks periodically, and calls `show` with the depth of each queue. Never returns.
     pub(super) async fn run(&self, link: &Link, ladder: &[Duration], show: impl Fn(&'static str, u32) + Send) {
         let retries = self.topology.retry_queues(ladder);
         drop(link.up().await);
@@ -86,9 +88,9 @@ impl Watch {
             match self.look(&session, &show).await {
                 Ok(left) => more = left,
                 Err(why) => {
-                    tracing::debug!(why, "cannot look at the queues");
-                    // A queue that is gone, perhaps: the session is of use only where all is as it must be. One that an alarm blocks
-                    // answers nothing, and has not ended.
+                    tracing::debug!(why, "cannot read the depths of the queues");
+                    // Perhaps a queue is gone: the session can be used only while the topology is complete. A session
+                    // that an alarm blocks does not answer, and has not ended.
                     if link.session().is_ok_and(|now| now.is(&session))
                         && let Err(why) = session.ensure(&self.topology).await
                         && link.session().is_ok_and(|now| now.is(&session))
@@ -100,7 +102,7 @@ impl Watch {
         }
     }
 
-    /// Whether more is left to be handed back.
+    /// Looks once. Returns whether more messages are left to hand back.
     async fn look(&self, session: &Session, show: &(impl Fn(&'static str, u32) + Send)) -> Result<bool, String> {
         let channel = session.channel().await?;
         let queues = [
@@ -111,32 +113,33 @@ impl Watch {
         let mut waiting = 0;
         for (label, queue) in queues {
             waiting = ready(&channel, &queue).await.map_err(|error| error.to_string())?;
-            if label != "unrouted" || waiting > MANY {
+            if label != "unrouted" || waiting > MORE_THAN_PROBES {
                 show(label, waiting);
             }
         }
         let mut found = HandedBack::default();
         let mut stopped = None;
         if waiting > 0 {
-            // With `declare` this mends what diverts them: a queue or a binding that is missing.
+            // With `declare` this repairs what diverts them: a missing queue or binding.
             session.ensure(&self.topology).await?;
-            stopped = self.hand_back(session, waiting.min(MOST), &mut found).await.err();
+            stopped = self.hand_back(session, waiting.min(MAX_PER_LOOK), &mut found).await.err();
         }
         drop(channel.close(200, "OK".into()).await);
         // Probes do not count.
         let diverted = found.events + found.strangers;
-        if waiting <= MANY {
+        if waiting <= MORE_THAN_PROBES {
             show("unrouted", if stopped.is_some() { waiting } else { u32::try_from(diverted).unwrap_or(waiting) });
         }
-        let more = waiting > MOST && stopped.is_none();
-        // Others may have what was there a moment ago.
+        let more = waiting > MAX_PER_LOOK && stopped.is_none();
+        // If nothing was found, another gateway may have taken what was there a moment ago.
         if waiting == 0 || diverted > 0 || stopped.is_some() {
             self.report(found, stopped);
         }
         Ok(more)
     }
 
-    /// The first `waiting` messages, oldest first. Whatever is not settled goes back with its channel.
+    /// Hands back the first `waiting` messages, oldest first. Unsettled ones return to the queue when their channel
+    /// closes.
     async fn hand_back(&self, session: &Session, waiting: u32, found: &mut HandedBack) -> Result<(), String> {
         let (taking, putting) = (session.channel().await?, session.channel().await?);
         let handed = self.hand_back_over(&taking, &putting, waiting, found).await;
@@ -163,10 +166,10 @@ impl Watch {
         while left > 0 {
             let mut batch = Vec::new();
             while batch.len() < usize::from(BATCH) && left > 0 {
-                match timeout(PATIENCE, consumer.next()).await {
+                match timeout(REPLY_TIMEOUT, consumer.next()).await {
                     Ok(Some(message)) => batch.push(message.map_err(text)?),
                     Ok(None) => return Err(format!("the consumer of {queue} ended")),
-                    // Another gateway has the others.
+                    // Another gateway holds the others.
                     Err(_) => left = 1,
                 }
                 left -= 1;
@@ -179,7 +182,8 @@ impl Watch {
             found.events += events.len() as u64;
             found.strangers += strangers.len() as u64;
             let mut failed = None;
-            for (exchange, messages) in [(self.topology.back(), &events), (self.topology.dead(), &strangers)] {
+            for (exchange, messages) in [(self.topology.return_exchange(), &events), (self.topology.dead(), &strangers)]
+            {
                 failed = failed.or(self.put(putting, &exchange, messages).await.err());
             }
             for probe in batch.iter().filter(|message| headers::is_probe(&message.properties)) {
@@ -192,7 +196,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Publishes messages as they are, and acknowledges each that is confirmed; why not all, if so.
+    /// Publishes messages unchanged, and acknowledges each that is confirmed. The error says why not all.
     async fn put(&self, channel: &Channel, exchange: &str, messages: &[&Delivery]) -> Result<(), String> {
         let as_it_is = |message: &&Delivery| Message {
             exchange: exchange.into(),
@@ -219,24 +223,24 @@ impl Watch {
                 messages = strangers,
                 looks,
                 stopped,
-                "messages that are no events of ours were published to the exchange {prefix}: they stand in the dead letters, \
+                "foreign messages were published to the exchange {prefix}: they are in the dead letters, \
                  reason unrouted"
             );
         }
         if events == 0 && (stopped.is_none() || strangers > 0) {
             (known.found, known.clean) = (0, known.clean + 1);
-            if known.clean >= CLEAN && known.diverted.take().is_some() {
+            if known.clean >= CLEAN_LOOKS && known.diverted.take().is_some() {
                 tracing::info!("no more events are diverted to {unrouted}");
             }
             return;
         }
         (known.found, known.clean) = (known.found + 1, 0);
-        // Where it is ours to declare, it has just been mended: then only what is found again is diverted still.
+        // If we declare the topology, it has just been repaired: then events are diverted only if more are found.
         let lasts = stopped.is_some() || known.found > 1 || !self.topology.declare;
         let outcome = stopped
             .map_or_else(|| "they are handed back".to_owned(), |why| format!("they cannot be handed back now: {why}"));
         let why = format!(
-            "RabbitMQ diverts events to {unrouted}, for no queue was bound for them; {outcome}. Is the queue {} bound to the exchange \
+            "RabbitMQ diverts events to {unrouted}, because no queue was bound for them; {outcome}. Is the queue {} bound to the exchange \
              {prefix} with *.push.#?",
             self.topology.events()
         );
@@ -249,19 +253,19 @@ impl Watch {
     }
 }
 
-/// Whether it has the routing key that the events are bound by.
+/// Whether the message has a routing key that the events are bound by.
 fn is_event(message: &Delivery) -> bool {
     message.routing_key.as_str().split('.').nth(1) == Some("push")
 }
 
-/// Messages that are ready in these queues. One that is not there, as before the first worker came, has none.
+/// How many messages are ready in these queues. A missing queue has none, as before the first worker starts.
 async fn depth_of_all(session: &Session, queues: &[String]) -> Result<u32, String> {
     let mut all = 0_u32;
     for queue in queues {
-        // Of its own: a queue that is missing ends it.
+        // Each query has its own channel, because a missing queue ends it.
         let channel = session.channel().await?;
-        // However long RabbitMQ hangs: a channel that was given up here would be closed from both sides when it goes on, and the
-        // library ends the whole connection then.
+        // Without a time limit: if a request is abandoned while RabbitMQ hangs, the channel is closed from both sides
+        // once RabbitMQ continues, and then the library ends the whole connection.
         let depth = tokio::select! {
             depth = ready(&channel, queue) => depth,
             () = session.ended() => return Err(session.why()),

@@ -16,10 +16,10 @@ use std::time::Duration;
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
-/// Why a URL or its file cannot be used. Says nothing of what the URL holds.
+/// Why a URL or its file cannot be used. The messages contain nothing of the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
-    #[error("is no Redis URL: {0}; write it like redis://user:password@host:6379/0")]
+    #[error("is not a valid Redis URL: {0}; expected one like redis://user:password@host:6379/0")]
     Malformed(String),
     #[error("names no host")]
     NoHost,
@@ -29,14 +29,14 @@ pub enum AddressError {
     File { path: PathBuf, error: std::io::Error },
 }
 
-/// How to reach Redis. Shows neither user nor password.
+/// How to reach Redis. Its `Debug` and `Display` show neither user nor password.
 pub struct Address {
     shown: String,
     target: Target,
     source: Source,
 }
 
-/// What an address was made from: the URL, and the text of its authorities' file.
+/// The inputs of an address: the URL, and the contents of its CA file.
 #[derive(PartialEq, Eq)]
 struct Source(String, Option<Vec<u8>>);
 
@@ -64,11 +64,11 @@ struct Parts<'u> {
     credentials: Option<&'u str>,
     hosts: Vec<&'u str>,
     path: Vec<&'u str>,
-    /// What stands behind a `?`, of the Sentinels' own login.
+    /// The query: the Sentinels' own login.
     query: HashMap<&'u str, &'u str>,
 }
 
-/// The Sentinels' own login, where they have one, as a query of the URL: `…/master?sentinel_password=secret`.
+/// Query parameters with the Sentinels' own login, where they have one: `…/master?sentinel_password=secret`.
 const SENTINEL_LOGIN: [&str; 2] = ["sentinel_username", "sentinel_password"];
 
 impl Address {
@@ -86,10 +86,10 @@ impl Address {
             _ => (path, ""),
         };
         let query: HashMap<_, _> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
-        // What stands there is not quoted: it may be a part of a password.
+        // The query is not quoted in the error: it may be a part of a password.
         if query.keys().any(|name| !SENTINEL_LOGIN.contains(name)) {
             let known = SENTINEL_LOGIN.join(" and ");
-            let what = format!("of its parameters only {known} are known, and an & in a password is written %26");
+            let what = format!("it may only have the parameters {known}; write an & in a password as %26");
             return Err(AddressError::Malformed(what));
         }
         let (credentials, hosts) = match authority.rsplit_once('@') {
@@ -121,7 +121,7 @@ impl Address {
         Ok(Address { shown: hosts.to_owned(), target, source })
     }
 
-    /// Whether it was made from other words than this one.
+    /// Whether it was made from another URL or CA file.
     pub(super) fn differs(&self, other: &Address) -> bool {
         self.source != other.source
     }
@@ -142,8 +142,8 @@ impl Address {
     }
 }
 
-/// Every command goes out at once. Callers share a connection, and the library leaves it to the kernel to hold a small packet
-/// back until the one before it is acknowledged: until the answer to somebody else's command.
+/// Sends every command at once. Callers share a connection, and by default the kernel may hold a small packet back
+/// until the previous one is acknowledged, which is when another caller's reply arrives.
 fn at_once() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
 }
@@ -153,7 +153,7 @@ fn malformed(error: RedisError) -> AddressError {
 }
 
 impl<'u> Parts<'u> {
-    /// A URL that the library takes for one of the hosts.
+    /// A URL for one of the hosts, as the library parses it.
     fn url(&self, host: &str, database: &str) -> String {
         let scheme = if self.secure { "rediss" } else { "redis" };
         let credentials = self.credentials.map(|text| format!("{text}@")).unwrap_or_default();
@@ -171,14 +171,15 @@ fn sentinel(parts: &Parts<'_>, certificates: Option<TlsCertificates>) -> Result<
     };
     let hosts = parts.hosts.iter().map(|host| match host.rsplit_once(':') {
         Some((name, port)) if !port.ends_with(']') => {
-            let port = port.parse().map_err(|_| AddressError::Malformed("a port is no number".to_owned()))?;
+            let port = port.parse().map_err(|_| AddressError::Malformed("a port is not a number".to_owned()))?;
             Ok(ConnectionAddr::Tcp(name.trim_matches(['[', ']']).to_owned(), port))
         }
         _ => Ok(ConnectionAddr::Tcp(host.trim_matches(['[', ']']).to_owned(), SENTINEL_PORT)),
     });
     let hosts: Vec<_> = hosts.collect::<Result<_, AddressError>>()?;
     let mut builder = SentinelClientBuilder::new(hosts, *master, SentinelServerType::Master).map_err(malformed)?;
-    // The library reads user, password and database of a URL; the host stands in for the master that is not known yet.
+    // The library parses user, password and database from a URL; the host stands in for the master, which is not known
+    // yet.
     let url = parts.url(&format!("master:{PORT}"), database);
     let known = Client::open(url.as_str()).map_err(malformed)?;
     let login = known.get_connection_info().redis_settings();
@@ -191,7 +192,7 @@ fn sentinel(parts: &Parts<'_>, certificates: Option<TlsCertificates>) -> Result<
     }
     let [user, password] = SENTINEL_LOGIN.map(|name| parts.query.get(name).copied());
     if user.is_some() || password.is_some() {
-        // The library decodes what is percent-encoded.
+        // The library decodes the percent-encoding.
         let url = format!("redis://{}:{}@sentinel", user.unwrap_or_default(), password.unwrap_or_default());
         let known = Client::open(url.as_str()).map_err(malformed)?;
         let login = known.get_connection_info().redis_settings();
@@ -218,7 +219,7 @@ fn cluster(
     certificates: Option<TlsCertificates>,
 ) -> Result<redis::cluster::ClusterClient, AddressError> {
     let mut builder = ClusterClientBuilder::new(parts.hosts.iter().map(|host| parts.url(host, "")));
-    // One repeat: to follow a slot that moved. Whatever takes longer goes on without.
+    // One retry, to follow a slot that moved. A command that takes longer goes on without Redis.
     builder = builder.retries(1).tcp_settings(at_once());
     if let Some(certificates) = certificates {
         builder = builder.certs(certificates);

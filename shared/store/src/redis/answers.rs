@@ -1,5 +1,5 @@
-//! First answers to hooks, so that a repeat gets them again at any gateway. `W` stands for one that is in work, `A` before
-//! an answer.
+//! First answers to hooks, so that a repeat gets the same answer at any gateway. `W` marks a hook that is in work, `A`
+//! stands before an answer.
 
 use super::link::{Redis, millis};
 use bytes::Bytes;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use streamgate_core::id::fingerprint;
 use streamgate_core::ports::{Answers, StoreError, Turn};
 
-/// What the first one may take, after its time is over, to have its answer kept.
-const TELLING: Duration = Duration::from_secs(1);
+/// How long after its deadline the first call may take to have its answer kept.
+const KEEP_GRACE: Duration = Duration::from_secs(1);
 const IN_WORK: u8 = b'W';
 const ANSWER: u8 = b'A';
 
@@ -20,7 +20,7 @@ if found and string.sub(found, 1, 1) == 'A' then return end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 ";
 
-/// An answer that somebody else has remembered stays.
+/// An answer that another gateway has stored stays.
 const FORGET: &str = "
 if redis.call('GET', KEYS[1]) == 'W' then redis.call('DEL', KEYS[1]) end
 ";
@@ -45,11 +45,12 @@ impl RedisAnswers {
 
 impl Answers for RedisAnswers {
     async fn begin(&self, key: &str, within: Duration) -> Result<Turn, StoreError> {
-        // Two commands in one round trip: cheaper for Redis than a script, and one command of both is Redis 7's.
+        // Two commands in one round trip: cheaper for Redis than a script, and the single command for both (SET NX GET)
+        // needs Redis 7.
         let place = self.place(key);
         let mark = SetOptions::default()
             .conditional_set(ExistenceCheck::NX)
-            .with_expiration(SetExpiry::PX(millis(within + TELLING)));
+            .with_expiration(SetExpiry::PX(millis(within + KEEP_GRACE)));
         let mut asked = redis::pipe();
         asked.set_options(&place, &[IN_WORK], mark).get(&place);
         let (marked, found): (Option<()>, Option<Vec<u8>>) = self.redis.pipeline(&asked).await?;
@@ -57,10 +58,10 @@ impl Answers for RedisAnswers {
             return Ok(Turn::First);
         }
         match found.as_deref().and_then(<[u8]>::split_first) {
-            // Nothing: it lapsed between the two. The next caller will be the first.
+            // `None`: the mark expired between the two commands. The next caller will be the first.
             None | Some((&IN_WORK, _)) => Ok(Turn::InWork),
             Some((&ANSWER, answer)) => Ok(Turn::Answered(Bytes::copy_from_slice(answer))),
-            Some(_) => Err(StoreError::Unavailable("Redis holds what no answer can be".to_owned())),
+            Some(_) => Err(StoreError::Unavailable("Redis holds an invalid answer".to_owned())),
         }
     }
 

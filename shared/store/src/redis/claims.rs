@@ -1,6 +1,8 @@
-//! The state machine of `streamgate_core::claim` as scripts, one round trip each, by Redis's own clock. A state is text:
-//! `L attempt abandoned holder until_ms`, `R attempt abandoned`, `D` or `X`; a test holds each script against the pure functions.
-//! One hash for each event holds its states, a field for each route and life.
+//! The state machine of `streamgate_core::claim` as scripts, one round trip each, on Redis's own clock. A state is
+//! text:
+//! `L attempt abandoned holder until_ms`, `R attempt abandoned`, `D` or `X`; a test holds each script against the pure
+//! functions.
+//! Each event has one hash, with a field for each route and life.
 
 use super::link::{Redis, millis};
 use redis::Script;
@@ -9,8 +11,8 @@ use streamgate_core::claim::{ClaimKey, Conclusion, Verdict};
 use streamgate_core::id::fingerprint;
 use streamgate_core::ports::{Claims, StoreError};
 
-/// Shared by all scripts: the state as a list of words, and the time. The first argument is the field, the last one how long the
-/// event is remembered.
+/// Shared by all scripts: the state as a list of words, and the time. The first argument is the field, the last one how
+/// long the event is remembered.
 const COMMON: &str = "
 local state = {}
 for word in string.gmatch(redis.call('HGET', KEYS[1], ARGV[1]) or '', '%S+') do state[#state + 1] = word end
@@ -82,7 +84,7 @@ impl RedisClaims {
         RedisClaims { redis, window_ms: millis(window), claim, renew, conclude }
     }
 
-    /// The hash in which the states of an event stand.
+    /// Key of the hash that holds an event's states.
     pub fn place(&self, event: &str) -> String {
         self.redis.key("claim", fingerprint(event))
     }
@@ -91,7 +93,7 @@ impl RedisClaims {
 impl Claims for RedisClaims {
     async fn claim(&self, key: &ClaimKey, attempt: u32, holder: u64, lease: Duration) -> Result<Verdict, StoreError> {
         let mut script = self.claim.key(self.place(&key.event));
-        // Numbers of 64 bits as text: Lua's lose their last digits.
+        // Numbers of 64 bits are passed as text: Lua's numbers would lose their last digits.
         script
             .arg(&key.life)
             .arg(attempt)
@@ -103,7 +105,7 @@ impl Claims for RedisClaims {
             "run" => Ok(Verdict::Run { abandoned }),
             "wait" => Ok(Verdict::Wait),
             "superseded" => Ok(Verdict::Superseded),
-            _ => Err(StoreError::Unavailable("Redis answered what no claim can be".to_owned())),
+            _ => Err(StoreError::Unavailable("Redis returned an invalid claim".to_owned())),
         }
     }
 

@@ -1,6 +1,7 @@
-//! The connection to Redis, with a breaker: while it is open nothing waits for Redis, and one task tries to use it again.
+//! The connection to Redis, with a breaker: while it is open, no call waits for Redis, and one task tries to use it
+//! again.
 //!
-//! Redis is up while it does what is needed: it takes a write. One that answers and refuses every write is not.
+//! Redis is up while it takes writes. A server that replies and refuses every write is not.
 
 use super::address::{Address, Connection};
 use crate::backoff::Backoff;
@@ -15,17 +16,17 @@ use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Commands in a row that end in a timeout before the breaker opens.
-const PATIENCE: u32 = 3;
-/// For a new connection, which may ask Sentinels or a whole cluster first.
+const MAX_TIMEOUTS: u32 = 3;
+/// Time limit of a new connection, which may ask Sentinels or a whole cluster first.
 const DIAL: Duration = Duration::from_secs(2);
-/// How often a write is tried while nobody else may do one: more often than any server closes idle connections, which with `timeout 1` is
-/// after little more than a second.
+/// How often a write is tried while nobody else may write: more often than any server closes idle connections, which
+/// with `timeout 1` happens after little more than a second.
 const PROBE: Duration = Duration::from_millis(500);
-/// How servers say that they take no writes, or none of this user's. Scripts wrap these words into others.
+/// Error codes of servers that take no writes, or none of this user's. Scripts wrap these codes into other errors.
 const REFUSALS: [&str; 9] =
     ["OOM", "MISCONF", "NOPERM", "NOAUTH", "NOREPLICAS", "READONLY", "MOVED", "CLUSTERDOWN", "MASTERDOWN"];
 
-/// A Redis that may be away.
+/// A connection to a Redis that may be unreachable.
 #[derive(Clone, Debug)]
 pub struct Redis(Arc<Shared>);
 
@@ -36,7 +37,7 @@ struct Shared {
     address: Arc<ArcSwap<Address>>,
     state: watch::Sender<State>,
     timeouts: AtomicU32,
-    /// A write was refused: is it every write?
+    /// Notified when a write was refused, to find out whether every write is.
     suspicion: Arc<Notify>,
     _task: AbortOnDropHandle<()>,
 }
@@ -61,7 +62,7 @@ impl Redis {
         Redis(Arc::new(Shared { prefix, timeout, address, state, timeouts, suspicion, _task: task }))
     }
 
-    /// From the next dial on, this is where Redis is. Whether it differs.
+    /// Replaces the address from the next dial on. Returns whether it differs.
     pub fn replace(&self, new: Address) -> bool {
         let differs = new.differs(&self.0.address.load());
         if differs {
@@ -70,7 +71,7 @@ impl Redis {
         differs
     }
 
-    /// Of a key that there is one of.
+    /// Name of a key that exists once.
     pub(super) fn name(&self, kind: &str) -> String {
         format!("{}:{kind}", self.0.prefix)
     }
@@ -95,7 +96,7 @@ impl Redis {
         self.run(|mut connection| async move { script.invoke_async(&mut connection).await }).await
     }
 
-    /// Calls for each change of whether Redis answers, from now on.
+    /// Calls `notify` with whether Redis can be used: now, and after each change.
     pub async fn watch_up(&self, notify: impl Fn(bool) + Send) {
         let mut state = self.0.state.subscribe();
         loop {
@@ -115,7 +116,7 @@ impl Redis {
             State::Open { connection, number } => (connection, number),
             State::Broken { why } => return Err(StoreError::Unavailable(format!("no connection to Redis: {why}"))),
         };
-        // One that is given up here may still have been run there.
+        // A command that times out here may still have been run by Redis.
         match tokio::time::timeout(self.0.timeout, ask(connection)).await {
             Ok(Ok(reply)) => {
                 self.0.timeouts.store(0, Ordering::Relaxed);
@@ -125,16 +126,16 @@ impl Redis {
                 if ends_connection(&error) {
                     self.open_breaker(number, &one_line(&error));
                 } else if is_refusal(&error) {
-                    // Not for this one alone, which may be one node's, or one command's: the probe decides.
+                    // This refusal alone may concern one node or one command: the probe decides.
                     self.0.suspicion.notify_one();
                 }
                 Err(StoreError::Unavailable(error.to_string()))
             }
             Err(_) => {
                 let why = format!("no answer within {:?}", self.0.timeout);
-                // Those of an earlier connection say nothing of the one that is open now.
+                // Timeouts of an earlier connection say nothing about the one that is open now.
                 let is_open = matches!(*self.0.state.borrow(), State::Open { number: open, .. } if open == number);
-                if is_open && self.0.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= PATIENCE {
+                if is_open && self.0.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_TIMEOUTS {
                     self.open_breaker(number, &why);
                 }
                 Err(StoreError::Unavailable(format!("Redis: {why}")))
@@ -142,7 +143,7 @@ impl Redis {
         }
     }
 
-    /// What failed on an earlier connection says nothing of this one.
+    /// `failed`: the connection that failed. The failure of an earlier one says nothing about this one.
     fn open_breaker(&self, failed: u64, why: &str) {
         if open_breaker(&self.0.state, failed, why) {
             self.0.timeouts.store(0, Ordering::Relaxed);
@@ -164,7 +165,8 @@ fn open_breaker(state: &watch::Sender<State>, failed: u64, why: &str) -> bool {
     opened
 }
 
-/// Whether another connection may do better: this one is gone, or leads to a server that is no master, or not yet ready.
+/// Whether another connection may do better: this one is gone, or leads to a server that is not a master or not ready
+/// yet.
 fn ends_connection(error: &RedisError) -> bool {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
     let kind = error.kind();
@@ -172,14 +174,15 @@ fn ends_connection(error: &RedisError) -> bool {
     server || error.is_io_error() || error.is_unrecoverable_error()
 }
 
-/// Whether the server answers, and does not do what is needed.
+/// Whether the server replies but does not do what is needed.
 fn is_refusal(error: &RedisError) -> bool {
     let text = error.to_string();
     error.code().is_some_and(|code| REFUSALS.contains(&code))
-        || REFUSALS.iter().any(|word| text.contains(&format!("-{word} ")) || text.contains(&format!(": {word} ")))
+        || REFUSALS.iter().any(|code| text.contains(&format!("-{code} ")) || text.contains(&format!(": {code} ")))
 }
 
-/// In the server's own words, where it is its own: the same for each command and script. Some of the library's end with a line break.
+/// The error as the server words it, if it comes from the server: the same for each command and script. Some of the
+/// library's texts end with a line break.
 fn one_line(error: &RedisError) -> String {
     let text = match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {}", detail.split(" script: ").next().unwrap_or_default()),
@@ -188,10 +191,12 @@ fn one_line(error: &RedisError) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Writes of a probe, each with a key of its own: of a cluster's node some of them are not its slots', unless it holds them all.
+/// Writes of a probe, each with a key of its own: a single node of a cluster refuses those of other nodes' slots,
+/// unless it holds all slots.
 const WRITES: usize = 8;
 
-/// What is needed of a server: it takes writes and runs scripts, called as ours are. Nothing stays of it.
+/// Tries what is needed of a server: that it takes writes and runs scripts, called as ours are. It leaves nothing
+/// behind.
 #[derive(Clone, Debug)]
 pub(super) struct Probe {
     writes: Vec<Cmd>,
@@ -206,7 +211,7 @@ impl Probe {
         Probe { writes: (0..WRITES).map(write).collect(), script: Script::new("return 1"), key: key(0) }
     }
 
-    /// Why the server does not do what is needed, in its own words.
+    /// Runs the probe. The error is the server's own, in one line.
     pub(super) async fn run(&self, connection: &mut Connection) -> Result<(), String> {
         let run = async {
             for write in &self.writes {
@@ -243,7 +248,7 @@ async fn supervise(address: Arc<ArcSwap<Address>>, probe: Probe, state: watch::S
                 keep_probing(connection, number, &probe, &state, &suspicion).await;
             }
             Err(why) => {
-                // One line for each reason, however many callers found it.
+                // One line for each reason, however many callers ran into it.
                 let is_news = !matches!(&*state.borrow(), State::Broken { why: known } if **known == *why);
                 if is_news {
                     tracing::error!(at = %address, why, "no connection to Redis, trying again");
@@ -255,7 +260,7 @@ async fn supervise(address: Arc<ArcSwap<Address>>, probe: Probe, state: watch::S
     }
 }
 
-/// Until the breaker is open. While nobody writes nothing else would find that nobody could.
+/// Probes until the breaker is open. While nobody writes, only a probe can notice that writes fail.
 async fn keep_probing(
     mut connection: Connection,
     number: u64,
@@ -271,21 +276,21 @@ async fn keep_probing(
             () = suspicion.notified() => {}
         }
         match probe.run(&mut connection).await {
-            // Commands that are refused go on asking for the probe.
+            // Refused commands keep asking for the probe.
             Ok(()) => tokio::time::sleep(PROBE / 5).await,
             Err(why) => drop(open_breaker(state, number, &why)),
         }
     }
 }
 
-/// A connection to a server that does what is needed.
+/// Opens a connection to a server that does what is needed.
 async fn reach(address: &Address, probe: &Probe) -> Result<Connection, String> {
     let mut connection = ping(address).await?;
     probe.run(&mut connection).await?;
     Ok(connection)
 }
 
-/// A connection that has answered a question.
+/// Opens a connection, and waits for the reply to a PING.
 pub(super) async fn ping(address: &Address) -> Result<Connection, String> {
     let dial = async {
         let mut connection = address.dial(DIAL).await?;
@@ -298,7 +303,7 @@ pub(super) async fn ping(address: &Address) -> Result<Connection, String> {
     }
 }
 
-/// As Redis takes times.
+/// Milliseconds, as Redis takes times.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

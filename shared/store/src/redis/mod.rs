@@ -1,5 +1,5 @@
-//! Redis: what was seen, who handles what, and what hooks were answered. Every command has our own timeout; without Redis events go on, at the price
-//! of repeats, and a breaker keeps its absence from costing anything.
+//! Redis: seen keys, claims, route records, and first answers to hooks. Every command has our own timeout. Without
+//! Redis events go on, at the price of repeats, and a breaker keeps an outage from costing time.
 
 mod address;
 mod answers;
@@ -20,7 +20,7 @@ use link::Probe;
 /// The oldest version that is supported.
 const OLDEST: (u32, u32) = (6, 2);
 
-/// Asks Redis who it is, and whether we may write. Changes nothing that stays.
+/// Asks Redis for its version, and whether we may write. Leaves nothing behind.
 pub async fn inspect(address: &Address, prefix: &str) -> Result<String, String> {
     let mut connection = link::ping(address).await.map_err(|error| {
         let hint = if error.contains("WRONGPASS") || error.contains("NOAUTH") || error.contains("uthentication") {
@@ -35,7 +35,7 @@ pub async fn inspect(address: &Address, prefix: &str) -> Result<String, String> 
         false => format!("Redis at {address}: {why}"),
     };
     Probe::new(prefix).run(&mut connection).await.map_err(wrong)?;
-    // A cluster answers for each node; who may not ask gets no version, which is no fault.
+    // A cluster replies for each node, and a user may lack the right to ask: no version is not an error.
     let info: redis::RedisResult<String> = redis::cmd("INFO").arg("server").query_async(&mut connection).await;
     let version = info.ok().and_then(|text| Some(text.split_once("redis_version:")?.1.lines().next()?.to_owned()));
     let Some(version) = version else { return Ok(format!("{address} answers")) };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use streamgate_core::ports::{RouteRecords, StoreError};
 use streamgate_core::route_record::{Records, RouteRecord};
 
-/// The record of the later epoch stays.
+/// The record with the later epoch stays.
 const WRITE: &str = "
 local found = redis.call('HGET', KEYS[1], ARGV[1])
 if found then
@@ -25,7 +25,7 @@ pub struct RedisRoutes {
     redis: Redis,
     place: String,
     write: Script,
-    /// What was read and is no record, and has a line.
+    /// Texts that are not records and were already logged.
     unreadable: Mutex<BTreeSet<String>>,
 }
 
@@ -37,7 +37,7 @@ impl RedisRoutes {
 }
 
 impl RouteRecords for RedisRoutes {
-    /// A flush takes the records, and others write them back with their next look.
+    /// A flush deletes the records, and other workers write them back at their next look.
     const GRACE: Duration = Duration::from_millis(500);
 
     async fn read(&self) -> Result<Records, StoreError> {
@@ -45,9 +45,9 @@ impl RouteRecords for RedisRoutes {
         let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
         let read = |(route, json): (String, String)| {
             let record = RouteRecord::parse(&json);
-            // With each look: once is enough.
+            // It is read again at each look: one line is enough.
             if record.is_none() && unreadable.insert(json) {
-                tracing::warn!(route, "Redis holds what this version cannot read as the record of a route: left out");
+                tracing::warn!(route, "Redis holds a route record that this version cannot read: ignored");
             }
             record.map(|record| (route, record))
         };

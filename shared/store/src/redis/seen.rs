@@ -1,5 +1,5 @@
-//! Which events are durable: the newest in memory, all of the window in Redis. One question before the publish; what is
-//! marked after it is sent to Redis concurrently with the answer.
+//! Which events are durable: the newest in memory, all of the window in Redis. Redis is asked once, before the publish;
+//! a mark is sent to Redis concurrently with the answer.
 
 use super::link::{Redis, millis};
 use std::collections::{HashMap, VecDeque};
@@ -11,14 +11,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Keys in memory: Stream's retries end after 15 s, so this serves 8,000 events/s without Redis. About 10 MB.
+/// Keys in memory: Stream's retries end after 15 s, so this suffices for 8,000 events/s without Redis. About 10 MB.
 const RECENT: usize = 1 << 17;
-/// Marks that wait for Redis; more are left out and counted.
-const WAITING: usize = 1 << 14;
-/// Marks on their way at a time.
-const TOGETHER: usize = 256;
+/// Most marks that wait for Redis; further ones are dropped and counted.
+const MAX_WAITING: usize = 1 << 14;
+/// Most marks sent to Redis at a time.
+const MARK_BATCH: usize = 256;
 
-/// Called with the number of marks that Redis did not take.
+/// Called with the number of marks that did not reach Redis.
 pub type OnLost = Arc<dyn Fn(u64) + Send + Sync>;
 
 #[derive(Debug)]
@@ -34,14 +34,14 @@ pub struct SeenKeys {
 impl SeenKeys {
     /// Call within a tokio runtime.
     pub fn start(redis: Redis, window: Duration, on_lost: OnLost) -> SeenKeys {
-        let (marks, waiting) = mpsc::channel(WAITING);
+        let (marks, waiting) = mpsc::channel(MAX_WAITING);
         let closing = CancellationToken::new();
         let marking = mark_all(redis.clone(), window, waiting, on_lost, closing.clone());
         let marker = Mutex::new(Some(AbortOnDropHandle::new(tokio::spawn(marking))));
         SeenKeys { redis, window, recent: Mutex::default(), marks, closing, marker }
     }
 
-    /// Sends Redis the marks that still wait. Later ones fail, and a second call does nothing.
+    /// Sends the waiting marks to Redis. Later ones fail, and a second call does nothing.
     pub async fn close(&self) {
         self.closing.cancel();
         let marker = self.marker.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -77,7 +77,7 @@ async fn mark_all(
     on_lost: OnLost,
     closing: CancellationToken,
 ) {
-    let mut keys = Vec::with_capacity(TOGETHER);
+    let mut keys = Vec::with_capacity(MARK_BATCH);
     loop {
         let received = tokio::select! {
             biased;
@@ -85,7 +85,7 @@ async fn mark_all(
                 waiting.close();
                 continue;
             }
-            received = waiting.recv_many(&mut keys, TOGETHER) => received,
+            received = waiting.recv_many(&mut keys, MARK_BATCH) => received,
         };
         if received == 0 {
             return;
@@ -103,7 +103,7 @@ async fn mark_all(
     }
 }
 
-/// The newest keys, each until its time is over or its place is needed.
+/// The newest keys, each until its window ends or its place is needed.
 #[derive(Debug, Default)]
 struct Recent {
     ends: HashMap<[u8; 16], Instant>,

@@ -1,4 +1,4 @@
-//! First answers to hooks, so that a repeat gets them again, across a restart too.
+//! First answers to hooks, so that a repeat gets the same answer, across a restart too.
 
 use super::Embedded;
 use bytes::Bytes;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use streamgate_core::id::fingerprint;
 use streamgate_core::ports::{Answers, StoreError, Turn};
 
-/// No answer is kept longer, in milliseconds: a time further ahead was written by a wrong clock.
+/// Longest time that an answer is kept, in milliseconds: a time further ahead was written by a wrong clock.
 const LONGEST_MS: i64 = 25 * 60 * 60 * 1000;
 
 impl Answers for Embedded {
-    /// Never in work elsewhere: this process is alone with its store.
+    /// Never in work elsewhere: only this process uses the store.
     async fn begin(&self, key: &str, _within: Duration) -> Result<Turn, StoreError> {
         let (key, now) = (fingerprint(key), super::now_ms());
         let found = self.inbox.query(move |connection| find(connection, key, now)).await?;
@@ -23,7 +23,7 @@ impl Answers for Embedded {
         self.writer.remember(fingerprint(key), answer, until).await
     }
 
-    /// What is in work is known to the gateway alone.
+    /// Only the gateway's memory knows which hooks are in work.
     fn forget(&self, _key: &str) -> impl Future<Output = Result<(), StoreError>> + Send {
         std::future::ready(Ok(()))
     }
@@ -34,7 +34,7 @@ fn find(connection: &Connection, key: [u8; 16], now: i64) -> rusqlite::Result<Op
     connection.prepare_cached(sql)?.query_row(params![key, now], |row| row.get(0)).optional()
 }
 
-/// Forgets answers whose time is over, or further ahead than any can be.
+/// Deletes answers whose time is over, or further ahead than possible.
 pub(super) fn purge(connection: &Connection, now: i64) -> rusqlite::Result<()> {
     let forget = "DELETE FROM answers WHERE until <= ?1 OR until > ?2";
     connection.prepare_cached(forget)?.execute(params![now, now.saturating_add(LONGEST_MS)]).map(drop)

@@ -3,10 +3,10 @@
 use super::now_ms;
 use std::time::Instant;
 
-/// Less than this is a clock that is being slewed, or a thread that was not run.
+/// A smaller difference means a clock that is being slewed, or a thread that was not scheduled.
 const TOLERANCE_MS: i64 = 1_000;
 
-/// The wall clock, compared with one that only goes on.
+/// The wall clock, compared with a monotonic one.
 #[derive(Debug)]
 pub(super) struct Clock {
     wall_ms: i64,
@@ -18,7 +18,7 @@ impl Clock {
         Clock { wall_ms: now_ms(), at: Instant::now() }
     }
 
-    /// Whether the wall clock, as it was read just now, was set back since the last look.
+    /// Whether the wall clock, which was read just now, was set back since the last call.
     pub(super) fn went_back(&mut self, wall_ms: i64) -> bool {
         self.look(wall_ms, Instant::now())
     }

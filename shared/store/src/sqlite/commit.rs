@@ -1,10 +1,11 @@
-//! The writing thread's work: one transaction for all writes that wait, then the answers.
+//! The writing thread's work: one transaction for all writes that wait, then their results.
 //!
-//! Nobody is answered before the commit, nor when the files that were written are not the ones that a restart would find.
-//! Where a batch fails for what one write holds, each is tried alone, so that one cannot take the others with it.
+//! No caller gets a result before the commit, nor when the files that were written are not the ones that a restart
+//! would find. Where a batch fails because of one write, each write is tried alone, so that one cannot take the others
+//! with it.
 
+use super::file_watch::FileWatch;
 use super::queue::{self, Change};
-use super::witness::Witness;
 use super::writer::{Health, Limits, TICK};
 use super::{answers, clock::Clock, now_ms, routes, schema, seen, unavailable};
 use bytes::Bytes;
@@ -20,42 +21,42 @@ use streamgate_core::{
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 
-/// Most writes in one transaction: beyond this a larger batch saves nothing and only delays the first answer.
+/// Most writes in one transaction: a larger batch saves nothing more and only delays the first result.
 const MAX_BATCH: usize = 1024;
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 pub(super) enum Write {
-    /// Answered with the row's number, or none for a repeat.
+    /// The result is the row's number, or `None` for a repeat.
     Enqueue(Box<Envelope>, Answer<Option<i64>>),
     Settle(Change, Answer<()>),
-    /// A row waits for that route to take it.
+    /// A row waits until its route takes it.
     Park(i64, Arc<str>, Answer<()>),
-    /// Rows that are durable elsewhere.
+    /// Rows to delete: they are durable elsewhere.
     Release(Vec<i64>, Answer<()>),
     /// A row that may kill the process is handed out alone.
     Alone(i64, Answer<()>),
-    /// The process hands nothing out any more.
+    /// The process hands out nothing more.
     End(Answer<()>),
     /// The first answer to a hook.
     Remember(Remembered, Answer<()>),
-    /// A row becomes an event of that route, and these are copies of it for others.
+    /// A row becomes an event of that route; the envelopes are copies for other routes.
     Copy(i64, Arc<str>, Vec<Envelope>, Answer<()>),
-    /// Whether a route runs.
+    /// The record of a route: paused or running.
     Route(String, RouteRecord, Answer<()>),
-    /// Looks after age and health.
+    /// Purges old keys and checks the store's health.
     Tick,
     /// The last write: those after it are refused.
     Close,
 }
 
-/// An answer to be remembered until then, in milliseconds since the Unix epoch.
+/// An answer to remember until `until`, in milliseconds since the Unix epoch.
 pub(super) struct Remembered {
     pub(super) key: [u8; 16],
     pub(super) answer: Bytes,
     pub(super) until: i64,
 }
 
-/// What a write did, until the commit says that it is so.
+/// What a write did; it holds once the commit succeeds.
 #[derive(Clone, Copy)]
 enum Effect {
     Accepted(Option<i64>),
@@ -66,7 +67,7 @@ enum Effect {
 /// Why a batch was not committed.
 struct Failed {
     error: StoreError,
-    /// Whether it lies with the store, so that no write of the batch would fare better alone.
+    /// The store caused it, so no write of the batch would fare better alone.
     of_the_store: bool,
 }
 
@@ -98,23 +99,23 @@ impl From<rusqlite::Error> for Failed {
     }
 }
 
-/// Commits what waits. Lives on the writing thread.
+/// Commits the waiting writes. Lives on the writing thread.
 pub(super) struct Committer {
     pub(super) connection: Connection,
     pub(super) limits: Limits,
     pub(super) health: Arc<Mutex<Health>>,
-    /// Events that wait, where anybody asks for that.
+    /// How many events wait, if they are counted.
     pub(super) waiting: Option<Arc<AtomicI64>>,
-    /// Changes with each commit of another connection: `dead replay` inserts events too.
+    /// SQLite's `data_version`: changes with each commit of another connection, since `dead replay` inserts events too.
     pub(super) data_version: i64,
     pub(super) news: Arc<Notify>,
-    pub(super) witness: Witness,
+    pub(super) file_watch: FileWatch,
     /// Length of the write-ahead log after the last commit.
     pub(super) log_bytes: u64,
     pub(super) clock: Clock,
-    /// The clock was set back, and what is due was not brought forward yet.
+    /// The clock was set back, and the due times were not corrected yet.
     pub(super) stepped: bool,
-    /// When the log was last cut back, or tried to be.
+    /// Time of the last attempt to truncate the log.
     pub(super) cut_at: Instant,
 }
 
@@ -136,7 +137,8 @@ impl Committer {
         }
     }
 
-    /// A reader kept the log from being cut back, and may have gone. When everybody has been answered: it changes nothing for them.
+    /// Truncates a log that a reader kept from being truncated. Runs after all results are sent, since it changes
+    /// nothing for the callers.
     fn cut_log(&mut self) {
         if self.log_bytes <= schema::LOG_BYTES || self.cut_at.elapsed() < TICK {
             return;
@@ -156,7 +158,7 @@ impl Committer {
         }
     }
 
-    /// One transaction for all. Remembers whether it went well: that is what readiness means.
+    /// One transaction for all writes. Records whether it succeeded: readiness depends on it.
     fn commit(&mut self, batch: &[Write]) -> Result<Vec<Result<Effect, StoreError>>, Failed> {
         let result = self.transact(batch);
         let health = match &result {
@@ -166,7 +168,7 @@ impl Committer {
         };
         let mut known = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         match (&known.result, &health) {
-            // The same again, in other words or numbers, is no news.
+            // The same kind of failure again, perhaps with another text or number, is not logged.
             (Err(before), Err(error)) if discriminant(before) == discriminant(error) => {}
             (_, Err(error)) => tracing::error!(%error, "events can no longer be stored"),
             (Err(_), Ok(())) => tracing::info!("events can be stored again"),
@@ -177,9 +179,9 @@ impl Committer {
         result.map(|(effects, _)| effects)
     }
 
-    /// Returns what each write did, and how many bytes were in use before it.
+    /// Returns the effect of each write, and how many bytes were in use before it.
     fn transact(&mut self, batch: &[Write]) -> Result<(Vec<Result<Effect, StoreError>>, u64), Failed> {
-        // Before the lock is waited for.
+        // The time is read before waiting for the lock.
         let now = now_ms();
         self.stepped |= self.clock.went_back(now);
         let limits = &self.limits;
@@ -197,9 +199,9 @@ impl Committer {
         let mut has_looked = false;
         for write in batch {
             effects.push(match write {
-                // Its caller gave up and answered 503: the repeat that this asks for should find nothing half done.
+                // The caller gave up and answered 503: the repeat that follows must not find its key recorded.
                 Write::Enqueue(_, answer) if answer.is_closed() => Ok(Effect::Settled),
-                // A repeat of what is stored needs no room.
+                // A repeat of a stored event needs no room.
                 Write::Enqueue(envelope, _) if full => match seen::contains(&transaction, &envelope.key, since)? {
                     true => Ok(Effect::Accepted(None)),
                     false => Err(limits.full()),
@@ -208,7 +210,8 @@ impl Committer {
                     Ok(Effect::Accepted(queue::enqueue(&transaction, envelope, now, since)?))
                 }
                 Write::Settle(change, _) => {
-                    // Under pressure rows must not grow: the last quarter is for events, and what is above it for settlements.
+                    // Under pressure rows must not grow: the last quarter is for events, and the headroom above it for
+                    // settlements.
                     let grows_once = matches!(change.settlement, Settlement::Dead { .. });
                     let has_room = !pressed || (grows_once && !full);
                     let attempts = change.attempts.as_deref().filter(|_| has_room);
@@ -219,7 +222,7 @@ impl Committer {
                     queue::park(&transaction, *row, route)?;
                     Ok(Effect::Settled)
                 }
-                // The last quarter is for events: without an answer a repeat is asked again.
+                // The last quarter is for events: without a stored answer, a repeated hook is asked again.
                 Write::Remember(..) if pressed => Err(limits.full()),
                 Write::Remember(Remembered { key, answer, until }, _) => {
                     answers::insert(&transaction, *key, answer, *until)?;
@@ -244,7 +247,7 @@ impl Committer {
                 Write::Release(rows, _) => Ok(Effect::Released(queue::delete(&transaction, rows)?)),
                 Write::Close => Ok(Effect::Settled),
                 Write::Tick => {
-                    // An empty transaction would succeed on a full disk.
+                    // After a failure a write is tried, because an empty transaction would succeed on a full disk.
                     if has_failed {
                         schema::probe(&transaction)?;
                     }
@@ -262,18 +265,19 @@ impl Committer {
         seen::purge(&transaction, now, keep_ms)?;
         answers::purge(&transaction, now)?;
         let recounted = others_wrote.then(|| queue::count(&transaction)).transpose()?;
-        // Before the commit, so that little stands whose callers get an error; and after it, for what happened
-        // meanwhile.
-        self.witness.look_unless_recent().map_err(gone)?;
+        // Checked before the commit, so that little is committed whose callers get an error, and again after it, for
+        // what happened during the commit.
+        self.file_watch.look_unless_recent().map_err(gone)?;
         transaction.commit()?;
         self.data_version = version;
         self.stepped &= !has_looked;
         self.count(&effects, recounted);
-        self.log_bytes = self.witness.look().map_err(gone)?;
+        self.log_bytes = self.file_watch.look().map_err(gone)?;
         Ok((effects, used))
     }
 
-    /// Counts the rows that came and went, even where their callers have given up. `recounted`: all that wait, with this commit.
+    /// Counts the rows that came and went, even where their callers have given up. `recounted`: how many wait in total,
+    /// with this commit.
     fn count(&self, effects: &[Result<Effect, StoreError>], recounted: Option<i64>) {
         let Some(waiting) = &self.waiting else { return };
         if let Some(all) = recounted {
@@ -291,7 +295,7 @@ impl Committer {
     fn answer(&self, written: impl Iterator<Item = (Write, Result<Effect, StoreError>)>) {
         let mut news = false;
         for (write, effect) in written {
-            // The caller may be gone: a caller that gave up will repeat, and find a duplicate.
+            // The receiver may be gone: a caller that gave up will repeat, and find a duplicate.
             match (write, effect) {
                 (Write::Enqueue(_, answer), Ok(Effect::Accepted(row))) => {
                     news |= row.is_some();

@@ -1,5 +1,5 @@
-//! A damaged file: found at the start, and set aside under a new name. Nothing in it is thrown away, and nothing of it is
-//! believed.
+//! A damaged file is detected at the start and set aside under a new name. Nothing in it is deleted, and nothing of it
+//! is trusted.
 
 use super::{OpenError, now_ms, schema};
 use rusqlite::config::DbConfig;
@@ -8,10 +8,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use streamgate_core::envelope::rfc3339;
 
-/// In the name of a file that was set aside, before the time.
+/// Part of the name of a file that was set aside, followed by the time.
 const ASIDE: &str = ".damaged-";
 
-/// The owner's writing connection, to a new file where the old one is damaged.
+/// Opens the owner's writing connection, on a new file if the old one is damaged.
 pub(super) fn open_owner(path: &Path, max_bytes: u64) -> Result<Connection, OpenError> {
     let failed = |error| OpenError::Database { path: path.to_owned(), error };
     if let Some(what) = find(path).map_err(failed)? {
@@ -25,11 +25,11 @@ pub(super) fn open_owner(path: &Path, max_bytes: u64) -> Result<Connection, Open
     schema::open_owner(path, max_bytes)
 }
 
-/// What is wrong with the file, if anything. Reads all of it once: a page that is found damaged later would stop the queue.
+/// What is wrong with the file, if anything. Reads the whole file once: damage found later would stop the queue.
 fn find(path: &Path) -> rusqlite::Result<Option<String>> {
     let look = || {
         let connection = Connection::open(path)?;
-        // What is damaged is left exactly as it was found.
+        // A damaged file is left exactly as it was found.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
     };
@@ -43,7 +43,7 @@ fn find(path: &Path) -> rusqlite::Result<Option<String>> {
     }
 }
 
-/// The files that were set aside in a data directory, without the logs beside them.
+/// The files that were set aside in a data directory, without their logs.
 pub fn set_aside_in(data_dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let marked = |path: &PathBuf| {
         let name = path.to_string_lossy();
@@ -55,7 +55,7 @@ pub fn set_aside_in(data_dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// With the log beside it, in which its last commits may be.
+/// Renames the file together with its log, which may hold the last commits.
 fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
     let with = |path: &Path, suffix: &str| {
         let mut name = path.as_os_str().to_owned();
@@ -63,7 +63,7 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
         PathBuf::from(name)
     };
     let aside = with(path, &format!("{ASIDE}{}", rfc3339(now_ms())));
-    // The log first: a database without its log would be taken for a whole one.
+    // The log goes first: if the rename stops halfway, a database without its log would be taken for a complete one.
     for suffix in ["-wal", "-shm", ""] {
         let (from, to) = (with(path, suffix), with(&aside, suffix));
         match std::fs::rename(&from, &to) {
@@ -110,7 +110,7 @@ mod tests {
         let aside = files(directory.path());
         assert_eq!(aside.len(), 1, "{aside:?}");
         assert!(std::fs::read(&aside[0]).unwrap() == damaged, "as it was found");
-        // No database at all.
+        // Not a database at all.
         std::fs::write(&path, vec![7; 10_000]).unwrap();
         drop(open_owner(&path, 1 << 20).unwrap());
         assert_eq!(files(directory.path()).len(), 2);

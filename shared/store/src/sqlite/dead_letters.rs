@@ -1,4 +1,4 @@
-//! The dead letters, for the command line: read, replayed and dropped beside a running owner or without one.
+//! The dead letters, for the command line: read, replayed and dropped, alongside a running owner or without one.
 
 use super::{OpenError, directory, parked, queue, row, schema, unavailable};
 use rusqlite::{Connection, TransactionBehavior, params};
@@ -9,12 +9,12 @@ use streamgate_core::{
     ports::{DeadLetters, Moved, Page, PageToken, StoreError},
 };
 
-/// Letters moved in one transaction: the running owner waits no longer than that for its own.
+/// Dead letters moved in one transaction: the running owner waits no longer than that for its own.
 pub(super) const MAX_MOVED: usize = 100;
 /// Bytes of bodies after which a transaction ends, for the same reason.
 const MAX_MOVED_BYTES: usize = 4 << 20;
 
-/// The dead letters of a data directory, or what is parked in it for a route.
+/// The dead letters of a data directory, or the parked events of one route in it.
 #[derive(Clone, Debug)]
 pub struct DeadLetterBox {
     connection: Arc<Mutex<Connection>>,
@@ -24,7 +24,7 @@ pub struct DeadLetterBox {
 #[derive(Clone, Debug)]
 enum Which {
     Dead,
-    /// Of that route. `to_any_route`: what is replayed goes to whichever route takes it.
+    /// Those of that route. `to_any_route`: a replayed event may go to any route that takes it.
     Parked {
         route: Arc<str>,
         to_any_route: bool,
@@ -36,7 +36,8 @@ impl DeadLetterBox {
         DeadLetterBox::of(data_dir, Which::Dead)
     }
 
-    /// What is parked for a route. `to_any_route`: there is no such route any more, so what is replayed goes to another.
+    /// Opens the parked events of a route. `to_any_route`: the route no longer exists, so replayed events go to
+    /// another.
     pub fn open_parked(data_dir: &Path, route: &str, to_any_route: bool) -> Result<DeadLetterBox, OpenError> {
         DeadLetterBox::of(data_dir, Which::Parked { route: route.into(), to_any_route })
     }
@@ -46,10 +47,10 @@ impl DeadLetterBox {
         if !database.exists() {
             return Err(OpenError::Absent { path: data_dir.to_owned() });
         }
-        Ok(DeadLetterBox { connection: Arc::new(Mutex::new(schema::open_beside(&database)?)), which })
+        Ok(DeadLetterBox { connection: Arc::new(Mutex::new(schema::open_alongside(&database)?)), which })
     }
 
-    /// Empties the store's log, in which what was dropped stands as well: once, after the last drop.
+    /// Empties the store's log, which contains what was dropped as well: once, after the last drop.
     pub async fn empty_log(&self) -> Result<(), StoreError> {
         if !self.run(|connection| schema::empty_log(connection)).await? {
             tracing::warn!(
@@ -108,7 +109,7 @@ impl DeadLetters for DeadLetterBox {
     }
 
     fn release(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
-        // It holds none.
+        // This store holds no dead letters back.
         std::future::ready(Ok(()))
     }
 
@@ -136,12 +137,12 @@ impl DeadLetters for DeadLetterBox {
     }
 }
 
-/// In this store a number is a dead letter's own.
+/// In this store a number identifies a dead letter alone.
 fn numbers(dead_letters: &[DeadLetterId]) -> Vec<i64> {
     dead_letters.iter().map(|dead_letter| dead_letter.number).collect()
 }
 
-/// Of a dead letter, before those of its event.
+/// Columns of a dead letter, before those of its event.
 const COLUMNS: &str = "number, reason, error, died_at";
 
 fn dead_letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<DeadLetter> {
@@ -154,8 +155,8 @@ fn dead_letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<DeadLetter> {
     })
 }
 
-/// In one transaction a dead letter becomes an event again: it is never in both places, nor in none. Returns how many did, and how
-/// many of the numbers were looked at.
+/// In one transaction a dead letter becomes an event again: it is never in both places, nor in neither. Returns how
+/// many did, and how many of the numbers were processed.
 fn replay(connection: &mut Connection, numbers: &[i64]) -> rusqlite::Result<(usize, usize)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (mut count, mut taken, mut bytes) = (0, 0, 0);

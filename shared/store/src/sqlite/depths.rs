@@ -4,23 +4,23 @@ use super::{dead_letters, queue};
 use rusqlite::Connection;
 use std::time::{Duration, Instant};
 
-/// Waiting events have no index, and a count reads through their table: it is made again only after this many times what it took, so
-/// that it takes at most 2% of one core, however many there are.
+/// Waiting events have no index, so a count scans their table. It is repeated only after this many times its duration,
+/// so that it takes at most 2% of one core, however many events there are.
 const PAUSES: u32 = 50;
 
-/// Events by what they wait for.
+/// Number of events by state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Depths {
-    /// Never failed, those in hand included. As of the last count.
+    /// Never failed, including those in hand. As of the last count.
     pub waiting: i64,
-    /// To be tried again, those in hand included.
+    /// To be tried again, including those in hand.
     pub retrying: i64,
-    /// For each route that any are parked for, those in hand included.
+    /// For each route with parked events, including those in hand.
     pub parked: Vec<(String, i64)>,
     pub dead: i64,
 }
 
-/// A connection of its own, and the last count of all events.
+/// A connection of its own, and the latest counts.
 #[derive(Debug)]
 pub(super) struct Counter {
     connection: Connection,
@@ -36,7 +36,7 @@ struct Counted<T> {
 }
 
 impl<T: Clone> Counted<T> {
-    /// As counted last, where that is not long ago for what it took.
+    /// The last count, if it is recent compared with what it took; otherwise a new one.
     fn again(last: &mut Option<Counted<T>>, count: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         if let Some(Counted { events, ended, took }) = last
             && ended.elapsed() < *took * PAUSES

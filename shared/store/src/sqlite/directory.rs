@@ -1,4 +1,4 @@
-//! The data directory: created private, and owned by one process at a time.
+//! The data directory: accessible to its owner alone, and used by one process at a time.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 const DATABASE: &str = "streamgate.db";
 const LOCK: &str = "owner.lock";
-/// For the files in the directory: a link in their place leads where somebody else wants it to.
+/// Flag for opening files in the directory: a symlink in their place leads where somebody else wants it to.
 #[expect(clippy::cast_possible_wrap, reason = "a flag of open(2), which fits")]
 const NO_SYMLINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-/// The development app's secret, which the command line keeps beside the store.
+/// The file of the development app's secret, which the command line keeps next to the store.
 pub const SECRET: &str = "dev-secret";
 /// The folder in which a gateway keeps its account with a certificate authority, and the certificate.
 const ACME: &str = "acme";
@@ -35,7 +35,8 @@ pub enum OpenError {
     Thread(io::Error),
 }
 
-/// A data directory that is this process's until it is dropped, or the process dies: the kernel lets the lock go.
+/// A data directory that this process owns until the value is dropped or the process dies; then the kernel releases the
+/// lock.
 #[derive(Debug)]
 pub(super) struct Owned {
     path: PathBuf,
@@ -65,8 +66,8 @@ impl Owned {
         }
     }
 
-    /// Makes the database's file, if it is not there, for its owner alone: SQLite would follow the umask. And a link that somebody
-    /// put in its place.
+    /// Creates the database's file, if it is absent, readable by its owner alone: SQLite would use the umask, and would
+    /// follow a symlink in its place.
     fn private_database(&self) -> io::Result<()> {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(NO_SYMLINK);
@@ -82,7 +83,7 @@ pub(super) fn database(data_dir: &Path) -> PathBuf {
     data_dir.join(DATABASE)
 }
 
-/// Whether nothing but a store is in the directory, or nothing at all.
+/// Whether the directory holds nothing but a store, or nothing at all.
 fn holds_only_ours(path: &Path) -> io::Result<bool> {
     for entry in path.read_dir()? {
         let name = entry?.file_name();
@@ -94,16 +95,16 @@ fn holds_only_ours(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whose a data directory is.
+/// Whether the owner of a data directory can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trust {
     Ours,
-    /// Ours to use all the same: root looks after a spool that some service left, whatever user that had.
+    /// Used all the same: root handles a spool that a service left behind, whichever user that service had.
     OfAnother,
     No,
 }
 
-/// `us`: this process's user. Volumes belong to root, where their group is what lets a service write.
+/// `us`: this process's user. Volumes often belong to root and are writable for a service through their group.
 fn trust(owner: u32, us: u32) -> Trust {
     match (owner == us || owner == 0, us == 0) {
         (true, _) => Trust::Ours,
@@ -112,8 +113,9 @@ fn trust(owner: u32, us: u32) -> Trust {
     }
 }
 
-/// Creates the directory for its owner alone, and makes its name durable. One that exists is closed to others where it holds
-/// nothing else; otherwise that is only logged: changing somebody's directory is not ours.
+/// Creates the directory with access for its owner alone, and makes its name durable. An existing directory is closed
+/// to others if it holds nothing but a store; otherwise open permissions are only logged, because other files in it are
+/// not ours to lock away.
 pub fn create_private(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         let metadata = path.metadata()?;
@@ -150,7 +152,7 @@ pub fn create_private(path: &Path) -> io::Result<()> {
         create_private(parent)?;
     }
     DirBuilder::new().mode(0o700).create(path)?;
-    // The name stands in the parent: without this a power loss could take the whole directory.
+    // The name is an entry of the parent: without this a power loss could take the whole directory.
     File::open(parent)?.sync_all()
 }
 

@@ -1,4 +1,4 @@
-//! Claims of the embedded store: leases in memory. See the module above for why nothing of them needs the disk.
+//! Claims of the embedded store: leases in memory. The parent module says why none of them needs the disk.
 
 use super::millis;
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use streamgate_core::claim::{self, ClaimKey, Conclusion, State, Verdict};
 #[derive(Debug)]
 pub(super) struct Leases {
     states: Mutex<HashMap<ClaimKey, State>>,
-    /// Time is counted from here: nobody can set it back, and no other process looks at these leases.
+    /// Start of the clock for leases: monotonic, so nobody can set it back, and no other process looks at these leases.
     since: Instant,
 }
 
@@ -46,7 +46,7 @@ impl Leases {
         }
     }
 
-    /// Only leases are kept: how an event ended stands in the queue and among the seen keys.
+    /// Keeps only leases: how an event ended is recorded in the queue and among the seen keys.
     pub(super) fn conclude(&self, key: &ClaimKey, holder: u64, conclusion: Conclusion) {
         let mut leases = self.lock();
         match claim::conclude(leases.get(key).copied(), holder, conclusion) {

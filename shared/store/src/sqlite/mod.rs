@@ -1,9 +1,10 @@
-//! One SQLite file in the data directory. The embedded store of `up` (queue, retries, dead letters and seen keys, for one
-//! process on one machine), and the spool of a gateway (`spool`), which is the same file: any process that opens it finds what is owed.
+//! One SQLite file in the data directory. It is the embedded store of `up` (queue, retries, dead letters and seen keys,
+//! for one process on one machine), and the spool of a gateway (`spool`). The format is the same: any process that
+//! opens it finds the events that are not handled yet.
 //!
-//! One thread writes, and commits in groups: one fsync for all that wait (`writer`). One thread reads (`reader`). A key is
-//! inserted in the transaction that inserts its event, so within the window a key has at most one row; the row itself
-//! carries the attempt. That is why the claims of this store are leases in memory and nothing else (`leases`): a dead
+//! One thread writes, and commits in groups: one fsync for all waiting writes (`writer`). One thread reads (`reader`).
+//! A key is inserted in the transaction that inserts its event, so within the window a key has at most one row; the row
+//! itself carries the attempt. That is why the claims of this store are only leases in memory (`leases`): a dead
 //! process holds none.
 
 mod answers;
@@ -13,7 +14,8 @@ mod damage;
 mod dead_letters;
 mod depths;
 mod directory;
-mod hands;
+mod file_watch;
+mod in_hand;
 mod inbox;
 mod leases;
 mod parked;
@@ -26,7 +28,6 @@ mod schema;
 mod seen;
 mod spool;
 mod thread;
-mod witness;
 mod writer;
 
 pub use damage::set_aside_in;
@@ -39,7 +40,7 @@ pub use spool::{SpoolFile, SpoolOptions};
 
 use depths::Counter;
 use directory::Owned;
-use hands::Handle;
+use in_hand::Handle;
 use inbox::{Bounds, Inbox};
 use leases::Leases;
 use queue::Change;
@@ -55,8 +56,8 @@ use streamgate_core::{
 };
 use writer::Writer;
 
-/// The longest wait between tries to record a settlement while the store fails. There is no last try: the handler has run,
-/// and giving up would only run it again.
+/// The longest wait between tries to record a settlement while the store fails. There is no last try: the handler has
+/// run, and giving up would only run it again.
 const SETTLE_BACKOFF: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
@@ -72,11 +73,11 @@ pub struct Options {
     pub max_waiting: usize,
     /// Most deliveries in hand.
     pub prefetch: usize,
-    /// One in so many of them may be a parked one.
+    /// One in this many deliveries may be a parked event.
     pub parked_share: usize,
     /// Most bytes of bodies in hand.
     pub in_hand_bytes: usize,
-    /// How long a delivery may be with the worker: a handler that blocks its thread for longer is not waited for.
+    /// How long a worker may hold a delivery: a handler that blocks its thread for longer is not waited for.
     pub patience: Duration,
 }
 
@@ -86,9 +87,10 @@ pub struct Embedded {
     writer: Writer,
     inbox: Inbox,
     leases: Leases,
-    /// For counting, apart from the threads that are waited for; none once the store is closed.
+    /// Counts rows, apart from the threads that callers wait for; `None` once the store is closed.
     counting: Arc<Mutex<Option<Counter>>>,
-    /// None once it is closed. Last: the lock is let go after the threads that use the file have ended.
+    /// `None` once the store is closed. The last field: the lock is released after the threads that use the file have
+    /// ended.
     owned: Mutex<Option<Owned>>,
 }
 
@@ -110,7 +112,7 @@ impl Embedded {
         Ok(Embedded { writer, inbox, leases: Leases::default(), counting, owned: Mutex::new(Some(owned)) })
     }
 
-    /// How many rows there are, of each kind.
+    /// How many rows of each kind there are.
     pub async fn depths(&self) -> Result<Depths, StoreError> {
         let counting = Arc::clone(&self.counting);
         let counted = tokio::task::spawn_blocking(move || {
@@ -122,23 +124,24 @@ impl Embedded {
         counted.ok_or_else(|| failed(&"it is closed"))
     }
 
-    /// Ends the threads after what they were given is committed, and lets the directory go. Later calls fail, and a
-    /// second call does nothing.
+    /// Ends the threads once their work is committed, and releases the directory. Later calls fail, and a second call
+    /// does nothing.
     pub async fn close(&self) {
         if self.owned.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             return;
         }
-        // First, and after a count that is under way: SQLite empties its log when the last connection is closed, if that one writes.
+        // The counting connection goes first, after a count that is under way: SQLite empties its log when the last
+        // connection closes, if that one can write.
         drop(self.counting.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.inbox.close().await;
         match self.inbox.in_hand() {
             0 => {
                 if let Err(error) = self.writer.end().await {
-                    tracing::warn!(%error, "cannot record that nothing is in hand: the next start takes this one for killed");
+                    tracing::warn!(%error, "cannot record that nothing is in hand: the next start treats this process as killed");
                 }
             }
-            // A handler that hangs is to blame, or every stop would forget it.
-            left => tracing::warn!(left, "handlers were left behind: the next start takes this one for killed"),
+            // The hanging handler is to blame, and without the mark every stop would forget that.
+            left => tracing::warn!(left, "handlers were left behind: the next start treats this process as killed"),
         }
         self.writer.close().await;
         drop(self.owned.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -182,7 +185,7 @@ impl Deliveries for Embedded {
         Ok(Parked::Kept)
     }
 
-    /// In one transaction, so that a copy is made once.
+    /// Runs in one transaction, so that a copy is made once.
     async fn copy(&self, delivery: &mut Delivery<Handle>, routes: &[Arc<str>]) -> Result<(), StoreError> {
         let [first, further @ ..] = routes else { return Ok(()) };
         let (seq, envelope) = (delivery.handle.seq(), &delivery.envelope);
@@ -193,7 +196,7 @@ impl Deliveries for Embedded {
         Ok(())
     }
 
-    /// Its handle does, when it is dropped.
+    /// Dropping the handle gives it back.
     async fn give_back(&self, delivery: Delivery<Handle>) {
         drop(delivery);
     }
@@ -221,7 +224,7 @@ impl Deliveries for Embedded {
     }
 }
 
-/// Writes until it stands.
+/// Retries a write until it succeeds.
 async fn until_written<W: Future<Output = Result<(), StoreError>>>(key: &str, write: impl Fn() -> W) {
     let mut wait = Duration::from_millis(50);
     while let Err(error) = write().await {
@@ -320,7 +323,7 @@ mod tests {
         }
     }
 
-    /// The next delivery, as a handler begins with it, or a failure instead of waiting for ever.
+    /// The next delivery, as begun by a handler; fails rather than waits for ever.
     async fn next(store: &Embedded) -> Delivery<Handle> {
         let next = tokio::time::timeout(Duration::from_secs(30), store.next()).await;
         let delivery = next.expect("a delivery comes").unwrap();
@@ -366,7 +369,7 @@ mod tests {
         store.close().await;
         assert!(matches!(store.enqueue(event("after")).await, Err(StoreError::Unavailable(_))));
         assert!(store.next().await.is_err() && store.depths().await.is_err());
-        // While somebody still holds the closed one.
+        // The closed store is not dropped yet.
         let next_owner = Embedded::open(&options).unwrap();
         assert_eq!(next(&next_owner).await.envelope.id, "before");
         next_owner.close().await;
@@ -374,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_a_handler_was_left_behind_with_counts_as_abandoned() {
+    async fn a_delivery_left_behind_with_a_handler_counts_as_abandoned() {
         let directory = tempfile::tempdir().unwrap();
         let options = options(directory.path().join("data"));
         for (is_left_behind, abandoned) in [(true, 0), (false, 1), (false, 1)] {
@@ -384,7 +387,7 @@ mod tests {
             }
             let delivery = next(&store).await;
             assert_eq!(delivery.abandoned, abandoned);
-            // A handler that blocks its thread never lets go of what it has.
+            // A handler that blocks its thread never releases its delivery.
             let left_behind = Some(delivery).filter(|_| is_left_behind);
             store.close().await;
             drop(left_behind);
@@ -400,12 +403,12 @@ mod tests {
             store.enqueue(event(id)).await.unwrap();
         }
         let (mut counts, mut done) = (Vec::new(), Vec::new());
-        // A process that is killed gives nothing back, so what it had in hand must not free a place for the next event.
+        // A killed process gives nothing back, so its deliveries must not free places for the next event.
         let mut never_given_back = Vec::new();
         for _life in 0..40 {
             let first = next(&store).await;
             if first.abandoned < 5 {
-                // Beside each other: all are in hand when the process dies.
+                // Concurrently: all are in hand when the process dies.
                 let others = [next(&store).await, next(&store).await];
                 assert!(others.iter().all(|other| other.abandoned == first.abandoned));
                 never_given_back.extend(others.into_iter().chain([first]));
@@ -427,12 +430,12 @@ mod tests {
                 }
                 never_given_back.push(delivery);
             }
-            // Without an end, as SIGKILL has it.
+            // No orderly end, as after SIGKILL.
             drop(store);
             store = tokio::task::block_in_place(|| reopen(&options));
         }
         assert_eq!((counts, done), (vec![5, 6, 7, 8, 9, 10], vec!["one".to_owned()]));
-        // An end in order counts nothing.
+        // An orderly end counts nothing.
         let store = Embedded::open(&options).unwrap();
         store.enqueue(event("three")).await.unwrap();
         drop(next(&store).await);
@@ -455,7 +458,7 @@ mod tests {
         connection.execute("UPDATE events SET deliveries = 5 WHERE webhook_id = 'suspect'", []).unwrap();
         drop(connection);
         let store = Embedded::open(&options).unwrap();
-        // Handlers that block their threads for ever: the one before the suspect, and then the suspect itself.
+        // Handlers that block their threads for ever: first the one before the suspect, then the suspect's own.
         let (stuck, suspect) = (next(&store).await, next(&store).await);
         assert_eq!((stuck.envelope.id.as_str(), suspect.envelope.id.as_str()), ("stuck", "suspect"));
         assert_eq!((stuck.abandoned, suspect.abandoned), (0, 5));
@@ -465,7 +468,7 @@ mod tests {
         store.close().await;
     }
 
-    /// The threads of a store that was dropped let the directory go when they have ended.
+    /// The threads of a dropped store release the directory when they have ended.
     fn reopen(options: &Options) -> Embedded {
         loop {
             match Embedded::open(options) {
@@ -498,7 +501,7 @@ mod tests {
         Embedded::open(&options).unwrap().close().await;
     }
 
-    /// A first attempt of this event that failed.
+    /// This event after a failed first attempt.
     fn failed(mut delivery: Delivery<Handle>) -> Delivery<Handle> {
         let error = "x".repeat(90);
         delivery.envelope.attempts.push(streamgate_core::attempts::Attempt { number: 1, at_ms: 1, took_ms: 1, error });
@@ -518,7 +521,7 @@ mod tests {
             settle(&store, delivery, settlement).await;
         }
         let expected = Depths { waiting: 2, retrying: 1, parked: Vec::new(), dead: 1 };
-        // The count of all events is made again after a while.
+        // The count of all events is repeated only after a while.
         let counted = async {
             while store.depths().await.unwrap() != expected {
                 tokio::task::yield_now().await;
@@ -551,7 +554,7 @@ mod tests {
         store.close().await;
     }
 
-    /// However soon after a look: the one after the commit decides.
+    /// However short the time since the last look: the look after the commit decides.
     #[tokio::test(flavor = "multi_thread")]
     async fn nothing_is_answered_from_a_file_that_was_moved_between_two_commits() {
         for round in 0..20 {
@@ -567,7 +570,7 @@ mod tests {
         }
     }
 
-    /// A row that grows would take the room that settlements need: of a full store nothing could leave any more.
+    /// A growing row would take the room that settlements need: no event could leave a full store any more.
     #[tokio::test(flavor = "multi_thread")]
     async fn under_pressure_attempts_take_no_room() {
         let directory = tempfile::tempdir().unwrap();
@@ -602,7 +605,7 @@ mod tests {
         let delivery = next(&store).await;
         settle(&store, delivery, Settlement::Retry { delay: Duration::from_millis(10), attempt: 2 }).await;
         store.close().await;
-        // As the clock had been a day ahead.
+        // As if the clock had been a day ahead.
         let file = Connection::open(options.data_dir.join("streamgate.db")).unwrap();
         assert_eq!(file.execute("UPDATE events SET due_at = due_at + 86400000 WHERE due_at > 0", []).unwrap(), 1);
         drop(file);

@@ -1,11 +1,12 @@
-//! What is parked for a route, for the command line: read, put back and dropped beside a running owner or without one.
+//! The parked events of a route, for the command line: read, put back and dropped, alongside a running owner or without
+//! one.
 
 use super::dead_letters::MAX_MOVED;
 use super::{now_ms, row};
 use rusqlite::{Connection, TransactionBehavior, params};
 use streamgate_core::{dead_letter::DeadLetter, reason::Reason};
 
-/// As dead letters with the rows' own numbers, oldest first.
+/// Parked events as dead letters with the rows' own numbers, oldest first.
 pub(super) fn page(connection: &Connection, route: &str, after: i64, limit: i64) -> rusqlite::Result<Vec<DeadLetter>> {
     let sql = format!(
         "SELECT seq, {} FROM events WHERE parked = ?1 AND parked IS NOT NULL AND seq > ?2 ORDER BY seq LIMIT ?3",
@@ -20,8 +21,8 @@ pub(super) fn page(connection: &Connection, route: &str, after: i64, limit: i64)
     parked.query_map(params![route, after, limit], dead_letter)?.collect()
 }
 
-/// Makes them events that are due now: their numbers lie before what is read as fresh. Returns how many it did, and how many of the
-/// numbers were looked at.
+/// Makes parked rows events that are due now: their numbers lie below the cursor of fresh rows. Returns how many became
+/// events, and how many of the numbers were processed.
 pub(super) fn replay(
     connection: &mut Connection,
     route: &str,

@@ -1,4 +1,4 @@
-//! The queue's rows: how an event comes in, changes, and goes.
+//! The queue's rows: how they are inserted, changed and deleted.
 
 use super::{millis, now_ms, row, seen};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
@@ -11,11 +11,12 @@ pub(super) struct Change {
     pub(super) seq: i64,
     pub(super) route: Option<Arc<str>>,
     pub(super) settlement: Settlement,
-    /// What became of the attempts so far, where one was added.
+    /// The record of the attempts so far, if one was added.
     pub(super) attempts: Option<String>,
 }
 
-/// Key and event together: seen is never recorded before the event is, nor without it. The event's number; none for a repeat.
+/// Inserts key and event together: a key is never recorded before its event, nor without it. Returns the event's
+/// number, or `None` for a repeat.
 pub(super) fn enqueue(
     connection: &Connection,
     envelope: &Envelope,
@@ -29,7 +30,7 @@ pub(super) fn enqueue(
     Ok(Some(connection.last_insert_rowid()))
 }
 
-/// How many there were.
+/// Deletes rows. Returns how many existed.
 pub(super) fn delete(connection: &Connection, rows: &[i64]) -> rusqlite::Result<usize> {
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE seq = ?1")?;
     rows.iter().map(|seq| delete.execute(params![seq])).sum()
@@ -52,7 +53,8 @@ pub(super) fn insert_event(connection: &Connection, envelope: &Envelope) -> rusq
     Ok(())
 }
 
-/// `attempts`: what became of them so far; none leaves what stands there. A row that is gone was settled before by a write whose answer was lost: settling it again changes nothing.
+/// `attempts`: the record of the attempts so far; `None` leaves the stored one. A row that is gone was settled before
+/// by a write whose result was lost: settling it again changes nothing.
 pub(super) fn settle(
     connection: &Connection,
     change: &Change,
@@ -93,15 +95,16 @@ pub(super) fn settle(
     Ok(())
 }
 
-/// Lets an event wait with the other parked ones of the route.
+/// Parks an event with the others of the route.
 pub(super) fn park(connection: &Connection, seq: i64, route: &str) -> rusqlite::Result<()> {
     let sql = "UPDATE events SET due_at = -1, wait_ms = NULL, parked = ?2, route = ?2 WHERE seq = ?1";
     connection.prepare_cached(sql)?.execute(params![seq, route])?;
-    // No handler has it: whatever ends the process now is not to be put down to it.
+    // No handler has it, so it is not to blame if the process dies now.
     connection.prepare_cached("UPDATE running SET alone = NULL WHERE alone = ?1")?.execute(params![seq]).map(drop)
 }
 
-/// Makes an event one of that route, with copies for others. A row that names a route already has its copies.
+/// Assigns an event to that route, and inserts copies for other routes. A row that already names a route has its
+/// copies.
 pub(super) fn copy(connection: &Connection, seq: i64, route: &str, copies: &[Envelope]) -> rusqlite::Result<()> {
     let sql = "UPDATE events SET route = ?2 WHERE seq = ?1 AND route IS NULL";
     if connection.prepare_cached(sql)?.execute(params![seq, route])? == 0 {
@@ -117,18 +120,18 @@ pub(super) fn count_parked(connection: &Connection) -> rusqlite::Result<Vec<(Str
     counts.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// Events that wait.
+/// How many events wait.
 pub(super) fn count(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT count(*) FROM events", [], |row| row.get(0))
 }
 
-/// Events that wait for another attempt.
+/// How many events wait for another attempt.
 pub(super) fn count_retrying(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT count(*) FROM events WHERE due_at > 0", [], |row| row.get(0))
 }
 
-/// Brings forward what is due later than after its whole wait: it was written while the clock was ahead. Rows of a version that did
-/// not keep their wait had at most an hour, or their ladder's longest step.
+/// Corrects rows that are due later than their whole wait from now: they were written while the clock was ahead. Rows
+/// of a version that did not store the wait had at most an hour, or their ladder's longest step.
 pub(super) const BRING_FORWARD: &str = "UPDATE events SET due_at = ?1 + coalesce(wait_ms, 3600000)
      WHERE due_at > 0 AND due_at > ?1 AND due_at > ?1 + coalesce(wait_ms, 3600000)";
 
@@ -136,9 +139,10 @@ pub(super) fn bring_forward(connection: &Connection, now: i64) -> rusqlite::Resu
     connection.prepare_cached(BRING_FORWARD)?.execute(params![now]).map(drop)
 }
 
-/// A process begins to hand events out. Where the one before it died, whatever that may have had in hand is counted: the first
-/// `in_hand` of each order in which events are handed out, and the first `parked_in_hand` of each route's parked ones. That counts innocent ones too, so it goes no further than to where
-/// an event is handed out alone; from there on it is known which one it was.
+/// A process begins to hand out events. If the process before it died, every event that it may have had in hand is
+/// counted as abandoned: the first `in_hand` of each order in which events are handed out, and the first
+/// `parked_in_hand` of each route's parked ones. That counts innocent ones too, so the counting stops where an event is
+/// handed out alone; from there on it is known which event it was.
 pub(super) fn begin(connection: &mut Connection, in_hand: usize, parked_in_hand: usize) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let died: Option<Option<i64>> =
@@ -173,7 +177,7 @@ pub(super) fn end(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute("DELETE FROM running", []).map(drop)
 }
 
-/// An event is handed out alone, for it may kill the process.
+/// Records that an event is handed out alone, because it may kill the process.
 pub(super) fn alone(connection: &Connection, seq: i64) -> rusqlite::Result<()> {
     connection.prepare_cached("UPDATE running SET alone = ?1")?.execute(params![seq]).map(drop)
 }

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use streamgate_core::ports::StoreError;
 use tokio::sync::{mpsc, oneshot};
 
-/// Queries waiting at a time: the inbox and the spool ask one after another, and each hook once.
+/// Most queries that wait at a time: the inbox and the spool send one after another, and each hook sends one.
 const MAX_WAITING: usize = 64;
 
 /// Bytes of bodies after which a read of events stops, so that a batch of large ones stays small.
@@ -16,7 +16,7 @@ type Query = Box<dyn FnOnce(&Connection) + Send>;
 
 #[derive(Debug)]
 pub(super) struct Reader {
-    /// None ends the thread.
+    /// `None` ends the thread.
     queries: mpsc::Sender<Option<Query>>,
     thread: Thread,
 }
@@ -38,15 +38,15 @@ impl Reader {
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        // The caller may be gone by then: the answer is of no use to anybody else.
+        // The receiver may be gone by then; nobody else needs the result.
         let run: Query = Box::new(move |connection| drop(answer.send(query(connection))));
         self.queries.send(Some(run)).await.map_err(|_| unavailable("the reading thread has ended"))?;
         answered.await.map_err(|_| unavailable("the reading thread has ended"))?.map_err(unavailable)
     }
 
-    /// Ends the thread after the queries that wait; later ones fail.
+    /// Ends the thread after the queries that already wait; later ones fail.
     pub(super) async fn close(&self) {
-        // It may have ended already.
+        // The thread may have ended already.
         self.queries.send(None).await.ok();
         self.thread.join().await;
     }

@@ -1,4 +1,4 @@
-//! Who has paused which route: a table, read by the owner and written by the command line beside it.
+//! Who has paused which route: a table, read by the owner and written by the command line of another process.
 
 use super::{Embedded, OpenError, directory, queue, schema, unavailable};
 use rusqlite::{Connection, params};
@@ -18,7 +18,7 @@ impl RouteBook {
         if !database.exists() {
             return Err(OpenError::Absent { path: data_dir.to_owned() });
         }
-        Ok(RouteBook(Arc::new(Mutex::new(schema::open_beside(&database)?))))
+        Ok(RouteBook(Arc::new(Mutex::new(schema::open_alongside(&database)?))))
     }
 
     /// How many events are parked, for each route that has any.
@@ -57,7 +57,7 @@ impl RouteRecords for Embedded {
     }
 
     async fn write(&self, route: &str, record: &RouteRecord) -> Result<bool, StoreError> {
-        // Nobody else writes but the command line, which has the later word.
+        // Only the command line writes as well, and its record has the later epoch.
         self.writer.record_route(route.to_owned(), record.clone()).await.map(|()| true)
     }
 }
@@ -71,7 +71,7 @@ fn read(connection: &Connection) -> rusqlite::Result<Records> {
     records.query_map([], record)?.collect()
 }
 
-/// The record of the later epoch stays. Whether it is this one.
+/// Keeps the record with the later epoch. Returns whether it is this one.
 pub(super) fn write(connection: &Connection, route: &str, record: &RouteRecord) -> rusqlite::Result<bool> {
     let sql = "INSERT INTO routes (name, epoch, record) VALUES (?1, ?2, ?3)
                ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, record = excluded.record WHERE excluded.epoch > epoch";

@@ -1,4 +1,5 @@
-//! An envelope as columns and back. What changes on the way (attempt, route, attempts) has columns; the rest is the versioned headers.
+//! Conversion between envelopes and rows. What changes on the way (attempt, route, attempts) has columns; the rest is
+//! the versioned headers.
 
 use bytes::Bytes;
 use rusqlite::Row;
@@ -12,7 +13,7 @@ use streamgate_core::{
 /// The columns that `envelope` reads, in its order.
 pub(super) const COLUMNS: &str = "attempt, route, app, kind, webhook_id, type, headers, body, attempts";
 
-/// The headers column: a JSON object of strings. It stays as it was written, also by a newer version.
+/// The headers column: a JSON object of strings. Headers of a newer version are kept as they were written.
 pub(super) fn headers_json(envelope: &Envelope) -> String {
     let mut headers: BTreeMap<_, _> = envelope.headers().into_iter().collect();
     headers.remove(header::ATTEMPTS);
@@ -23,7 +24,7 @@ pub(super) fn headers_json(envelope: &Envelope) -> String {
 pub(super) fn envelope(row: &Row<'_>, first: usize) -> rusqlite::Result<Envelope> {
     let kind: String = row.get(first + 3)?;
     let headers: String = row.get(first + 6)?;
-    // One row that a newer version wrote, or a broken disk, must not stop all that come after it.
+    // A row that a newer version wrote, or that a broken disk damaged, must not stop all rows after it.
     let kind = Kind::parse(&kind).unwrap_or_else(|| {
         tracing::error!(kind, "an event of a kind that is unknown here; handled as a push");
         Kind::Push

@@ -1,4 +1,4 @@
-//! Reads rows for the worker: those that came back, those whose time has come, parked ones, then fresh ones.
+//! Reads rows for the worker: first those that were given back, then due retries, parked ones, and fresh ones.
 
 use super::reader::MAX_BYTES;
 use super::{now_ms, row};
@@ -28,17 +28,17 @@ impl Row {
 /// What one read found.
 pub(super) struct Found {
     pub(super) rows: Vec<Row>,
-    /// Of their bodies.
+    /// Bytes of their bodies.
     bytes: usize,
     pub(super) cursor: i64,
-    /// When the next retry is due, if any waits.
+    /// When the next retry is due, if there is one.
     pub(super) next_due: Option<i64>,
-    /// Whether the read stopped for its own bounds: there may be more.
+    /// The read stopped at its own bounds: there may be more.
     pub(super) more: bool,
 }
 
-// Each of these must find its rows without looking at the others, however many wait: a test asks SQLite for its plans. The
-// index over due_at holds no zeros, and SQLite uses it only where the condition says so in these words.
+// Each of these must find its rows without scanning the others, however many there are: a test asks SQLite for its
+// plans. The index over due_at holds no zeros, and SQLite uses it only where the condition is written like this.
 const BY_SEQ: &str = "WHERE seq = ?1";
 const DUE: &str = "WHERE due_at > 0 AND due_at <= ?1 ORDER BY due_at";
 const FRESH: &str = "WHERE seq > ?1 AND due_at = 0 ORDER BY seq";
@@ -61,7 +61,7 @@ impl Found {
     }
 }
 
-/// What may be handed out. `held`: in hand. `parked`: how many parked rows of which routes.
+/// Reads what may be handed out. `held`: rows in hand. `parked`: how many parked rows of which routes.
 pub(super) fn read(
     connection: &Connection,
     cursor: i64,
@@ -70,7 +70,7 @@ pub(super) fn read(
     parked: &[(Arc<str>, usize)],
 ) -> rusqlite::Result<Found> {
     let mut found = Found { rows: Vec::new(), bytes: 0, cursor, next_due: None, more: false };
-    // Before the others are read: whatever is fresh up to here is among what is read.
+    // Read before the others: every fresh row up to this number is among what is read.
     let last: i64 = connection.prepare_cached(LAST)?.query_row([], |row| row.get(0))?;
     for seq in returned {
         let mut rows = connection.prepare_cached(&select(BY_SEQ))?;
@@ -132,13 +132,13 @@ fn read_parked(
     Ok(())
 }
 
-/// `last`: the highest number of all when the read began.
+/// `last`: the highest number of any row when the read began.
 fn read_fresh(connection: &Connection, returned: &[i64], last: i64, found: &mut Found) -> rusqlite::Result<()> {
     let mut fresh = connection.prepare_cached(&select(FRESH))?;
     let mut rows = fresh.query(params![found.cursor])?;
     while !found.is_full() {
         let Some(row) = rows.next()? else {
-            // What is parked, or waits for its time, is not looked at again.
+            // Parked and waiting rows up to there need not be scanned again.
             found.cursor = found.cursor.max(last);
             break;
         };
@@ -166,7 +166,7 @@ mod tests {
             let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let steps = plan.query_map(params![1], |row| row.get::<_, String>(3)).unwrap();
             let steps: Vec<_> = steps.map(Result::unwrap).collect();
-            // "SEARCH" alone is how SQLite calls a scan for a minimum.
+            // "SEARCH" without an index is what SQLite calls a scan for a minimum.
             let finds = |step: &String| step.starts_with("SEARCH events USING ");
             assert!(steps.iter().all(finds), "{sql}: {steps:?}");
         }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-/// Each step brings the file from `user_version` = its index to the next. Never change a step that was released.
+/// Each step migrates the file from `user_version` = its index to the next. Never change a released step.
 const MIGRATIONS: [&str; 8] = [
     "
     -- What is owed. A row leaves when it is settled. due_at = 0: never failed; else ready from then on (ms, Unix).
@@ -95,17 +95,17 @@ const MIGRATIONS: [&str; 8] = [
 ];
 const VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// Events of some 2 KB lie three to a page, instead of one with half of it empty.
+/// With this size, events of some 2 KB lie three to a page, instead of one with half of the page empty.
 const PAGE_SIZE: u64 = 8192;
 /// Room above the limit for what must never be refused: settlements, dead letters, keys.
 const HEADROOM: u64 = 64 << 20;
-/// What the write-ahead log takes between checkpoints (SQLite's 1000 pages, and a large commit), and is cut back to. What it takes
-/// beyond, behind a reader that lets no checkpoint through, counts as used.
+/// Size of the write-ahead log between checkpoints (SQLite's 1000 pages, and a large commit), to which it is truncated.
+/// What it takes beyond, while a reader blocks checkpoints, counts as used.
 pub(super) const LOG_BYTES: u64 = 16 << 20;
-/// The command line's transactions beside the owner are short; longer than this is trouble.
+/// Transactions of the command line alongside the owner are short; longer than this is a fault.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The owner's writing connection: creates or migrates the file.
+/// Opens the owner's writing connection: creates or migrates the file.
 pub(super) fn open_owner(path: &Path, max_bytes: u64) -> Result<Connection, OpenError> {
     let failed = |error| OpenError::Database { path: path.to_owned(), error };
     let mut connection = Connection::open(path).map_err(failed)?;
@@ -121,7 +121,7 @@ pub(super) fn open_owner(path: &Path, max_bytes: u64) -> Result<Connection, Open
     Ok(connection)
 }
 
-/// A connection that reads beside the writer.
+/// Opens a connection that reads alongside the writer.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     let failed = |error| OpenError::Database { path: path.to_owned(), error };
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -130,7 +130,7 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-/// Looks at the store of a data directory without changing anything.
+/// Checks the store of a data directory without changing anything.
 pub fn inspect(data_dir: &Path) -> Result<(), OpenError> {
     let path = directory::database(data_dir);
     if !path.exists() {
@@ -140,8 +140,8 @@ pub fn inspect(data_dir: &Path) -> Result<(), OpenError> {
     expect_version(found, &path)
 }
 
-/// A connection of another process, beside the owner or without one: never creates, never migrates.
-pub(super) fn open_beside(path: &Path) -> Result<Connection, OpenError> {
+/// Opens a connection of another process, alongside the owner or without one: never creates, never migrates.
+pub(super) fn open_alongside(path: &Path) -> Result<Connection, OpenError> {
     let failed = |error| OpenError::Database { path: path.to_owned(), error };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
@@ -159,8 +159,8 @@ fn expect_version(found: i64, path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// WAL with an fsync at every commit: what is answered is in the file, whatever happens next. Never less. And what is deleted is
-/// overwritten: messages must not stand in the file after they were handled or erased.
+/// WAL with an fsync at every commit: what callers were promised is in the file, whatever happens next. Never less. And
+/// deleted content is overwritten: messages must not remain in the file after they were handled or erased.
 fn durable(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "secure_delete", "on")?;
@@ -187,12 +187,13 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     transaction.commit().map_err(failed)
 }
 
-/// Writes without changing anything: fails where a commit would.
+/// Writes without changing anything: fails where a commit would fail.
 pub(super) fn probe(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", VERSION)
 }
 
-/// Lets the log be written from its beginning again, where no reader needs it, and with that be cut to its limit. Waits for nobody.
+/// Lets the log restart from its beginning, if no reader needs it, and with that be truncated to its limit. Does not
+/// wait.
 pub(super) fn cut_log(connection: &Connection) -> rusqlite::Result<()> {
     let pages = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
     let (busy, in_log, copied) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], pages)?;
@@ -205,18 +206,18 @@ pub(super) fn cut_log(connection: &Connection) -> rusqlite::Result<()> {
     written
 }
 
-/// Copies the log into the file and empties it: deleted text stands in the log as well. Returns whether it could; where somebody
-/// reads an older state, the log is emptied at the next time.
+/// Copies the log into the file and empties it: deleted text remains in the log too. Returns whether it succeeded;
+/// while a reader uses an older state, the log is emptied the next time.
 pub(super) fn empty_log(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).map(|busy| busy == 0)
 }
 
-/// Another number after each commit of another connection, in this process or another.
+/// SQLite's `data_version`: it changes after each commit of another connection, in this process or another.
 pub(super) fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "data_version", |row| row.get(0))
 }
 
-/// Bytes of the file that are in use.
+/// Bytes of the file in use.
 pub(super) fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let pages = pragma("page_count")?.saturating_sub(pragma("freelist_count")?);
@@ -234,7 +235,7 @@ mod tests {
         drop(open_owner(&path, 1 << 20).unwrap());
         let connection = Connection::open(&path).unwrap();
         connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
-        for error in [open_owner(&path, 1 << 20).unwrap_err(), open_beside(&path).unwrap_err()] {
+        for error in [open_owner(&path, 1 << 20).unwrap_err(), open_alongside(&path).unwrap_err()] {
             assert!(error.to_string().contains("newer streamgate"), "{error}");
         }
         assert_eq!(version(&connection).unwrap(), VERSION + 1);
@@ -245,10 +246,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store.db");
         drop(Connection::open(&path).unwrap().pragma_update(None, "journal_mode", "wal"));
-        assert!(matches!(open_beside(&path), Err(OpenError::Older { found: 0, .. })));
+        assert!(matches!(open_alongside(&path), Err(OpenError::Older { found: 0, .. })));
         let connection = open_owner(&path, 1 << 20).unwrap();
         assert_eq!(version(&connection).unwrap(), VERSION);
-        assert!(open_beside(&path).is_ok());
+        assert!(open_alongside(&path).is_ok());
     }
 
     #[test]

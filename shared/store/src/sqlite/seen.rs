@@ -1,4 +1,4 @@
-//! Seen keys: what was accepted, by fingerprint and time.
+//! Seen keys: the accepted events, by fingerprint and time.
 
 use rusqlite::{Connection, params};
 use streamgate_core::id::fingerprint;
@@ -26,8 +26,8 @@ pub(super) fn insert(connection: &Connection, key: &str, now: i64, since: i64) -
     insert.execute(params![key, now]).map(|inserted| inserted == 1)
 }
 
-/// Forgets the oldest keys, a bounded number at a time. Ids grow with time, so no index over it is needed. A key from the
-/// future was written while the clock was wrong: it must not stand in the way of the others.
+/// Deletes the oldest keys, a bounded number at a time. Ids grow with time, so no index over time is needed. A key from
+/// the future was written while the clock was wrong: it must not keep the others from being deleted.
 pub(super) fn purge(connection: &Connection, now: i64, keep_ms: i64) -> rusqlite::Result<()> {
     let kept = now.saturating_sub(keep_ms)..=now.saturating_add(keep_ms);
     let mut oldest = connection.prepare_cached("SELECT id, at FROM seen ORDER BY id LIMIT ?1")?;

@@ -1,4 +1,4 @@
-//! A gateway's spool: the events that RabbitMQ did not take, in the file in which `up` would have its queue.
+//! A gateway's spool: the events that RabbitMQ did not take, in the same file that `up` uses for its queue.
 
 use super::directory::Owned;
 use super::reader::{MAX_BYTES, Reader};
@@ -28,7 +28,8 @@ pub struct SpoolOptions {
 pub struct SpoolFile {
     writer: Writer,
     reader: Reader,
-    /// None once it is closed. Last: the lock is let go after the threads that use the file have ended.
+    /// `None` once the spool is closed. The last field: the lock is released after the threads that use the file have
+    /// ended.
     owned: Mutex<Option<Owned>>,
 }
 
@@ -51,7 +52,7 @@ impl SpoolFile {
         Ok(SpoolFile { writer, reader, owned: Mutex::new(Some(owned)) })
     }
 
-    /// Ends the threads after what they were given is committed, and lets the directory go. Later calls fail.
+    /// Ends the threads once their work is committed, and releases the directory. Later calls fail.
     pub async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
@@ -81,7 +82,7 @@ impl Spool for SpoolFile {
     }
 }
 
-/// Retries that an `up` left behind are owed as well, whenever they are due.
+/// Includes the retries that an `up` left behind, whenever they are due.
 fn read(
     connection: &Connection,
     after: i64,
@@ -95,7 +96,7 @@ fn read(
     while found.len() < most && bytes < MAX_BYTES {
         let Some(row) = rows.next()? else { break };
         let number = row.get(0)?;
-        // Before its body is looked at, which SQLite reads only then.
+        // Skipped before the body is touched: SQLite reads it only then.
         if skip.contains(&number) {
             continue;
         }

@@ -1,10 +1,10 @@
-//! A thread of the store, and its end.
+//! A named thread of the store, which can be joined.
 
 use super::OpenError;
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Runs until what it waits for ends, or until its owner ends it.
+/// Runs until its input ends.
 #[derive(Debug)]
 pub(super) struct Thread {
     name: &'static str,
@@ -17,7 +17,7 @@ impl Thread {
         Ok(Thread { name, handle: Mutex::new(Some(handle)) })
     }
 
-    /// Waits for the thread's end, the first time. It must be ending by then.
+    /// Waits for the thread's end; a second call returns at once. The thread must have been asked to end before.
     pub(super) async fn join(&self) {
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(handle) = handle else { return };

@@ -1,12 +1,12 @@
-//! The writing thread, as its callers see it: writes wait for it, and it commits all that wait as one transaction (`commit`).
+//! The writing thread, as its callers see it: it commits all waiting writes as one transaction (`commit`).
 //!
-//! One fsync serves everybody who waited for it: the busier the gateway, the cheaper each event.
+//! One fsync serves every waiting caller: the busier the gateway, the cheaper each event.
 
 use super::clock::Clock;
 use super::commit::{Answer, Committer, Remembered, Write};
+use super::file_watch::FileWatch;
 use super::queue::Change;
 use super::thread::Thread;
-use super::witness::Witness;
 use super::{OpenError, Options, millis, schema, unavailable};
 use bytes::Bytes;
 use rusqlite::Connection;
@@ -18,9 +18,9 @@ use streamgate_core::{envelope::Envelope, ports::StoreError, route_record::Route
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-/// How often the store's health and the age of seen keys are looked at while nobody writes.
+/// How often the store's health and the age of seen keys are checked while nobody writes.
 pub(super) const TICK: Duration = Duration::from_secs(1);
-/// Ticks end commits every second: after this long without one the disk hangs.
+/// Ticks cause a commit every second: after this long without one, the disk hangs.
 const MAX_SILENCE: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ pub(super) struct Health {
     pub(super) result: Result<(), StoreError>,
     pub(super) at: Instant,
     pub(super) used: u64,
-    /// The commit itself failed; a store that is full commits all the same.
+    /// The commit itself failed; the commits of a full store still succeed.
     pub(super) has_failed: bool,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct Health {
 pub(super) struct Writer {
     writes: mpsc::Sender<Write>,
     health: Arc<Mutex<Health>>,
-    /// Events that wait, where they are counted.
+    /// How many events wait, if they are counted.
     waiting: Option<Arc<AtomicI64>>,
     news: Arc<Notify>,
     thread: Thread,
@@ -73,7 +73,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// `database`: the file that the connection has open. `waiting`: how many events wait there, to count on from.
+    /// `database`: the file that the connection has open. `waiting`: how many events wait in it, if they are counted.
     pub(super) fn start(
         connection: Connection,
         database: &Path,
@@ -94,7 +94,7 @@ impl Writer {
             waiting: counted,
             data_version,
             news: notified,
-            witness: Witness::of(database),
+            file_watch: FileWatch::of(database),
             log_bytes: 0,
             clock: Clock::now(),
             stepped: false,
@@ -106,7 +106,7 @@ impl Writer {
             let mut interval = tokio::time::interval(TICK);
             loop {
                 interval.tick().await;
-                // Full means that writes are under way, and they tell as much as a tick would.
+                // A full channel means that writes are under way, and those show the store's health as well as a tick.
                 if let Err(mpsc::error::TrySendError::Closed(_)) = ticks.try_send(Write::Tick) {
                     return;
                 }
@@ -115,7 +115,7 @@ impl Writer {
         Ok(Writer { writes, health, waiting, news, thread, ticker })
     }
 
-    /// Notified whenever rows came or their time changed.
+    /// Notified when rows were added or their due time changed.
     pub(super) fn news(&self) -> Arc<Notify> {
         Arc::clone(&self.news)
     }
@@ -129,13 +129,13 @@ impl Writer {
         health.result
     }
 
-    /// Bytes of the file that are in use, as of the last commit: of a second ago at most.
+    /// Bytes of the file in use, as of the last commit, which is a second old at most.
     pub(super) fn used(&self) -> u64 {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).used
     }
 
-    /// Events that wait, where they are counted: with their commits, for callers may have given up by then. What another process
-    /// writes is counted within a second.
+    /// How many events wait, if they are counted. Counted at the commit, because callers may have given up by then.
+    /// Writes of other processes are counted within a second.
     pub(super) fn waiting(&self) -> u64 {
         let waiting = self.waiting.as_ref().map_or(0, |waiting| waiting.load(Ordering::Relaxed));
         u64::try_from(waiting).unwrap_or(0)
@@ -165,12 +165,12 @@ impl Writer {
         self.write(|answer| Write::Release(rows, answer)).await
     }
 
-    /// What marks rows that are handed out alone.
+    /// Marks rows that are handed out alone.
     pub(super) fn marker(&self) -> Marker {
         Marker(self.writes.clone())
     }
 
-    /// The process ends in order.
+    /// Records that the process ends in order.
     pub(super) async fn end(&self) -> Result<(), StoreError> {
         self.write(Write::End).await
     }
@@ -183,10 +183,10 @@ impl Writer {
         write(&self.writes, make).await
     }
 
-    /// Ends the thread after the writes that wait are committed; later ones fail.
+    /// Ends the thread after the waiting writes are committed; later ones fail.
     pub(super) async fn close(&self) {
         self.ticker.abort();
-        // It may have ended already.
+        // The thread may have ended already.
         self.writes.send(Write::Close).await.ok();
         self.thread.join().await;
     }

@@ -1,43 +1,44 @@
-//! Whether the files that are open are still the ones at their paths.
+//! Checks that the open files are still the ones at their paths.
 //!
-//! An open file outlives its name: after `rm -rf`, `mv` or a lazy unmount commits succeed, and are gone with the process.
+//! An open file outlives its name: after `rm -rf`, `mv` or a lazy unmount, commits succeed, and are lost when the
+//! process ends.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Device and inode: what stays the same for as long as it is the same file.
+/// Device and inode: constant for the same file.
 type Identity = (u64, u64);
 
 #[derive(Debug)]
-pub(super) struct Witness {
+pub(super) struct FileWatch {
     directory: Watched,
     database: Watched,
     log: Watched,
-    /// When the files were last found to be the ones.
+    /// When the files were last found to be the right ones.
     seen: Option<Instant>,
 }
 
-/// Between commits that follow each other closely the look after the one before is recent enough for the next: chosen so that a busy
-/// store looks once a commit, and far below what moving a directory takes.
+/// Between commits in quick succession, the look after one is recent enough for the next. Chosen so that a busy store
+/// looks once per commit, and far below the time that moving a directory takes.
 const RECENT: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 struct Watched {
     path: PathBuf,
-    /// None until it was seen for the first time.
+    /// `None` until it was seen for the first time.
     known: Option<Identity>,
 }
 
-impl Witness {
-    /// Of a database that is open, by the first look at its files.
-    pub(super) fn of(database: &Path) -> Witness {
+impl FileWatch {
+    /// For an open database; the first look records its files.
+    pub(super) fn of(database: &Path) -> FileWatch {
         let watched = |path: PathBuf| Watched { path, known: None };
         let parent = database.parent().filter(|parent| !parent.as_os_str().is_empty());
         let mut log = database.as_os_str().to_owned();
         log.push("-wal");
-        Witness {
+        FileWatch {
             directory: watched(parent.unwrap_or(Path::new(".")).to_owned()),
             database: watched(database.to_owned()),
             log: watched(log.into()),
@@ -45,7 +46,7 @@ impl Witness {
         }
     }
 
-    /// As `look`, unless the last look was a moment ago.
+    /// Like `look`, unless the last look was a moment ago.
     pub(super) fn look_unless_recent(&mut self) -> Result<(), String> {
         if self.seen.is_some_and(|seen| seen.elapsed() < RECENT) {
             return Ok(());
@@ -53,12 +54,12 @@ impl Witness {
         self.look().map(drop)
     }
 
-    /// The length of the write-ahead log; or which file is not the one that is open any more.
+    /// Returns the length of the write-ahead log. The error says which path no longer leads to the open file.
     pub(super) fn look(&mut self) -> Result<u64, String> {
         if self.directory.known.is_none() {
             self.directory.look()?;
         }
-        // The path of a file leads through its directory: that is looked at only to name what is wrong.
+        // The files' paths lead through the directory, so it is checked only to name what is wrong.
         let found = self.database.look().and_then(|_| self.log.look());
         self.seen = found.is_ok().then(Instant::now);
         if found.is_err() {
@@ -90,33 +91,33 @@ impl Watched {
 mod tests {
     use super::*;
 
-    /// A directory with a database and its log, watched.
-    fn watched() -> (tempfile::TempDir, PathBuf, Witness) {
+    /// A watched directory with a database and its log.
+    fn watched() -> (tempfile::TempDir, PathBuf, FileWatch) {
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("data");
         std::fs::create_dir(&data).unwrap();
         std::fs::write(data.join("streamgate.db"), "").unwrap();
         std::fs::write(data.join("streamgate.db-wal"), "12345").unwrap();
-        let mut witness = Witness::of(&data.join("streamgate.db"));
-        assert_eq!(witness.look(), Ok(5));
-        (home, data, witness)
+        let mut file_watch = FileWatch::of(&data.join("streamgate.db"));
+        assert_eq!(file_watch.look(), Ok(5));
+        (home, data, file_watch)
     }
 
     #[test]
-    fn what_goes_away_or_is_replaced_is_named() {
+    fn a_missing_or_replaced_file_is_named() {
         for name in ["streamgate.db", "streamgate.db-wal"] {
-            let (_home, data, mut witness) = watched();
+            let (_home, data, mut file_watch) = watched();
             std::fs::rename(data.join(name), data.join("moved")).unwrap();
-            let gone = witness.look().unwrap_err();
+            let gone = file_watch.look().unwrap_err();
             assert!(gone.ends_with(&format!("{name} is not there any more")), "{gone}");
             std::fs::write(data.join(name), "").unwrap();
-            let other = witness.look().unwrap_err();
+            let other = file_watch.look().unwrap_err();
             assert!(other.ends_with(&format!("{name} is not what this process has open")), "{other}");
             std::fs::rename(data.join("moved"), data.join(name)).unwrap();
-            assert!(witness.look().is_ok(), "it is back");
+            assert!(file_watch.look().is_ok(), "it is back");
         }
-        let (home, data, mut witness) = watched();
+        let (home, data, mut file_watch) = watched();
         std::fs::rename(&data, home.path().join("moved")).unwrap();
-        assert!(witness.look().unwrap_err().ends_with("data is not there any more"));
+        assert!(file_watch.look().unwrap_err().ends_with("data is not there any more"));
     }
 }

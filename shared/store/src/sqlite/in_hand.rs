@@ -1,4 +1,4 @@
-//! Which rows are in hand: how many, whose, and for how long.
+//! Which rows are in hand (delivered and not settled): how many, of which route, and for how long.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use streamgate_core::ports;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-/// A row in hand. Dropped without [`settled`](Handle::settled), the row is delivered again.
+/// A row in hand. If it is dropped without [`settled`](Handle::settled), the row is delivered again.
 #[derive(Debug)]
 pub struct Handle {
     seq: i64,
-    /// The route that it was parked for.
+    /// The route that it was parked for, if it was parked.
     parked: Option<Arc<str>>,
     settled: bool,
-    hands: Arc<Hands>,
+    hands: Arc<InHand>,
     _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 
@@ -25,18 +25,18 @@ impl Handle {
     pub(super) fn new(
         seq: i64,
         parked: Option<Arc<str>>,
-        hands: &Arc<Hands>,
+        hands: &Arc<InHand>,
         room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
     ) -> Handle {
         Handle { seq, parked, settled: false, hands: Arc::clone(hands), _room: room }
     }
 
-    /// A handler has it.
+    /// A handler begins with it.
     pub(super) fn begins(&self) {
         self.hands.lock().since.insert(self.seq, Instant::now());
     }
 
-    /// The row is gone, or waits for its new time.
+    /// The row was deleted, or waits until its new time.
     pub(super) fn settled(mut self) {
         self.settled = true;
     }
@@ -51,7 +51,7 @@ impl Drop for Handle {
         state.since.remove(&self.seq);
         state.end_alone(self.seq);
         if let Some(route) = &self.parked {
-            // Its place is another's. Where it is not settled, it is still parked.
+            // Frees its place. An unsettled row is still parked in the file.
             if let Some(held) = state.parked.get_mut(route) {
                 *held -= 1;
             }
@@ -67,38 +67,38 @@ impl Drop for Handle {
 
 /// Which rows are in hand, and which came back unsettled.
 #[derive(Debug)]
-pub(super) struct Hands {
+pub(super) struct InHand {
     state: Mutex<HandsState>,
     news: Arc<Notify>,
-    /// What no handler has begun with is wanted back.
+    /// Notified when deliveries that no handler has begun are wanted back.
     pub(super) recall: Notify,
     /// Most parked rows in hand.
     parked: usize,
-    /// How long a delivery may be with the worker.
+    /// How long a worker may hold a delivery.
     pub(super) patience: Duration,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct HandsState {
     pub(super) held: HashSet<i64>,
-    /// When handlers began with those that they have.
+    /// When handlers began with the rows that they have.
     pub(super) since: HashMap<i64, Instant>,
     pub(super) returned: Vec<i64>,
-    /// How many parked rows are in hand, of each route that takes them or did.
+    /// How many parked rows are in hand, by the route that takes them or took them.
     pub(super) parked: HashMap<Arc<str>, usize>,
-    /// The routes that take theirs.
+    /// The routes that take their parked events now.
     pub(super) taking: Vec<Arc<str>>,
-    /// The one that is alone in hand, with the slots that keep the others out.
+    /// The row that is alone in hand, with the slots that keep others out.
     alone: Option<(i64, OwnedSemaphorePermit)>,
 }
 
 impl HandsState {
-    /// Lets others in again, where this one kept them out.
+    /// Lets others in again, if this row kept them out.
     fn end_alone(&mut self, seq: i64) {
         self.alone.take_if(|(alone, _)| *alone == seq);
     }
 
-    /// How many deliveries have been with handlers for longer than one may take, and when the next one will have been.
+    /// How many deliveries have been with handlers for longer than allowed, and when the next one will have been.
     pub(super) fn overdue(&self, patience: Duration, now: Instant) -> (u32, Option<Instant>) {
         let (mut overdue, mut next) = (0, None);
         for since in self.since.values() {
@@ -111,14 +111,14 @@ impl HandsState {
     }
 }
 
-impl Hands {
-    pub(super) fn new(news: Arc<Notify>, parked: usize, patience: Duration) -> Hands {
-        Hands { state: Mutex::default(), news, recall: Notify::new(), parked, patience }
+impl InHand {
+    pub(super) fn new(news: Arc<Notify>, parked: usize, patience: Duration) -> InHand {
+        InHand { state: Mutex::default(), news, recall: Notify::new(), parked, patience }
     }
 
-    /// From now on this row keeps the others out, with these slots, for as long as it may take and no longer: its handler may block
+    /// From now on this row keeps the others out, by holding these slots, for `patience` at most: its handler may block
     /// its thread, or its route may not let it begin.
-    pub(super) fn keep_alone(self: &Arc<Hands>, seq: i64, slots: OwnedSemaphorePermit) {
+    pub(super) fn keep_alone(self: &Arc<InHand>, seq: i64, slots: OwnedSemaphorePermit) {
         self.lock().alone = Some((seq, slots));
         let (hands, patience) = (Arc::downgrade(self), self.patience);
         tokio::spawn(async move {
@@ -134,7 +134,7 @@ impl Hands {
         self.news.notify_one();
     }
 
-    /// How many parked rows each route takes now.
+    /// How many more parked rows each route takes now.
     pub(super) fn parked_room(&self) -> Vec<(Arc<str>, usize)> {
         let state = self.lock();
         let each = (self.parked / state.taking.len().max(1)).max(1);
