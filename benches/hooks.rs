@@ -305,7 +305,7 @@ async fn work(config: &str) {
     let router = wiring::router(&loaded.config, Vec::new()).unwrap();
     let hooks = Hooks { before_message_send: Some(Arc::new(Echo)), ..Hooks::default() };
     let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let back = worker::Back { loaded, router, hooks, reload: None, ops_listener, metrics: Metrics::new() };
+    let back = worker::WorkerInputs { loaded, router, hooks, reload: None, ops_listener, metrics: Metrics::new() };
     worker::run(back, Shutdown::new(), || ()).await.unwrap();
 }
 

@@ -331,8 +331,14 @@ async fn noop_worker(config: &str, events: usize) -> Figure {
     let route = Route::new("noop", every, Arc::new(handler));
     let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let router = Router::new(vec![route]);
-    let back =
-        worker::Back { loaded, router, hooks: Hooks::default(), reload: None, ops_listener, metrics: Metrics::new() };
+    let back = worker::WorkerInputs {
+        loaded,
+        router,
+        hooks: Hooks::default(),
+        reload: None,
+        ops_listener,
+        metrics: Metrics::new(),
+    };
     let (before, started, stop) = (own_cpu(), Instant::now(), shutdown.clone());
     let running = tokio::spawn(async move { worker::run(back, stop, || ()).await.unwrap() });
     is_done.await.unwrap();

@@ -28,7 +28,7 @@ const LAST_HAND_OVER: Duration = Duration::from_secs(2);
 
 /// What `run` needs. Listeners are bound by the caller, so that tests can choose free ports.
 #[derive(Debug)]
-pub struct Front {
+pub struct GatewayInputs {
     pub loaded: Loaded,
     pub listener: TcpListener,
     pub ops_listener: TcpListener,
@@ -67,14 +67,14 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
         .line("API key", greeting::key(&loaded, false)?)
         .try_it(&loaded, false, &listener)?
         .into_text();
-    let front = Front { loaded, listener, ops_listener, source, reload, metrics: Metrics::new() };
+    let front = GatewayInputs { loaded, listener, ops_listener, source, reload, metrics: Metrics::new() };
     run(front, shutdown.clone(), || output::greet(greeting)).await?;
     Ok(shutdown.code())
 }
 
 /// Serves until the drain is done. Calls `ready` when all listeners are open; the backends may not be connected yet.
-pub async fn run(front: Front, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let Front { loaded, listener, ops_listener, source, reload, metrics } = front;
+pub async fn run(front: GatewayInputs, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
+    let GatewayInputs { loaded, listener, ops_listener, source, reload, metrics } = front;
     let servers = Servers::of(&loaded)?;
     let mut config = loaded.config;
     config.gateway.drain_least.get_or_insert(DRAIN_LEAST.min(config.gateway.drain_timeout / 2));

@@ -11,8 +11,6 @@
 //!   store.
 
 pub mod app;
-#[cfg(feature = "cli")]
-mod ask;
 pub mod backends;
 mod background;
 #[cfg(feature = "cli")]
@@ -36,6 +34,8 @@ pub mod global;
 pub mod greeting;
 pub mod limits;
 pub mod output;
+#[cfg(feature = "cli")]
+mod prompt;
 mod receiving;
 pub mod reload;
 #[cfg(feature = "cli")]

@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 
 /// What `run` needs. The listener is bound by the caller, so that tests can choose a free port.
 #[derive(Debug)]
-pub struct Back {
+pub struct WorkerInputs {
     pub loaded: Loaded,
     pub router: Router,
     pub hooks: Hooks,
@@ -61,14 +61,14 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
         .line("routes", router.names().join(", "))
         .into_text();
     let reload = source.map(|source| (source, code));
-    let back = Back { loaded, router, hooks, reload, ops_listener, metrics: Metrics::new() };
+    let back = WorkerInputs { loaded, router, hooks, reload, ops_listener, metrics: Metrics::new() };
     run(back, shutdown.clone(), || output::greet(greeting)).await?;
     Ok(shutdown.code())
 }
 
 /// Works until the drain is done. Calls `ready` when everything is open; the backends may not be connected yet.
-pub async fn run(back: Back, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let Back { loaded, router, hooks, reload: again, ops_listener, metrics } = back;
+pub async fn run(back: WorkerInputs, shutdown: Shutdown, ready: impl FnOnce()) -> anyhow::Result<()> {
+    let WorkerInputs { loaded, router, hooks, reload: again, ops_listener, metrics } = back;
     let hangup = Arc::new(Notify::new());
     shutdown::on_hangup(Arc::clone(&hangup)).context("cannot listen to signals")?;
     let servers = Servers::of(&loaded)?;

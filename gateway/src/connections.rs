@@ -1,7 +1,7 @@
 //! The open connections: counted by their sockets, and one is closed when a new one needs its place.
 
 use crate::activity::{Activity, Rank};
-use crate::line::Line;
+use crate::waiting_line::WaitingLine;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ const NEXT: Duration = Duration::from_millis(10);
 /// After this long without a free place a gateway is not ready; under load each new connection waits for a moment.
 const STUCK: Duration = Duration::from_secs(1);
 
-type Members = Line<Arc<Activity>, (Rank, Instant)>;
+type Members = WaitingLine<Arc<Activity>, (Rank, Instant)>;
 
 #[derive(Debug)]
 pub(crate) struct Connections {

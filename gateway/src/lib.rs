@@ -20,7 +20,6 @@ mod hand_over;
 mod head;
 mod hooks;
 mod intake;
-mod line;
 mod linger;
 mod progress;
 mod proxy;
@@ -35,6 +34,7 @@ mod spool_model;
 mod suspects;
 mod tls;
 mod waiting;
+mod waiting_line;
 mod watched;
 
 pub use accept::Gateway;

@@ -3,7 +3,7 @@
 
 use crate::activity::Activity;
 use crate::budget::Short;
-use crate::line::Line;
+use crate::waiting_line::WaitingLine;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,9 +25,9 @@ pub(crate) struct Waiting {
 
 #[derive(Debug, Default)]
 struct Crowd {
-    line: Line<Arc<Waiter>, u64>,
+    line: WaitingLine<Arc<Waiter>, u64>,
     /// Those that hold much memory are in a line of their own, too.
-    heavy: Line<Arc<Waiter>, u64>,
+    heavy: WaitingLine<Arc<Waiter>, u64>,
     /// Requests that were not displaced, in all and by group.
     places: usize,
     by_group: HashMap<Group, usize>,
@@ -192,7 +192,7 @@ impl Crowd {
 /// The longest waiter of a line other than `than`, which keeps its place there. `number` is that one's number in this line,
 /// if any.
 fn longest_other(
-    line: &mut Line<Arc<Waiter>, u64>,
+    line: &mut WaitingLine<Arc<Waiter>, u64>,
     than: Option<&WaitingPlace<'_>>,
     number: Option<u64>,
 ) -> Option<Arc<Waiter>> {

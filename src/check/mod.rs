@@ -113,12 +113,12 @@ pub async fn command(global: &Global, args: &Check) -> anyhow::Result<ExitCode> 
             let ok = checks.iter().all(|check| check.ok);
             (checks, if ok { 0 } else { exit::FAILED })
         }
-        Err(ConfigError::Wrong { problems, doubts, .. }) if args.json => {
+        Err(ConfigError::Invalid { problems, doubts, .. }) if args.json => {
             let mistakes = problems.into_iter().map(Finding::from);
             (mistakes.chain(doubts.into_iter().map(doubtful)).collect(), exit::USAGE)
         }
-        Err(error @ ConfigError::Wrong { .. }) => {
-            if let ConfigError::Wrong { doubts, .. } = &error {
+        Err(error @ ConfigError::Invalid { .. }) => {
+            if let ConfigError::Invalid { doubts, .. } = &error {
                 log_doubts(doubts);
             }
             return Err(error.into());

@@ -173,7 +173,7 @@ impl EventHook {
     }
 
     /// Whether both are equal, except for times, nulls, and the order of keys and types.
-    pub(super) fn says_same(&self, other: &EventHook) -> bool {
+    pub(super) fn is_equivalent(&self, other: &EventHook) -> bool {
         self.essence() == other.essence()
     }
 

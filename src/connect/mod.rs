@@ -19,7 +19,7 @@ mod update;
 
 use crate::exit::BadUsage;
 use crate::global::Global;
-use crate::{ask, output};
+use crate::{output, prompt};
 use address::BaseUrl;
 use anyhow::Context;
 use clap::Args;
@@ -98,7 +98,7 @@ pub async fn command(global: &Global, args: &Connect) -> anyhow::Result<ExitCode
 
 async fn run(global: &Global, args: &Connect) -> anyhow::Result<ExitCode> {
     let is_asked = !args.yes && !args.dry_run && std::io::stdin().is_terminal();
-    if is_asked && (args.json || !std::io::stdout().is_terminal() || !ask::is_possible()) {
+    if is_asked && (args.json || !std::io::stdout().is_terminal() || !prompt::is_possible()) {
         let what =
             "the plan would not be shown on this terminal, so nothing can be asked about it: add --yes or --dry-run";
         return Err(BadUsage(what.to_owned()).into());

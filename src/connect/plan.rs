@@ -152,7 +152,7 @@ impl Plan {
             count => self.step(Mark::Keep, format!("{count} other hooks kept")),
         }
         let after = Webhooks::V2(list.clone());
-        if after.says_same(&now.webhooks) {
+        if after.is_equivalent(&now.webhooks) {
             return;
         }
         let hidden = list.iter().filter_map(|other| Some((other, other.hidden_secret()?)));
@@ -562,7 +562,7 @@ mod tests {
         let expected = "event_types is [\"b\"] where [\"a\",\"b\"] was written; gone is missing; n differs from what was written; \
                         sqs_secret differs from what was written";
         assert_eq!(found, expected);
-        assert!(!seen.says_same(&written) && written.says_same(&written));
+        assert!(!seen.is_equivalent(&written) && written.is_equivalent(&written));
     }
 
     #[test]
@@ -619,8 +619,8 @@ mod tests {
             EventHook::read(&RawValue::from_string(json).unwrap()).unwrap()
         };
         let whole = hook(r#""kept":1,"#, "1");
-        assert!(whole.says_same(&hook(r#""kept":1,"#, "2")) && hook(r#""kept":1,"#, "2").holds(&whole));
-        assert!(!whole.says_same(&hook("", "1")) && !hook("", "1").holds(&whole));
+        assert!(whole.is_equivalent(&hook(r#""kept":1,"#, "2")) && hook(r#""kept":1,"#, "2").holds(&whole));
+        assert!(!whole.is_equivalent(&hook("", "1")) && !hook("", "1").holds(&whole));
     }
 
     #[test]

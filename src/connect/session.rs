@@ -7,7 +7,7 @@ use super::settings::{Settings, differences};
 use super::step::{Mark, Step};
 use super::stream_api::{ApiError, StreamApi};
 use super::update::{Part, Update};
-use crate::{ask, exit, output};
+use crate::{exit, output, prompt};
 use anyhow::Context;
 use serde_json::json;
 use std::process::ExitCode;
@@ -62,7 +62,7 @@ impl Session<'_> {
         // Someone else may have changed the settings since they were read; only a read right before the update can show
         // that.
         let again = self.read().await.context(Written::Nothing)?;
-        let is_same = again.says_same(&settings);
+        let is_same = again.is_equivalent(&settings);
         settings = again;
         plan = self.plan(&settings);
         if !is_same {
@@ -73,7 +73,7 @@ impl Session<'_> {
             }
             self.ask().await?;
             let again = self.read().await.context(Written::Nothing)?;
-            if !again.says_same(&settings) {
+            if !again.is_equivalent(&settings) {
                 let what = "someone else is changing this app's settings: try again later";
                 return Err(anyhow::Error::msg(what).context(Written::Nothing));
             }
@@ -101,7 +101,7 @@ impl Session<'_> {
     }
 
     async fn ask(&self) -> anyhow::Result<()> {
-        if self.args.yes || ask::agreed("Write this to the app's settings?", &CancellationToken::new()).await? {
+        if self.args.yes || prompt::confirmed("Write this to the app's settings?", &CancellationToken::new()).await? {
             return Ok(());
         }
         Err(Written::Nothing.into())

@@ -88,8 +88,8 @@ impl Settings {
     }
 
     /// Whether both are equal in everything that a plan depends on.
-    pub(super) fn says_same(&self, other: &Settings) -> bool {
-        self.webhooks.says_same(&other.webhooks)
+    pub(super) fn is_equivalent(&self, other: &Settings) -> bool {
+        self.webhooks.is_equivalent(&other.webhooks)
             && self.plain() == other.plain()
             && self.other_receivers == other.other_receivers
     }
@@ -114,8 +114,8 @@ impl Settings {
 }
 
 impl Webhooks {
-    pub(super) fn says_same(&self, other: &Webhooks) -> bool {
-        self.is_as(other, EventHook::says_same)
+    pub(super) fn is_equivalent(&self, other: &Webhooks) -> bool {
+        self.is_as(other, EventHook::is_equivalent)
     }
 
     pub(super) fn holds(&self, written: &Webhooks) -> bool {
@@ -172,7 +172,7 @@ fn hook_differences(expected: &Webhooks, seen: &Webhooks) -> Vec<String> {
             let other = seen.iter().filter(|seen| !is_known(seen));
             lost.chain(other.map(|hook| format!("{}: was not written by this command", hook.describe()))).collect()
         }
-        (expected, seen) if expected.says_same(seen) => Vec::new(),
+        (expected, seen) if expected.is_equivalent(seen) => Vec::new(),
         (Webhooks::V1 { url, event_types }, Webhooks::V1 { url: other, event_types: types }) => vec![format!(
             "webhook_url is {:?} for {} where {:?} for {} was written",
             without_credentials(other),

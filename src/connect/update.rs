@@ -19,7 +19,7 @@ impl Part {
     /// Whether this part of the settings is unchanged.
     pub(super) fn is_same(self, now: &Settings, before: &Settings) -> bool {
         match self {
-            Part::Webhooks => now.webhooks.says_same(&before.webhooks),
+            Part::Webhooks => now.webhooks.is_equivalent(&before.webhooks),
             Part::Urls | Part::Default => now.plain() == before.plain(),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::choose;
 use super::select::Select;
-use crate::{ask, output};
+use crate::{output, prompt};
 use anyhow::{Context, bail};
 use clap::Args;
 use std::time::Duration;
@@ -65,7 +65,7 @@ where
         // The dead letters are released while the user decides, so that others can use them.
         dead_letters.release().await?;
         let question = format!("All {} dead letters will be {verb}. Go on?", chosen.len());
-        if !ask::agreed(&question, interrupted).await? {
+        if !prompt::confirmed(&question, interrupted).await? {
             bail!("nothing was changed");
         }
     }

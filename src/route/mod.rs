@@ -1,15 +1,15 @@
 //! `streamgate route`: which routes run, and which are paused.
 
-pub(crate) mod book;
+pub(crate) mod states;
 
 use crate::exit::BadUsage;
 use crate::global::Global;
 use crate::output;
 use crate::wiring;
 use anyhow::{Context, bail};
-use book::Book;
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use states::RouteStates;
 use std::process::ExitCode;
 use std::time::Duration;
 use streamgate_core::envelope::rfc3339;
@@ -69,27 +69,27 @@ struct View {
 pub async fn command(global: &Global, args: Route) -> anyhow::Result<ExitCode> {
     let loaded = global.load_without_secrets()?;
     let configured = wiring::route_names(&loaded.config).into_iter().map(str::to_owned).collect::<Vec<_>>();
-    let book = Book::of(&loaded.config)?;
-    act(&book, &configured, args.action).await?;
+    let states = RouteStates::of(&loaded.config)?;
+    act(&states, &configured, args.action).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn act(book: &Book, configured: &[String], action: Action) -> anyhow::Result<()> {
-    let records = book.read().await.context("cannot read the routes' states; nothing was changed")?;
+async fn act(states: &RouteStates, configured: &[String], action: Action) -> anyhow::Result<()> {
+    let records = states.read().await.context("cannot read the routes' states; nothing was changed")?;
     match action {
-        Action::List { json } => list(book, configured, &records, json).await,
+        Action::List { json } => list(states, configured, &records, json).await,
         Action::Pause { name, why, json } => {
             let pause = Pause { by: person(), why };
-            set(book, configured, &records, &name, Some(pause), json).await
+            set(states, configured, &records, &name, Some(pause), json).await
         }
-        Action::Resume { name, json } => set(book, configured, &records, &name, None, json).await,
+        Action::Resume { name, json } => set(states, configured, &records, &name, None, json).await,
     }
 }
 
-async fn list(book: &Book, configured: &[String], records: &Records, json: bool) -> anyhow::Result<()> {
+async fn list(states: &RouteStates, configured: &[String], records: &Records, json: bool) -> anyhow::Result<()> {
     let former = records.keys().filter(|name| !configured.contains(name)).cloned();
     let names: Vec<String> = configured.iter().cloned().chain(former).collect();
-    let parked = book.parked(&names).await;
+    let parked = states.parked(&names).await;
     let views: Vec<View> = names
         .into_iter()
         .map(|name| {
@@ -146,7 +146,7 @@ fn story(view: &View) -> String {
 }
 
 async fn set(
-    book: &Book,
+    states: &RouteStates,
     configured: &[String],
     records: &Records,
     name: &str,
@@ -158,7 +158,7 @@ async fn set(
         let meant = nearest(name, known).map(|meant| format!(", did you mean {meant:?}?")).unwrap_or_default();
         return Err(BadUsage(format!("there is no route {name:?}{meant}; `streamgate route list` shows them")).into());
     }
-    let record = write(book, records.get(name).cloned(), name, pause).await?;
+    let record = write(states, records.get(name).cloned(), name, pause).await?;
     let records = [(name.to_owned(), record)].into();
     let view = view(name.to_owned(), configured, &records, None);
     if json {
@@ -176,7 +176,7 @@ async fn set(
 /// Retries until the record is the current one, and reads it once more after a while: after Redis lost its data, a
 /// worker may write back a newer record.
 async fn write(
-    book: &Book,
+    states: &RouteStates,
     mut before: Option<RouteRecord>,
     name: &str,
     pause: Option<Pause>,
@@ -185,11 +185,11 @@ async fn write(
     const WRITTEN_BACK: Duration = Duration::from_millis(500);
     for _ in 0..TRIES {
         let record = RouteRecord::next(before.as_ref(), pause.clone(), jiff::Timestamp::now().as_millisecond());
-        let stands = book.write(name, &record).await.context("cannot change the route's state")?;
-        if stands && !book.is_alone() {
+        let stands = states.write(name, &record).await.context("cannot change the route's state")?;
+        if stands && !states.is_alone() {
             tokio::time::sleep(WRITTEN_BACK).await;
         }
-        before = book.read().await.context("cannot read the route's state after it was changed")?.remove(name);
+        before = states.read().await.context("cannot read the route's state after it was changed")?.remove(name);
         if stands && before.as_ref() == Some(&record) {
             return Ok(record);
         }

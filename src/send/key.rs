@@ -2,7 +2,7 @@
 
 use crate::exit::BadUsage;
 use crate::global::Global;
-use crate::{ask, dev};
+use crate::{dev, prompt};
 use anyhow::Context;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use std::io::{self, BufRead, Write};
@@ -87,7 +87,7 @@ impl Key {
 
     /// Asks on the terminal; without one, returns `why` as the error.
     fn typed(api_key: &str, why: anyhow::Error) -> anyhow::Result<Key> {
-        if !ask::is_possible() {
+        if !prompt::is_possible() {
             return Err(why);
         }
         let question = format!("{why:#}\nAPI secret of {api_key} (it is not shown): ");

@@ -7,7 +7,7 @@ use hyper::Uri;
 use std::net::{IpAddr, SocketAddr};
 use streamgate_gateway::tls_leaf;
 use streamgate_service::config::Config;
-use streamgate_service::http_client::{HttpClient, Own};
+use streamgate_service::http_client::{HttpClient, OwnGatewayClient};
 
 #[derive(Debug)]
 pub(super) struct Target {
@@ -31,7 +31,7 @@ impl Target {
         };
         let expected = || address.is_some_and(|address| config.gateway.peers.has_header(address));
         let proxy_header = args.proxy_header.unwrap_or_else(expected);
-        let client = Own { ca: args.ca.as_deref(), certificate, proxy_header }.client()?;
+        let client = OwnGatewayClient { ca: args.ca.as_deref(), certificate, proxy_header }.client()?;
         Ok(Target { url, client })
     }
 }

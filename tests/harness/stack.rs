@@ -143,7 +143,7 @@ impl Stack for Services {
         ];
         let public = listener.local_addr().unwrap();
         let (metrics, shutdown) = (Metrics::new(), Shutdown::new());
-        let front = gateway::Front {
+        let front = gateway::GatewayInputs {
             loaded: loaded.clone(),
             listener,
             ops_listener: gateway_ops,
@@ -153,7 +153,7 @@ impl Stack for Services {
         };
         let hooks = wiring::hooks(&loaded.config, hooks).unwrap();
         let answers = !hooks.is_empty();
-        let back = worker::Back {
+        let back = worker::WorkerInputs {
             loaded,
             router,
             hooks,

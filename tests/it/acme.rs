@@ -102,7 +102,7 @@ async fn a_certificate_is_served_on_while_no_other_can_be_had() {
     let (status, text) = server.ops("/readyz").await;
     assert!(status == 200 && text.contains("is not renewed: cannot ask localhost"), "{text}");
     assert!(is_taken(&server, &root).await, "{}", site.log());
-    // Back to the old name, which the present certificate covers.
+    // WorkerInputs to the old name, which the present certificate covers.
     configure(&site, &pebble, "[\"localhost\"]", "");
     server.signal(Signal::HUP);
     let ready = || async { server.ops("/readyz").await.1 == "ready\n" };

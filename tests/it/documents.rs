@@ -189,7 +189,7 @@ fn the_documented_keys_are_those_that_are_read() {
     assert!(keys.len() > 80, "{keys:?}");
     let text = toml::to_string(&config_of(&keys)).unwrap();
     let problems = match from_text(None, Some(&text), &Environment::of([])) {
-        Err(ConfigError::Wrong { problems, .. }) => problems,
+        Err(ConfigError::Invalid { problems, .. }) => problems,
         other => panic!("{other:?}"),
     };
     let mut known = BTreeSet::new();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use streamgate_core::claim::{self, ClaimKey, Conclusion, State};
-use streamgate_core::ports::{Answers, Claims, Seen, Turn};
+use streamgate_core::ports::{Answers, CallState, Claims, Seen};
 use streamgate_store::redis::{Address, Redis, RedisAnswers, RedisClaims, SeenKeys};
 
 /// In the far past, and in the far future, by any clock.
@@ -176,14 +176,14 @@ async fn a_hook_whose_mark_is_taken_away_is_in_work_no_more() {
     up(&redis).await;
     let answers = RedisAnswers::new(redis);
     let long = Duration::from_secs(1000);
-    assert!(matches!(answers.begin("one", long).await.unwrap(), Turn::First));
-    assert!(matches!(answers.begin("one", long).await.unwrap(), Turn::InWork));
+    assert!(matches!(answers.begin("one", long).await.unwrap(), CallState::First));
+    assert!(matches!(answers.begin("one", long).await.unwrap(), CallState::InWork));
     answers.forget("one").await.unwrap();
-    assert!(matches!(answers.begin("one", long).await.unwrap(), Turn::First));
+    assert!(matches!(answers.begin("one", long).await.unwrap(), CallState::First));
     // An answer stays.
     answers.remember("one", "{}".into(), long).await.unwrap();
     answers.forget("one").await.unwrap();
-    assert!(matches!(answers.begin("one", long).await.unwrap(), Turn::Answered(answer) if &answer[..] == b"{}"));
+    assert!(matches!(answers.begin("one", long).await.unwrap(), CallState::Answered(answer) if &answer[..] == b"{}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Talks to an ACME authority (RFC 8555): an account, then an order proved by TLS-ALPN-01 (RFC 8737).
 
+use super::authority_folder::{Attempt, AuthorityFolder, AuthorityFolderError};
 use super::challenge::Challenges;
-use super::kept::{Attempt, Kept, KeptError};
 use super::schedule::Cause;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -77,8 +77,8 @@ impl From<Error> for Failure {
     }
 }
 
-impl From<KeptError> for Failure {
-    fn from(error: KeptError) -> Failure {
+impl From<AuthorityFolderError> for Failure {
+    fn from(error: AuthorityFolderError) -> Failure {
         Failure::setup(error)
     }
 }
@@ -114,7 +114,7 @@ pub(super) async fn answers(config: &AcmeConfig) -> Result<(), Failure> {
 /// Returns a new key and the chain of a new certificate, in PEM. `refused` is noted once the authority may count a certificate.
 pub(super) async fn obtain(
     config: &AcmeConfig,
-    kept: &Kept,
+    kept: &AuthorityFolder,
     challenges: &Challenges,
     refused: &Attempt,
 ) -> Result<String, Failure> {
@@ -144,7 +144,7 @@ pub(super) async fn obtain(
 
 /// The account of the kept key, which the authority creates if it does not know the key or has forgotten it. Also returns whether
 /// the key is new.
-async fn account(config: &AcmeConfig, kept: &Kept) -> Result<(Account, bool), Failure> {
+async fn account(config: &AcmeConfig, kept: &AuthorityFolder) -> Result<(Account, bool), Failure> {
     let Some(pem) = kept.account()? else { return Ok((new_account(config, kept).await?, true)) };
     match key(&pem) {
         Ok(key) => match register(config, key).await {
@@ -159,7 +159,7 @@ async fn account(config: &AcmeConfig, kept: &Kept) -> Result<(Account, bool), Fa
 }
 
 /// Creates an account. Its key is kept before it is used, or each attempt could leave an account behind.
-async fn new_account(config: &AcmeConfig, kept: &Kept) -> Result<Account, Failure> {
+async fn new_account(config: &AcmeConfig, kept: &AuthorityFolder) -> Result<Account, Failure> {
     let pem = KeyPair::generate().map_err(Failure::setup)?.serialize_pem();
     kept.keep_account(pem.clone()).await?;
     let account = register(config, key(&pem)?).await?;
@@ -167,7 +167,7 @@ async fn new_account(config: &AcmeConfig, kept: &Kept) -> Result<Account, Failur
     Ok(account)
 }
 
-async fn another_account(config: &AcmeConfig, kept: &Kept, error: &Error) -> Result<Account, Failure> {
+async fn another_account(config: &AcmeConfig, kept: &AuthorityFolder, error: &Error) -> Result<Account, Failure> {
     tracing::warn!(%error, "the certificate authority rejected the account; making another");
     new_account(config, kept).await
 }

@@ -4,8 +4,8 @@
 //! long.
 
 mod authority;
+mod authority_folder;
 mod challenge;
-mod kept;
 mod schedule;
 
 pub(crate) use challenge::{Challenges, PROTOCOL};
@@ -13,7 +13,7 @@ pub(crate) use challenge::{Challenges, PROTOCOL};
 use crate::certificate::Certificate;
 use crate::tls::Current;
 use authority::Failure;
-use kept::{Attempt, Kept};
+use authority_folder::{Attempt, AuthorityFolder};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use schedule::{Cause, Failures, least_between, renewal};
 use std::path::{Path, PathBuf};
@@ -51,11 +51,11 @@ struct Wish {
 #[derive(Debug, Default)]
 struct State {
     /// The authority whose certificate is served.
-    served: Option<Kept>,
+    served: Option<AuthorityFolder>,
     /// Why the last attempt failed, while another certificate is due.
     trouble: Option<String>,
     /// The served certificate and its folder, while the disk does not accept it.
-    unkept: Option<(Kept, String)>,
+    unkept: Option<(AuthorityFolder, String)>,
 }
 
 impl Acme {
@@ -63,7 +63,7 @@ impl Acme {
     pub(crate) fn open(config: &AcmeConfig, data_dir: &Path, current: Arc<Current>, metrics: Arc<Metrics>) -> Acme {
         let wish = watch::Sender::new(Wish { config: config.clone(), asks: 0 });
         let acme = Acme { data_dir: data_dir.to_owned(), wish, current, metrics, state: Mutex::default() };
-        acme.serve_kept(&acme.kept(config));
+        acme.serve_kept(&acme.authority_folder(config));
         acme
     }
 
@@ -96,11 +96,11 @@ impl Acme {
     pub(crate) async fn run(&self) {
         let mut wishes = self.wish.subscribe();
         let mut wish = wishes.borrow_and_update().clone();
-        let mut kept = self.kept(&wish.config);
-        let (mut failures, mut not_before) = self.last_attempt(&kept, &wish.config);
+        let mut authority_folder = self.authority_folder(&wish.config);
+        let (mut failures, mut not_before) = self.last_attempt(&authority_folder, &wish.config);
         loop {
             self.keep_again().await;
-            let due = self.due(&kept, &wish.config);
+            let due = self.due(&authority_folder, &wish.config);
             if due.is_some_and(|due| due > now()) {
                 self.state().trouble = None;
             }
@@ -108,11 +108,11 @@ impl Acme {
             let left = Duration::from_secs(left.max(0).unsigned_abs());
             let left = left.max(not_before.saturating_duration_since(Instant::now()));
             if left.is_zero() {
-                match self.attempt(&kept, &wish.config, failures).await {
+                match self.attempt(&authority_folder, &wish.config, failures).await {
                     Ok(least) => (failures, not_before) = (None, Instant::now() + least),
                     Err(failure) => {
                         let row = Failures::and(failures, failure.cause);
-                        self.failed(&kept, &wish.config, &failure, row).await;
+                        self.failed(&authority_folder, &wish.config, &failure, row).await;
                         (failures, not_before) = (Some(row), Instant::now() + row.wait());
                     }
                 }
@@ -124,11 +124,11 @@ impl Acme {
             }
             let next = wishes.borrow_and_update().clone();
             if next.config != wish.config {
-                kept = self.kept(&next.config);
-                if self.state().served.as_ref() != Some(&kept) {
-                    self.serve_kept(&kept);
+                authority_folder = self.authority_folder(&next.config);
+                if self.state().served.as_ref() != Some(&authority_folder) {
+                    self.serve_kept(&authority_folder);
                 }
-                (failures, not_before) = self.last_attempt(&kept, &next.config);
+                (failures, not_before) = self.last_attempt(&authority_folder, &next.config);
             }
             if next.asks != wish.asks {
                 not_before = Instant::now();
@@ -137,8 +137,8 @@ impl Acme {
         }
     }
 
-    fn kept(&self, config: &AcmeConfig) -> Kept {
-        Kept::at(&self.data_dir, &config.directory)
+    fn authority_folder(&self, config: &AcmeConfig) -> AuthorityFolder {
+        AuthorityFolder::at(&self.data_dir, &config.directory)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -146,41 +146,41 @@ impl Acme {
     }
 
     /// Serves the kept certificate of an authority. If it is unusable, a new one is due.
-    fn serve_kept(&self, kept: &Kept) {
-        let text = match kept.certificate() {
+    fn serve_kept(&self, authority_folder: &AuthorityFolder) {
+        let text = match authority_folder.certificate() {
             Ok(Some(text)) => text,
             Ok(None) => return,
             Err(error) => return tracing::error!(%error, "cannot read the kept certificate"),
         };
         match Certificate::from_pem(&text) {
-            Ok(certificate) => self.serve(certificate, kept),
+            Ok(certificate) => self.serve(certificate, authority_folder),
             Err(error) => tracing::warn!(%error, "cannot use the kept certificate; requesting another"),
         }
     }
 
-    fn serve(&self, certificate: Certificate, kept: &Kept) {
+    fn serve(&self, certificate: Certificate, authority_folder: &AuthorityFolder) {
         self.current.serve(certificate, &self.metrics);
-        self.state().served = Some(kept.clone());
+        self.state().served = Some(authority_folder.clone());
     }
 
     /// When the next certificate is due, in seconds since the Unix epoch. `None` means now: there is no certificate of this
     /// authority, or it lacks a name.
-    fn due(&self, kept: &Kept, config: &AcmeConfig) -> Option<i64> {
-        if self.state().served.as_ref() != Some(kept) || !self.current.has_names(&config.domains) {
+    fn due(&self, authority_folder: &AuthorityFolder, config: &AcmeConfig) -> Option<i64> {
+        if self.state().served.as_ref() != Some(authority_folder) || !self.current.has_names(&config.domains) {
             return None;
         }
         self.current.validity().map(renewal)
     }
 
     /// Failures in a row for these names from before a restart, and until when to wait after them.
-    fn last_attempt(&self, kept: &Kept, config: &AcmeConfig) -> (Option<Failures>, Instant) {
-        let Some(last) = kept.attempt().filter(|last| last.domains == config.domains) else {
+    fn last_attempt(&self, authority_folder: &AuthorityFolder, config: &AcmeConfig) -> (Option<Failures>, Instant) {
+        let Some(last) = authority_folder.attempt().filter(|last| last.domains == config.domains) else {
             return (None, Instant::now());
         };
         let left = Duration::from_secs((last.retry_at - now()).max(0).unsigned_abs());
         // The clock may have stepped.
         let left = left.min(last.failures.wait());
-        if self.due(kept, config).is_none_or(|due| due <= now()) {
+        if self.due(authority_folder, config).is_none_or(|due| due <= now()) {
             tracing::warn!(why = last.why, again_in = ?left, "the last attempt to get a certificate failed; SIGHUP tries again at once");
             self.state().trouble = Some(last.why);
         }
@@ -188,13 +188,18 @@ impl Acme {
     }
 
     /// Makes one attempt. On success returns the least time until the next one.
-    async fn attempt(&self, kept: &Kept, config: &AcmeConfig, failures: Option<Failures>) -> Result<Duration, Failure> {
+    async fn attempt(
+        &self,
+        authority_folder: &AuthorityFolder,
+        config: &AcmeConfig,
+        failures: Option<Failures>,
+    ) -> Result<Duration, Failure> {
         // The attempt is noted before anything is asked of the authority, so that a process that dies in each attempt, or one
         // that cannot write to its disk, does not ask at every start.
         let unended = "the process ended during the attempt";
-        self.note(kept, config, Failures::unended(failures), unended).await?;
+        self.note(authority_folder, config, Failures::unended(failures), unended).await?;
         let refused = Acme::noted(config, Failures::and(failures, Cause::Refused), unended);
-        let (current, held, asked) = (Arc::clone(&self.current), kept.clone(), config.clone());
+        let (current, held, asked) = (Arc::clone(&self.current), authority_folder.clone(), config.clone());
         // In a task of its own, so that a panic of the library at an unexpected answer ends only the attempt.
         let task = tokio::spawn(async move { authority::obtain(&asked, &held, &current.challenges, &refused).await });
         let pem = match tokio::time::timeout(ATTEMPT, AbortOnDropHandle::new(task)).await {
@@ -205,8 +210,8 @@ impl Acme {
         let certificate = Certificate::from_pem(&pem);
         let certificate = certificate.map_err(|error| Failure::new(Cause::Refused, error))?;
         let validity = certificate.validity;
-        self.serve(certificate, kept);
-        kept.forget_attempt();
+        self.serve(certificate, authority_folder);
+        authority_folder.forget_attempt();
         self.state().trouble = None;
         tracing::info!(
             domains = config.domains.join(", "),
@@ -214,15 +219,15 @@ impl Acme {
             renewal = time(renewal(validity)),
             "got a certificate"
         );
-        self.state().unkept = Some((kept.clone(), pem));
+        self.state().unkept = Some((authority_folder.clone(), pem));
         self.keep_again().await;
         Ok(least_between(validity))
     }
 
     /// Writes the served certificate, if it is not written yet.
     async fn keep_again(&self) {
-        let Some((kept, pem)) = self.state().unkept.clone() else { return };
-        match kept.keep_certificate(pem).await {
+        let Some((authority_folder, pem)) = self.state().unkept.clone() else { return };
+        match authority_folder.keep_certificate(pem).await {
             Ok(()) => self.state().unkept = None,
             Err(error) => {
                 tracing::error!(%error, "cannot keep the served certificate, and a restart would lose it; trying again")
@@ -230,8 +235,14 @@ impl Acme {
         }
     }
 
-    async fn note(&self, kept: &Kept, config: &AcmeConfig, failures: Failures, why: &str) -> Result<(), Failure> {
-        Ok(kept.keep_attempt(&Acme::noted(config, failures, why)).await?)
+    async fn note(
+        &self,
+        authority_folder: &AuthorityFolder,
+        config: &AcmeConfig,
+        failures: Failures,
+        why: &str,
+    ) -> Result<(), Failure> {
+        Ok(authority_folder.keep_attempt(&Acme::noted(config, failures, why)).await?)
     }
 
     fn noted(config: &AcmeConfig, failures: Failures, why: &str) -> Attempt {
@@ -240,12 +251,12 @@ impl Acme {
         Attempt { domains, failures, why: why.to_owned(), retry_at }
     }
 
-    async fn failed(&self, kept: &Kept, config: &AcmeConfig, failure: &Failure, row: Failures) {
+    async fn failed(&self, authority_folder: &AuthorityFolder, config: &AcmeConfig, failure: &Failure, row: Failures) {
         let why = failure.to_string();
         self.state().trouble = Some(why.clone());
         let domains = config.domains.join(", ");
         tracing::error!(domains, %failure, again_in = ?row.wait(), "cannot get a certificate; SIGHUP tries again at once");
-        if let Err(failure) = self.note(kept, config, row, &why).await {
+        if let Err(failure) = self.note(authority_folder, config, row, &why).await {
             tracing::warn!(%failure, "cannot note the failed attempt: a restart would try again at once");
         }
     }
@@ -261,15 +272,16 @@ fn time(seconds: i64) -> String {
 
 /// The last certificate that the authority gave, for clients on this machine.
 pub(crate) fn leaf(config: &AcmeConfig, data_dir: &Path) -> Result<CertificateDer<'static>, String> {
-    let kept = Kept::at(data_dir, &config.directory).certificate().map_err(|error| error.to_string())?;
-    let text = kept.ok_or("the authority has given no certificate yet")?;
+    let authority_folder =
+        AuthorityFolder::at(data_dir, &config.directory).certificate().map_err(|error| error.to_string())?;
+    let text = authority_folder.ok_or("the authority has given no certificate yet")?;
     CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| streamgate_service::pem::problem(&error))
 }
 
 /// The report of `check`, which makes neither an account nor an order.
 pub(crate) async fn inspect(config: &AcmeConfig, data_dir: &Path) -> Result<String, String> {
-    let kept = Kept::at(data_dir, &config.directory);
-    let certificate = match kept.certificate().map_err(|error| error.to_string())? {
+    let authority_folder = AuthorityFolder::at(data_dir, &config.directory);
+    let certificate = match authority_folder.certificate().map_err(|error| error.to_string())? {
         Some(text) => {
             let certificate = Certificate::from_pem(&text).map_err(|error| error.to_string())?;
             format!("a certificate until {}", time(certificate.validity.not_after))

@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::{
-    ports::{Answers, Ask, Turn},
+    ports::{Answers, Ask, CallState},
     reason::Reason,
 };
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -79,9 +79,9 @@ impl<C: Ask, A: Answers> Hooks<C, A> {
             }
             let looked = tokio::time::timeout(LOOKING.min(left / 4), self.answers.begin(key, left)).await;
             let error = match looked {
-                Ok(Ok(Turn::First)) => return Known::First,
-                Ok(Ok(Turn::Answered(body))) => return Known::Answered(Answered { body, source: Source::Repeat }),
-                Ok(Ok(Turn::InWork)) => {
+                Ok(Ok(CallState::First)) => return Known::First,
+                Ok(Ok(CallState::Answered(body))) => return Known::Answered(Answered { body, source: Source::Repeat }),
+                Ok(Ok(CallState::InWork)) => {
                     unknown = Known::Elsewhere;
                     tokio::time::sleep(LOOK.min(left)).await;
                     continue;

@@ -305,7 +305,7 @@ pub trait Calls: Send + Sync + 'static {
 
 /// What to do about a call that may be a repeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum CallState {
     /// It is the first with its key: ask, then remember.
     First,
     /// The first one is being answered elsewhere.
@@ -316,7 +316,7 @@ pub enum Turn {
 /// Remembers answers to calls, so that a repeat gets the first answer again.
 pub trait Answers: Send + Sync + 'static {
     /// `within` is how long the call may be in work; after that the next one with its key is the first.
-    fn begin(&self, key: &str, within: Duration) -> impl Future<Output = Result<Turn, StoreError>> + Send;
+    fn begin(&self, key: &str, within: Duration) -> impl Future<Output = Result<CallState, StoreError>> + Send;
     /// `window` is how long the answer is remembered.
     fn remember(
         &self,

@@ -11,7 +11,7 @@ const LONGEST_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 /// A configuration for `gateway` and `worker`, which work on RabbitMQ whatever it names.
 pub fn for_services(loaded: Loaded) -> Result<Loaded, ConfigError> {
     let loaded = loaded.for_services()?;
-    loaded.wrong(problems(&loaded.config))?;
+    loaded.fail_if_any(problems(&loaded.config))?;
     Ok(loaded)
 }
 

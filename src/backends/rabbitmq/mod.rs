@@ -48,7 +48,7 @@ impl Servers {
             (endpoint, address) => {
                 let endpoint = endpoint.err().map(|error| problem("rabbitmq.url", error.to_string()));
                 let address = address.err().map(|error| problem("redis.url", error.to_string()));
-                Err(loaded.wrongly(endpoint.into_iter().chain(address).collect()))
+                Err(loaded.error_of(endpoint.into_iter().chain(address).collect()))
             }
         }
     }

@@ -71,17 +71,17 @@ impl Loaded {
     fn wants(&self, kind: StoreKind, what: &str) -> Result<(), ConfigError> {
         let store = &self.config.store;
         let other = store.kind_is_given && store.kind != kind;
-        self.wrong(other.then(|| Problem::new("store.kind", what)).into_iter().collect())
+        self.fail_if_any(other.then(|| Problem::new("store.kind", what)).into_iter().collect())
     }
 
     /// The error for these mistakes, together with the doubts.
-    pub fn wrongly(&self, problems: Vec<Problem>) -> ConfigError {
-        ConfigError::Wrong { path: self.path.clone(), problems, doubts: self.doubts.clone() }
+    pub fn error_of(&self, problems: Vec<Problem>) -> ConfigError {
+        ConfigError::Invalid { path: self.path.clone(), problems, doubts: self.doubts.clone() }
     }
 
     /// An error if there are any mistakes.
-    pub fn wrong(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
-        if problems.is_empty() { Ok(()) } else { Err(self.wrongly(problems)) }
+    pub fn fail_if_any(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
+        if problems.is_empty() { Ok(()) } else { Err(self.error_of(problems)) }
     }
 }
 
@@ -99,7 +99,7 @@ pub enum ConfigError {
     #[error("the config file {} is not valid TOML: {error}", path.display())]
     Malformed { path: PathBuf, error: String },
     #[error("{} in the configuration{}:\n{}", count(problems), place(path.as_deref()), list(problems))]
-    Wrong {
+    Invalid {
         path: Option<PathBuf>,
         problems: Vec<Problem>,
         /// Settings that work and are probably not what was meant.
@@ -198,7 +198,7 @@ fn read(
     // A key with a mistake needs no doubt as well.
     doubts.retain(|doubt| problems.iter().all(|problem| problem.key != doubt.key));
     let loaded = Loaded { config, path, doubts };
-    loaded.wrong(problems)?;
+    loaded.fail_if_any(problems)?;
     Ok(loaded)
 }
 
@@ -251,7 +251,7 @@ mod tests {
 
     fn keys<const N: usize>(text: &str, variables: [(&str, &str); N]) -> Vec<String> {
         match load_text(text, variables) {
-            Err(ConfigError::Wrong { problems, .. }) => problems.into_iter().map(|problem| problem.key).collect(),
+            Err(ConfigError::Invalid { problems, .. }) => problems.into_iter().map(|problem| problem.key).collect(),
             other => panic!("expected mistakes, got {other:?}"),
         }
     }

@@ -8,7 +8,7 @@ mod transport;
 
 pub use exchange::{ExchangeError, exchange};
 pub use failure::CallFailure;
-pub use own::Introducing;
+pub use own::ProxyHeaderConnector;
 pub use services::ServiceClient;
 
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 /// Why a call had no reply.
 pub type CallError = hyper_util::client::legacy::Error;
-pub type HttpClient = Client<HttpsConnector<Introducing>, Full<Bytes>>;
+pub type HttpClient = Client<HttpsConnector<ProxyHeaderConnector>, Full<Bytes>>;
 
 /// Shorter than the keep-alive of common servers, so that a request rarely meets a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(15);
@@ -81,12 +81,12 @@ pub fn client(extra_roots: Option<&Path>) -> Result<HttpClient, ClientError> {
         Some(file) => from_file(file, roots_with)?,
         None => system_roots(),
     };
-    Ok(pooled(connector(trusting(roots)?, Introducing { tcp: tcp(), with_header: false })))
+    Ok(pooled(connector(trusting(roots)?, ProxyHeaderConnector { tcp: tcp(), with_header: false })))
 }
 
 /// A client for our own gateway.
 #[derive(Debug, Default)]
-pub struct Own<'a> {
+pub struct OwnGatewayClient<'a> {
     /// A PEM file of certificates to trust in addition to the system's authorities: the gateway's own, for any name, or
     /// authorities.
     pub ca: Option<&'a Path>,
@@ -96,7 +96,7 @@ pub struct Own<'a> {
     pub proxy_header: bool,
 }
 
-impl Own<'_> {
+impl OwnGatewayClient<'_> {
     pub fn client(self) -> Result<HttpClient, ClientError> {
         let mut certificates: Vec<_> = self.certificate.into_iter().collect();
         let mut roots = system_roots();
@@ -119,7 +119,7 @@ impl Own<'_> {
             let verifier = Arc::new(Known { certificates, others });
             versions.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         };
-        Ok(pooled(connector(tls, Introducing { tcp: tcp(), with_header: self.proxy_header })))
+        Ok(pooled(connector(tls, ProxyHeaderConnector { tcp: tcp(), with_header: self.proxy_header })))
     }
 }
 
@@ -130,7 +130,7 @@ fn from_file<T>(file: &Path, parse: impl FnOnce(&[u8]) -> Result<T, AuthorityErr
     parse(&pem).map_err(|error| ClientError::Roots { path, error })
 }
 
-fn pooled(connector: HttpsConnector<Introducing>) -> HttpClient {
+fn pooled(connector: HttpsConnector<ProxyHeaderConnector>) -> HttpClient {
     Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).pool_timer(TokioTimer::new()).build(connector)
 }
 

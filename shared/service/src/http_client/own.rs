@@ -67,12 +67,12 @@ impl ServerCertVerifier for Known {
 
 /// Connects over TCP, and sends a PROXY header first if configured.
 #[derive(Clone, Debug)]
-pub struct Introducing {
+pub struct ProxyHeaderConnector {
     pub(super) tcp: HttpConnector,
     pub(super) with_header: bool,
 }
 
-impl Service<Uri> for Introducing {
+impl Service<Uri> for ProxyHeaderConnector {
     type Response = TokioIo<TcpStream>;
     type Error = Box<dyn error::Error + Send + Sync>;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use redis::{ExistenceCheck, Script, SetExpiry, SetOptions};
 use std::time::Duration;
 use streamgate_core::id::fingerprint;
-use streamgate_core::ports::{Answers, StoreError, Turn};
+use streamgate_core::ports::{Answers, CallState, StoreError};
 
 /// How long after its deadline the first call may take to have its answer kept.
 const KEEP_GRACE: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ impl RedisAnswers {
 }
 
 impl Answers for RedisAnswers {
-    async fn begin(&self, key: &str, within: Duration) -> Result<Turn, StoreError> {
+    async fn begin(&self, key: &str, within: Duration) -> Result<CallState, StoreError> {
         // Two commands in one round trip: cheaper for Redis than a script, and the single command for both (SET NX GET)
         // needs Redis 7.
         let place = self.place(key);
@@ -55,12 +55,12 @@ impl Answers for RedisAnswers {
         asked.set_options(&place, &[IN_WORK], mark).get(&place);
         let (marked, found): (Option<()>, Option<Vec<u8>>) = self.redis.pipeline(&asked).await?;
         if marked.is_some() {
-            return Ok(Turn::First);
+            return Ok(CallState::First);
         }
         match found.as_deref().and_then(<[u8]>::split_first) {
             // `None`: the mark expired between the two commands. The next caller will be the first.
-            None | Some((&IN_WORK, _)) => Ok(Turn::InWork),
-            Some((&ANSWER, answer)) => Ok(Turn::Answered(Bytes::copy_from_slice(answer))),
+            None | Some((&IN_WORK, _)) => Ok(CallState::InWork),
+            Some((&ANSWER, answer)) => Ok(CallState::Answered(Bytes::copy_from_slice(answer))),
             Some(_) => Err(StoreError::Unavailable("Redis holds an invalid answer".to_owned())),
         }
     }

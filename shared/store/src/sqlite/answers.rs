@@ -5,17 +5,17 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::time::Duration;
 use streamgate_core::id::fingerprint;
-use streamgate_core::ports::{Answers, StoreError, Turn};
+use streamgate_core::ports::{Answers, CallState, StoreError};
 
 /// Longest time that an answer is kept, in milliseconds: a time further ahead was written by a wrong clock.
 const LONGEST_MS: i64 = 25 * 60 * 60 * 1000;
 
 impl Answers for Embedded {
     /// Never in work elsewhere: only this process uses the store.
-    async fn begin(&self, key: &str, _within: Duration) -> Result<Turn, StoreError> {
+    async fn begin(&self, key: &str, _within: Duration) -> Result<CallState, StoreError> {
         let (key, now) = (fingerprint(key), super::now_ms());
         let found = self.inbox.query(move |connection| find(connection, key, now)).await?;
-        Ok(found.map_or(Turn::First, |answer| Turn::Answered(answer.into())))
+        Ok(found.map_or(CallState::First, |answer| CallState::Answered(answer.into())))
     }
 
     async fn remember(&self, key: &str, answer: Bytes, window: Duration) -> Result<(), StoreError> {

@@ -34,7 +34,7 @@ pub use damage::set_aside_in;
 pub use dead_letters::DeadLetterBox;
 pub use depths::Depths;
 pub use directory::{OpenError, SECRET, create_private};
-pub use routes::RouteBook;
+pub use routes::RouteRecordsFile;
 pub use schema::inspect;
 pub use spool::{SpoolFile, SpoolOptions};
 

@@ -10,15 +10,15 @@ use streamgate_core::route_record::{Records, RouteRecord};
 
 /// The routes of a data directory, for the command line.
 #[derive(Debug)]
-pub struct RouteBook(Arc<Mutex<Connection>>);
+pub struct RouteRecordsFile(Arc<Mutex<Connection>>);
 
-impl RouteBook {
-    pub fn open(data_dir: &Path) -> Result<RouteBook, OpenError> {
+impl RouteRecordsFile {
+    pub fn open(data_dir: &Path) -> Result<RouteRecordsFile, OpenError> {
         let database = directory::database(data_dir);
         if !database.exists() {
             return Err(OpenError::Absent { path: data_dir.to_owned() });
         }
-        Ok(RouteBook(Arc::new(Mutex::new(schema::open_alongside(&database)?))))
+        Ok(RouteRecordsFile(Arc::new(Mutex::new(schema::open_alongside(&database)?))))
     }
 
     /// How many events are parked, for each route that has any.
@@ -36,7 +36,7 @@ impl RouteBook {
     }
 }
 
-impl RouteRecords for RouteBook {
+impl RouteRecords for RouteRecordsFile {
     const GRACE: Duration = Duration::ZERO;
 
     async fn read(&self) -> Result<Records, StoreError> {

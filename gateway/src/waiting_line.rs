@@ -8,19 +8,19 @@ use std::collections::{BTreeSet, HashMap};
 
 /// Smaller keys `K` have waited longer. A member's key only grows while it is in line.
 #[derive(Debug)]
-pub(crate) struct Line<T, K> {
+pub(crate) struct WaitingLine<T, K> {
     next: u64,
     members: HashMap<u64, (T, Option<K>)>,
     order: BTreeSet<(K, u64)>,
 }
 
-impl<T, K> Default for Line<T, K> {
-    fn default() -> Line<T, K> {
-        Line { next: 0, members: HashMap::new(), order: BTreeSet::new() }
+impl<T, K> Default for WaitingLine<T, K> {
+    fn default() -> WaitingLine<T, K> {
+        WaitingLine { next: 0, members: HashMap::new(), order: BTreeSet::new() }
     }
 }
 
-impl<T, K: Ord + Copy> Line<T, K> {
+impl<T, K: Ord + Copy> WaitingLine<T, K> {
     pub(crate) fn len(&self) -> usize {
         self.members.len()
     }
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn those_that_work_leave_the_line_and_come_back() {
-        let mut line = Line::default();
+        let mut line = WaitingLine::default();
         let (busy, waits) = (line.add("busy", 1), line.add("waits", 2));
         let key = |member: &&str| if *member == "busy" { None } else { Some(2) };
         assert_eq!(line.take_longest(key), Some(&"waits"));
@@ -106,7 +106,7 @@ mod tests {
         #[test]
         fn the_longest_is_found(active in proptest::collection::vec((0usize..8, any::<bool>()), 0..60)) {
             let last: Vec<Cell<u64>> = (0..8).map(Cell::new).collect();
-            let mut line: Line<usize, u64> = Line::default();
+            let mut line: WaitingLine<usize, u64> = WaitingLine::default();
             let numbers: Vec<_> = (0..8).map(|member| line.add(member, last[member].get())).collect();
             for (now, (member, asks)) in active.into_iter().enumerate() {
                 last[member].set(100 + now as u64);

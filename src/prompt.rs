@@ -9,7 +9,7 @@ pub(crate) fn is_possible() -> bool {
 }
 
 /// Asks on the terminal; only a yes counts as agreement. Without a terminal, running the command counts as agreement.
-pub(crate) async fn agreed(question: &str, interrupted: &CancellationToken) -> anyhow::Result<bool> {
+pub(crate) async fn confirmed(question: &str, interrupted: &CancellationToken) -> anyhow::Result<bool> {
     if !is_possible() {
         return Ok(true);
     }

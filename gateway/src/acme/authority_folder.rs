@@ -16,7 +16,7 @@ const ATTEMPT: &str = "attempt.json";
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use {}: {error}; check the data directory and its permissions", path.display())]
-pub(super) struct KeptError {
+pub(super) struct AuthorityFolderError {
     path: PathBuf,
     error: io::Error,
 }
@@ -33,26 +33,26 @@ pub(super) struct Attempt {
 
 /// The folder of one authority: each authority has its own account, and certificates are not interchangeable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Kept {
+pub(super) struct AuthorityFolder {
     data_dir: PathBuf,
     folder: PathBuf,
 }
 
-impl Kept {
+impl AuthorityFolder {
     /// `directory` is the authority's URL.
-    pub(super) fn at(data_dir: &Path, directory: &str) -> Kept {
+    pub(super) fn at(data_dir: &Path, directory: &str) -> AuthorityFolder {
         let plain = |byte: u8| if byte.is_ascii_alphanumeric() || byte == b'.' { char::from(byte) } else { '-' };
         let name: String = directory.trim_start_matches("https://").bytes().map(plain).collect();
-        Kept { data_dir: data_dir.to_owned(), folder: data_dir.join(FOLDER).join(name) }
+        AuthorityFolder { data_dir: data_dir.to_owned(), folder: data_dir.join(FOLDER).join(name) }
     }
 
     /// The key, then the chain, in PEM.
-    pub(super) fn certificate(&self) -> Result<Option<String>, KeptError> {
+    pub(super) fn certificate(&self) -> Result<Option<String>, AuthorityFolderError> {
         self.read(CERTIFICATE)
     }
 
     /// The account's key, in PEM.
-    pub(super) fn account(&self) -> Result<Option<String>, KeptError> {
+    pub(super) fn account(&self) -> Result<Option<String>, AuthorityFolderError> {
         self.read(ACCOUNT)
     }
 
@@ -61,15 +61,15 @@ impl Kept {
         serde_json::from_str(&self.read(ATTEMPT).ok()??).ok()
     }
 
-    pub(super) async fn keep_certificate(&self, pem: String) -> Result<(), KeptError> {
+    pub(super) async fn keep_certificate(&self, pem: String) -> Result<(), AuthorityFolderError> {
         self.keep(CERTIFICATE, pem).await
     }
 
-    pub(super) async fn keep_account(&self, pem: String) -> Result<(), KeptError> {
+    pub(super) async fn keep_account(&self, pem: String) -> Result<(), AuthorityFolderError> {
         self.keep(ACCOUNT, pem).await
     }
 
-    pub(super) async fn keep_attempt(&self, attempt: &Attempt) -> Result<(), KeptError> {
+    pub(super) async fn keep_attempt(&self, attempt: &Attempt) -> Result<(), AuthorityFolderError> {
         let failed = |error: serde_json::Error| self.error(ATTEMPT, error.into());
         self.keep(ATTEMPT, serde_json::to_string(attempt).map_err(failed)?).await
     }
@@ -80,19 +80,19 @@ impl Kept {
     }
 
     /// Reads a file. A file that is not valid text is damaged and counts as missing, so it is replaced.
-    fn read(&self, name: &str) -> Result<Option<String>, KeptError> {
+    fn read(&self, name: &str) -> Result<Option<String>, AuthorityFolderError> {
         let path = self.folder.join(name);
         match private::read(&path) {
             Err(error) if error.kind() == ErrorKind::InvalidData => {
                 tracing::warn!(path = %path.display(), "a damaged file is ignored and will be replaced");
                 Ok(None)
             }
-            read => read.map_err(|error| KeptError { path, error }),
+            read => read.map_err(|error| AuthorityFolderError { path, error }),
         }
     }
 
     /// Writes a file on a thread that may wait for the disk.
-    async fn keep(&self, name: &str, text: String) -> Result<(), KeptError> {
+    async fn keep(&self, name: &str, text: String) -> Result<(), AuthorityFolderError> {
         let (kept, path) = (self.clone(), self.folder.join(name));
         let write = move || {
             private::directory(&kept.data_dir.join(FOLDER))?;
@@ -103,8 +103,8 @@ impl Kept {
         written.map_err(|error| self.error(name, error))
     }
 
-    fn error(&self, name: &str, error: io::Error) -> KeptError {
-        KeptError { path: self.folder.join(name), error }
+    fn error(&self, name: &str, error: io::Error) -> AuthorityFolderError {
+        AuthorityFolderError { path: self.folder.join(name), error }
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn authorities_have_folders_of_their_own() {
-        let folder = |url| Kept::at(Path::new("data"), url).folder.display().to_string();
+        let folder = |url| AuthorityFolder::at(Path::new("data"), url).folder.display().to_string();
         assert_eq!(folder("https://acme.example:14000/dir"), "data/acme/acme.example-14000-dir");
         assert_eq!(folder("https://../../x"), "data/acme/..-..-x");
         assert_ne!(folder("https://staging.example/dir"), folder("https://example/dir"));

@@ -9,60 +9,61 @@ use streamgate_core::route_record::{Records, RouteRecord};
 use streamgate_service::config::{Config, StoreKind};
 use streamgate_store::rabbitmq::{self, Endpoint, Topology};
 use streamgate_store::redis::{Redis, RedisRoutes};
-use streamgate_store::sqlite::RouteBook;
+use streamgate_store::sqlite::RouteRecordsFile;
 use tokio::time::Instant;
 
 /// How long to wait for Redis, and the interval between tries.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-pub(crate) enum Book {
-    Embedded(RouteBook),
+pub(crate) enum RouteStates {
+    Embedded(RouteRecordsFile),
     Services { routes: RedisRoutes, endpoint: Endpoint, topology: Topology },
 }
 
-impl Book {
+impl RouteStates {
     /// Starts to connect to Redis, unless the store is embedded. Call within a tokio runtime.
-    pub(crate) fn of(config: &Config) -> anyhow::Result<Book> {
+    pub(crate) fn of(config: &Config) -> anyhow::Result<RouteStates> {
         Ok(match config.store.kind {
-            StoreKind::Embedded => Book::Embedded(RouteBook::open(&config.store.data_dir)?),
+            StoreKind::Embedded => RouteStates::Embedded(RouteRecordsFile::open(&config.store.data_dir)?),
             StoreKind::RabbitMq => {
                 let address = backend::address(config).context("redis.url")?;
                 let redis = Redis::start(address, &config.redis.prefix, config.redis.timeout);
                 let endpoint = backend::endpoint(config).context("rabbitmq.url")?;
                 let topology = backend::topology(config);
-                Book::Services { routes: RedisRoutes::new(redis), endpoint, topology }
+                RouteStates::Services { routes: RedisRoutes::new(redis), endpoint, topology }
             }
         })
     }
 
     /// Whether only commands like this one write records.
     pub(super) fn is_alone(&self) -> bool {
-        matches!(self, Book::Embedded(_))
+        matches!(self, RouteStates::Embedded(_))
     }
 
     pub(crate) async fn read(&self) -> Result<Records, StoreError> {
         match self {
-            Book::Embedded(book) => book.read().await,
-            Book::Services { routes, .. } => until_there(|| routes.read()).await,
+            RouteStates::Embedded(book) => book.read().await,
+            RouteStates::Services { routes, .. } => until_there(|| routes.read()).await,
         }
     }
 
     pub(super) async fn write(&self, route: &str, record: &RouteRecord) -> Result<bool, StoreError> {
         match self {
-            Book::Embedded(book) => book.write(route, record).await,
-            Book::Services { routes, .. } => until_there(|| routes.write(route, record)).await,
+            RouteStates::Embedded(book) => book.write(route, record).await,
+            RouteStates::Services { routes, .. } => until_there(|| routes.write(route, record)).await,
         }
     }
 
     /// How many events are parked, by route.
     pub(crate) async fn parked(&self, names: &[String]) -> anyhow::Result<BTreeMap<String, u64>> {
         match self {
-            Book::Embedded(book) => {
+            RouteStates::Embedded(book) => {
                 let counts = book.parked().await?.into_iter();
                 Ok(counts.map(|(route, events)| (route, u64::try_from(events).unwrap_or_default())).collect())
             }
-            Book::Services { endpoint, topology, .. } => match rabbitmq::parked(endpoint, topology, names).await {
+            RouteStates::Services { endpoint, topology, .. } => match rabbitmq::parked(endpoint, topology, names).await
+            {
                 Ok(counts) => Ok(counts.into_iter().collect()),
                 Err(why) => bail!(why),
             },
