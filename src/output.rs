@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_terminal_obeys_is_printed() {
+    fn no_control_sequence_reaches_a_terminal() {
         let cases = [
             ("a line\nof text, \u{e9}\u{1f389}", "a line\nof text, \u{e9}\u{1f389}"),
             ("\u{1b}[2J", "\\u001b[2J"),

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_can_best_go_goes_and_its_place_is_free_when_its_socket_is_closed() {
+    async fn the_least_valuable_connection_is_closed_and_its_place_is_free_with_its_socket() {
         let connections = Connections::new(4, Metrics::new());
         let mut places = Vec::new();
         for _ in 0..4 {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_active_meanwhile_is_not_the_longest_idle() {
+    fn a_connection_that_was_active_meanwhile_is_not_the_longest_idle() {
         let connections = Connections::new(2, Metrics::new());
         let one = connections.take(PEER).unwrap();
         let two = connections.take(PEER).unwrap();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn want_of_descriptors_is_told_until_a_connection_is_taken() {
+    fn missing_descriptors_are_reported_until_a_connection_is_accepted() {
         let connections = Connections::new(1, Metrics::new());
         connections.note_stuck(Stuck::Descriptors);
         assert!(connections.ready().is_err());

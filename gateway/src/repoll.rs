@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_wakes_itself_is_polled_at_once_and_not_for_ever() {
+    fn a_task_that_wakes_itself_is_polled_again_at_once_but_not_for_ever() {
         let scheduled = Arc::new(Scheduled::default());
         let task = waker(Arc::clone(&scheduled));
         let (repoll, mut polls) = (Repoll::new(), 0);

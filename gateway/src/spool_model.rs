@@ -169,7 +169,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_fails_what_was_answered_is_in_the_queue_in_the_end(ops in proptest::collection::vec(weather(), 1..80)) {
+    fn every_answered_event_reaches_the_queue_whatever_fails(ops in proptest::collection::vec(weather(), 1..80)) {
         let outcome = run(ops);
         prop_assert!(outcome.lost.is_empty(), "lost: {outcome:?}");
         prop_assert_eq!(outcome.left, 0, "the spool is handed over");
@@ -177,7 +177,7 @@ proptest! {
 
     /// A queue that refuses, or stalls and goes on, causes no repeats.
     #[test]
-    fn a_stall_doubles_nothing(ops in proptest::collection::vec(weather().prop_filter("calm", calm), 1..80)) {
+    fn a_stall_duplicates_no_event(ops in proptest::collection::vec(weather().prop_filter("calm", calm), 1..80)) {
         let outcome = run(ops);
         prop_assert!(outcome.lost.is_empty(), "lost: {outcome:?}");
         prop_assert_eq!((outcome.doubled, outcome.left), (0, 0));

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_gets_the_place_of_whoever_has_waited_longest() {
+    fn a_newcomer_gets_the_place_of_the_longest_waiter() {
         let waiting = Waiting::new(3);
         let mut places = Vec::new();
         for number in 0..3 {
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn for_memory_those_go_first_that_hold_much() {
+    fn the_largest_holders_are_displaced_first_for_memory() {
         let waiting = Waiting::new(8);
         let places: Vec<_> = (0..4).map(|number| waiting.enter(&activity(number), None)).collect();
         tick(&waiting);
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_displaced_for_itself() {
+    fn no_waiter_displaces_itself() {
         let waiting = Waiting::new(3);
         let place = waiting.enter(&activity(0), None);
         place.holds(HEAVY);

@@ -104,7 +104,7 @@ mod tests {
     proptest! {
         /// Whatever was active in whatever order, the member that has waited longest is found.
         #[test]
-        fn the_longest_is_found(active in proptest::collection::vec((0usize..8, any::<bool>()), 0..60)) {
+        fn the_longest_waiting_member_of_a_line_is_found(active in proptest::collection::vec((0usize..8, any::<bool>()), 0..60)) {
             let last: Vec<Cell<u64>> = (0..8).map(Cell::new).collect();
             let mut line: WaitingLine<usize, u64> = WaitingLine::default();
             let numbers: Vec<_> = (0..8).map(|member| line.add(member, last[member].get())).collect();

@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_not_there_is_not_an_empty_one() {
+    fn a_missing_list_is_not_an_empty_list() {
         let read = |app: &str| Settings::of(&Fields::parse(app.as_bytes()).unwrap());
         assert!(read(r#"{"id":1,"use_hook_v2":true}"#).is_err_and(|why| why.contains("event_hooks")));
         for empty in ["null", "[]"] {

@@ -141,7 +141,7 @@ async fn every_refusal_has_its_line_its_count_and_its_alert() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_refusals_than_ten_a_second_are_a_count() {
+async fn refusals_beyond_ten_a_second_are_counted_in_one_line() {
     let site = Site::new();
     site.configure(&Setup::default());
     let server = site.start().await;
@@ -159,7 +159,7 @@ async fn more_refusals_than_ten_a_second_are_a_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_events_way_can_be_read_from_the_log() {
+async fn an_events_path_can_be_read_from_the_log() {
     let service = Receiver::start(|one| match (one.header("x-webhook-id"), one.header("x-streamgate-attempt")) {
         ("late", "1") => reply(503, &[]),
         ("refused", _) => reply(422, &[]),
@@ -200,7 +200,7 @@ async fn an_events_way_can_be_read_from_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hooks_that_nobody_answers_are_said_by_kind() {
+async fn hooks_without_a_worker_are_logged_by_kind() {
     let site = Site::new();
     site.configure(&Setup::default());
     let server = site.start().await;
@@ -220,7 +220,7 @@ async fn hooks_that_nobody_answers_are_said_by_kind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_that_fails_hides_neither_another_nor_its_dead_letters() {
+async fn a_failing_route_hides_neither_other_routes_failures_nor_its_dead_letters() {
     let service = Receiver::start(|one| match one.header("x-webhook-id") {
         "dead" => reply(422, &[]),
         _ => reply(503, &[]),
@@ -258,7 +258,7 @@ async fn a_route_that_fails_hides_neither_another_nor_its_dead_letters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_looks_as_the_host_of_each_service_does() {
+async fn check_of_one_service_needs_only_what_that_service_needs() {
     let gone = crate::harness::servers::free_port();
     let (site, service) = (Site::new(), Receiver::willing().await);
     let route = |url: &str| {
@@ -297,7 +297,7 @@ async fn check_looks_as_the_host_of_each_service_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unmatched_events_are_said_once_with_the_nearest_pattern() {
+async fn unmatched_events_are_logged_once_with_the_nearest_pattern() {
     let service = Receiver::willing().await;
     let site = Site::new();
     let route = service.route().replace("[\"*\"]", "[\"mesage.new\", \"reaction.*\"]");
@@ -320,7 +320,7 @@ async fn unmatched_events_are_said_once_with_the_nearest_pattern() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_http2_refuses_has_its_line_too() {
+async fn refusals_by_the_http2_layer_are_logged_and_counted() {
     let site = Site::new();
     let (server, transports) = crate::statuses::secure(&site, Setup::default()).await;
     let Transport::Tls { root, .. } = &transports[1] else { panic!("both are TLS") };

@@ -102,7 +102,7 @@ async fn a_certificate_is_served_on_while_no_other_can_be_had() {
     let (status, text) = server.ops("/readyz").await;
     assert!(status == 200 && text.contains("is not renewed: cannot ask localhost"), "{text}");
     assert!(is_taken(&server, &root).await, "{}", site.log());
-    // WorkerInputs to the old name, which the present certificate covers.
+    // Back to the old name, which the present certificate covers.
     configure(&site, &pebble, "[\"localhost\"]", "");
     server.signal(Signal::HUP);
     let ready = || async { server.ops("/readyz").await.1 == "ready\n" };
@@ -203,7 +203,7 @@ async fn a_name_that_the_authority_cannot_reach_is_reported_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_place_to_keep_an_account_none_is_made() {
+async fn no_account_is_made_without_a_directory_to_keep_it() {
     let pebble = Pebble::start(Manners::default()).await;
     let site = site(&pebble, "[\"localhost\"]", "");
     // A file in place of the directory.

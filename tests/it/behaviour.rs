@@ -38,12 +38,12 @@ behaviours! {
     a_failed_attempt_climbs_the_ladder
     the_end_of_the_ladder_is_a_dead_letter
     a_rejected_event_is_a_dead_letter_at_once
-    a_replayed_letter_is_handled_again
+    a_replayed_dead_letter_is_handled_again
     a_panic_is_a_failed_attempt
     a_handler_over_its_time_is_a_failed_attempt
-    a_repeat_beside_a_long_handler_waits_for_nothing
+    a_repeat_during_a_long_handler_delays_no_event
     a_drain_settles_what_is_in_hand
-    what_waits_survives_a_restart
+    unsettled_events_survive_a_restart
     a_retry_survives_a_restart_with_its_attempt
     any_authentic_body_is_delivered
     concurrency_is_bounded
@@ -204,7 +204,7 @@ async fn a_rejected_event_is_a_dead_letter_at_once<S: Stack>() {
     stack.drain().await;
 }
 
-async fn a_replayed_letter_is_handled_again<S: Stack>() {
+async fn a_replayed_dead_letter_is_handled_again<S: Stack>() {
     let site = Site::new();
     let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let still = Arc::clone(&broken);
@@ -251,7 +251,7 @@ async fn a_handler_over_its_time_is_a_failed_attempt<S: Stack>() {
     stack.drain().await;
 }
 
-async fn a_repeat_beside_a_long_handler_waits_for_nothing<S: Stack>() {
+async fn a_repeat_during_a_long_handler_delays_no_event<S: Stack>() {
     let (site, permits) = (Site::new(), Arc::new(Semaphore::new(0)));
     let waits = Arc::clone(&permits);
     let mut script =
@@ -289,7 +289,7 @@ async fn a_drain_settles_what_is_in_hand<S: Stack>() {
     stack.drain().await;
 }
 
-async fn what_waits_survives_a_restart<S: Stack>() {
+async fn unsettled_events_survive_a_restart<S: Stack>() {
     let site = Site::new();
     let never = Arc::new(Semaphore::new(0));
     let mut script = Script::new(move |_| Act::Await(Arc::clone(&never)));

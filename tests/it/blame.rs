@@ -53,7 +53,7 @@ pub async fn record(backends: &Backends, prefix: &str, key: &str, state: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn looks_at_a_queue_dropped_connections_and_restarts_blame_no_event() {
+async fn peeks_dropped_connections_and_restarts_do_not_count_against_an_event() {
     let (service, gate) = Receiver::gated().await;
     let (site, prefix, backends) = site("", "concurrency = 4\nretry = [\"1s\"]", &service.route()).await;
     let events = format!("{prefix}.events");
@@ -141,7 +141,7 @@ async fn peek(broker: &Broker, queue: &str, times: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_an_event_that_is_delivered_again_and_again_is_handled_alone_and_never_given_up() {
+async fn without_redis_a_redelivered_event_is_handled_alone_and_never_given_up() {
     let (gone, backends) = (crate::harness::servers::free_port(), Backends::shared().await);
     let service = slow_service().await;
     let (site, prefix) = (Site::new(), Site::new().name());
@@ -247,7 +247,7 @@ async fn a_dead_letter_that_is_moved_by_hand_is_replayed_once_however_often_it_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_blocks_its_thread_stalls_no_worker_on_which_another_is_to_run_alone() {
+async fn a_blocked_handler_does_not_stall_a_worker_that_must_run_a_suspect_alone() {
     let (site, backends, gate) = (Site::new(), Backends::shared().await, Gate::default());
     let (closed, blocked) = (gate.clone(), Arc::new(AtomicUsize::new(0)));
     let counted = Arc::clone(&blocked);

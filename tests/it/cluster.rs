@@ -15,7 +15,7 @@ use std::time::Duration;
 const WHILE: usize = 150;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_loses_its_leader_then_a_minority_then_the_majority_costs_nothing() {
+async fn losing_the_leader_a_minority_and_the_majority_of_a_cluster_costs_no_event() {
     let (mut cluster, redis) = tokio::join!(Cluster::start(), RedisServer::start());
     let service = Receiver::willing().await;
     // Like a load balancer in front of the nodes.

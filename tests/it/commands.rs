@@ -53,7 +53,7 @@ async fn a_first_event_goes_through_without_any_config() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_tells_all_mistakes_in_one_go() {
+async fn check_reports_all_mistakes_in_one_run() {
     let site = Site::new();
     site.write(
         "streamgate.toml",
@@ -100,7 +100,7 @@ async fn check_tells_all_mistakes_in_one_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_start_says_what_to_do() {
+async fn errors_at_the_start_say_what_to_do() {
     let site = Site::new();
     site.configure(&Setup::default());
     let server = site.start().await;
@@ -124,7 +124,7 @@ async fn what_cannot_start_says_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn usage_and_exit_codes() {
+async fn each_outcome_of_a_command_has_its_exit_code() {
     for (args, code) in [
         (&["--help"][..], 0),
         (&["--version"], 0),

@@ -101,7 +101,7 @@ async fn a_header_of_one_mebibyte_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chunked_body_over_the_limit_is_413_and_told() {
+async fn a_chunked_body_over_the_limit_gets_a_413_that_the_client_can_read() {
     let site = Site::new();
     site.configure(&Setup::default());
     let server = site.start().await;
@@ -124,7 +124,7 @@ async fn a_chunked_body_over_the_limit_is_413_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_length_beside_chunks_smuggles_nothing() {
+async fn a_content_length_with_a_chunked_body_smuggles_no_request() {
     let site = Site::new();
     site.configure(&Setup::default());
     let server = site.start().await;
@@ -190,7 +190,7 @@ async fn ten_thousand_idle_connections_leave_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_connection_gets_the_place_of_whoever_has_waited_longest_for_a_byte() {
+async fn a_new_connection_displaces_the_one_that_has_waited_longest_for_a_byte() {
     let site = Site::new();
     let gateway = "max_connections = 2\nkeep_alive = \"1h\"\nbody_timeout = \"1h\"".into();
     site.configure(&Setup { gateway, ..Setup::default() });
@@ -272,7 +272,7 @@ async fn a_drain_answers_what_was_read_and_ends_idle_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quiet_gateway_serves_whoever_comes_for_drain_least() {
+async fn a_draining_gateway_serves_late_requests_for_drain_least() {
     let site = Site::new();
     let gateway = "drain_timeout = \"40s\"\ndrain_least = \"30s\"".into();
     site.configure(&Setup { gateway, ..Setup::default() });
@@ -304,7 +304,7 @@ async fn a_second_signal_aborts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_goes_gives_its_place_back() {
+async fn a_client_that_disconnects_frees_its_place() {
     let site = Site::new();
     site.configure(&Setup::default());
     let server = site.start().await;
@@ -332,7 +332,7 @@ async fn pipelined_requests_are_all_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_streams_of_one_http2_connection() {
+async fn many_streams_of_one_http2_connection_are_all_answered() {
     let site = Site::new();
     let (server, transports) = secure(&site, Setup::default()).await;
     let Transport::Tls { root, .. } = &transports[1] else { panic!() };

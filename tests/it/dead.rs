@@ -35,7 +35,7 @@ async fn with_dead_letters(site: &Site, count: usize) -> crate::harness::process
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_attempt_is_shown() {
+async fn dead_show_shows_every_attempt() {
     let site = Site::new();
     let server = with_dead_letters(&site, 1).await;
     let shown = json(&site.run(&["dead", "show", "id-0", "--json"]).await);
@@ -62,7 +62,7 @@ async fn every_attempt_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_shown_fits_80_columns() {
+async fn the_output_of_dead_fits_80_columns() {
     let site = Site::new();
     let server = with_dead_letters(&site, 4).await;
     let columns = |shown: &str| shown.lines().map(|line| line.trim_end().chars().count()).max().unwrap();
@@ -95,7 +95,7 @@ fn without_escapes(drawing: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_letters_are_changed_only_after_a_yes_and_at_the_rate() {
+async fn all_dead_letters_are_changed_only_after_a_yes_and_at_the_rate() {
     let site = Site::new();
     let server = with_dead_letters(&site, 6).await;
     let counted = || async { json(&site.run(&["dead", "list", "--json"]).await).as_array().unwrap().len() };
@@ -115,7 +115,7 @@ async fn all_letters_are_changed_only_after_a_yes_and_at_the_rate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letters_are_listed_shown_replayed_and_dropped_beside_a_running_up() {
+async fn dead_letters_can_be_listed_shown_replayed_and_dropped_while_up_runs() {
     let site = Site::new();
     let answer = Arc::new(AtomicU16::new(422));
     let status = Arc::clone(&answer);

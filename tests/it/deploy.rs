@@ -60,7 +60,7 @@ fn haproxy_accepts_its_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_composition_names_services_volumes_and_files_that_exist() {
+async fn the_compose_file_names_services_volumes_and_files_that_exist() {
     let script = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open('compose.yml'))))";
     let python = crate::interop::installed("python/bin/python");
     let printed = run(python.to_str().unwrap(), &["-c", script]);

@@ -38,7 +38,7 @@ async fn a_store_that_hangs_is_503_within_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_settlement_is_tried_until_it_stands() {
+async fn a_settlement_is_retried_until_it_is_recorded() {
     let site = Site::new();
     let (service, gate) = Receiver::gated().await;
     site.configure(&Setup { rest: service.route(), ..Setup::default() });
@@ -65,7 +65,7 @@ async fn nothing_is_promised(server: &Server, site: &Site) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_promised_from_a_data_directory_that_was_moved_or_deleted() {
+async fn no_event_is_acknowledged_after_the_data_directory_was_moved_or_deleted() {
     for is_deleted in [false, true] {
         let site = Site::new();
         site.configure(&Setup::default());
@@ -89,7 +89,7 @@ async fn nothing_is_promised_from_a_data_directory_that_was_moved_or_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_promised_from_a_volume_that_was_detached() {
+async fn no_event_is_acknowledged_after_the_volume_was_detached() {
     let Some(volume) = Volume::mount(64) else { return };
     let site = Site::new();
     site.write("streamgate.toml", Setup::default().toml(&volume.path().join("data")));
@@ -125,7 +125,7 @@ async fn a_gateway_goes_on_without_its_spool_while_rabbitmq_takes_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_grows_behind_a_reader_counts_as_used() {
+async fn a_wal_that_grows_behind_a_reader_counts_towards_spool_max() {
     let site = Site::new();
     site.configure(&Setup { store: "spool_max = \"1MiB\"".into(), ..Setup::default() });
     let server = site.start().await;

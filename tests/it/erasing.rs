@@ -19,7 +19,7 @@ fn event(number: usize, place: &str, text: &str) -> Webhook {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_handled_or_dropped_stands_in_no_file() {
+async fn dropped_dead_letters_are_erased_from_every_file() {
     let site = Site::new();
     let service = Receiver::start(|_| reply(422, &[])).await;
     site.configure(&Setup { rest: service.route(), ..Setup::default() });
@@ -86,7 +86,7 @@ async fn a_link_in_the_data_directory_is_not_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn root_looks_after_a_data_directory_of_another_user_and_says_so() {
+async fn root_uses_a_data_directory_of_another_user_and_logs_it() {
     if !rustix::process::geteuid().is_root() {
         // Only root can give a directory away; a unit test of the store covers who is refused.
         return;

@@ -19,7 +19,7 @@ async fn accept(server: &Server, webhook: &Webhook) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_service_gets_what_stream_sent() {
+async fn a_service_gets_the_body_and_headers_that_stream_sent() {
     let (site, service) = (Site::new(), Receiver::willing().await);
     site.write("token", "Bearer of-the-service\n");
     let route = format!(
@@ -129,7 +129,7 @@ async fn retry_after_is_heeded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_is_away_or_silent_is_tried_again() {
+async fn events_are_retried_while_their_service_is_down_or_silent() {
     let site = Site::new();
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();

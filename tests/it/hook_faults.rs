@@ -70,7 +70,7 @@ fn message() -> Webhook {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_in_mid_call_leaves_it_to_another_or_to_the_policy() {
+async fn a_call_of_a_killed_worker_is_answered_by_another_or_by_the_policy() {
     let (service, gate) = {
         let gate = Gate::default();
         let closed = gate.clone();
@@ -159,7 +159,7 @@ async fn without_rabbitmq_or_redis_hooks_are_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_lost_or_late_is_the_policys() {
+async fn the_policy_answers_a_hook_whose_answer_is_lost_or_late() {
     let fleet = Fleet::start(Receiver::willing().await).await;
     let (_site, gateway) = fleet.server("gateway", "500ms").await;
     // A foreign worker, which follows the contract and takes its time.

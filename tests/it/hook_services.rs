@@ -151,7 +151,7 @@ async fn rules_and_replies_need_no_code() {
 
 /// Messages by which chat users try to get around a rule; each must be judged as it reads.
 #[tokio::test(flavor = "multi_thread")]
-async fn rules_judge_what_others_will_read() {
+async fn rules_judge_a_message_as_its_readers_see_it() {
     let site = Site::new();
     let service = Receiver::start(|_| json(200, SPACED)).await;
     let hooks = format!(
@@ -208,7 +208,7 @@ async fn rules_judge_what_others_will_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn send_prints_what_was_answered() {
+async fn send_prints_the_answer_to_a_hook() {
     let site = Site::new();
     let hooks = "[hooks.before_message_send]\nmax_length = 5\n[hooks.custom_commands.commands.ticket]\nreply = \"Ticket: {args}\"\n";
     let server = up(&site, hooks.into()).await;
@@ -233,7 +233,7 @@ async fn send_prints_what_was_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mistakes_in_hooks_are_told_with_their_keys() {
+async fn mistakes_in_hooks_are_reported_with_their_keys() {
     let site = Site::new();
     let hooks = r#"
         [hooks]

@@ -13,14 +13,14 @@ use tokio::sync::Semaphore;
 behaviours! {
     a_message_passes_is_rewritten_or_rejected
     a_command_goes_from_its_buttons_to_its_end
-    whatever_a_handler_does_the_caller_has_an_answer
+    every_hook_is_answered_whatever_its_handler_does
     without_a_handler_the_policy_answers_at_once
     a_repeat_gets_the_first_answer_again
     a_repeat_waits_for_the_answer_that_is_in_work
-    without_an_id_nothing_is_remembered
+    no_answer_is_remembered_for_a_hook_without_an_id
     the_first_answer_survives_a_restart
-    the_signed_command_decides
-    a_backlog_of_events_does_not_stand_in_the_way
+    the_signed_command_name_decides_which_handler_answers
+    a_backlog_of_events_delays_no_hook
     a_drain_answers_the_hooks_in_hand
     unsigned_hooks_are_refused
 }
@@ -143,7 +143,7 @@ async fn a_command_goes_from_its_buttons_to_its_end<S: Stack>() {
     stack.drain().await;
 }
 
-async fn whatever_a_handler_does_the_caller_has_an_answer<S: Stack>() {
+async fn every_hook_is_answered_whatever_its_handler_does<S: Stack>() {
     let never = Arc::new(Semaphore::new(0));
     for (policy, answer) in [
         ("allow", r#"{"message":{"text":"TEXT","x":1.10}}"#),
@@ -255,7 +255,7 @@ async fn a_repeat_waits_for_the_answer_that_is_in_work<S: Stack>() {
     stack.drain().await;
 }
 
-async fn without_an_id_nothing_is_remembered<S: Stack>() {
+async fn no_answer_is_remembered_for_a_hook_without_an_id<S: Stack>() {
     let (site, (hooks, asked)) = (Site::new(), counting());
     let stack: S = start(&site, "", hooks).await;
     let webhook = Webhook::moderation(r#"{"text":"x"}"#).without("x-webhook-id");
@@ -283,7 +283,7 @@ async fn the_first_answer_survives_a_restart<S: Stack>() {
     stack.drain().await;
 }
 
-async fn the_signed_command_decides<S: Stack>() {
+async fn the_signed_command_name_decides_which_handler_answers<S: Stack>() {
     let site = Site::new();
     let named = |name: &'static str| {
         command(move |command| async move { Ok(command.ephemeral(format!("{name}: {}", command.name()))) })
@@ -304,7 +304,7 @@ async fn the_signed_command_decides<S: Stack>() {
     stack.drain().await;
 }
 
-async fn a_backlog_of_events_does_not_stand_in_the_way<S: Stack>() {
+async fn a_backlog_of_events_delays_no_hook<S: Stack>() {
     let (site, permits) = (Site::new(), Arc::new(Semaphore::new(0)));
     let waits = Arc::clone(&permits);
     let script = Script::new(move |_| Act::Await(Arc::clone(&waits)));
@@ -323,7 +323,7 @@ async fn a_backlog_of_events_does_not_stand_in_the_way<S: Stack>() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_let_go_of_is_asked_no_more() {
+async fn an_abandoned_worker_gets_no_more_hooks() {
     let (site, (hooks, _)) = (Site::new(), counting());
     let mut stack: stack::Services = start(&site, "", hooks).await;
     assert_eq!(ask(&stack, &Webhook::moderation("{}")).await.outcome(), "answered");

@@ -102,7 +102,7 @@ fn route(name: &str, events: &str, to: &Receiver, keys: &str) -> String {
 const FEW: &str = "prefetch = 16\nconcurrency = 4\nretry = [\"100ms\"]\nhandler_timeout = \"5m\"";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_that_hangs_holds_up_its_own_events_and_nobody_elses() {
+async fn a_route_that_hangs_delays_only_its_own_events() {
     for services in [false, true] {
         let ((slow, gate), quick) = (Receiver::gated().await, Receiver::willing().await);
         let routes = route("slow", "message.new", &slow, "") + &route("quick", "reaction.new", &quick, "");
@@ -223,7 +223,7 @@ async fn a_full_queue_of_parked_events_makes_dead_letters_that_can_be_replayed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rate_is_kept_and_other_routes_are_not_held_to_it() {
+async fn a_route_keeps_its_rate_and_delays_no_other_route() {
     for services in [false, true] {
         let (paced, quick) = (Receiver::willing().await, Receiver::willing().await);
         let routes = route("paced", "message.new", &paced, "rate = \"20/s\"") + &route("quick", "*", &quick, "");
@@ -294,7 +294,7 @@ async fn a_missing_queue_of_parked_events_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_is_down_is_not_asked_and_no_attempt_is_burned() {
+async fn a_service_that_is_down_is_not_called_and_uses_up_no_attempt() {
     for services in [false, true] {
         let is_up = Arc::new(AtomicBool::new(false));
         let up = Arc::clone(&is_up);
@@ -343,7 +343,7 @@ fn handled(receiver: &Receiver) -> HashSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_route_is_parked_until_a_person_resumes_it() {
+async fn events_of_a_paused_route_are_parked_until_a_person_resumes_it() {
     for services in [false, true] {
         let (paused, quick) = (Receiver::willing().await, Receiver::willing().await);
         let routes = route("app", "message.new", &paused, "") + &route("quick", "*", &quick, "");
@@ -392,7 +392,7 @@ async fn a_paused_route_is_parked_until_a_person_resumes_it() {
 
 /// Two workers, and a Redis that is flushed, killed and restored from an old dump: the pause holds, and so does its end.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pause_outlives_what_happens_to_redis() {
+async fn a_pause_survives_a_flush_a_kill_and_an_old_dump_of_redis() {
     let (mut backends, service) = (Backends::start().await, Receiver::willing().await);
     let mut fleet = Fleet::new(&backends, &service);
     fleet.rest = route("app", "message.new", &service, "") + &route("other", "*", &service, "");
@@ -476,7 +476,7 @@ async fn a_worker_that_starts_without_redis_runs_its_routes_after_a_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_parked_for_a_route_that_is_gone_is_said_and_can_be_put_back() {
+async fn events_parked_for_a_removed_route_are_reported_and_can_be_replayed() {
     for services in [false, true] {
         let (old, new) = (Receiver::willing().await, Receiver::willing().await);
         let (before, after) = (route("old", "*", &old, ""), route("new", "*", &new, ""));

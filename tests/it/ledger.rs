@@ -88,7 +88,7 @@ async fn a_drain_in_traffic_loses_nothing_and_refuses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_kills_the_process_ends_in_the_dead_letters_and_alone() {
+async fn only_the_event_that_kills_the_process_becomes_a_dead_letter() {
     let (site, gate) = (Site::new(), Gate::default());
     let (send_pid, pids) = std::sync::mpsc::channel::<u32>();
     let (pids, open, deaths) = (Mutex::new(pids), gate.clone(), Arc::new(AtomicU64::new(0)));

@@ -21,7 +21,7 @@ async fn ends_in_order(mut child: Child) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_nobody_reads_keeps_nothing_waiting() {
+async fn an_unread_log_pipe_delays_no_event() {
     let site = Site::in_memory();
     site.configure(&Setup::default());
     let mut command = site.command(&["up"]);
@@ -72,7 +72,7 @@ async fn a_log_filter_that_would_mute_everything_is_an_error_of_usage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_pipe_that_nobody_reads_for_stdout_and_stderr_keeps_nothing_waiting() {
+async fn a_full_pipe_for_stdout_and_stderr_delays_neither_the_start_nor_events() {
     let site = Site::new();
     let [public, ops] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
     site.configure(&Setup { listen: public, ops, ..Setup::default() });

@@ -59,7 +59,7 @@ async fn handled_after_a_replay(site: &Site, service: &Receiver, count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_policys_ttl_drops_is_a_dead_letter_and_can_be_replayed() {
+async fn events_expired_by_a_policys_ttl_are_dead_letters_that_can_be_replayed() {
     let service = Receiver::willing().await;
     let (site, prefix, backends) = site("", "retry = [\"1s\"]", &service.route()).await;
     drop(site.start_as("worker").await.ready().await);
@@ -85,7 +85,7 @@ async fn what_a_policys_ttl_drops_is_a_dead_letter_and_can_be_replayed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_policys_delivery_limit_drops_is_a_dead_letter() {
+async fn an_event_dropped_by_a_policys_delivery_limit_is_a_dead_letter() {
     let service = Receiver::willing().await;
     let (site, prefix, backends) = site("", "retry = [\"1s\"]", &service.route()).await;
     let policy =
@@ -101,7 +101,7 @@ async fn what_a_policys_delivery_limit_drops_is_a_dead_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_policys_length_refuses_waits_in_the_spool() {
+async fn events_refused_by_a_policys_length_limit_wait_in_the_spool() {
     let service = Receiver::willing().await;
     let (site, prefix, backends) = site("", "retry = [\"1s\"]", &service.route()).await;
     let gateway = site.start_as("gateway").await.ready().await;

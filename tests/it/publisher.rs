@@ -111,7 +111,7 @@ async fn waits_that_are_given_up_hold_no_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_hangs_is_given_up_after_its_heartbeats_and_found_again() {
+async fn a_hanging_broker_is_given_up_after_its_heartbeats_and_reached_again() {
     let broker = Broker::start().await;
     let exchange = exchange(&broker, "p", 4 << 30, 64);
     ready(&exchange).await;

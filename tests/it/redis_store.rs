@@ -78,7 +78,7 @@ fn every_state() -> Vec<Option<State>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_scripts_do_as_the_state_machine() {
+async fn the_claim_scripts_follow_the_state_machine() {
     let server = &Backends::shared().await.redis;
     let redis = connect(&server.url(), None);
     up(&redis).await;
@@ -170,7 +170,7 @@ async fn a_redis_that_hangs_is_left_alone_until_it_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hook_whose_mark_is_taken_away_is_in_work_no_more() {
+async fn a_hook_whose_mark_is_removed_can_begin_again() {
     let server = RedisServer::start().await;
     let redis = connect(&server.url(), None);
     up(&redis).await;
@@ -224,7 +224,7 @@ async fn a_redis_that_refuses_writes_is_not_up_until_it_takes_them() {
 
 /// A node takes only the keys of its own slots and refuses others with `MOVED`; the probe's key may be among its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_node_of_a_cluster_is_not_taken_for_a_server() {
+async fn one_node_of_a_redis_cluster_is_refused_as_a_single_server() {
     let start = || RedisServer::with(&["--cluster-enabled", "yes"]);
     let nodes = [start().await, start().await];
     for (node, slots) in nodes.iter().zip([0..8192, 8192..16_384]) {
@@ -250,7 +250,7 @@ async fn one_node_of_a_cluster_is_not_taken_for_a_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_in_the_place_of_the_master_is_one_line_in_the_log() {
+async fn a_replica_in_place_of_the_master_is_logged_once() {
     let broker = &Backends::shared().await.broker;
     let server = RedisServer::start().await;
     let site = Site::new();
@@ -281,7 +281,7 @@ async fn a_replica_in_the_place_of_the_master_is_one_line_in_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_and_a_sentinels_master_serve_too() {
+async fn claims_and_marks_work_on_a_redis_cluster_and_behind_sentinel() {
     let cluster = RedisServer::with(&["--cluster-enabled", "yes"]).await;
     let slots: Vec<_> = (0..16_384).map(|slot: u32| slot.to_string()).collect();
     let words: Vec<_> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str)).collect();
@@ -318,7 +318,7 @@ async fn a_cluster_and_a_sentinels_master_serve_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_over_tls_with_a_private_authority() {
+async fn check_reaches_redis_over_tls_with_a_private_authority() {
     let site = Site::new();
     let (ca, cert, key) = certificates(&site);
     let server = RedisServer::secure(&cert, &key).await;
@@ -336,7 +336,7 @@ async fn redis_over_tls_with_a_private_authority() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_closes_idle_connections_is_never_found_away() {
+async fn a_redis_that_closes_idle_connections_stays_up() {
     let server = RedisServer::start().await;
     server.ask(&["CONFIG", "SET", "timeout", "3"]).await;
     let redis = connect(&server.url(), None);

@@ -80,7 +80,7 @@ async fn certificates_are_read_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_is_wrong_holds_no_secret_back() {
+async fn a_bad_certificate_does_not_keep_secrets_from_reloading() {
     let site = Site::new();
     site.write("secret", "first");
     let made = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -103,7 +103,7 @@ async fn a_certificate_that_is_wrong_holds_no_secret_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_reads_its_routes_again_and_no_hangup_ends_it() {
+async fn a_worker_reloads_its_routes_and_survives_sighup() {
     let (backends, service) = (Backends::shared().await, Receiver::willing().await);
     let site = Site::new();
     let token = site.write("token", "first");

@@ -116,7 +116,7 @@ async fn a_drop_that_is_interrupted_says_what_is_left_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_dropped_letters_none_comes_back_and_the_others_stand_in_their_order() {
+async fn dropped_dead_letters_stay_dropped_and_the_others_keep_their_order() {
     let (site, prefix, backends) = site("", "retry = [\"1s\"]", "").await;
     assert!(site.start_as("worker").await.ready().await.terminate().await.success());
     let dead = format!("{prefix}.dead");
@@ -163,7 +163,7 @@ async fn a_second_signal_ends_a_command_that_waits_for_a_broker_that_hangs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_both_services_beside_a_broker_that_hangs() {
+async fn a_second_signal_ends_both_services_while_rabbitmq_hangs() {
     use crate::harness::servers::Backends;
     use crate::harness::wire::{Webhook, raw, send};
     let backends = Backends::start().await;

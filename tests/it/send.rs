@@ -17,7 +17,7 @@ async fn paste(server: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_line_that_is_printed_works_as_it_stands() {
+async fn the_printed_send_command_works_as_it_stands() {
     let site = Site::new();
     std::fs::create_dir(site.path("it's a dir")).unwrap();
     let setup = Setup::default().toml(&site.path("it's a dir/data"));
@@ -61,7 +61,7 @@ async fn the_line_that_is_printed_works_as_it_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_line_that_is_printed_works_for_every_address() {
+async fn the_printed_send_command_works_for_every_address() {
     for (listen, gateway) in [
         ("[::1]:0", "proxy_protocol = true\ntrusted_proxies = [\"127.0.0.0/8\"]"),
         ("[::]:0", "allow_from = [\"::1\"]"),
@@ -100,7 +100,7 @@ fn bare_command_with_file(site: &Site) -> tokio::process::Command {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_that_only_the_gateways_environment_holds_is_asked_for() {
+async fn send_asks_for_a_secret_that_only_the_gateways_environment_holds() {
     let site = Site::new();
     let mut command = bare_command(&[]);
     command.current_dir(site.path("."));
@@ -120,7 +120,7 @@ async fn a_secret_that_only_the_gateways_environment_holds_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_apps_own_secret_is_needed() {
+async fn send_needs_only_the_secret_of_its_app() {
     let site = Site::new();
     site.write(
         "streamgate.toml",
@@ -147,7 +147,7 @@ async fn only_the_apps_own_secret_is_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_goes_to_the_configurations_own_address() {
+async fn send_goes_to_the_configurations_own_address() {
     let site = Site::new();
     let service = Receiver::willing().await;
     site.configure(&Setup { listen: service.address, ..Setup::default() });
@@ -158,7 +158,7 @@ async fn it_goes_to_the_configurations_own_address() {
 
 /// Every type that Stream documents has a body of its documented shape, and arrives through a gateway with that type.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_type_of_event_has_a_body() {
+async fn send_has_a_body_for_every_type_of_event() {
     let site = Site::new();
     let service = Receiver::willing().await;
     site.configure(&Setup { rest: service.route(), ..Setup::default() });
@@ -214,7 +214,7 @@ async fn every_type_of_event_has_a_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_says_what_it_is_told_to() {
+async fn the_options_of_send_shape_the_body() {
     let site = Site::new();
     site.configure(&Setup::default());
     let service = Receiver::willing().await;
@@ -296,7 +296,7 @@ async fn a_body_says_what_it_is_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn send_reports_what_came_back() {
+async fn send_reports_statuses_outcomes_and_latencies() {
     let site = Site::new();
     site.configure(&Setup::default());
     let server = site.start().await;

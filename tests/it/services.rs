@@ -88,7 +88,7 @@ async fn balancer(site: &Site, gateways: &[(Site, Server)]) -> (SocketAddr, toki
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_a_tcp_balancer_no_request_fails_while_gateways_are_restarted_with_and_without_rabbitmq() {
+async fn gateways_behind_a_tcp_balancer_restart_without_failing_a_request() {
     let (mut backends, service) = (Backends::start().await, Receiver::willing().await);
     let fleet = Fleet::new(&backends, &service);
     let mut gateways = vec![fleet.gateway().await, fleet.gateway().await];
@@ -227,7 +227,7 @@ async fn a_gateway_without_backends_runs_says_so_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_at_another_gateway_is_known_there() {
+async fn a_gateway_knows_repeats_of_events_that_another_gateway_took() {
     let (backends, service) = (Backends::shared().await, Receiver::willing().await);
     let fleet = Fleet::new(backends, &service);
     let ((_s1, first), (_s2, second)) = tokio::join!(fleet.gateway(), fleet.gateway());

@@ -52,7 +52,7 @@ async fn waits(gateway: &Server) -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_rabbitmq_and_redis_away_events_are_taken_and_all_arrive() {
+async fn events_taken_during_an_outage_of_rabbitmq_and_redis_all_arrive() {
     let (mut backends, service) = (without_broker().await, Receiver::willing().await);
     backends.redis.kill();
     let (site, _) = site(&backends, "", "");
@@ -124,7 +124,7 @@ async fn the_spool_of_a_killed_gateway_is_handed_over_by_the_next_or_by_drain() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_hangs_makes_nobody_wait_and_its_late_confirms_repeat_nothing() {
+async fn a_hanging_broker_delays_no_caller_and_its_late_confirms_repeat_no_event() {
     let (broker, redis) = tokio::join!(Broker::start(), RedisServer::start());
     let backends = Backends { broker, redis };
     let confirms = "spool_after = \"100ms\"\nconfirm_timeout = \"5s\"";
@@ -170,7 +170,7 @@ async fn waits_settled(gateway: &Server) -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_full_queue_refuses_waits_in_the_spool() {
+async fn events_that_a_full_queue_refuses_wait_in_the_spool() {
     let (broker, redis) = tokio::join!(Broker::start(), RedisServer::start());
     let (backends, service) = (Backends { broker, redis }, Receiver::willing().await);
     let (site, events) = site(&backends, "", "events_max = \"1MiB\"");

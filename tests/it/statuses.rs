@@ -98,7 +98,7 @@ async fn hold(server: &Server, transport: &Transport) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_status_over_plain_http() {
+async fn every_row_of_the_status_table_holds_over_plain_http() {
     let site = Site::new();
     site.configure(&setup());
     let server = site.start().await;
@@ -109,7 +109,7 @@ async fn every_status_over_plain_http() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_status_over_tls() {
+async fn every_row_of_the_status_table_holds_over_tls() {
     let site = Site::new();
     let (server, transports) = secure(&site, setup()).await;
     for transport in &transports {
@@ -120,7 +120,7 @@ async fn every_status_over_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn over_a_limit_is_503_with_retry_after() {
+async fn requests_over_a_limit_get_503_with_retry_after() {
     // Signed bodies that are not durable yet hold all the memory, or all the places.
     for (limit, code) in [("memory_budget = \"160KiB\"", "memory_budget"), ("max_in_flight = 2", "in_flight_limit")] {
         let site = Site::new();

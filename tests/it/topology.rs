@@ -47,7 +47,7 @@ pub async fn failures(site: &Site) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_with_other_arguments_is_told_by_name_and_argument() {
+async fn a_queue_with_other_arguments_is_reported_by_name_and_argument() {
     let (site, prefix, backends) = site("", "", "").await;
     let (_connection, channel) = backends.broker.channel().await;
     let events = format!("{prefix}.events");
@@ -67,7 +67,7 @@ async fn a_queue_with_other_arguments_is_told_by_name_and_argument() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_permission_is_told() {
+async fn a_missing_permission_is_reported() {
     let (site, prefix, backends) = site("", "", "").await;
     let (user, vhost) = (format!("u{prefix}"), "%2f");
     let manage = async |method: &str, path: &str, body: &str| {
@@ -100,7 +100,7 @@ async fn a_missing_permission_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_limit_of_the_broker_is_told_as_a_limit() {
+async fn a_limit_of_rabbitmq_is_reported_as_a_limit() {
     let (site, prefix, backends) = site("", "", "").await;
     let manage = async |method: &str, path: &str, body: &str| {
         backends.broker.manage(method, path, body).await;
@@ -136,7 +136,7 @@ async fn user(site: &Site, prefix: &str, backends: &Backends, permissions: &str)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_need_no_permission_outside_the_prefix_and_hooks_one_that_is_named() {
+async fn events_need_no_permission_outside_the_prefix_and_check_names_the_one_for_hooks() {
     let service = Receiver::start(|one| match (one.header("x-webhook-id"), one.header("x-streamgate-attempt")) {
         ("dead", _) => reply(422, &[]),
         (_, "1") => reply(503, &[]),
@@ -218,7 +218,7 @@ async fn a_refused_settlement_backs_off_and_check_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_declare_false_nothing_is_declared_and_all_is_verified() {
+async fn declare_false_declares_nothing_and_verifies_the_whole_topology() {
     let (theirs, prefix, backends) = site("declare = false", "retry = [\"1s\"]", "").await;
     let gateway = theirs.start_as("gateway").await;
     says(&gateway, &[&format!("the exchange {prefix} does not exist"), &format!("the queue {prefix}.events")]).await;
@@ -239,7 +239,7 @@ async fn with_declare_false_nothing_is_declared_and_all_is_verified() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_alternate_exchange_deleted_at_run_time_is_noticed_by_the_first_event_it_would_have_taken() {
+async fn a_deleted_alternate_exchange_is_noticed_with_the_first_unroutable_event() {
     let (site, prefix, backends) = site("", "", "").await;
     let gateway = site.start_as("gateway").await.ready().await;
     let (_connection, channel) = backends.broker.channel().await;
@@ -298,7 +298,7 @@ async fn check_says_what_is_wrong_with_each_backend() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rabbitmq_over_tls_with_a_private_authority() {
+async fn a_gateway_reaches_rabbitmq_over_tls_with_a_private_authority() {
     let site = Site::new();
     let (ca, cert, key) = certificates(&site);
     let port = free_port();
@@ -323,7 +323,7 @@ async fn rabbitmq_over_tls_with_a_private_authority() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_longer_than_the_ladder_is_waited() {
+async fn a_retry_after_longer_than_the_ladder_is_observed() {
     let asked = Duration::from_secs(2);
     let service = Receiver::start(|one| match one.header("x-streamgate-attempt") {
         "1" => reply(503, &[("retry-after", "2")]),
@@ -341,7 +341,7 @@ async fn a_wait_longer_than_the_ladder_is_waited() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn letters_are_looked_at_in_order_and_left_as_they_were() {
+async fn dead_letters_are_listed_in_order_and_left_as_they_were() {
     let service = Receiver::start(|_| reply(422, &[])).await;
     let (site, prefix, backends) = site("", "concurrency = 1\nretry = [\"1s\"]", &service.route()).await;
     let gateway = site.start_as("gateway").await.ready().await;

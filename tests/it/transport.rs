@@ -238,7 +238,7 @@ async fn a_service_behind_a_private_authority_is_trusted_by_forward_ca() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_keeps_a_service_from_being_called_is_named() {
+async fn errors_name_what_keeps_a_service_from_being_called() {
     let (trusted, expired, named) = (Site::new(), Site::new(), Site::new());
     let (_, cert, key) = certificates(&trusted);
     let (old_ca, old_cert, old_key) = certificates_for(&expired, &["127.0.0.1"], 2001);

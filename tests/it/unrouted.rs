@@ -45,7 +45,7 @@ async fn events_diverted_by_a_deleted_queue_are_handed_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_binding_that_may_not_be_declared_is_said_until_it_is_mended() {
+async fn a_missing_binding_is_reported_until_an_operator_restores_it() {
     let service = Receiver::willing().await;
     let (site, prefix, backends) = site("declare = false", "retry = [\"1s\"]", &service.route()).await;
     declared_by_an_operator(&site).await;

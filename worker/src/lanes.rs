@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn large_bodies_are_in_the_way_too() {
+    fn a_lane_parks_for_the_bytes_of_large_bodies_too() {
         let mut lanes = lanes(1000, &[("slow", 8), ("quick", 1)]);
         lanes.room.bytes = 90;
         for number in 0..7 {
@@ -572,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_keeps_what_runs_and_gives_back_what_waits() {
+    fn a_reload_keeps_running_deliveries_and_returns_waiting_ones() {
         let mut lanes = lanes(64, &[("old", 1), ("kept", 1)]);
         for route in ["old", "kept"] {
             for number in 0..3 {
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_lane_parks_what_is_fresh_gives_back_what_was_parked_and_lets_one_probe_start() {
+    fn an_open_lane_parks_fresh_events_returns_parked_ones_and_starts_one_probe() {
         let breaker = Some(BreakerPolicy { failures: NonZeroU32::MIN, ..BreakerPolicy::default() });
         let mut lanes = lanes(64, &[]);
         lanes.adopt(vec![("app".into(), Limits { breaker, ..limits(4) })]);

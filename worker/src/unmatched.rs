@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn once_an_hour_for_each_app_and_type() {
+    fn unmatched_events_are_logged_once_an_hour_for_each_app_and_type() {
         let (log, start) = (UnmatchedLog::default(), Instant::now());
         let due = |app: &str, event_type: &str, minutes: u64| {
             log.is_due(app, event_type, start + Duration::from_secs(minutes * 60))

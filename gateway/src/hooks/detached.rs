@@ -45,7 +45,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     #[tokio::test]
-    async fn what_nobody_waits_for_goes_on() {
+    async fn a_detached_call_goes_on_without_its_caller() {
         let (open, gate) = oneshot::channel::<()>();
         let (end, ended) = oneshot::channel();
         let work = async {

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_in_a_row_open_it_and_a_probe_that_succeeds_closes_it() {
+    fn failures_in_a_row_open_the_breaker_and_a_successful_probe_closes_it() {
         let (mut breaker, start) = (Breaker::new(policy()), Instant::now());
         for health in [DOWN, DOWN, Health::Up, DOWN, DOWN, Health::Unknown] {
             assert_eq!(breaker.end(None, health, start), None, "not in a row");
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_on_its_way_neither_doubles_the_wait_nor_takes_the_place_of_the_probe() {
+    fn late_results_neither_double_the_wait_nor_count_as_the_probe() {
         let (mut breaker, now) = (Breaker::new(policy()), Instant::now());
         for _ in 0..3 {
             breaker.end(None, DOWN, now);
@@ -222,7 +222,7 @@ mod tests {
         /// In any run, no attempt starts while a probe is under way, and a service that responds closes the breaker with the
         /// next attempt.
         #[test]
-        fn it_is_never_stuck(steps in proptest::collection::vec((0..4u8, 0..3u8, 0..40u32), 0..200)) {
+        fn a_breaker_is_never_stuck(steps in proptest::collection::vec((0..4u8, 0..3u8, 0..40u32), 0..200)) {
             let (mut breaker, mut now) = (Breaker::new(policy()), Instant::now());
             let mut running = Vec::new();
             for (what, health, seconds) in steps {

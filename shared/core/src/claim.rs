@@ -352,7 +352,7 @@ mod tests {
         // Two handlers at once take five steps in the right order, which the default of 256 cases rarely finds.
         #![proptest_config(ProptestConfig::with_cases(10_000))]
         #[test]
-        fn none_runs_twice_without_a_lapse_and_none_ends_nowhere(steps in steps()) {
+        fn no_event_runs_twice_without_a_lapsed_lease_and_none_is_lost(steps in steps()) {
             let mut world = World { queue: vec![1], ..World::default() };
             for step in steps {
                 let finished = matches!(world.recorded, Some(State::Done | State::Dead));

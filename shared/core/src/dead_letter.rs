@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_begins_the_same_life_whoever_moves_it_and_each_death_another() {
+    fn every_replay_of_a_dead_letter_begins_the_same_life_and_each_death_another() {
         let dead_letter = dead_letter(b"{}");
         let life = dead_letter.replayed();
         assert_eq!((life.attempt, life.replay.as_ref().map(String::len)), (1, Some(16)));

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn types_cids_and_traceparents() {
+    fn unsafe_types_cids_and_traceparents_are_not_passed_on() {
         let long = "t".repeat(129);
         for (raw, safe) in [
             (Some("message.new"), "message.new"),

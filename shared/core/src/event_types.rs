@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_stand_in_order_and_once() {
+    fn event_types_are_sorted_and_unique() {
         assert!(CHAT.is_sorted_by(|one, next| one < next));
         let mut in_hooks: Vec<_> = in_hooks().collect();
         in_hooks.sort_unstable();

@@ -170,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_not_replaced_stays_as_it_was_written() {
+    fn fields_that_are_not_replaced_stay_as_they_were_written() {
         let json = br#"{"a":1e400,"id":12345678901234567890123,"f":1.10,"text":"old","n":{"x":[ 1 ]},"a":"last"}"#;
         let mut fields = Fields::parse(json).unwrap();
         fields.set("text", &"new".into());
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn no_object_has_no_fields_and_nothing_shows() {
+    fn only_an_object_has_fields_and_debug_shows_no_values() {
         for json in [&b"[]"[..], b"1", b"null", b"", b"{\"a\"", b"{} x", b"{\"a\":\"\xff\"}"] {
             assert!(Fields::parse(json).is_none());
         }

@@ -73,7 +73,7 @@ mod tests {
     const AFTER: Duration = Duration::from_millis(250);
 
     #[test]
-    fn an_old_publish_shuts_it_and_a_confirm_opens_it() {
+    fn an_old_publish_shuts_the_gate_and_a_confirm_opens_it() {
         let (mut gate, start) = (Gate::new(AFTER), Instant::now());
         let (first, second) = (gate.begin(start), gate.begin(start + AFTER / 2));
         assert!(gate.is_open(start + AFTER / 2));
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_shuts_it_until_a_confirm() {
+    fn a_failure_shuts_the_gate_until_a_confirm() {
         let (mut gate, now) = (Gate::new(AFTER), Instant::now());
         let (one, two, three) = (gate.begin(now), gate.begin(now), gate.begin(now));
         gate.end(one, Ended::Failed);

@@ -231,7 +231,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_body_the_answer_is_valid(body in proptest::collection::vec(any::<u8>(), 0..300), text in any::<String>()) {
+        fn the_fallback_answer_is_valid_whatever_the_body(body in proptest::collection::vec(any::<u8>(), 0..300), text in any::<String>()) {
             for body in [body.clone(), [b"{\"message\":", &body[..], b"}"].concat()] {
                 command(&body);
                 prop_assert!(is_answer(&fallback(OnFailure::Allow, &text, &body)));

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_a_push_the_same_one() {
+    fn the_idempotency_key_says_which_pushes_are_the_same() {
         let facts = |path_type, is_dated| PushFacts { id: "id", path_type, is_dated };
         let cases = [
             (DedupBy::Body, facts(None, true), KeyedBy::Body),

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_send() {
+    fn only_allowed_networks_may_send() {
         let client = |text| Client { address: ip(text), is_certain: true };
         let some = Peers { allow_from: Some(networks(&["34.225.10.29", "10.0.0.0/8"])), ..Peers::default() };
         for (address, allowed) in [("34.225.10.29", true), ("34.225.10.30", false), ("10.9.9.9", true), ("::1", false)]
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_proxy_header_counts() {
+    fn only_the_proxy_header_of_a_trusted_proxy_counts() {
         let peers = |proxy_protocol, trusted: Option<&[&str]>| Peers {
             proxy_protocol,
             trusted_proxies: trusted.map(networks),
@@ -158,7 +158,7 @@ mod tests {
     proptest! {
         /// Whatever a client writes into the header, it cannot pass for another client.
         #[test]
-        fn nobody_writes_who_they_are(written in "[ -~]{0,60}") {
+        fn a_client_cannot_choose_its_own_address(written in "[ -~]{0,60}") {
             let peers = Peers { trusted_proxies: Some(networks(&["10.0.0.0/8"])), ..Peers::default() };
             let header = format!("{written}, 198.51.100.7");
             let client = peers.client(ip("10.0.0.1"), [header.as_bytes()].into_iter());

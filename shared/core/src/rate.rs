@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_used_is_not_caught_up_with() {
+    fn unused_starts_of_a_rate_are_not_caught_up() {
         let mut pace = Pace::new(Rate { count: NonZeroU32::new(10).unwrap(), per: Duration::from_secs(1) });
         let begin = Instant::now();
         pace.started(begin);

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told() {
+    fn mistakes_in_a_template_are_reported() {
         assert_eq!(Template::parse("a {b"), Err(TemplateError::Open));
         assert_eq!(Template::parse("a } b"), Err(TemplateError::Close));
         let unknown = Template::parse("{text}").unwrap_err();

@@ -32,7 +32,7 @@ mod tests {
     use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 
     #[test]
-    fn nothing_of_a_key_is_quoted() {
+    fn pem_errors_quote_nothing_of_a_key() {
         for key in [
             "-----BEGIN PRIVATE KEY-----\\nc2VjcmV0\\n-----END PRIVATE KEY-----",
             "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n",

@@ -42,7 +42,7 @@ async fn send_without_the_last(to: SocketAddr, root: CertificateDer<'static>, ra
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_never_come_take_no_place_of_signed_ones() {
+async fn bodies_that_never_arrive_take_no_place_from_signed_requests() {
     let scene = Scene::start().await;
     let (to, root, raw) = (scene.server.public, scene.root.clone(), Arc::new(forged(b"{}".to_vec()).raw()));
     let mut all = attackers(100, |_| send_without_the_last(to, root.clone(), Arc::clone(&raw), 1));
@@ -65,7 +65,7 @@ async fn bodies_that_never_come_take_no_place_of_signed_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bombs_that_hold_back_their_end_pin_no_memory() {
+async fn gzip_bombs_without_their_trailer_pin_no_memory() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let raw = Arc::new(forged(bomb()).on_the_wire(bomb()).raw());
@@ -76,7 +76,7 @@ async fn bombs_that_hold_back_their_end_pin_no_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forged_bombs_leave_time_for_signed_ones() {
+async fn forged_gzip_bombs_leave_time_for_signed_requests() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let raw = Arc::new(forged(vec![]).on_the_wire(bomb()).raw());
@@ -86,7 +86,7 @@ async fn forged_bombs_leave_time_for_signed_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bombs_that_queue_for_their_inflation_give_way() {
+async fn gzip_bombs_that_queue_for_inflation_give_way_to_signed_requests() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let webhook = forged(vec![]).on_the_wire(bomb());
@@ -124,7 +124,7 @@ async fn empty_blocks_of_gzip_take_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn members_and_fields_of_gzip_cost_next_to_nothing() {
+async fn gzip_of_empty_members_and_long_fields_costs_next_to_nothing() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let empty = gzip(b"");
@@ -207,7 +207,7 @@ fn many_codes(letters: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_of_brotli_take_turns_and_are_paid_for() {
+async fn brotli_prefix_codes_stay_within_the_budget_and_leave_time_for_others() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let letters = MAX_BODY / many_codes(1).len() - 1;
@@ -221,7 +221,7 @@ async fn tables_of_brotli_take_turns_and_are_paid_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bombs_of_brotli_and_deflate_leave_time_for_signed_ones() {
+async fn brotli_and_deflate_bombs_leave_time_for_signed_requests() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let raws = ["br", "deflate"].map(|encoding| {

@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_of_smuggled_requests() {
+async fn no_smuggled_request_is_taken() {
     let site = Site::new();
     site.configure(&Setup::default());
     let server = site.start().await;

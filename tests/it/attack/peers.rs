@@ -24,7 +24,7 @@ fn from(forwarded: &str) -> Webhook {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_may_send_is_read() {
+async fn only_allowed_peers_may_send() {
     let site = Site::new();
     let server = start(&site, "allow_from = [\"192.0.2.0/24\"]").await;
     let refused = Webhook::fresh().without("x-signature");
@@ -43,7 +43,7 @@ async fn only_who_may_send_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trusted_proxy_names_the_client_and_nobody_else_does() {
+async fn only_a_trusted_proxy_can_name_the_client() {
     let site = Site::new();
     let allow = "allow_from = [\"192.0.2.1\"]\n";
     let server = start(&site, &format!("{allow}trusted_proxies = [\"127.0.0.0/8\"]")).await;

@@ -40,7 +40,7 @@ async fn answers_that_are_never_taken_pin_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_goodbye_that_is_never_answered_keeps_no_place() {
+async fn an_unanswered_goaway_keeps_no_place() {
     let scene = Scene::start().await;
     let (to, root) = (scene.server.public, scene.root.clone());
     let attackers = attackers(400, |_| {
@@ -60,7 +60,7 @@ async fn a_goodbye_that_is_never_answered_keeps_no_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_bodies_that_are_read_on_go_first() {
+async fn refused_requests_that_are_still_being_read_are_displaced_first() {
     let scene = Scene::start().await;
     let to = scene.server.public;
     // No signature, and no byte of the announced body: about 400 connections/s here.
@@ -89,7 +89,7 @@ async fn refused_bodies_that_are_read_on_go_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_open_handshakes_and_trickling_heads_go_when_others_come() {
+async fn half_open_handshakes_and_trickling_heads_are_displaced_by_newcomers() {
     let scene = Scene::start().await;
     let to = scene.server.public;
     let attackers = attackers(250, |number| async move {
@@ -125,7 +125,7 @@ async fn an_answer_that_is_not_taken_in_time_ends_its_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_goes_on_whatever_it_is_told_is_cut_off() {
+async fn a_peer_that_goes_on_after_goaway_is_cut_off() {
     let site = Site::new();
     let setup = Setup { gateway: "answer_deadline = \"500ms\"\nkeep_alive = \"1h\"".into(), ..Setup::default() };
     let (server, transports) = secure(&site, setup).await;
@@ -177,7 +177,7 @@ async fn a_stop_is_heard_while_a_connection_waits_for_a_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn want_of_descriptors_is_not_ready() {
+async fn a_gateway_without_free_descriptors_is_not_ready() {
     let site = Site::new();
     site.configure(&Setup::default());
     // Descriptors for a few connections only: `max_connections` is far higher.

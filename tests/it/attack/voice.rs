@@ -65,7 +65,7 @@ async fn a_signed_body_is_handled_once_whatever_id_it_comes_under() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn by_id_a_body_under_another_id_is_another_event() {
+async fn dedup_by_id_takes_a_body_under_another_id_as_another_event() {
     let site = Site::new();
     site.configure(&Setup { rest: "[dedup]\nby = \"id\"".into(), ..Setup::default() });
     let server = site.start().await;
@@ -113,7 +113,7 @@ async fn an_event_is_refused_on_the_path_of_another_kind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_body_calls_itself_a_callback_of_a_pending_message() {
+async fn a_body_cannot_claim_to_be_a_pending_message_callback() {
     let site = Site::new();
     let service = Receiver::willing().await;
     let route = service.route().replace("[\"*\"]", "[\"pending_message.*\"]");
@@ -135,7 +135,7 @@ async fn no_body_calls_itself_a_callback_of_a_pending_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commands_name_is_signed_or_configured() {
+async fn a_command_name_counts_only_if_it_is_signed_or_configured() {
     let site = Site::new();
     let service = Receiver::willing().await;
     let rest = format!(

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::process::Stdio;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_could_do_harm_writes_nothing() {
+async fn connect_does_not_write_what_could_do_harm() {
     let site = site(Setup { rest: HOOKS.into(), ..Setup::default() });
     let stream = app_with_foreign_hooks().await;
     let masked = FOREIGN[0].replace("geheim", "***");
@@ -180,7 +180,7 @@ async fn a_url_that_does_not_answer_as_a_gateway_is_not_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_a_secret_nor_a_token_is_shown_at_any_level() {
+async fn connect_shows_no_secret_and_no_token_at_any_log_level() {
     let site = site(Setup { rest: HOOKS.into(), ..Setup::default() });
     let stream = app_with_foreign_hooks().await;
     let url = stream.url();

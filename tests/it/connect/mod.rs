@@ -107,7 +107,7 @@ async fn connecting_twice_elsewhere_and_back_leaves_an_app_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_connected_delivers_and_is_taken_out_again() {
+async fn a_connected_app_delivers_and_can_be_disconnected_again() {
     let site = site(Setup { rest: HOOKS.into(), ..Setup::default() });
     let server = site.start().await;
     let stream = app_with_foreign_hooks().await;
@@ -183,7 +183,7 @@ async fn an_app_of_the_first_generation_is_connected_and_left_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_taken_out_begins_with_the_urls_and_a_hidden_secret_keeps_only_the_list() {
+async fn remove_clears_the_urls_first_and_a_hidden_secret_keeps_only_the_list() {
     let site = site(Setup { rest: HOOKS.into(), ..Setup::default() });
     let stream = app_with_foreign_hooks().await;
     assert!(connect(&site, &stream, &[]).await.status.success());
@@ -218,7 +218,7 @@ async fn what_is_taken_out_begins_with_the_urls_and_a_hidden_secret_keeps_only_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_tells_where_the_apps_settings_no_longer_fit() {
+async fn check_reports_app_settings_that_no_longer_fit() {
     let routes = "[[worker.routes]]\nname = \"app\"\nevents = [\"message.new\", \"order.*\"]\nforward = { url = \"http://127.0.0.1:9\" }\n";
     let site = site(Setup {
         listen: "127.0.0.1:18080".parse().unwrap(),
@@ -282,7 +282,7 @@ async fn check_tells_where_the_apps_settings_no_longer_fit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_is_asked_before_anything_is_written() {
+async fn connect_asks_on_a_terminal_before_it_writes() {
     let (site, stream) = (site(Setup::default()), StreamApi::v2(&[]).await);
     let line = format!(
         "exec {} --config {} connect --no-verify --url {URL} --stream-url {}",
@@ -304,7 +304,7 @@ async fn a_terminal_is_asked_before_anything_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_that_stream_does_not_wait_for_is_said() {
+async fn connect_warns_of_a_deadline_that_stream_does_not_wait_for() {
     let hooks = HOOKS.replace("900ms", "4800ms");
     let site = site(Setup { gateway: "answer_deadline = '4900ms'".into(), rest: hooks, ..Setup::default() });
     let stream = StreamApi::v2(&[]).await;

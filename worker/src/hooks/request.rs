@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_is_not_taken_for_nothing() {
+    fn an_unreadable_message_is_not_taken_for_an_empty_one() {
         let text_of = |body: &[u8]| Request::read(body).message_text("text").map_err(|error| error.to_string());
         let text = |text: &str| Ok(Some(text.to_owned()));
         let many: Vec<_> = (0..5000).map(|number| format!("\"{number}\":0")).collect();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_stands_in_either_shape() {
+    fn a_users_name_is_read_from_either_shape() {
         let named = |user: &str| Request::read(format!("{{\"user\":{user}}}").as_bytes()).user_name().unwrap();
         for (user, expected) in [
             (r#"{"id":"ann","name":"Ann"}"#, Some("Ann")),

@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_tunnel_compressed_anew_is_read() {
+    fn a_body_that_a_tunnel_compressed_anew_is_read() {
         let short = br#"{"type":"message.new"}"#.repeat(100);
         let long: Vec<u8> = (0..200_000u32).flat_map(|number| number.to_le_bytes()).collect();
         for body in [&b""[..], b"{", &short, &long] {
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_decoder_of_brotli_holds_is_counted() {
+    fn the_memory_of_a_brotli_decoder_is_counted() {
         let long: Vec<u8> =
             (0..300_000u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
         let held = |body: &[u8], window| {
@@ -600,7 +600,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_said_to_be_compressed_nothing_panics_and_nothing_unsigned_passes(
+        fn no_declared_encoding_panics_or_lets_an_unsigned_body_pass(
             wire in proptest::collection::vec(any::<u8>(), 0..300),
             piece in 1usize..90,
         ) {

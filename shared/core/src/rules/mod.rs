@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_told_from_what_is_not_there() {
+    fn an_unreadable_body_is_distinguished_from_one_without_text() {
         let rules = Rules { rules: vec![rule("casino", Action::Reject, "No.")], ..Rules::default() };
         for body in [&b"no JSON"[..], b"", b"{", b"{\"message\":7}", b"{\"message\":{\"text\":\"x\"}"] {
             assert_eq!(rules.judge(body), Judgement::Unreadable, "{body:?}");
@@ -387,7 +387,7 @@ mod tests {
     proptest! {
         /// However a user writes, what is masked is gone, and the rest stays.
         #[test]
-        fn what_is_masked_is_gone(text in "(a|b|casino|ca\u{200b}sino|ca\\*s\\*ino| |é|\u{301}){0,12}") {
+        fn a_masked_message_holds_no_match(text in "(a|b|casino|ca\u{200b}sino|ca\\*s\\*ino| |é|\u{301}){0,12}") {
             let masks = Rules { rules: vec![rule("casino", Action::Mask, "-")], ..Rules::default() };
             let message = serde_json::json!({"text": text, "n": 1}).to_string();
             let judged = judge(&masks, &message);

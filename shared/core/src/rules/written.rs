@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_read_and_nothing_else() {
+    fn rules_read_every_visible_string_and_no_other() {
         let message = r#"{
             "id": "no", "type": "regular", "cid": "no:no", "command": "no", "user": {"id": "no", "name": "no"},
             "mentioned_users": [{"name": "no"}], "parent_id": "no",

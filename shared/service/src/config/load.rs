@@ -605,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn honest_configurations_have_neither() {
+    fn valid_configurations_have_neither_mistakes_nor_doubts() {
         for text in [
             "[redis]\nurl = 'redis+sentinel://a:26379,b/main'",
             "[redis]\nurl = 'redis://[::1]:6379'",
@@ -691,7 +691,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_by_reference() {
+    fn secrets_can_be_given_by_reference() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("secret");
         std::fs::write(&file, "from file\r\n").unwrap();
@@ -704,7 +704,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_toml_names_the_line_and_shows_no_text() {
+    fn an_invalid_toml_file_is_reported_by_line_and_without_its_text() {
         let error = load_text("[gateway]\nsecret = hunter2 hunter3\n", []).unwrap_err().to_string();
         assert!(error.contains("line 2") && !error.contains("hunter"), "{error}");
         let missing = Source { file: Some("/no/such/file".into()), environment: Environment::default() };

@@ -342,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mistake_is_told_with_its_key() {
+    fn every_mistake_is_reported_with_its_key() {
         let table: Table = toml::from_str(
             "wait = '5x'\nsize = 4096\ncount = '0'\nnames = [1]\nextra = 1\n[[list]]\nunknown = 1\n[[list]]\n",
         )

@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_brokers_goes_along_again() {
+    fn headers_that_rabbitmq_added_are_not_published_again() {
         let came =
             table(&[("x-death", long("?")), ("x-first-death-queue", long("?")), ("x-delivery-count", long("2"))]);
         let again = properties(&read(&came, "q", Bytes::new()).envelope, &Annotations::default());

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_set_aside_whole_and_what_is_whole_is_kept() {
+    fn a_damaged_file_is_set_aside_and_an_intact_one_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store.db");
         let fill = |connection: &Connection| {

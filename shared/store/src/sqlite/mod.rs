@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_dies_with_its_process_is_counted_and_nothing_else_is_blamed() {
+    async fn only_the_event_that_kills_its_process_becomes_poison() {
         let directory = tempfile::tempdir().unwrap();
         let options = options(directory.path().join("data"));
         let mut store = Embedded::open(&options).unwrap();
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_waits_is_counted_by_kind() {
+    async fn waiting_retrying_and_dead_events_are_counted() {
         let directory = tempfile::tempdir().unwrap();
         let store = Embedded::open(&options(directory.path().join("data"))).unwrap();
         for number in 0..5 {
@@ -556,7 +556,7 @@ mod tests {
 
     /// However short the time since the last look: the look after the commit decides.
     #[tokio::test(flavor = "multi_thread")]
-    async fn nothing_is_answered_from_a_file_that_was_moved_between_two_commits() {
+    async fn no_commit_is_acknowledged_in_a_file_that_was_moved_since_the_last_one() {
         for round in 0..20 {
             let directory = tempfile::tempdir().unwrap();
             let options = options(directory.path().join("data"));
@@ -572,7 +572,7 @@ mod tests {
 
     /// A growing row would take the room that settlements need: no event could leave a full store any more.
     #[tokio::test(flavor = "multi_thread")]
-    async fn under_pressure_attempts_take_no_room() {
+    async fn a_full_store_keeps_no_history_of_attempts() {
         let directory = tempfile::tempdir().unwrap();
         let options = Options { max_bytes: 2 << 20, ..options(directory.path().join("data")) };
         let store = Embedded::open(&options).unwrap();
