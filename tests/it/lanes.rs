@@ -2,7 +2,6 @@
 //! neither lost nor counted as attempts. Over both stores.
 
 use crate::commands::text;
-use crate::harness::fleet::Fleet;
 use crate::harness::process::{Server, Setup, Site};
 use crate::harness::receiver::{Receiver, reply};
 use crate::harness::servers::Backends;
@@ -15,17 +14,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A running setup: one process on the embedded store, or a gateway and a worker on RabbitMQ and Redis.
-struct Running {
-    site: Site,
-    tables: String,
-    prefix: String,
-    gateway: Server,
-    worker: Option<Server>,
+pub(crate) struct Running {
+    pub(crate) site: Site,
+    pub(crate) tables: String,
+    pub(crate) prefix: String,
+    pub(crate) gateway: Server,
+    pub(crate) worker: Option<Server>,
 }
 
 impl Running {
     /// `worker`: the inside of its table; `rest`: the routes; `rabbitmq`: further lines of its table.
-    async fn start(services: bool, worker: &str, rest: &str, rabbitmq: &str) -> Running {
+    pub(crate) async fn start(services: bool, worker: &str, rest: &str, rabbitmq: &str) -> Running {
         let site = Site::new();
         let prefix = site.name();
         let tables = if services { Backends::shared().await.tables_with(&prefix, rabbitmq) } else { String::new() };
@@ -34,19 +33,19 @@ impl Running {
         Running { site, tables, prefix, gateway, worker }
     }
 
-    async fn processes(site: &Site, services: bool) -> (Server, Option<Server>) {
+    pub(crate) async fn processes(site: &Site, services: bool) -> (Server, Option<Server>) {
         match services {
             true => (site.start_as("gateway").await.ready().await, Some(site.start_as("worker").await.ready().await)),
             false => (site.start().await, None),
         }
     }
 
-    fn worker(&self) -> &Server {
+    pub(crate) fn worker(&self) -> &Server {
         self.worker.as_ref().unwrap_or(&self.gateway)
     }
 
     /// Kills the processes, and starts them with another configuration.
-    async fn restart(self, worker: &str, rest: &str) -> Running {
+    pub(crate) async fn restart(self, worker: &str, rest: &str) -> Running {
         let Running { site, tables, prefix, gateway, worker: other } = self;
         let services = other.is_some();
         gateway.kill().await;
@@ -59,7 +58,7 @@ impl Running {
     }
 
     /// Sends `count` events of this type and returns their ids.
-    async fn push(&self, event_type: &str, count: usize) -> HashSet<String> {
+    pub(crate) async fn push(&self, event_type: &str, count: usize) -> HashSet<String> {
         let sent = stream::iter(0..count).map(|_| async {
             let id = format!("{event_type}-{}", crate::harness::unique());
             let body = format!(r#"{{"type":"{event_type}","id":"{id}","text":"{}"}}"#, "x".repeat(500));
@@ -69,18 +68,18 @@ impl Running {
         sent.buffer_unordered(16).collect().await
     }
 
-    async fn deliveries(&self, route: &str, outcome: &str) -> f64 {
+    pub(crate) async fn deliveries(&self, route: &str, outcome: &str) -> f64 {
         let labels = format!("{{outcome=\"{outcome}\",route=\"{route}\"}}");
         self.worker().metric(&format!("streamgate_worker_deliveries_total{labels}")).await
     }
 
     /// How often events were parked, and how many are parked now.
-    async fn parked(&self, route: &str) -> (f64, f64) {
+    pub(crate) async fn parked(&self, route: &str) -> (f64, f64) {
         let metric = |name: &str| format!("streamgate_worker_parked_{name}{{route=\"{route}\"}}");
         (self.worker().metric(&metric("total")).await, self.worker().metric(&metric("events")).await)
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         for server in self.worker.into_iter().chain([self.gateway]) {
             assert!(server.terminate().await.success(), "{}", self.site.log());
         }
@@ -91,7 +90,7 @@ fn configure(site: &Site, worker: &str, rest: &str) {
     site.configure(&Setup { worker: worker.into(), rest: rest.into(), ..Setup::default() });
 }
 
-fn route(name: &str, events: &str, to: &Receiver, keys: &str) -> String {
+pub(crate) fn route(name: &str, events: &str, to: &Receiver, keys: &str) -> String {
     format!(
         "[[worker.routes]]\nname = \"{name}\"\nevents = [\"{events}\"]\n{keys}\nforward = {{ url = \"{}\", timeout = \"5m\" }}\n",
         to.url()
@@ -99,7 +98,7 @@ fn route(name: &str, events: &str, to: &Receiver, keys: &str) -> String {
 }
 
 /// A small prefetch, so that a hundred events are many.
-const FEW: &str = "prefetch = 16\nconcurrency = 4\nretry = [\"100ms\"]\nhandler_timeout = \"5m\"";
+pub(crate) const FEW: &str = "prefetch = 16\nconcurrency = 4\nretry = [\"100ms\"]\nhandler_timeout = \"5m\"";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_that_hangs_delays_only_its_own_events() {
@@ -340,139 +339,6 @@ fn handled(receiver: &Receiver) -> HashSet<String> {
         .filter(|request| request.status == 200)
         .map(|request| request.header("x-webhook-id").to_owned())
         .collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn events_of_a_paused_route_are_parked_until_a_person_resumes_it() {
-    for services in [false, true] {
-        let (paused, quick) = (Receiver::willing().await, Receiver::willing().await);
-        let routes = route("app", "message.new", &paused, "") + &route("quick", "*", &quick, "");
-        let running = Running::start(services, FEW, &routes, "").await;
-        let wrong = running.site.run(&["route", "pause", "apq"]).await;
-        assert!(!wrong.status.success() && text(&wrong.stderr).contains("did you mean \"app\"?"), "{wrong:?}");
-        let pause =
-            running.site.command(&["route", "pause", "app", "--why", "a migration"]).env("USER", "ann").output().await;
-        assert!(text(&pause.unwrap().stdout).contains("app is paused"));
-        let state =
-            async |running: &Running| running.worker().metric("streamgate_worker_route_state{route=\"app\"}").await;
-        eventually("the route is paused", || async { state(&running).await == 2.0 }).await;
-        running.site.logged("the route is paused").await;
-        let before = paused.received().len();
-        let mut held = running.push("message.new", 30).await;
-        let free = running.push("reaction.new", 30).await;
-        eventually("the others are handled", || async { quick.ids() == free }).await;
-        eventually("all are parked", || async { running.parked("app").await.1 == 30.0 }).await;
-        // A worker holds no events of a paused route, so the command line sees all that are parked.
-        let list = async |running: &Running| text(&running.site.run(&["route", "list", "--json"]).await.stdout);
-        let listed = list(&running).await;
-        for expected in [
-            "\"state\":\"paused\"",
-            "\"by\":\"ann@",
-            "\"why\":\"a migration\"",
-            "\"parked\":30",
-            "\"state\":\"running\"",
-        ] {
-            assert!(listed.contains(expected), "{expected} in {listed}");
-        }
-        let seen = text(&running.site.run(&["dead", "list", "--queue", "parked.app", "--json"]).await.stdout);
-        assert_eq!(seen.matches("\"reason\":\"parked\"").count(), 30, "{seen}");
-        let running = running.restart(FEW, &routes).await;
-        eventually("the route is still paused", || async { state(&running).await == 2.0 }).await;
-        held.extend(running.push("message.new", 10).await);
-        eventually("these are parked as well", || async { running.parked("app").await.1 == 40.0 }).await;
-        assert_eq!(paused.received().len(), before, "no event is handled");
-        assert!(running.site.run(&["route", "resume", "app"]).await.status.success());
-        eventually("all are handled", || async { paused.ids() == held }).await;
-        eventually("the route runs", || async { state(&running).await == 0.0 }).await;
-        assert_eq!(paused.received().len(), 40, "each event was handled once");
-        running.site.logged("the route is resumed").await;
-        running.stop().await;
-    }
-}
-
-/// Two workers, and a Redis that is flushed, killed and restored from an old dump: the pause holds, and so does its end.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pause_survives_a_flush_a_kill_and_an_old_dump_of_redis() {
-    let (mut backends, service) = (Backends::start().await, Receiver::willing().await);
-    let mut fleet = Fleet::new(&backends, &service);
-    fleet.rest = route("app", "message.new", &service, "") + &route("other", "*", &service, "");
-    let (_gateway_site, gateway) = fleet.gateway().await;
-    let ((site, first), (_second_site, second)) = tokio::join!(fleet.worker(), fleet.worker());
-    let states = async |value: f64| {
-        for worker in [&first, &second] {
-            eventually(&format!("the route state of both workers is {value}"), || async {
-                worker.metric("streamgate_worker_route_state{route=\"app\"}").await == value
-            })
-            .await;
-        }
-    };
-    let push = async || {
-        let webhook = Webhook::fresh();
-        assert_eq!(send(gateway.public, &webhook).await.unwrap().status, 200);
-        webhook.id().to_owned()
-    };
-    let parked = async |events: f64| {
-        eventually(&format!("{events} are parked"), || async {
-            let mut most: f64 = 0.0;
-            for worker in [&first, &second] {
-                most = most.max(worker.metric("streamgate_worker_parked_events{route=\"app\"}").await);
-            }
-            most == events
-        })
-        .await;
-    };
-    let mut held = vec![push().await];
-    eventually("the event is handled", || async { service.ids().len() == 1 }).await;
-    assert!(site.run(&["route", "pause", "app"]).await.status.success());
-    states(2.0).await;
-    let places = format!("{}:routes", fleet.prefix);
-    let record = backends.redis.ask(&["HGET", &places, "app"]).await;
-    assert!(record.contains("\"paused\""), "{record}");
-    backends.redis.ask(&["FLUSHALL"]).await;
-    eventually("the record is written back", || async {
-        backends.redis.ask(&["HGET", &places, "app"]).await == record
-    })
-    .await;
-    states(2.0).await;
-    backends.redis.kill();
-    held.push(push().await);
-    parked(1.0).await;
-    backends.redis.restart().await;
-    eventually("the record is written back again", || async {
-        backends.redis.ask(&["HGET", &places, "app"]).await == record
-    })
-    .await;
-    states(2.0).await;
-    assert!(site.run(&["route", "resume", "app"]).await.status.success());
-    states(0.0).await;
-    // An old dump is restored: the later record holds.
-    backends.redis.ask(&["HSET", &places, "app", &record]).await;
-    eventually("the later record is written back", || async {
-        backends.redis.ask(&["HGET", &places, "app"]).await.contains("running")
-    })
-    .await;
-    states(0.0).await;
-    held.push(push().await);
-    eventually("all are handled", || async { held.iter().all(|id| service.ids().contains(id)) }).await;
-    for worker in [first, second] {
-        assert!(worker.terminate().await.success());
-    }
-}
-
-/// Without Redis a worker cannot know whether a route is paused: it runs the route after a while, and logs that.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_starts_without_redis_runs_its_routes_after_a_while() {
-    let (mut backends, service) = (Backends::start().await, Receiver::willing().await);
-    let fleet = Fleet::new(&backends, &service);
-    let (_gateway_site, gateway) = fleet.gateway().await;
-    backends.redis.kill();
-    let site = fleet.site();
-    let worker = site.start_as("worker").await;
-    let webhook = Webhook::fresh();
-    assert_eq!(send(gateway.public, &webhook).await.unwrap().status, 200);
-    eventually("the event is handled", || async { service.ids().contains(webhook.id()) }).await;
-    site.logged("whether a route is paused is not known").await;
-    assert!(worker.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,6 +32,7 @@ mod lanes;
 mod ledger;
 mod logs;
 mod memory;
+mod pauses;
 mod policies;
 mod publisher;
 mod redis_store;

@@ -2,19 +2,17 @@
 //! other lanes.
 
 use crate::delivery::Processor;
-use crate::lanes::{Item, Lanes, Room, Start};
+use crate::lanes::{Item, Room, Start};
 use crate::pauses::Paused;
 use crate::router::{Pick, Route, Router};
+use crate::turn::{Shared, Turn, Waiting};
 use futures_util::{StreamExt, stream};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use streamgate_core::breaker::{Change, Health, Probe};
-use streamgate_core::duration::rounded;
-use streamgate_core::ports::{Claims, Deliveries, Delivery, Handle};
-use streamgate_core::retry::Precaution;
+use streamgate_core::ports::{Claims, Deliveries, Delivery};
 use tokio::runtime;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,94 +25,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const GIVE_BACK: Duration = Duration::from_secs(1);
 /// Deliveries given back at a time.
 const GIVEN_BACK_AT_ONCE: usize = 16;
-
-/// A delivery that waits for its turn.
-#[derive(Debug)]
-struct Waiting<H> {
-    delivery: Delivery<H>,
-    route: Arc<Route>,
-}
-
-impl<H: Handle> Item for Waiting<H> {
-    fn bytes(&self) -> usize {
-        self.delivery.envelope.body.len()
-    }
-
-    fn is_parked(&self) -> bool {
-        self.delivery.parked.is_some()
-    }
-
-    fn is_suspect(&self) -> bool {
-        Precaution::of(self.delivery.abandoned) != Precaution::None
-    }
-
-    fn is_live(&self) -> bool {
-        self.delivery.is_live()
-    }
-}
-
-/// The lanes, shared with the handlers that run.
-#[derive(Debug)]
-struct Shared<H> {
-    lanes: Mutex<Lanes<Waiting<H>>>,
-    /// Notified when a handler ends that others wait for, and when a breaker changes.
-    freed: Notify,
-}
-
-impl<H: Handle> Shared<H> {
-    fn lanes(&self) -> MutexGuard<'_, Lanes<Waiting<H>>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A place in a lane, held while a handler runs.
-struct Turn<H: Handle> {
-    shared: Arc<Shared<H>>,
-    route: Arc<str>,
-    /// Length of the event's body.
-    bytes: usize,
-    /// `None` once the probe is judged.
-    probe: Option<Probe>,
-}
-
-impl<H: Handle> Turn<H> {
-    /// Reports what the attempt says about the route's service.
-    fn judged(&mut self, health: Health) {
-        let probe = self.probe.take();
-        let change = self.shared.lanes().judged(&self.route, probe, health, Instant::now());
-        let Some(change) = change else {
-            // After a probe that did not reach the service, the next one may start at once. Other attempts have changed nothing.
-            return if probe.is_some() {
-                self.shared.freed.notify_one()
-            };
-        };
-        let route = &*self.route;
-        match change {
-            Change::Opened { wait } => tracing::warn!(
-                route,
-                next_attempt_in = ?rounded(wait),
-                "the route's breaker is open: its service failed too many times in a row, so its events are parked"
-            ),
-            Change::StillOpen { wait } => {
-                tracing::warn!(route, next_attempt_in = ?rounded(wait), "the route's service still fails: its events stay parked");
-            }
-            Change::Closed => tracing::info!(route, "the route runs again: its service answers"),
-        }
-        self.shared.freed.notify_one();
-    }
-}
-
-impl<H: Handle> Drop for Turn<H> {
-    fn drop(&mut self) {
-        // The service was not called, or the attempt was cut off.
-        if self.probe.is_some() {
-            self.judged(Health::Unknown);
-        }
-        if self.shared.lanes().ended(&self.route, self.bytes) {
-            self.shared.freed.notify_one();
-        }
-    }
-}
 
 /// Deliveries that return to the dispatcher once each of their routes has its own copy.
 type Copied<D> = mpsc::UnboundedReceiver<Delivery<<D as Deliveries>::Handle>>;
@@ -150,7 +60,7 @@ impl<D: Deliveries, C: Claims> Dispatcher<D, C> {
         let (copied, came) = mpsc::unbounded_channel();
         let policy = &processor.policy;
         let room = Room { deliveries: policy.prefetch, bytes: policy.memory_budget, longest_wait: policy.longest_wait };
-        let shared = Arc::new(Shared { lanes: Mutex::new(Lanes::new(room)), freed: Notify::new() });
+        let shared = Arc::new(Shared::new(room));
         let router = processor.router.load_full();
         let (tasks, taking, all_ran) = (TaskTracker::new(), Vec::new(), false);
         let dispatcher = Dispatcher {

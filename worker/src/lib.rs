@@ -17,6 +17,7 @@ mod pauses;
 mod router;
 mod run;
 mod threads;
+mod turn;
 mod unmatched;
 
 pub use delivery::Policy;

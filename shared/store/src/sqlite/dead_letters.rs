@@ -1,9 +1,9 @@
 //! The dead letters, for the command line: read, replayed and dropped, alongside a running owner or without one.
 
-use super::{OpenError, directory, parked, queue, row, schema, unavailable};
+use super::{OpenError, alongside::Alongside, parked, queue, row, schema};
 use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use streamgate_core::{
     dead_letter::{DeadLetter, DeadLetterId},
     ports::{DeadLetters, Moved, Page, PageToken, StoreError},
@@ -17,7 +17,7 @@ const MAX_MOVED_BYTES: usize = 4 << 20;
 /// The dead letters of a data directory, or the parked events of one route in it.
 #[derive(Clone, Debug)]
 pub struct DeadLetterBox {
-    connection: Arc<Mutex<Connection>>,
+    file: Alongside,
     which: Which,
 }
 
@@ -43,30 +43,17 @@ impl DeadLetterBox {
     }
 
     fn of(data_dir: &Path, which: Which) -> Result<DeadLetterBox, OpenError> {
-        let database = directory::database(data_dir);
-        if !database.exists() {
-            return Err(OpenError::Absent { path: data_dir.to_owned() });
-        }
-        Ok(DeadLetterBox { connection: Arc::new(Mutex::new(schema::open_alongside(&database)?)), which })
+        Ok(DeadLetterBox { file: Alongside::open(data_dir)?, which })
     }
 
     /// Empties the store's log, which contains what was dropped as well: once, after the last drop.
     pub async fn empty_log(&self) -> Result<(), StoreError> {
-        if !self.run(|connection| schema::empty_log(connection)).await? {
+        if !self.file.run(|connection| schema::empty_log(connection)).await? {
             tracing::warn!(
                 "a reader keeps what was dropped in the store's log (-wal); it goes when streamgate stops, at the latest"
             );
         }
         Ok(())
-    }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let connection = Arc::clone(&self.connection);
-        let run = move || work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner));
-        tokio::task::spawn_blocking(run).await.map_err(unavailable)?.map_err(unavailable)
     }
 }
 
@@ -75,7 +62,7 @@ impl DeadLetters for DeadLetterBox {
     async fn page(&self, from: Option<PageToken>, limit: usize) -> Result<Page, StoreError> {
         let (after, which) = (from.map_or(0, |PageToken(number)| number), self.which.clone());
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        let read = self.run(move |connection| match which {
+        let read = self.file.run(move |connection| match which {
             Which::Dead => {
                 let sql =
                     format!("SELECT {COLUMNS}, {} FROM dead WHERE number > ?1 ORDER BY number LIMIT ?2", row::COLUMNS);
@@ -93,7 +80,7 @@ impl DeadLetters for DeadLetterBox {
         let (mut moved, mut left) = (Moved::default(), numbers(&dead_letters));
         while !left.is_empty() {
             let which = self.which.clone();
-            let replayed = self.run(move |connection| {
+            let replayed = self.file.run(move |connection| {
                 let (count, taken) = match &which {
                     Which::Dead => replay(connection, &left)?,
                     Which::Parked { route, to_any_route } => parked::replay(connection, route, &left, *to_any_route)?,
@@ -128,7 +115,7 @@ impl DeadLetters for DeadLetterBox {
                 }
                 transaction.commit().map(|()| count)
             };
-            match self.run(discard).await {
+            match self.file.run(discard).await {
                 Ok(count) => moved.count += count,
                 Err(error) => return Moved { stopped: Some(error), ..moved },
             }

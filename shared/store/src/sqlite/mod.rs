@@ -7,6 +7,7 @@
 //! itself carries the attempt. That is why the claims of this store are only leases in memory (`leases`): a dead
 //! process holds none.
 
+mod alongside;
 mod answers;
 mod clock;
 mod commit;

@@ -1,38 +1,24 @@
 //! Who has paused which route: a table, read by the owner and written by the command line of another process.
 
-use super::{Embedded, OpenError, directory, queue, schema, unavailable};
+use super::{Embedded, OpenError, alongside::Alongside, queue};
 use rusqlite::{Connection, params};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use streamgate_core::ports::{RouteRecords, StoreError};
 use streamgate_core::route_record::{Records, RouteRecord};
 
 /// The routes of a data directory, for the command line.
 #[derive(Debug)]
-pub struct RouteRecordsFile(Arc<Mutex<Connection>>);
+pub struct RouteRecordsFile(Alongside);
 
 impl RouteRecordsFile {
     pub fn open(data_dir: &Path) -> Result<RouteRecordsFile, OpenError> {
-        let database = directory::database(data_dir);
-        if !database.exists() {
-            return Err(OpenError::Absent { path: data_dir.to_owned() });
-        }
-        Ok(RouteRecordsFile(Arc::new(Mutex::new(schema::open_alongside(&database)?))))
+        Alongside::open(data_dir).map(RouteRecordsFile)
     }
 
     /// How many events are parked, for each route that has any.
     pub async fn parked(&self) -> Result<Vec<(String, i64)>, StoreError> {
-        self.run(|connection| queue::count_parked(connection)).await
-    }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let connection = Arc::clone(&self.0);
-        let run = move || work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner));
-        tokio::task::spawn_blocking(run).await.map_err(unavailable)?.map_err(unavailable)
+        self.0.run(|connection| queue::count_parked(connection)).await
     }
 }
 
@@ -40,12 +26,12 @@ impl RouteRecords for RouteRecordsFile {
     const GRACE: Duration = Duration::ZERO;
 
     async fn read(&self) -> Result<Records, StoreError> {
-        self.run(|connection| read(connection)).await
+        self.0.run(|connection| read(connection)).await
     }
 
     async fn write(&self, route: &str, record: &RouteRecord) -> Result<bool, StoreError> {
         let (route, record) = (route.to_owned(), record.clone());
-        self.run(move |connection| write(connection, &route, &record)).await
+        self.0.run(move |connection| write(connection, &route, &record)).await
     }
 }
 
