@@ -145,26 +145,8 @@ fn read(
     backend: BackendCheck,
 ) -> Result<Loaded, ConfigError> {
     let text = text.unwrap_or_default();
-    let mut table = toml::from_str::<Table>(text).map_err(|error| ConfigError::Malformed {
-        path: path.clone().unwrap_or_default(),
-        // The message and the line number, never the line's text: it may hold a secret.
-        error: match error.span() {
-            Some(span) => format!("line {}: {}", lines::line_of(text, span.start), error.message()),
-            None => error.message().to_owned(),
-        },
-    })?;
-    let mut from_env = BTreeMap::new();
-    let mut misplaced = Vec::new();
-    for (name, value) in &environment.variables {
-        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-        let key = rest.to_lowercase().replace("__", ".");
-        match overlay(&mut table, &key, value) {
-            Ok(()) => {
-                from_env.insert(key, name.clone());
-            }
-            Err(what) => misplaced.push(Problem::new(key, format!("{what} (set by the environment variable {name})"))),
-        }
-    }
+    let mut table = parse(path.as_deref(), text)?;
+    let Overlaid { from_env, misplaced } = overlay_all(&mut table, environment);
     let set: BTreeSet<String> = from_env.keys().cloned().collect();
     let is_from_environment = |key: &str| set.contains(key);
     let report = Report::new(from_env);
@@ -174,19 +156,8 @@ fn read(
         }
     }
     let mut config = Config::read(table, environment, &report);
-    // A path that is not a regular file, like /dev/null, has no directory for a store; a variable is relative to the
-    // working directory.
-    let directory = path.as_deref().filter(|path| path.is_file()).and_then(Path::parent);
-    if let Some(directory) = directory.filter(|_| !is_from_environment("store.data_dir")) {
-        let beside = directory.join(&config.store.data_dir);
-        if beside != config.store.data_dir && !beside.exists() && config.store.data_dir.is_dir() {
-            let what = format!(
-                "is relative to the configuration's file, so {} is not read; there is a directory of that name here",
-                beside.display()
-            );
-            report.doubt("store.data_dir", what);
-        }
-        config.store.data_dir = beside;
+    if !is_from_environment("store.data_dir") {
+        place_data_dir(&mut config.store.data_dir, path.as_deref(), &report);
     }
     let mut doubts = report.take_doubts();
     let mut problems = report.into_problems();
@@ -200,6 +171,54 @@ fn read(
     let loaded = Loaded { config, path, doubts };
     loaded.fail_if_any(problems)?;
     Ok(loaded)
+}
+
+fn parse(path: Option<&Path>, text: &str) -> Result<Table, ConfigError> {
+    toml::from_str::<Table>(text).map_err(|error| ConfigError::Malformed {
+        path: path.map(Path::to_owned).unwrap_or_default(),
+        // The message and the line number, never the line's text: it may hold a secret.
+        error: match error.span() {
+            Some(span) => format!("line {}: {}", lines::line_of(text, span.start), error.message()),
+            None => error.message().to_owned(),
+        },
+    })
+}
+
+/// What the environment set.
+struct Overlaid {
+    /// Keys, and the variables that set them.
+    from_env: BTreeMap<String, String>,
+    misplaced: Vec<Problem>,
+}
+
+fn overlay_all(table: &mut Table, environment: &Environment) -> Overlaid {
+    let (mut from_env, mut misplaced) = (BTreeMap::new(), Vec::new());
+    for (name, value) in &environment.variables {
+        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let key = rest.to_lowercase().replace("__", ".");
+        match overlay(table, &key, value) {
+            Ok(()) => {
+                from_env.insert(key, name.clone());
+            }
+            Err(what) => misplaced.push(Problem::new(key, format!("{what} (set by the environment variable {name})"))),
+        }
+    }
+    Overlaid { from_env, misplaced }
+}
+
+/// A relative data directory in a file is relative to the file's directory. A path that is not a regular file, like /dev/null, has
+/// no directory for a store.
+fn place_data_dir(data_dir: &mut PathBuf, file: Option<&Path>, report: &Report) {
+    let Some(directory) = file.filter(|path| path.is_file()).and_then(Path::parent) else { return };
+    let placed = directory.join(&*data_dir);
+    if placed != *data_dir && !placed.exists() && data_dir.is_dir() {
+        let what = format!(
+            "is relative to the configuration's file, so {} is not read; there is a directory of that name here",
+            placed.display()
+        );
+        report.doubt("store.data_dir", what);
+    }
+    *data_dir = placed;
 }
 
 /// The variable that was probably meant instead of one that looks like a key of ours: two underscores separate section
