@@ -301,7 +301,7 @@ async fn respond(url: &str) {
 /// `streamgate worker` with a handler of hooks that costs nothing, so that only the round trip is measured.
 async fn work(config: &str) {
     let source = config::Source { file: Some(config.into()), environment: config::Environment::default() };
-    let loaded = backends::rabbitmq::limits::for_services(config::load(&source, backends::problems).unwrap()).unwrap();
+    let loaded = backends::rabbitmq::for_services(config::load(&source, backends::problems).unwrap()).unwrap();
     let router = wiring::router(&loaded.config, Vec::new()).unwrap();
     let hooks = Hooks { before_message_send: Some(Arc::new(Echo)), ..Hooks::default() };
     let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -316,7 +316,7 @@ async fn consumer(url: &str, prefix: &str, events: usize) -> Figure {
 /// `streamgate worker` with a handler that counts.
 async fn noop_worker(config: &str, events: usize) -> Figure {
     let source = config::Source { file: Some(config.into()), environment: config::Environment::default() };
-    let loaded = backends::rabbitmq::limits::for_services(config::load(&source, backends::problems).unwrap()).unwrap();
+    let loaded = backends::rabbitmq::for_services(config::load(&source, backends::problems).unwrap()).unwrap();
     let (handled, shutdown) = (Arc::new(AtomicUsize::new(0)), Shutdown::new());
     let (done, is_done) = oneshot::channel();
     let done = std::sync::Mutex::new(Some(done));

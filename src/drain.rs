@@ -1,6 +1,6 @@
 //! `streamgate drain`: hands the events of a stranded spool over to RabbitMQ, then exits.
 
-use crate::backends::rabbitmq::limits::for_services;
+use crate::backends::rabbitmq::for_services;
 use crate::backends::rabbitmq::{self, Servers};
 use crate::global::Global;
 use crate::output;

@@ -1,6 +1,6 @@
 //! `streamgate gateway`: verifies, deduplicates in Redis, publishes to RabbitMQ, answers.
 
-use crate::backends::rabbitmq::limits::for_services;
+use crate::backends::rabbitmq::for_services;
 use crate::backends::rabbitmq::{self, Servers};
 use crate::background::Background;
 use crate::exit::BadUsage;
@@ -8,7 +8,7 @@ use crate::global::Global;
 use crate::greeting::{self, Greeting};
 use crate::receiving::Receiving;
 use crate::reload::Reload;
-use crate::{closing, limits, output, wiring};
+use crate::{closing, open_files, output, wiring};
 use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
         return Err(BadUsage(what.to_owned()).into());
     }
     let servers = Servers::of(&loaded)?;
-    limits::raise_open_files(config.gateway.max_connections);
+    open_files::raise(config.gateway.max_connections);
     let shutdown = Shutdown::new();
     shutdown.listen().context("cannot listen to signals")?;
     let reload = Arc::new(Notify::new());

@@ -32,7 +32,7 @@ pub mod gateway;
 #[cfg(feature = "cli")]
 pub mod global;
 pub mod greeting;
-pub mod limits;
+pub mod open_files;
 pub mod output;
 #[cfg(feature = "cli")]
 mod prompt;

@@ -229,7 +229,9 @@ impl Part for Routes {
         // Without routes every event would be logged and acknowledged: too risky for a file that is just being written.
         anyhow::ensure!(!wanted.is_empty(), "the configuration has no route any more: that needs a restart");
         if let Some(step) = config.worker.retry_steps().iter().find(|step| !self.steps.contains(step)) {
-            anyhow::bail!("{step:?} is a new step of a retry ladder, and has no queue yet: that needs a restart");
+            anyhow::bail!(
+                "{step:?} is a new step of a retry ladder, which is prepared at the start: that needs a restart"
+            );
         }
         let longest = config.worker.longest_handler_timeout();
         anyhow::ensure!(

@@ -9,7 +9,7 @@ use crate::greeting::{self, Greeting};
 use crate::receiving::Receiving;
 use crate::reload::Reload;
 use crate::working::Working;
-use crate::{closing, dev, limits, output, wiring};
+use crate::{closing, dev, open_files, output, wiring};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::process::ExitCode;
@@ -61,7 +61,7 @@ pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow
         }
         config.apps.push(dev::app(&config.store.data_dir)?);
     }
-    limits::raise_open_files(config.gateway.max_connections + wiring::files_of_handlers(config));
+    open_files::raise(config.gateway.max_connections + wiring::files_of_handlers(config));
     let shutdown = Shutdown::new();
     shutdown.listen().context("cannot listen to signals")?;
     let reload = Arc::new(Notify::new());

@@ -64,17 +64,30 @@ pub fn router(config: &Config, code: Vec<Route>) -> anyhow::Result<Router> {
     }
     let mut clients = ServiceClients::default();
     for route in configured {
-        let handler = clients.event_handler(&route.handler)?;
+        // Every field by name, so that a key that is added does not stay without effect.
+        let RouteConfig {
+            name,
+            events,
+            apps,
+            channel_types,
+            handler,
+            retry,
+            handler_timeout,
+            concurrency,
+            rate,
+            breaker,
+            fan_out,
+        } = route.clone();
         routes.push(Route {
-            apps: route.apps.clone(),
-            channel_types: route.channel_types.clone(),
-            ladder: Some(Ladder::new(route.retry.clone())),
-            handler_timeout: Some(route.handler_timeout),
-            concurrency: Some(route.concurrency),
-            rate: route.rate,
-            breaker: route.breaker,
-            fan_out: route.fan_out,
-            ..Route::new(route.name.as_str(), route.events.clone(), handler)
+            apps,
+            channel_types,
+            ladder: Some(Ladder::new(retry)),
+            handler_timeout: Some(handler_timeout),
+            concurrency: Some(concurrency),
+            rate,
+            breaker,
+            fan_out,
+            ..Route::new(name, events, clients.event_handler(&handler)?)
         });
     }
     Ok(Router::new(routes))

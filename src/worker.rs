@@ -1,6 +1,6 @@
 //! `streamgate worker`: consumes from RabbitMQ, claims in Redis, runs handlers.
 
-use crate::backends::rabbitmq::limits::for_services;
+use crate::backends::rabbitmq::for_services;
 use crate::backends::rabbitmq::{self, Servers};
 use crate::background::Background;
 use crate::code::Code;
@@ -9,7 +9,7 @@ use crate::global::Global;
 use crate::greeting::{self, Greeting};
 use crate::reload::Reload;
 use crate::working::Working;
-use crate::{closing, limits, output, wiring};
+use crate::{closing, open_files, output, wiring};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::process::ExitCode;
@@ -47,7 +47,7 @@ pub async fn command(global: &Global) -> anyhow::Result<ExitCode> {
 pub async fn start(loaded: Loaded, source: Option<Source>, code: Code) -> anyhow::Result<ExitCode> {
     let loaded = for_services(loaded)?;
     let servers = Servers::of(&loaded)?;
-    limits::raise_open_files(wiring::files_of_handlers(&loaded.config));
+    open_files::raise(wiring::files_of_handlers(&loaded.config));
     let shutdown = Shutdown::new();
     shutdown.listen().context("cannot listen to signals")?;
     let ops_listener = greeting::bind(loaded.config.worker.ops_listen, "worker.ops_listen").await?;

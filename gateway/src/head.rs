@@ -1,7 +1,7 @@
 //! The parts of a request's head that are kept. The rest is dropped before the body is read: in memory a head takes several times
 //! its length on the wire, and a stranger may send the longest.
 
-use crate::route::{self, Target};
+use crate::paths::{self, Target};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Version, http::request::Parts};
 use std::net::IpAddr;
@@ -102,7 +102,7 @@ pub(crate) fn admit(
 /// The command that the URL names, if it is a valid name.
 fn named(target: Target, parts: &Parts) -> Option<String> {
     let query = parts.uri.query().filter(|_| target.kind == Kind::CustomCommand);
-    route::query_type(query).filter(|name| is_command_name(name)).map(String::from)
+    paths::query_type(query).filter(|name| is_command_name(name)).map(String::from)
 }
 
 /// The client that sent the request. `peer` is the other end of the connection, or the client that its PROXY header names.

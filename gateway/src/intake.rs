@@ -2,7 +2,7 @@
 
 use crate::head::Head;
 use crate::hooks::AnswerHook;
-use crate::route::Target;
+use crate::paths::Target;
 use bytes::Bytes;
 use std::borrow::Cow;
 use std::time::Instant;

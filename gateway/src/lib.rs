@@ -21,13 +21,13 @@ mod head;
 mod hooks;
 mod intake;
 mod linger;
+mod paths;
 mod progress;
 mod proxy;
 mod read;
 mod receive;
 mod repoll;
 mod response;
-mod route;
 mod spool;
 #[cfg(test)]
 mod spool_model;

@@ -9,9 +9,9 @@ use crate::head::{self, Head, RequestTraits};
 use crate::hooks::{AnswerHook, Asked};
 use crate::intake::{self, Identity};
 use crate::linger::linger;
+use crate::paths::{self, Target};
 use crate::read::Reader;
 use crate::response::{self, Outcome, Taken};
-use crate::route::{self, Target};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -117,7 +117,7 @@ impl<E: Enqueue> Intake<E> {
         let target = if head::is_too_large(&parts) {
             Err(Reason::HeadTooLarge)
         } else if self.peers.allow(client) {
-            route::target(&parts.method, parts.uri.path())
+            paths::target(&parts.method, parts.uri.path())
         } else {
             Err(Reason::PeerNotAllowed)
         };

@@ -241,7 +241,11 @@ mod tests {
             "rejected" | "retries_exhausted" | "unmatched" | "poison" | "dropped_by_broker" | "unrouted" => 500,
             "route_unknown" | "parked" | "parked_full" => 500,
             "no_worker" | "unhandled" | "hook_failed" | "hook_timeout" => 500,
-            _ => 503,
+            "in_flight_limit" | "memory_budget" | "draining" | "deadline_exceeded" => 503,
+            "store_unavailable" | "store_full" => 503,
+            other => {
+                panic!("{other} has no row: add it here, and to the alerts of 503, 408 or 4xx in deploy/alerts.yml")
+            }
         };
         for reason in Reason::ALL {
             let answer = response(Err(reason), true);

@@ -1,11 +1,11 @@
 //! `streamgate check`: checks the configuration, then everything it names.
 
-mod forwards;
+mod handlers;
 mod parked;
 mod policies;
 
 use crate::backends::rabbitmq::Servers;
-use crate::backends::rabbitmq::limits::for_services;
+use crate::backends::rabbitmq::for_services;
 use crate::connect::{self, Drift, STREAM_URL};
 use crate::global::Global;
 use crate::{exit, output, wiring};
@@ -221,9 +221,9 @@ async fn named(config: &Config, backends: Option<Servers>, args: &Check) -> Vec<
     checks.push(Finding::new("worker.routes", routes.map_err(|error| error.to_string())));
     let hooks = hooks.map(|hooks| crate::greeting::hooks(&hooks));
     checks.push(Finding::new("hooks", hooks.map_err(|error| error.to_string())));
-    checks.extend(forwards::commands(config));
+    checks.extend(handlers::commands(config));
     if !args.offline {
-        checks.extend(forwards::look(config).await);
+        checks.extend(handlers::look(config).await);
     }
     checks
 }

@@ -34,13 +34,13 @@ enum Outcome {
 pub(super) enum Written {
     #[error("nothing was written")]
     Nothing,
-    #[error("written in part: the same command shows what is missing, and writes it")]
+    #[error("only part was written: run the same command again to write the rest")]
     InPart,
     #[error("it is not known whether Stream wrote it; the same command again writes what is missing")]
     Unknown,
     #[error("Stream took the update, and what it shows now is not what was written")]
     Unverified,
-    #[error("Stream took the update, and it is not known what it shows now: the same command compares")]
+    #[error("Stream took the update, but the result could not be read back: run the same command again to compare")]
     Unread,
 }
 

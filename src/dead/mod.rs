@@ -167,7 +167,7 @@ async fn each(
         for dead_letter in page.iter().filter(|dead_letter| filter.matches(dead_letter)) {
             with(dead_letter)?;
         }
-        if next.is_none() {
+        if next.is_none() && !interrupted.is_cancelled() {
             return Ok(());
         }
         from = next;

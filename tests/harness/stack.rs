@@ -123,7 +123,7 @@ impl Services {
         let servers = Backends::shared().await;
         site.configure(&Setup { rest: format!("{}{}", setup.rest, servers.tables(&site.name())), ..setup.clone() });
         let source = Source { file: Some(site.config()), environment: Environment::default() };
-        (backends::rabbitmq::limits::for_services(config::load(&source, backends::problems).unwrap()).unwrap(), source)
+        (backends::rabbitmq::for_services(config::load(&source, backends::problems).unwrap()).unwrap(), source)
     }
 
     async fn dead_letter_queue(site: &Site) -> DeadLetterQueue {

@@ -226,6 +226,36 @@ async fn the_readmes_example_is_a_valid_config() {
     assert!(checked.status.success(), "{checked:?}");
 }
 
+/// Every command with its help: `["dead", "list"]` and what `streamgate dead list --help` prints.
+async fn helps() -> Vec<(Vec<String>, String)> {
+    let (mut found, mut left) = (Vec::new(), vec![Vec::<String>::new()]);
+    while let Some(command) = left.pop() {
+        let args: Vec<_> = command.iter().map(String::as_str).chain(["--help"]).collect();
+        let help = String::from_utf8(bare_command(&args).output().await.unwrap().stdout).unwrap();
+        let listed = help.split("\nCommands:\n").nth(1).unwrap_or_default().lines().take_while(|line| !line.is_empty());
+        let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let names = names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+        left.extend(names.map(|name| command.iter().cloned().chain([name.to_owned()]).collect()));
+        found.push((command, help));
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_is_in_the_readme() {
+    let readme = read("README.md");
+    let (_, table) = readme.split_once("\n## Commands\n").unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    let commands: Vec<_> =
+        helps().await.into_iter().map(|(command, _)| command).filter(|one| !one.is_empty()).collect();
+    assert!(commands.len() > 10, "{commands:?}");
+    for command in commands {
+        let row = table.lines().find(|line| line.contains(&format!("`streamgate {}", command[0])));
+        let row = row.unwrap_or_else(|| panic!("README.md, Commands, has no row for {command:?}"));
+        assert!(command.iter().all(|name| row.contains(name.as_str())), "{command:?}: {row}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_documented_option_exists() {
     let documents = [
@@ -237,25 +267,7 @@ async fn every_documented_option_exists() {
         "docs/rabbitmq.md",
     ];
     let readme: String = documents.into_iter().map(read).collect();
-    let mut help = String::new();
-    for args in [
-        &["--help"][..],
-        &["up", "--help"],
-        &["gateway", "--help"],
-        &["worker", "--help"],
-        &["check", "--help"],
-        &["connect", "--help"],
-        &["send", "--help"],
-        &["dead", "list", "--help"],
-        &["dead", "show", "--help"],
-        &["dead", "replay", "--help"],
-        &["dead", "drop", "--help"],
-        &["route", "list", "--help"],
-        &["route", "pause", "--help"],
-        &["drain", "--help"],
-    ] {
-        help.push_str(&String::from_utf8(bare_command(args).output().await.unwrap().stdout).unwrap());
-    }
+    let help: String = helps().await.into_iter().map(|(_, help)| help).collect();
     for option in quoted(&readme, |word| word.starts_with("--")) {
         let name = option.split([' ', '=']).next().unwrap();
         if !["--release", "--soak", "--bench"].contains(&name) {

@@ -310,7 +310,7 @@ impl<C: Claims> Lease<'_, C> {
             match self.claims.renew(self.key, self.holder, self.length).await {
                 Ok(true) => {}
                 Ok(false) => {
-                    tracing::warn!(key = %self.key, "another worker has taken the lease; the event may be handled twice")
+                    tracing::warn!(key = %self.key, "the lease was lost; the event may be handled twice")
                 }
                 Err(error) => tracing::warn!(%error, key = %self.key, "cannot renew the lease"),
             }

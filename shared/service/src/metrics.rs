@@ -46,7 +46,7 @@ metrics! {
     /// Webhooks answered, by app, kind and outcome (enqueued, spooled, duplicate, the reason of the refusal, or the
     /// outcome of a hook).
     gateway_requests: IntCounterVec = "gateway_requests_total" |name, help| counters(name, help, &["app", "kind", "outcome"]);
-    /// Requests with Stream's headers that were refused for good, by reason: Stream repeats none of them except 408.
+    /// Requests with Stream's headers that were answered 4xx, by reason: Stream repeats only those answered 408.
     gateway_refused: IntCounterVec = "gateway_refused_webhooks_total" |name, help| counters(name, help, &["reason"]);
     /// From the first byte of a webhook to its answer, in seconds.
     gateway_ack: HistogramVec = "gateway_ack_seconds" |name, help| histograms(name, help, &ANSWER_BUCKETS, &["kind"]);
@@ -56,7 +56,7 @@ metrics! {
     gateway_memory: IntGauge = "gateway_memory_bytes" |name, help| IntGauge::new(name, help);
     /// Open connections to the public port.
     gateway_connections: IntGauge = "gateway_connections" |name, help| IntGauge::new(name, help);
-    /// Connections closed while idle to make room for new ones, at gateway.max_connections.
+    /// Connections closed to make room for new ones, at gateway.max_connections.
     gateway_evictions: IntCounter = "gateway_connections_evicted_total" |name, help| IntCounter::new(name, help);
     /// Look-ups or marks of seen events that failed; the events went on without deduplication.
     gateway_dedup_errors: IntCounter = "gateway_dedup_errors_total" |name, help| IntCounter::new(name, help);
@@ -66,7 +66,7 @@ metrics! {
     gateway_broker_up: IntGaugeVec = "gateway_broker_up" |name, help| absent_gauge(name, help);
     /// 1 while Redis takes writes, as `gateway` sees it.
     gateway_redis_up: IntGaugeVec = "gateway_redis_up" |name, help| absent_gauge(name, help);
-    /// Time to make an event durable, in seconds.
+    /// Time to make an event durable, including the look-up of a repeat, in seconds. Repeats are not counted.
     gateway_publish: Histogram = "gateway_publish_seconds" |name, help| histogram(name, help, &ANSWER_BUCKETS);
     /// Events that wait for a worker (waiting) or for another attempt (retrying), dead letters (dead), and with
     /// RabbitMQ events that no queue was bound for (unrouted); counted every 5 seconds. With RabbitMQ, without those

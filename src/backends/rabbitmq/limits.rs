@@ -2,21 +2,14 @@
 
 use super::prefetch;
 use std::time::Duration;
+use streamgate_service::config::Config;
 use streamgate_service::config::reader::Problem;
-use streamgate_service::config::{Config, ConfigError, Loaded};
 
 /// The longest `x-message-ttl` that RabbitMQ takes: it counts milliseconds in 32 bits.
 const LONGEST_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 
-/// A configuration for `gateway` and `worker`, which work on RabbitMQ whatever it names.
-pub fn for_services(loaded: Loaded) -> Result<Loaded, ConfigError> {
-    let loaded = loaded.for_services()?;
-    loaded.fail_if_any(problems(&loaded.config))?;
-    Ok(loaded)
-}
-
 /// Every value that RabbitMQ's limits rule out.
-pub(crate) fn problems(config: &Config) -> Vec<Problem> {
+pub(in crate::backends) fn problems(config: &Config) -> Vec<Problem> {
     let worker = &config.worker;
     let mut problems = Vec::new();
     let handlers: usize = worker.routes.iter().map(|route| route.concurrency).sum();
@@ -47,15 +40,19 @@ fn handler_timeout(path: &str, timeout: Duration) -> Option<Problem> {
 
 fn ladder(path: &str, steps: &[Duration]) -> Vec<Problem> {
     let too_long = steps.iter().enumerate().filter(|(_, step)| **step > LONGEST_TTL);
-    let problem =
-        |(place, _)| Problem::new(format!("{path}.retry"), format!("step {} is over RabbitMQ's 49 days", place + 1));
+    let problem = |(place, step): (usize, &Duration)| {
+        let days = step.as_secs() / (24 * 60 * 60);
+        let what = format!("step {}, {days} days, is over the 49 days that RabbitMQ can wait", place + 1);
+        Problem::new(format!("{path}.retry"), what)
+    };
     too_long.map(problem).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use streamgate_service::config::{Environment, from_text};
+    use crate::backends::problems as problems_of_any;
+    use crate::backends::rabbitmq::for_services;
+    use streamgate_service::config::{self, Environment, Source, from_text};
 
     #[test]
     fn a_value_over_rabbitmqs_limits_is_an_error_for_the_services() {
@@ -74,5 +71,23 @@ mod tests {
         }
         let two = route("name = 'a'\nconcurrency = 1000") + &route("name = 'b'\nconcurrency = 600");
         assert!(services(&two).is_err_and(|error| error.contains("all routes together")));
+    }
+
+    #[test]
+    fn a_value_over_a_limit_is_reported_with_its_line_or_variable() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("test.toml");
+        std::fs::write(&file, "[rabbitmq]\n[worker]\nconcurrency = 3000\n").unwrap();
+        let load = |environment: Environment| {
+            let error = config::load(&Source { file: Some(file.clone()), environment }, problems_of_any).unwrap_err();
+            error.to_string()
+        };
+        assert!(
+            load(Environment::default()).contains("line 3: worker.concurrency: must be at most 1500"),
+            "{}",
+            load(Environment::default())
+        );
+        let named = load(Environment::of([("STREAMGATE__WORKER__CONCURRENCY", "4000")]));
+        assert!(named.contains("set by the environment variable STREAMGATE__WORKER__CONCURRENCY"), "{named}");
     }
 }

@@ -1,6 +1,6 @@
 //! RabbitMQ and Redis, and a gateway's spool: for separate services that scale horizontally.
 
-pub mod limits;
+pub(super) mod limits;
 mod prefetch;
 mod reloaded;
 
@@ -29,6 +29,13 @@ const MARKS: Duration = Duration::from_secs(2);
 pub type Gateway =
     GatewayParts<Deduplicated<Spooled<Exchange, SpoolFile>, SeenKeys>, Caller, RedisAnswers, GatewaySide>;
 pub type Worker = WorkerParts<Consumer, RedisClaims, CallQueue, RedisRoutes, WorkerSide>;
+
+/// A configuration for `gateway` and `worker`, which work on RabbitMQ whatever it names.
+pub fn for_services(loaded: Loaded) -> Result<Loaded, ConfigError> {
+    let loaded = loaded.for_services()?;
+    loaded.fail_if_any(limits::problems(&loaded.config))?;
+    Ok(loaded)
+}
 
 /// RabbitMQ and Redis as configured, not connected yet.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ mod held;
 mod hooks;
 mod peers;
 mod places;
-mod voice;
+mod replays;
 
 use crate::harness::eventually;
 use crate::harness::process::{Server, Setup, Site, other_binary, raise_open_files};

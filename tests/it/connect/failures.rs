@@ -130,15 +130,15 @@ async fn a_run_that_fails_says_what_was_written() {
     type Prepare<'a> = &'a dyn Fn(&mut App);
     let cases: [(Prepare<'_>, Value, &[&str], usize); 7] = [
         (&|app| app.faults = [refused].into(), json!(false), &["nothing was written", "customer.example/hooks?…"], 4),
-        (&|app| app.faults = [Fault::Taken, refused].into(), json!(true), &["written in part"], 5),
+        (&|app| app.faults = [Fault::Taken, refused].into(), json!(true), &["only part was written"], 5),
         (&|app| app.faults = [lost].into(), Value::Null, &["not known whether", "502"], 5),
         (
             &|app| app.unreadable = 4,
             json!(true),
-            &["it is not known what it shows now", "cannot be read back", "502"],
+            &["the result could not be read back", "cannot be read back", "502"],
             5,
         ),
-        (&|app| app.meanwhile = moved(), json!(true), &["written in part", "someone else changed"], 5),
+        (&|app| app.meanwhile = moved(), json!(true), &["only part was written", "someone else changed"], 5),
         (
             &|app| app.drops = Some("sqs_event_based_message_group_id_enabled"),
             json!(true),

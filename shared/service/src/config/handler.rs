@@ -66,12 +66,21 @@ impl Owner {
 impl HandlerConfig {
     /// The handler in a table, or none where there is none or it is wrong (then reported).
     pub(super) fn read(section: &mut Section<'_>, owner: Owner, environment: &Environment) -> Option<HandlerConfig> {
-        let forward = section.section("forward");
-        let forward = forward.and_then(|table| ForwardConfig::read(table, environment, owner.places()));
-        let exec = if owner == Owner::Route { section.section("exec").and_then(ExecConfig::read) } else { None };
-        let reply = if owner == Owner::Command { ReplyConfig::read(section) } else { None };
-        let given = ["forward", "exec", "reply"].into_iter().filter(|key| section.was_given(key)).count();
-        match (owner, given) {
+        let mut found = Vec::new();
+        if let Some(table) = section.section("forward") {
+            found.push(ForwardConfig::read(table, environment, owner.places()).map(HandlerConfig::Forward));
+        }
+        if owner == Owner::Route
+            && let Some(table) = section.section("exec")
+        {
+            found.push(ExecConfig::read(table).map(HandlerConfig::Exec));
+        }
+        if owner == Owner::Command
+            && let Some(reply) = ReplyConfig::read(section)
+        {
+            found.push(reply.map(HandlerConfig::Reply));
+        }
+        match (owner, found.len()) {
             (Owner::Route, 0) => section.problem(
                 "forward",
                 "is missing: say where to, forward = { url = \"http://127.0.0.1:3000/webhooks/stream\" }, or what to run, exec = { \
@@ -81,10 +90,12 @@ impl HandlerConfig {
                 section.problem("exec", "cannot be combined with forward: a route has one handler, so remove one of them");
             }
             (Owner::Command, 0 | 2..) => section.problem("forward", "a command needs either forward or reply, and takes only one of them"),
-            (Owner::Moderation | Owner::AnyCommand, _) | (Owner::Route | Owner::Command, 1) => {}
+            (Owner::Moderation | Owner::AnyCommand, 0 | 1) | (Owner::Route | Owner::Command, 1) => {}
+            (Owner::Moderation | Owner::AnyCommand, 2..) => {
+                section.problem("forward", "cannot be combined with another handler: remove one of them");
+            }
         }
-        let forward = forward.map(HandlerConfig::Forward);
-        forward.or(exec.map(HandlerConfig::Exec)).or(reply.map(HandlerConfig::Reply))
+        found.into_iter().next()?
     }
 
     /// The key of its own timeout and its value, where the configuration gives one.
@@ -105,7 +116,8 @@ impl HandlerConfig {
 }
 
 impl ReplyConfig {
-    fn read(section: &mut Section<'_>) -> Option<ReplyConfig> {
+    /// `None` where there is none, `Some(None)` where it is wrong (then reported).
+    fn read(section: &mut Section<'_>) -> Option<Option<ReplyConfig>> {
         let text = section.prose("reply", |text| match text.trim() {
             "" => Err("is empty: a command is answered with a text".to_owned()),
             _ => Template::parse(text).map_err(|error| error.to_string()),
@@ -119,6 +131,7 @@ impl ReplyConfig {
         if section.was_given("reply_type") && !section.was_given("reply") {
             section.problem("reply_type", "needs reply");
         }
-        Some(ReplyConfig { text: text?, reply_type: reply_type.unwrap_or(ReplyType::Ephemeral) })
+        let reply = text.map(|text| ReplyConfig { text, reply_type: reply_type.unwrap_or(ReplyType::Ephemeral) });
+        section.was_given("reply").then_some(reply)
     }
 }

@@ -159,10 +159,12 @@ fn read(
     if !is_from_environment("store.data_dir") {
         place_data_dir(&mut config.store.data_dir, path.as_deref(), &report);
     }
+    for Problem { key, what, .. } in backend(&config) {
+        report.problem(key, what);
+    }
     let mut doubts = report.take_doubts();
     let mut problems = report.into_problems();
     problems.extend(misplaced);
-    problems.extend(backend(&config));
     for problem in problems.iter_mut().chain(&mut doubts) {
         problem.line = lines::line(text, &problem.key).filter(|_| !is_from_environment(&problem.key));
     }

@@ -138,7 +138,10 @@ impl<'r> Section<'r> {
             Value::Integer(number) => number.to_string(),
             Value::Boolean(flag) => flag.to_string(),
             other @ (Value::Float(_) | Value::Datetime(_) | Value::Array(_) | Value::Table(_)) => {
-                self.problem(key, format!("invalid {}: expected a single value", other.type_str()));
+                self.problem(
+                    key,
+                    format!("invalid {}: expected a text, a whole number, true or false", other.type_str()),
+                );
                 return None;
             }
         };

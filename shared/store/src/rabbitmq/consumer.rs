@@ -141,7 +141,7 @@ impl Consumer {
         let channel = session.channel().await?;
         for route in self.settler.topology.routes() {
             let queue = self.settler.topology.parked(&route);
-            show(&route, depth::ready(&channel, &queue).await.map_err(|error| error.to_string())?);
+            show(&route, depth::ready_in_time(&channel, &queue).await.map_err(|error| error.to_string())?);
         }
         drop(channel.close(200, "OK".into()).await);
         Ok(())

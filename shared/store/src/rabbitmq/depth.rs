@@ -7,12 +7,20 @@ use lapin::types::FieldTable;
 use streamgate_core::ports::StoreError;
 use tokio::time::timeout;
 
-/// Messages of a queue that nobody holds. A queue that does not exist closes the channel.
+/// Messages of a queue that nobody holds. A queue that does not exist closes the channel. There is no time limit: giving up drops
+/// the channel, and if the broker closes it at the same time, the whole connection ends.
 pub(super) async fn ready(channel: &Channel, queue: &str) -> Result<u32, StoreError> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let unavailable = |why: String| StoreError::Unavailable(format!("the queue {queue}: {why}"));
-    match timeout(REPLY_TIMEOUT, channel.queue_declare(queue.into(), options, FieldTable::default())).await {
-        Ok(declared) => Ok(declared.map_err(|error| unavailable(error.to_string()))?.message_count()),
-        Err(_) => Err(unavailable(format!("no answer within {REPLY_TIMEOUT:?}"))),
-    }
+    let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+    Ok(declared.map_err(|error| unavailable(queue, &error))?.message_count())
+}
+
+/// The same with a time limit, for a queue that exists, or for a connection that publishes nothing.
+pub(super) async fn ready_in_time(channel: &Channel, queue: &str) -> Result<u32, StoreError> {
+    let late = |_| unavailable(queue, &format!("no answer within {REPLY_TIMEOUT:?}"));
+    timeout(REPLY_TIMEOUT, ready(channel, queue)).await.map_err(late)?
+}
+
+fn unavailable(queue: &str, why: &impl std::fmt::Display) -> StoreError {
+    StoreError::Unavailable(format!("the queue {queue}: {why}"))
 }

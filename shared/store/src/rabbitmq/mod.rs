@@ -147,7 +147,7 @@ pub async fn parked(endpoint: &Endpoint, topology: &Topology, routes: &[String])
     for route in routes {
         // A query for an absent queue closes its channel, so each has its own.
         let channel = connection.create_channel().await.map_err(|error| error.to_string())?;
-        if let Ok(depth) = depth::ready(&channel, &topology.parked(route)).await {
+        if let Ok(depth) = depth::ready_in_time(&channel, &topology.parked(route)).await {
             counts.push((route.clone(), u64::from(depth)));
             drop(channel.close(200, "OK".into()).await);
         }

@@ -1,7 +1,7 @@
 //! Events that no queue was bound for. RabbitMQ keeps them in a queue of their own; this module notices them and hands
 //! them back.
 
-use super::depth::ready;
+use super::depth::{ready, ready_in_time};
 use super::endpoint::REPLY_TIMEOUT;
 use super::headers;
 use super::link::{Link, Session};
@@ -112,7 +112,7 @@ impl Watch {
         ];
         let mut waiting = 0;
         for (label, queue) in queues {
-            waiting = ready(&channel, &queue).await.map_err(|error| error.to_string())?;
+            waiting = ready_in_time(&channel, &queue).await.map_err(|error| error.to_string())?;
             if label != "unrouted" || waiting > MORE_THAN_PROBES {
                 show(label, waiting);
             }

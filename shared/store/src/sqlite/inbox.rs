@@ -71,7 +71,7 @@ impl Inbox {
         self.arrived.lock().await.recv().await.ok_or_else(|| unavailable("the store is closed"))
     }
 
-    /// InHand out the parked events of these routes, and of no others.
+    /// Hands out the parked events of these routes, and of no others.
     pub(super) fn take_parked(&self, routes: &[Arc<str>]) {
         self.in_hand.take_parked(routes);
     }
@@ -98,7 +98,7 @@ impl Inbox {
         self.in_hand.lock().since.len()
     }
 
-    /// InHand out nothing more.
+    /// Hands out nothing more.
     pub(super) async fn close(&self) {
         let feeder = self.feeder.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(feeder) = feeder {
@@ -175,7 +175,7 @@ impl Feeder {
         read
     }
 
-    /// InHand rows to the worker. Returns whether the worker still listens.
+    /// Hands rows to the worker. Returns whether the worker still listens.
     async fn hand_on(&self, rows: Vec<Row>) -> bool {
         {
             let mut state = self.in_hand.lock();

@@ -1,14 +1,14 @@
-//! The process's limit of open files: each connection takes one.
+//! The process's limit of open files.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Files kept for the store, listeners, logs, and connections to services.
 const RESERVE: u64 = 512;
 
-/// Raises the soft limit as far as the connections need and the hard limit allows, and logs a warning if that is not
+/// Raises the soft limit as far as connections and handlers need and the hard limit allows, and logs a warning if that is not
 /// enough.
-pub fn raise_open_files(max_connections: usize) {
-    let needed = max_connections as u64 + RESERVE;
+pub fn raise(most: usize) {
+    let needed = most as u64 + RESERVE;
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
         return;
@@ -19,7 +19,7 @@ pub fn raise_open_files(max_connections: usize) {
         tracing::warn!(
             limit = current,
             needed,
-            "open files are limited below gateway.max_connections; raise the limit (ulimit -n, LimitNOFILE=)"
+            "open files are limited below what gateway.max_connections and the routes' concurrency need; raise the limit (ulimit -n, LimitNOFILE=)"
         );
     }
 }
