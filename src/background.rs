@@ -1,27 +1,45 @@
 //! Tasks that go on alongside a service until it has stopped.
 
+use crate::heartbeat::Heartbeat;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use streamgate_core::ports::Lifecycle;
+use std::time::Duration;
+use streamgate_core::instance::Role;
+use streamgate_core::ports::{Instances, Lifecycle};
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops::{self, Readiness};
 use streamgate_service::shutdown::Shutdown;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-#[derive(Debug)]
-pub(crate) struct Background(Vec<AbortOnDropHandle<()>>);
+/// A process that cannot record its end counts as gone 20 s after its last heartbeat.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
+pub(crate) struct Background {
+    tasks: Vec<AbortOnDropHandle<()>>,
+    /// Records that the process has ended.
+    leave: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
 
 impl Background {
-    /// Starts what every service has: the operator's port, and the watch over its backend.
+    /// Starts what every service has: the operator's port, the watch over its backend, and its heartbeat.
     pub(crate) fn start(
+        role: Role,
         ops_listener: TcpListener,
         metrics: Arc<Metrics>,
         readiness: Readiness,
         backend: &Arc<impl Lifecycle>,
         shutdown: &Shutdown,
     ) -> Background {
-        let mut background = Background(Vec::new());
+        let heartbeat = Heartbeat::new(role, Arc::clone(&metrics), Arc::clone(&readiness));
+        let (id, instances) = (heartbeat.id().to_owned(), backend.instances());
+        let leave = {
+            let instances = Arc::clone(&instances);
+            async move { drop(tokio::time::timeout(LEAVE_TIMEOUT, instances.leave(&id)).await) }
+        };
+        let mut background = Background { tasks: Vec::new(), leave: Box::pin(leave) };
+        background.spawn(heartbeat.run(instances));
         let pages = ops::pages(metrics, readiness);
         background.spawn(ops::serve(ops_listener, pages, shutdown.abort.clone()));
         let backend = Arc::clone(backend);
@@ -30,14 +48,15 @@ impl Background {
     }
 
     pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.push(AbortOnDropHandle::new(tokio::spawn(task)));
+        self.tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
     }
 
     /// Aborts the tasks, and returns when they have released what they held.
     pub(crate) async fn end(self) {
-        for task in self.0 {
+        for task in self.tasks {
             task.abort();
             drop(task.await);
         }
+        self.leave.await;
     }
 }

@@ -1,7 +1,7 @@
 //! The command line: every command, with its help.
 
 use crate::global::Global;
-use crate::{check, connect, dead, drain, route, send};
+use crate::{check, connect, dead, drain, route, send, status};
 use clap::{Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
@@ -15,6 +15,7 @@ Examples:
                                                point the Stream app at this gateway
   streamgate drain --data-dir /var/lib/old-gateway
                                                hand over the spool of a gateway that no longer runs
+  streamgate status                            what runs, what waits, what needs me?
   streamgate dead list                         what could not be handled?
   streamgate route pause app --why deploying   park the events of a route until it is resumed
 
@@ -123,6 +124,18 @@ Examples:
   streamgate dead replay --route app --type message.new
   streamgate dead drop --user ann --older-than 7d")]
     Dead(dead::Dead),
+    /// Show everything that runs and waits
+    ///
+    /// Shows what needs a person first, with the command that helps: processes that are not ready, servers that do not
+    /// answer, paused or failing routes, dead letters. Then the processes, queues, routes and causes of dead letters.
+    /// Works from any machine with the configuration; of `up` on its own machine. What does not answer is shown as
+    /// such, next to all the rest. Exits with 1 if something needs a person.
+    #[command(after_help = "\
+Examples:
+  streamgate status
+  streamgate status --watch
+  streamgate status --json")]
+    Status(status::Status),
     /// List the routes, pause or resume one
     ///
     /// A paused route's events are parked, count no attempt, and are handled once it is resumed. The pause holds for

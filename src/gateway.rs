@@ -13,6 +13,7 @@ use anyhow::Context;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use streamgate_core::instance::Role;
 use streamgate_core::path::PUSH;
 use streamgate_core::ports::Lifecycle;
 use streamgate_service::config::{AppConfig, Loaded, Source};
@@ -84,7 +85,7 @@ pub async fn run(front: GatewayInputs, shutdown: Shutdown, ready: impl FnOnce())
     let receiving = Receiving::new(&config, wiring::command_names(&config), &parts, &metrics)?;
     let backend = parts.lifecycle;
     let readiness = receiving.readiness(&backend, &shutdown);
-    let mut background = Background::start(ops_listener, metrics, readiness, &backend, &shutdown);
+    let mut background = Background::start(Role::Gateway, ops_listener, metrics, readiness, &backend, &shutdown);
     let reloaded = receiving.reloaded(config.apps.clone()).into_iter().chain(backend.reloaded()).collect();
     background.spawn(Reload::new(source, for_services, reloaded).watch(config, reload));
     if let Some(renewing) = receiving.renewing() {

@@ -32,6 +32,7 @@ pub mod gateway;
 #[cfg(feature = "cli")]
 pub mod global;
 pub mod greeting;
+mod heartbeat;
 pub mod open_files;
 pub mod output;
 #[cfg(feature = "cli")]
@@ -42,6 +43,8 @@ pub mod reload;
 pub mod route;
 #[cfg(feature = "cli")]
 pub mod send;
+#[cfg(feature = "cli")]
+pub mod status;
 pub mod up;
 pub mod wiring;
 #[cfg(feature = "services")]

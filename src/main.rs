@@ -3,7 +3,7 @@
 use clap::Parser;
 use std::process::ExitCode;
 use streamgate::cli::{Cli, Command};
-use streamgate::{check, connect, dead, drain, exit, gateway, route, send, up, worker};
+use streamgate::{check, connect, dead, drain, exit, gateway, route, send, status, up, worker};
 use streamgate_service::telemetry;
 
 fn main() -> ExitCode {
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
             Command::Drain(args) => drain::command(&cli.global, &args).await,
             Command::Dead(args) => dead::command(&cli.global, args).await,
             Command::Route(args) => route::command(&cli.global, args).await,
+            Command::Status(args) => status::command(&cli.global, args).await,
         }
     });
     // Remaining tasks had their time: a lingering connection must not hold the process.

@@ -14,6 +14,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use streamgate_core::instance::Role;
 use streamgate_core::path::PUSH;
 use streamgate_core::ports::Lifecycle;
 use streamgate_service::config::{AppConfig, Config, Loaded, Source};
@@ -96,7 +97,7 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     let working = Working::new(&config, router, hooks, &worker, &metrics)?;
     let store = gateway.lifecycle;
     let readiness = receiving.readiness(&store, &shutdown);
-    let mut background = Background::start(ops_listener, metrics, readiness, &store, &shutdown);
+    let mut background = Background::start(Role::Up, ops_listener, metrics, readiness, &store, &shutdown);
     if let Some(renewing) = receiving.renewing() {
         background.spawn(renewing);
     }

@@ -14,6 +14,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use streamgate_core::instance::Role;
 use streamgate_core::ports::Lifecycle;
 use streamgate_service::config::{Loaded, Source};
 use streamgate_service::metrics::Metrics;
@@ -82,7 +83,7 @@ pub async fn run(back: WorkerInputs, shutdown: Shutdown, ready: impl FnOnce()) -
         let backend = Arc::clone(&backend);
         move || backend.ready()
     });
-    let mut background = Background::start(ops_listener, metrics, readiness, &backend, &shutdown);
+    let mut background = Background::start(Role::Worker, ops_listener, metrics, readiness, &backend, &shutdown);
     if let Some((source, code)) = again {
         let reloaded = working.reloaded(code, &config).into_iter().chain(backend.reloaded()).collect();
         background.spawn(Reload::new(source, for_services, reloaded).watch(config, hangup));

@@ -9,7 +9,7 @@ use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle};
 use streamgate_service::config::Config;
 use streamgate_service::metrics::Metrics;
 use streamgate_store::memory::InProcess;
-use streamgate_store::sqlite::{Depths, Embedded, OpenError, Options};
+use streamgate_store::sqlite::{Depths, Embedded, InstanceFile, OpenError, Options};
 use streamgate_worker::Router;
 use tokio::time::MissedTickBehavior;
 
@@ -26,6 +26,7 @@ pub struct Store {
     store: Arc<Embedded>,
     router: Arc<ArcSwap<Router>>,
     metrics: Arc<Metrics>,
+    instances: Arc<InstanceFile>,
 }
 
 /// Interval between log lines about events that are parked for removed routes.
@@ -41,7 +42,8 @@ pub fn open(
     let store = Arc::new(Embedded::open(&options(config, in_hand))?);
     let calls = Arc::new(InProcess::new(config.gateway.max_in_flight, answers));
     let router = Arc::clone(router);
-    let lifecycle = Arc::new(Store { store: Arc::clone(&store), router, metrics: Arc::clone(metrics) });
+    let instances = Arc::new(InstanceFile::of(&config.store.data_dir));
+    let lifecycle = Arc::new(Store { store: Arc::clone(&store), router, metrics: Arc::clone(metrics), instances });
     let gateway = GatewayParts {
         enqueue: Arc::clone(&store),
         calls: Arc::clone(&calls),
@@ -72,6 +74,12 @@ fn options(config: &Config, in_hand: usize) -> Options {
 }
 
 impl Lifecycle for Store {
+    type Instances = InstanceFile;
+
+    fn instances(&self) -> Arc<InstanceFile> {
+        Arc::clone(&self.instances)
+    }
+
     fn ready(&self) -> Result<Option<String>, String> {
         let ready = Enqueue::ready(&*self.store).and_then(|()| Deliveries::ready(&*self.store));
         ready.map(|()| None).map_err(|error| error.to_string())

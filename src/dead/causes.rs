@@ -19,14 +19,14 @@ struct Toll {
 }
 
 /// One cause, as scripts see it.
-#[derive(Debug, Serialize)]
-struct Cause<'a> {
-    reason: &'a str,
-    route: Option<&'a str>,
-    error: Option<&'a str>,
-    count: usize,
-    first: String,
-    last: String,
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Cause {
+    pub(crate) reason: String,
+    pub(crate) route: Option<String>,
+    pub(crate) error: Option<String>,
+    pub(crate) count: usize,
+    pub(crate) first: String,
+    pub(crate) last: String,
 }
 
 impl Causes {
@@ -37,21 +37,24 @@ impl Causes {
         *toll = Toll { count: toll.count + 1, first_ms: toll.first_ms.min(died), last_ms: toll.last_ms.max(died) };
     }
 
-    /// Prints the causes, the most frequent first.
-    pub(super) fn show(&self, json: bool) -> anyhow::Result<()> {
-        let mut causes: Vec<_> = self
-            .0
-            .iter()
-            .map(|((reason, route, error), toll)| Cause {
-                reason,
-                route: route.as_deref(),
-                error: error.as_deref(),
-                count: toll.count,
-                first: rfc3339(toll.first_ms),
-                last: rfc3339(toll.last_ms),
-            })
-            .collect();
+    /// The causes, the most frequent first.
+    pub(super) fn list(&self) -> Vec<Cause> {
+        let cause = |((reason, route, error), toll): (&(String, Option<String>, Option<String>), &Toll)| Cause {
+            reason: reason.clone(),
+            route: route.clone(),
+            error: error.clone(),
+            count: toll.count,
+            first: rfc3339(toll.first_ms),
+            last: rfc3339(toll.last_ms),
+        };
+        let mut causes: Vec<_> = self.0.iter().map(cause).collect();
         causes.sort_by_key(|cause| std::cmp::Reverse(cause.count));
+        causes
+    }
+
+    /// Prints the causes.
+    pub(super) fn show(&self, json: bool) -> anyhow::Result<()> {
+        let causes = self.list();
         if json {
             return Ok(output::line(serde_json::to_string(&causes)?)?);
         }
@@ -59,10 +62,10 @@ impl Causes {
             return Ok(output::line("no dead letters")?);
         }
         for Cause { reason, route, error, count, first, last } in causes {
-            let route = route.unwrap_or("-");
+            let route = route.as_deref().unwrap_or("-");
             output::line(format_args!("{count:>7}  {reason}  route {route}"))?;
             if let Some(error) = error {
-                output::line(format_args!("         {}", clipped(error, 71)))?;
+                output::line(format_args!("         {}", clipped(&error, 71)))?;
             }
             output::line(format_args!("         {first} to {last}"))?;
         }

@@ -12,6 +12,7 @@ use crate::global::Global;
 use crate::output;
 use crate::wiring;
 use anyhow::{Context, bail};
+pub(crate) use causes::Cause;
 use causes::Causes;
 use change::{Change, change};
 use clap::{Args, Subcommand};
@@ -137,6 +138,29 @@ async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> an
             closed.context("cannot give the dead letters back in their order")
         }
     }
+}
+
+/// The causes of all dead letters.
+pub(crate) async fn causes_of(loaded: &Loaded) -> anyhow::Result<Vec<Cause>> {
+    let (mut causes, never) = (Causes::default(), CancellationToken::new());
+    let mut count = |dead_letter: &DeadLetter| {
+        causes.count(dead_letter);
+        Ok(())
+    };
+    match loaded.config.store.kind {
+        StoreKind::Embedded => {
+            let dead_letters = DeadLetterBox::open(&loaded.config.store.data_dir)?;
+            each(&dead_letters, &Filter::default(), &never, &mut count).await?;
+        }
+        StoreKind::RabbitMq => {
+            let Servers { endpoint, topology, .. } = Servers::of(loaded)?;
+            let dead_letters = DeadLetterQueue::dead(endpoint, &topology);
+            let read = each(&dead_letters, &Filter::default(), &never, &mut count).await;
+            dead_letters.close().await?;
+            read?;
+        }
+    }
+    Ok(causes.list())
 }
 
 async fn act(dead_letters: &impl DeadLetters, action: Action, interrupted: &CancellationToken) -> anyhow::Result<()> {

@@ -42,6 +42,7 @@ mod routes;
 mod send;
 mod services;
 mod spool;
+mod status;
 mod statuses;
 mod topology;
 mod transport;

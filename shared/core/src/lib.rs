@@ -19,6 +19,7 @@ pub mod gate;
 pub mod hook;
 pub mod id;
 pub mod inflate;
+pub mod instance;
 pub mod path;
 pub mod pattern;
 pub mod peek;

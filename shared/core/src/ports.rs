@@ -5,6 +5,7 @@ use crate::{
     claim::{ClaimKey, Conclusion, Verdict},
     dead_letter::{DeadLetter, DeadLetterId},
     envelope::Envelope,
+    instance::Instance,
     reason::Reason,
     route_record::{Records, RouteRecord},
 };
@@ -234,6 +235,16 @@ pub struct Moved {
     pub stopped: Option<StoreError>,
 }
 
+/// Keeps which processes run, each by its last heartbeat.
+pub trait Instances: Send + Sync + 'static {
+    /// Records that the process runs, for [`GONE_AFTER`](crate::instance::GONE_AFTER).
+    fn beat(&self, instance: &Instance) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Records that the process has ended.
+    fn leave(&self, id: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// The processes that run.
+    fn list(&self) -> impl Future<Output = Result<Vec<Instance>, StoreError>> + Send;
+}
+
 /// Where a page of dead letters ends. Only the store that made it can go on from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageToken(pub i64);
@@ -261,6 +272,9 @@ pub trait DeadLetters: Send + Sync + 'static {
 
 /// The life of a service's backend, from its start to its end. The parts themselves are the ports above.
 pub trait Lifecycle: Send + Sync + 'static {
+    type Instances: Instances;
+    /// Where the processes that run are kept.
+    fn instances(&self) -> Arc<Self::Instances>;
     /// An error if it cannot work now; else a warning, if there is one.
     fn ready(&self) -> Result<Option<String>, String>;
     /// Updates its state in the metrics. Never returns.

@@ -1,6 +1,7 @@
 //! Every metric, declared once. The doc comment of a field is its HELP; labels come from closed sets, never ids or channels.
 
 use crate::telemetry;
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
 };
@@ -175,6 +176,14 @@ impl Metrics {
         for reason in Reason::OF_WORKERS {
             self.worker_dead_letters.with_label_values(&[reason.as_str()]).reset();
         }
+    }
+
+    /// The routes whose breaker is open in this process.
+    pub fn open_routes(&self) -> Vec<String> {
+        let families = self.worker_route_state.collect();
+        let states = families.iter().flat_map(|family| family.get_metric());
+        let open = states.filter(|state| state.get_gauge().get_value() == 1.0);
+        open.flat_map(|state| state.get_label().iter().map(|label| label.value().to_owned())).collect()
     }
 
     /// The Prometheus text format.

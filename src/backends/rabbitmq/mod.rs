@@ -17,7 +17,9 @@ use streamgate_service::config::reader::Problem;
 use streamgate_service::config::{Config, ConfigError, Loaded};
 use streamgate_service::metrics::{IntGaugeVec, Metrics};
 use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, EndpointError, Exchange, Topology};
-use streamgate_store::redis::{Address, AddressError, Redis, RedisAnswers, RedisClaims, RedisRoutes, SeenKeys};
+use streamgate_store::redis::{
+    Address, AddressError, Redis, RedisAnswers, RedisClaims, RedisInstances, RedisRoutes, SeenKeys,
+};
 use streamgate_store::sqlite::{OpenError, SpoolFile, SpoolOptions};
 use streamgate_worker::Router;
 use tokio_util::sync::CancellationToken;
@@ -166,6 +168,12 @@ impl GatewaySide {
 }
 
 impl Lifecycle for GatewaySide {
+    type Instances = RedisInstances;
+
+    fn instances(&self) -> Arc<RedisInstances> {
+        Arc::new(RedisInstances::new(self.redis.clone()))
+    }
+
     fn ready(&self) -> Result<Option<String>, String> {
         // While RabbitMQ is down, events go to the spool, wherever they went before.
         if let (Ok(()), Some(why)) = (self.exchange.ready(), self.exchange.diverted()) {
@@ -321,6 +329,12 @@ impl WorkerSide {
 }
 
 impl Lifecycle for WorkerSide {
+    type Instances = RedisInstances;
+
+    fn instances(&self) -> Arc<RedisInstances> {
+        Arc::new(RedisInstances::new(self.redis.clone()))
+    }
+
     fn ready(&self) -> Result<Option<String>, String> {
         self.consumer.ready().map(|()| None).map_err(|error| error.to_string())
     }

@@ -139,6 +139,30 @@ pub async fn inspect(endpoint: &Endpoint, topology: &Topology) -> Result<Inspect
     }
 }
 
+/// A queue, with the messages that no consumer holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueDepth {
+    pub name: String,
+    pub messages: u32,
+    pub consumers: u32,
+}
+
+/// The queues of a topology that exist. The error is for an operator.
+pub async fn queue_depths(endpoint: &Endpoint, topology: &Topology) -> Result<Vec<QueueDepth>, String> {
+    let connection = endpoint.dial("streamgate status").await.map_err(|error| error.to_string())?;
+    let mut depths = Vec::new();
+    for name in topology.queues() {
+        // A query for an absent queue closes its channel, so each has its own.
+        let channel = connection.create_channel().await.map_err(|error| error.to_string())?;
+        if let Ok((messages, consumers)) = depth::look(&channel, &name).await {
+            depths.push(QueueDepth { name, messages, consumers });
+            drop(channel.close(200, "OK".into()).await);
+        }
+    }
+    link::close_connection(&connection).await;
+    Ok(depths)
+}
+
 /// How many events are parked for each of these routes; routes without a queue are left out. The error is for an
 /// operator.
 pub async fn parked(endpoint: &Endpoint, topology: &Topology, routes: &[String]) -> Result<Vec<(String, u64)>, String> {

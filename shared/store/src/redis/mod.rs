@@ -4,6 +4,7 @@
 mod address;
 mod answers;
 mod claims;
+mod instances;
 mod link;
 mod routes;
 mod seen;
@@ -11,6 +12,7 @@ mod seen;
 pub use address::{Address, AddressError};
 pub use answers::RedisAnswers;
 pub use claims::RedisClaims;
+pub use instances::RedisInstances;
 pub use link::Redis;
 pub use routes::RedisRoutes;
 pub use seen::{OnLost, SeenKeys};

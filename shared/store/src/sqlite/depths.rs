@@ -1,8 +1,10 @@
 //! How many rows of each kind the store holds, for gauges.
 
-use super::{dead_letters, queue};
+use super::{alongside::Alongside, dead_letters, queue, unavailable};
 use rusqlite::Connection;
+use std::path::Path;
 use std::time::{Duration, Instant};
+use streamgate_core::ports::StoreError;
 
 /// Waiting events have no index, so a count scans their table. It is repeated only after this many times its duration,
 /// so that it takes at most 2% of one core, however many events there are.
@@ -18,6 +20,24 @@ pub struct Depths {
     /// For each route with parked events, including those in hand.
     pub parked: Vec<(String, i64)>,
     pub dead: i64,
+}
+
+/// The depths of a data directory, for the command line: alongside its owner or without one.
+pub async fn depths_of(data_dir: &Path) -> Result<Depths, StoreError> {
+    let file = Alongside::open(data_dir).map_err(unavailable)?;
+    let count = |connection: &mut Connection| {
+        let (retrying, dead) = (queue::count_retrying(connection)?, dead_letters::count(connection)?);
+        let (parked, events) = (queue::count_parked(connection)?, queue::count(connection)?);
+        Ok(Depths::of(events, retrying, parked, dead))
+    };
+    file.run(count).await
+}
+
+impl Depths {
+    fn of(events: i64, retrying: i64, parked: Vec<(String, i64)>, dead: i64) -> Depths {
+        let elsewhere = parked.iter().map(|(_, events)| events).sum::<i64>() + retrying;
+        Depths { waiting: events.saturating_sub(elsewhere).max(0), retrying, parked, dead }
+    }
 }
 
 /// A connection of its own, and the latest counts.
@@ -60,7 +80,6 @@ impl Counter {
         let dead = dead_letters::count(&self.connection)?;
         let parked = Counted::again(&mut self.last_parked, || queue::count_parked(&self.connection))?;
         let events = Counted::again(&mut self.last, || queue::count(&self.connection))?;
-        let elsewhere = parked.iter().map(|(_, events)| events).sum::<i64>() + retrying;
-        Ok(Depths { waiting: events.saturating_sub(elsewhere).max(0), retrying, parked, dead })
+        Ok(Depths::of(events, retrying, parked, dead))
     }
 }

@@ -1,5 +1,6 @@
 //! The data directory: accessible to its owner alone, and used by one process at a time.
 
+use super::instances::INSTANCE;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -9,7 +10,7 @@ const DATABASE: &str = "streamgate.db";
 const LOCK: &str = "owner.lock";
 /// Flag for opening files in the directory: a symlink in their place leads where somebody else wants it to.
 #[expect(clippy::cast_possible_wrap, reason = "a flag of open(2), which fits")]
-const NO_SYMLINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+pub(super) const NO_SYMLINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 /// The file of the development app's secret, which the command line keeps next to the store.
 pub const SECRET: &str = "dev-secret";
 /// The folder in which a gateway keeps its account with a certificate authority, and the certificate.
@@ -88,7 +89,9 @@ fn holds_only_ours(path: &Path) -> io::Result<bool> {
     for entry in path.read_dir()? {
         let name = entry?.file_name();
         let name = name.to_string_lossy();
-        if !(name.starts_with(DATABASE) || name == LOCK || name == SECRET || name == ACME) {
+        let is_ours =
+            name.starts_with(DATABASE) || name.starts_with(INSTANCE) || [LOCK, SECRET, ACME].contains(&&*name);
+        if !is_ours {
             return Ok(false);
         }
     }

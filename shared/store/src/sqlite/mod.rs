@@ -18,6 +18,7 @@ mod directory;
 mod file_watch;
 mod in_hand;
 mod inbox;
+mod instances;
 mod leases;
 mod parked;
 mod queue;
@@ -33,8 +34,9 @@ mod writer;
 
 pub use damage::set_aside_in;
 pub use dead_letters::DeadLetterBox;
-pub use depths::Depths;
+pub use depths::{Depths, depths_of};
 pub use directory::{OpenError, SECRET, create_private};
+pub use instances::InstanceFile;
 pub use routes::RouteRecordsFile;
 pub use schema::inspect;
 pub use spool::{SpoolFile, SpoolOptions};

@@ -1,0 +1,73 @@
+//! Describes this process to `streamgate status` every few seconds.
+
+use std::sync::Arc;
+use streamgate_core::instance::{INTERVAL, Instance, Role, SpoolUse};
+use streamgate_core::ports::Instances;
+use streamgate_service::metrics::Metrics;
+use streamgate_service::ops::Readiness;
+use tokio::time::MissedTickBehavior;
+
+/// What the description is made from.
+pub(crate) struct Heartbeat {
+    role: Role,
+    id: String,
+    host: String,
+    started_at_ms: i64,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+}
+
+impl Heartbeat {
+    pub(crate) fn new(role: Role, metrics: Arc<Metrics>, readiness: Readiness) -> Heartbeat {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let (pid, started_at_ms) = (std::process::id(), jiff::Timestamp::now().as_millisecond());
+        // With the time, because containers share names, and all have the same process number.
+        let id = format!("{}@{host}:{pid}:{started_at_ms}", role.as_str());
+        Heartbeat { role, id, host, started_at_ms, metrics, readiness }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Never returns. Once it has been dropped, the process counts as gone a while later; `leave` says so at once.
+    pub(crate) async fn run(self, instances: Arc<impl Instances>) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // That the store is away shows elsewhere.
+            if let Err(error) = instances.beat(&self.instance()).await {
+                tracing::debug!(%error, "cannot record that this process runs; `streamgate status` does not show it");
+            }
+        }
+    }
+
+    fn instance(&self) -> Instance {
+        let metrics = &self.metrics;
+        let (ready, trouble) = match (self.readiness)() {
+            Ok(trouble) => (true, trouble),
+            Err(why) => (false, Some(why)),
+        };
+        let receives = self.role != Role::Worker;
+        let in_hand = [&metrics.gateway_in_flight, &metrics.worker_in_flight, &metrics.worker_calls_in_flight];
+        let spool = SpoolUse {
+            events: metrics.spool_events.get(),
+            bytes: metrics.spool_bytes.get(),
+            oldest_seconds: metrics.spool_oldest.get(),
+        };
+        Instance {
+            id: self.id.clone(),
+            role: self.role,
+            host: self.host.clone(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at_ms: self.started_at_ms,
+            ready,
+            trouble,
+            in_hand: in_hand.iter().map(|gauge| gauge.get()).sum(),
+            spool: (receives && self.role == Role::Gateway).then_some(spool),
+            open_routes: metrics.open_routes(),
+        }
+    }
+}
