@@ -1,6 +1,7 @@
 //! Describes this process to `streamgate status` every few seconds.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 use streamgate_core::instance::{INTERVAL, Instance, Role, SpoolUse};
 use streamgate_core::ports::Instances;
 use streamgate_service::metrics::Metrics;
@@ -20,7 +21,8 @@ pub(crate) struct Heartbeat {
 impl Heartbeat {
     pub(crate) fn new(role: Role, metrics: Arc<Metrics>, readiness: Readiness) -> Heartbeat {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let (pid, started_at_ms) = (std::process::id(), jiff::Timestamp::now().as_millisecond());
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (pid, started_at_ms) = (std::process::id(), i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX));
         // With the time, because containers share names, and all have the same process number.
         let id = format!("{}@{host}:{pid}:{started_at_ms}", role.as_str());
         Heartbeat { role, id, host, started_at_ms, metrics, readiness }
