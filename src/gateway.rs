@@ -87,7 +87,7 @@ pub async fn run(front: GatewayInputs, shutdown: Shutdown, ready: impl FnOnce())
     let readiness = receiving.readiness(&backend, &shutdown);
     let mut background = Background::start(Role::Gateway, ops_listener, metrics, readiness, &backend, &shutdown);
     let reloaded = receiving.reloaded(config.apps.clone()).into_iter().chain(backend.reloaded()).collect();
-    background.spawn(Reload::new(source, for_services, reloaded).watch(config, reload));
+    background.spawn(Reload::new(source, rabbitmq::load, reloaded).watch(config, reload));
     if let Some(renewing) = receiving.renewing() {
         background.spawn(renewing);
     }

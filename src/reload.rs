@@ -3,7 +3,6 @@
 //! Files are compared by their metadata once a second. File system events would miss the most important case: secrets
 //! and certificates that are mounted through chains of symbolic links and swapped somewhere else.
 
-use crate::backends;
 use crate::code::Code;
 use crate::wiring;
 use arc_swap::ArcSwap;
@@ -15,7 +14,7 @@ use std::time::Duration;
 use streamgate_core::ports::Enqueue;
 use streamgate_gateway::{Intake, Tls};
 use streamgate_service::config::{
-    self, AppConfig, Config, ConfigError, HooksConfig, Loaded, RouteConfig, Source, StoreKind, TlsConfig,
+    AppConfig, Config, ConfigError, HooksConfig, Loaded, RouteConfig, Source, StoreKind, TlsConfig,
 };
 use streamgate_worker::{Hooks, Route, Router};
 use tokio::sync::Notify;
@@ -38,8 +37,8 @@ pub trait Part: Send {
 pub struct Reload {
     pub source: Source,
     pub parts: Vec<Box<dyn Part>>,
-    /// What the service requires of a configuration at its start.
-    judge: Judge,
+    /// Loads the configuration as the service requires it at its start.
+    load: Load,
     /// The last doubts; they are logged when they change.
     doubts: Option<Vec<(String, String)>>,
 }
@@ -50,16 +49,16 @@ impl std::fmt::Debug for Reload {
     }
 }
 
-/// Accepts a configuration for a service, or says what is wrong with it for that service.
-pub type Judge = fn(Loaded) -> Result<Loaded, ConfigError>;
+/// Loads a configuration for a service, or says what is wrong with it for that service.
+pub type Load = fn(&Source) -> Result<Loaded, ConfigError>;
 
 /// Device, inode, length and change time: at least one differs when a file was written or swapped.
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Reload {
     /// The first doubts were logged when the configuration was loaded.
-    pub fn new(source: Source, judge: Judge, parts: Vec<Box<dyn Part>>) -> Reload {
-        Reload { source, parts, judge, doubts: None }
+    pub fn new(source: Source, load: Load, parts: Vec<Box<dyn Part>>) -> Reload {
+        Reload { source, parts, load, doubts: None }
     }
 
     /// Runs until it is dropped. `now`: requests a reload at once.
@@ -89,7 +88,7 @@ impl Reload {
 
     /// Returns whether everything succeeded. A part that fails stays as it was, and blocks no other part.
     fn reload(&mut self, config: &mut Config, file: Option<&Path>, asked: bool) -> bool {
-        let loaded = match config::load(&self.source, backends::problems).and_then(self.judge) {
+        let loaded = match (self.load)(&self.source) {
             Ok(loaded) if file.is_some() && loaded.path.is_none() => {
                 let file = file.map(|file| file.display().to_string());
                 tracing::error!(

@@ -104,7 +104,7 @@ pub async fn run(up: Up, as_loaded: Config, shutdown: Shutdown, ready: impl FnOn
     if let Some(source) = source {
         let handlers = code.map(|code| working.reloaded(code, &as_loaded));
         let reloaded = receiving.reloaded(as_loaded.apps.clone()).into_iter().chain(handlers.into_iter().flatten());
-        background.spawn(Reload::new(source, Ok, reloaded.collect()).watch(as_loaded, reload));
+        background.spawn(Reload::new(source, embedded::load, reloaded.collect()).watch(as_loaded, reload));
     }
     ready();
     // The worker answers hooks until receiving has ended.

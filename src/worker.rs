@@ -86,7 +86,7 @@ pub async fn run(back: WorkerInputs, shutdown: Shutdown, ready: impl FnOnce()) -
     let mut background = Background::start(Role::Worker, ops_listener, metrics, readiness, &backend, &shutdown);
     if let Some((source, code)) = again {
         let reloaded = working.reloaded(code, &config).into_iter().chain(backend.reloaded()).collect();
-        background.spawn(Reload::new(source, for_services, reloaded).watch(config, hangup));
+        background.spawn(Reload::new(source, rabbitmq::load, reloaded).watch(config, hangup));
     }
     ready();
     let stop = async {

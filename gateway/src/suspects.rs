@@ -88,7 +88,7 @@ mod tests {
         assert!(suspects.hold(7, start));
         assert_eq!((suspects.numbers(), suspects.next(start), suspects.held()), ([7].into(), None, 1));
         assert_eq!(suspects.next(start + HELD_FIRST), Some(7));
-        assert!(!suspects.hold(7, start), "told once");
+        assert!(!suspects.hold(7, start), "reported once");
         assert_eq!(suspects.next(start + HELD_FIRST), None);
         for _ in 0..10 {
             suspects.hold(7, start);

@@ -1,5 +1,5 @@
 //! Unverified requests that wait for bytes of their bodies. Their number is bounded in all, for each connection and, if
-//! clients can be told apart, for each client. At a bound the newcomer gets the place of the request that has waited longest.
+//! clients can be distinguished, for each client. At a bound the newcomer gets the place of the request that has waited longest.
 
 use crate::activity::Activity;
 use crate::budget::Short;
@@ -100,7 +100,7 @@ impl Waiting {
     }
 
     /// Gives a newcomer a place, if necessary that of the request that has waited longest. `client` is its address, if
-    /// clients can be told apart; otherwise all clients behind a balancer would count as one.
+    /// clients can be distinguished; otherwise all clients behind a balancer would count as one.
     pub(crate) fn enter(&self, activity: &Activity, client: Option<IpAddr>) -> WaitingPlace<'_> {
         let now = self.now();
         let waiter = Arc::new(Waiter {

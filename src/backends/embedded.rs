@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle};
-use streamgate_service::config::Config;
+use streamgate_service::config::{self, Config, ConfigError, Loaded, Source};
 use streamgate_service::metrics::Metrics;
 use streamgate_store::memory::InProcess;
 use streamgate_store::sqlite::{Depths, Embedded, InstanceFile, OpenError, Options};
@@ -31,6 +31,11 @@ pub struct Store {
 
 /// Interval between log lines about events that are parked for removed routes.
 const ORPHANS: Duration = Duration::from_secs(60 * 60);
+/// Loads a configuration for `up`.
+pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
+    config::load(source, super::problems)
+}
+
 /// Takes the data directory, and starts the store. `answers`: whether there are hook handlers.
 pub fn open(
     config: &Config,

@@ -3,14 +3,13 @@
 
 use super::goal::{Goal, HookUrl, Wanted};
 use super::hook::{EventHook, WantedHook, same_set, without_credentials};
-use super::settings::{Settings, Webhooks, listed};
+use super::settings::{Settings, TIMEOUT_FIELD, Webhooks, listed};
 use super::step::{Mark, Step};
 use super::update::{Part, Update};
 use serde_json::json;
 use streamgate_core::fields::Fields;
 use uuid::Uuid;
 
-pub(super) const TIMEOUT_FIELD: &str = "before_message_send_hook_attempt_timeout_ms";
 const BEFORE_MESSAGE_SEND_FIELD: &str = "before_message_send_hook_url";
 const COMMANDS_FIELD: &str = "custom_action_handler_url";
 /// Receivers in the first generation of hooks; they get the same event types as the URL.

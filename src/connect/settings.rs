@@ -4,6 +4,7 @@ use super::hook::{EventHook, same_set, without_credentials};
 use serde_json::value::RawValue;
 use streamgate_core::fields::Fields;
 
+pub(super) const TIMEOUT_FIELD: &str = "before_message_send_hook_attempt_timeout_ms";
 /// An app's settings, as far as they are used here.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {

@@ -1,7 +1,6 @@
 //! One update of an app's settings: what it writes, and the settings expected afterwards.
 
-use super::plan::TIMEOUT_FIELD;
-use super::settings::Settings;
+use super::settings::{Settings, TIMEOUT_FIELD};
 
 /// The part of the settings that one update writes. Stream refuses an update as a whole, so a refused part does not
 /// block the others.

@@ -5,7 +5,7 @@ use crate::output;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use streamgate_core::dead_letter::DeadLetter;
-use streamgate_core::envelope::rfc3339;
+use streamgate_core::timestamp::rfc3339;
 
 /// Reason, route and error make a cause: dead letters that share them failed the same way.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use crate::output;
 use serde::{Serialize, Serializer};
 use streamgate_core::attempts::Attempt;
 use streamgate_core::dead_letter::DeadLetter;
-use streamgate_core::envelope::rfc3339;
+use streamgate_core::timestamp::rfc3339;
 
 /// A dead letter, as scripts see it.
 #[derive(Debug, Serialize)]

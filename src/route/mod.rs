@@ -12,8 +12,8 @@ use serde::Serialize;
 use states::RouteStates;
 use std::process::ExitCode;
 use std::time::Duration;
-use streamgate_core::envelope::rfc3339;
 use streamgate_core::route_record::{Pause, Records, RouteRecord};
+use streamgate_core::timestamp::rfc3339;
 use streamgate_service::config::reader::nearest;
 
 #[derive(Debug, Args)]

@@ -19,7 +19,7 @@ pub struct Received {
     pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// The client's side of the connection: tells connections apart.
+    /// The client's side of the connection: distinguishes connections.
     pub from: SocketAddr,
     pub began: Instant,
     pub ended: Instant,

@@ -4,7 +4,7 @@ use crate::attempts::{Attempt, AttemptLog};
 use crate::handler::{Context, Event, HandlerError};
 use crate::isolation::Isolation;
 use crate::router::{Route, Router};
-use crate::unmatched::UnmatchedLog;
+use crate::unmatched_log::UnmatchedLog;
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
@@ -273,6 +273,31 @@ impl<D: Deliveries, C: Claims> Processor<D, C> {
             format!("the queue of the route {route}'s parked events is full: it has reached rabbitmq.parked_max");
         let settlement = Settlement::Dead { reason: Reason::ParkedFull, error: Some(error) };
         self.settle_unhandled(full, Some(Arc::clone(route)), settlement, [&**route, "dead"]).await;
+    }
+
+    /// Settles an event that no handler ran for and nobody claimed. `labels` are route and outcome. Returns whether it is
+    /// settled.
+    pub(crate) async fn settle_unhandled(
+        &self,
+        delivery: Delivery<D::Handle>,
+        route: Option<Arc<str>>,
+        settlement: Settlement,
+        labels: [&str; 2],
+    ) -> bool {
+        let key = delivery.envelope.key.clone();
+        let settled = async {
+            let settled = self.deliveries.settle(delivery, route, settlement.clone()).await?;
+            self.deliveries.finish(settled).await
+        };
+        if let Err(error) = settled.await {
+            tracing::error!(%error, key, "cannot settle; the event stays in the queue and will be delivered again");
+            return false;
+        }
+        self.metrics.worker_deliveries.with_label_values(&labels).inc();
+        if let Settlement::Dead { reason, .. } = &settlement {
+            self.metrics.worker_dead_letters.with_label_values(&[reason.as_str()]).inc();
+        }
+        true
     }
 }
 

@@ -19,6 +19,7 @@ mod run;
 mod threads;
 mod turn;
 mod unmatched;
+mod unmatched_log;
 
 pub use delivery::Policy;
 pub use exec::Exec;

@@ -7,7 +7,7 @@ use crate::isolation::Isolation;
 use crate::pauses::Pauses;
 use crate::router::Router;
 use crate::threads::Threads;
-use crate::unmatched::UnmatchedLog;
+use crate::unmatched_log::UnmatchedLog;
 use arc_swap::ArcSwap;
 use std::io;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The results of an event's attempts so far, which travel with the event so that a dead letter shows them all.
 
-use crate::envelope::{parse_rfc3339, rfc3339};
+use crate::timestamp::{parse_rfc3339, rfc3339};
 use serde_json::{Value, json};
 
 /// The newest attempts that are kept.

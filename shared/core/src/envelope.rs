@@ -7,6 +7,7 @@ use crate::attempts::Attempts;
 use crate::claim::ClaimKey;
 use crate::further::FurtherHeaders;
 use crate::id::{KeyedBy, Kind, idempotency_key};
+use crate::timestamp::{parse_rfc3339, rfc3339};
 use bytes::Bytes;
 use std::borrow::Cow;
 
@@ -180,15 +181,6 @@ pub fn safe_traceparent(raw: Option<&[u8]>) -> Option<&str> {
     let well_formed = parts.len() == LENGTHS.len()
         && parts.iter().zip(LENGTHS).all(|(part, length)| part.len() == length && hex(part));
     well_formed.then_some(text)
-}
-
-/// Formats milliseconds since the Unix epoch as RFC 3339.
-pub fn rfc3339(ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(ms).unwrap_or_default().to_string()
-}
-
-pub(crate) fn parse_rfc3339(text: &str) -> Option<i64> {
-    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
 }
 
 #[cfg(test)]

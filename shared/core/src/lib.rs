@@ -34,4 +34,5 @@ pub mod route_record;
 pub mod rules;
 pub mod signature;
 pub mod template;
+pub mod timestamp;
 pub mod user;

@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn a_table_of_clients() {
         let proxies = Peers { trusted_proxies: Some(networks(&["10.0.0.0/8", "::1"])), ..Peers::default() };
-        // (peer, X-Forwarded-For, client, whether it is told apart)
+        // (peer, X-Forwarded-For, client, whether it is certain)
         let cases: [(&str, &[&str], &str, bool); 13] = [
             ("192.0.2.1", &[], "192.0.2.1", true),
             ("192.0.2.1", &["198.51.100.7"], "192.0.2.1", true),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use streamgate_core::ports::{Deliveries, Enqueue, Lifecycle, RouteRecords, Spool};
 use streamgate_gateway::{Deduplicated, SpoolPolicy, Spooled};
 use streamgate_service::config::reader::Problem;
-use streamgate_service::config::{Config, ConfigError, Loaded};
+use streamgate_service::config::{self, Config, ConfigError, Loaded, Source};
 use streamgate_service::metrics::{IntGaugeVec, Metrics};
 use streamgate_store::rabbitmq::{CallQueue, Caller, Consumer, Endpoint, EndpointError, Exchange, Topology};
 use streamgate_store::redis::{
@@ -31,6 +31,11 @@ const MARKS: Duration = Duration::from_secs(2);
 pub type Gateway =
     GatewayParts<Deduplicated<Spooled<Exchange, SpoolFile>, SeenKeys>, Caller, RedisAnswers, GatewaySide>;
 pub type Worker = WorkerParts<Consumer, RedisClaims, CallQueue, RedisRoutes, WorkerSide>;
+
+/// Loads a configuration for `gateway` and `worker`.
+pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
+    config::load(source, super::problems).and_then(for_services)
+}
 
 /// A configuration for `gateway` and `worker`, which work on RabbitMQ whatever it names.
 pub fn for_services(loaded: Loaded) -> Result<Loaded, ConfigError> {

@@ -6,6 +6,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use streamgate_core::ports::StoreError;
 
+/// Dead letters moved in one transaction: the running owner waits no longer than that for its own.
+pub(super) const MAX_MOVED: usize = 100;
+/// Bytes of bodies after which a transaction ends, for the same reason.
+pub(super) const MAX_MOVED_BYTES: usize = 4 << 20;
+
 /// A connection of its own.
 #[derive(Clone, Debug)]
 pub(super) struct Alongside(Arc<Mutex<Connection>>);

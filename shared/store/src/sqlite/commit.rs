@@ -5,8 +5,8 @@
 //! with it.
 
 use super::file_watch::FileWatch;
+use super::limits::{Health, Limits, TICK};
 use super::queue::{self, Change};
-use super::writer::{Health, Limits, TICK};
 use super::{answers, clock::Clock, now_ms, routes, schema, seen, unavailable};
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};

@@ -6,7 +6,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use streamgate_core::envelope::rfc3339;
+use streamgate_core::timestamp::rfc3339;
 
 /// Part of the name of a file that was set aside, followed by the time.
 const ASIDE: &str = ".damaged-";

@@ -1,6 +1,10 @@
 //! The dead letters, for the command line: read, replayed and dropped, alongside a running owner or without one.
 
-use super::{OpenError, alongside::Alongside, parked, queue, row, schema};
+use super::{
+    OpenError,
+    alongside::{Alongside, MAX_MOVED, MAX_MOVED_BYTES},
+    parked, queue, row, schema,
+};
 use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::Path;
 use std::sync::Arc;
@@ -8,11 +12,6 @@ use streamgate_core::{
     dead_letter::{DeadLetter, DeadLetterId},
     ports::{DeadLetters, Moved, Page, PageToken, StoreError},
 };
-
-/// Dead letters moved in one transaction: the running owner waits no longer than that for its own.
-pub(super) const MAX_MOVED: usize = 100;
-/// Bytes of bodies after which a transaction ends, for the same reason.
-const MAX_MOVED_BYTES: usize = 4 << 20;
 
 /// The dead letters of a data directory, or the parked events of one route in it.
 #[derive(Clone, Debug)]

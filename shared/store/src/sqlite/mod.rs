@@ -20,6 +20,7 @@ mod in_hand;
 mod inbox;
 mod instances;
 mod leases;
+mod limits;
 mod parked;
 mod queue;
 mod reader;
@@ -108,7 +109,7 @@ impl Embedded {
         queue::begin(&mut writing, options.prefetch, parked).map_err(failed)?;
         let reading = schema::open_reader(&owned.database())?;
         let counting = Arc::new(Mutex::new(Some(Counter::new(schema::open_reader(&owned.database())?))));
-        let writer = Writer::start(writing, &owned.database(), writer::Limits::of(options), None)?;
+        let writer = Writer::start(writing, &owned.database(), limits::Limits::of(options), None)?;
         let Options { prefetch, in_hand_bytes, patience, .. } = *options;
         let bounds = Bounds { prefetch, parked, in_hand_bytes, patience };
         let inbox = Inbox::start(Reader::start(reading)?, writer.marker(), writer.news(), bounds);

@@ -1,7 +1,7 @@
 //! The parked events of a route, for the command line: read, put back and dropped, alongside a running owner or without
 //! one.
 
-use super::dead_letters::MAX_MOVED;
+use super::alongside::MAX_MOVED;
 use super::{now_ms, row};
 use rusqlite::{Connection, TransactionBehavior, params};
 use streamgate_core::{dead_letter::DeadLetter, reason::Reason};

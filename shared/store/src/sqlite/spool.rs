@@ -1,8 +1,9 @@
 //! A gateway's spool: the events that RabbitMQ did not take, in the same file that `up` uses for its queue.
 
 use super::directory::Owned;
+use super::limits::Limits;
 use super::reader::{MAX_BYTES, Reader};
-use super::writer::{Limits, Writer};
+use super::writer::Writer;
 use super::{OpenError, damage, millis, queue, row, schema};
 use rusqlite::{Connection, params};
 use std::collections::BTreeSet;
