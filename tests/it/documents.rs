@@ -159,6 +159,22 @@ fn the_documented_alerts_are_those_of_the_rules() {
     assert_eq!(documented, alerts.collect());
 }
 
+/// Every alert leads to its section of the runbook, and every section is an alert's.
+#[test]
+fn every_alert_has_its_section_in_the_runbook() {
+    let (rules, runbook) = (read("deploy/alerts.yml"), read("docs/runbook.md"));
+    let alerts: Vec<_> = rules.split("- alert: ").skip(1).map(|rule| (rule.lines().next().unwrap().trim(), rule)).collect();
+    let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## Streamgate")).collect();
+    let names: Vec<_> = alerts.iter().map(|(name, _)| name.strip_prefix("Streamgate").unwrap()).collect();
+    assert_eq!(sections, names, "a section for each alert, in the order of the rules");
+    for (name, rule) in alerts {
+        let url = rule.lines().find_map(|line| line.trim().strip_prefix("runbook_url: "));
+        let url = url.unwrap_or_else(|| panic!("{name} has no runbook_url"));
+        let anchor = format!("docs/runbook.md#{}", anchor_of(name));
+        assert!(url.trim_matches('"').ends_with(&anchor), "{name}: {url}");
+    }
+}
+
 /// A configuration that has every key of the reference with some text for a value, and in each of its tables a key that is unknown.
 fn config_of(keys: &BTreeSet<String>) -> serde_json::Value {
     let mut root = serde_json::json!({});
