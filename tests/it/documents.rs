@@ -93,6 +93,7 @@ fn every_link_of_the_documents_leads_somewhere() {
         "docs/metrics.md",
         "docs/moderation.md",
         "docs/rabbitmq.md",
+        "docs/runbook.md",
     ]);
     for document in documents {
         // Code between backticks may look like a link.
@@ -163,7 +164,8 @@ fn the_documented_alerts_are_those_of_the_rules() {
 #[test]
 fn every_alert_has_its_section_in_the_runbook() {
     let (rules, runbook) = (read("deploy/alerts.yml"), read("docs/runbook.md"));
-    let alerts: Vec<_> = rules.split("- alert: ").skip(1).map(|rule| (rule.lines().next().unwrap().trim(), rule)).collect();
+    let alerts: Vec<_> =
+        rules.split("- alert: ").skip(1).map(|rule| (rule.lines().next().unwrap().trim(), rule)).collect();
     let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## Streamgate")).collect();
     let names: Vec<_> = alerts.iter().map(|(name, _)| name.strip_prefix("Streamgate").unwrap()).collect();
     assert_eq!(sections, names, "a section for each alert, in the order of the rules");
@@ -281,6 +283,7 @@ async fn every_documented_option_exists() {
         "docs/metrics.md",
         "docs/moderation.md",
         "docs/rabbitmq.md",
+        "docs/runbook.md",
     ];
     let readme: String = documents.into_iter().map(read).collect();
     let help: String = helps().await.into_iter().map(|(_, help)| help).collect();
