@@ -62,8 +62,8 @@ pub(crate) fn read(files: &CertificateFiles) -> Result<Certificate, CertificateF
             CertificateFileError::Mismatch { cert: cert.clone(), key: key.clone(), error }
         }
     })?;
-    if certificate.validity.not_after <= jiff::Timestamp::now().as_second() {
-        tracing::error!(path = %cert.display(), "the TLS certificate has expired: clients will refuse it; renew the file");
+    if let Some(problem) = certificate.validity.problem(jiff::Timestamp::now().as_second()) {
+        tracing::error!(path = %cert.display(), "the TLS certificate {problem}");
     }
     Ok(certificate)
 }
@@ -73,6 +73,9 @@ pub(crate) fn read(files: &CertificateFiles) -> Result<Certificate, CertificateF
 pub(crate) fn doubt(files: &CertificateFiles) -> Option<String> {
     let chain = chain(&files.cert).ok()?;
     let certificate = Certificate::new(chain.clone(), private(&files.key).ok()?).ok()?;
+    if let Some(ends) = certificate.validity.ends_soon(jiff::Timestamp::now().as_second()) {
+        return Some(format!("{}: the certificate {ends}", files.cert.display()));
+    }
     let (leaf, intermediates) = chain.split_first()?;
     let name = certificate.names.first()?.replace('*', "any");
     let roots = Arc::new(http_client::system_roots());

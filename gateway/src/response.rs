@@ -253,6 +253,7 @@ mod tests {
             assert_eq!(is_passing(reason), matches!(answer.status().as_u16(), 408 | 503), "{reason}");
             assert!(!response(Err(reason), false).headers().contains_key(CONNECTION), "{reason}");
             assert_eq!(answer.status().as_u16(), expected(reason.as_str()), "{reason}");
+            assert_eq!(answer.status() == 503, Reason::OF_OVERLOAD.contains(&reason), "{reason}");
             assert_eq!(answer.headers().contains_key(RETRY_AFTER), answer.status() == 503, "{reason}");
             assert_eq!(answer.headers().contains_key(ALLOW), answer.status() == 405, "{reason}");
             assert!(!refusal_body(reason).trim_matches(['{', '}', '\n']).contains(['\\', '{', '}']), "{reason}");

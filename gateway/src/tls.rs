@@ -125,7 +125,11 @@ impl Tls {
 
     /// An error if handshakes cannot succeed; else a warning if something is wrong with the certificate.
     pub fn ready(&self) -> Result<Option<String>, String> {
-        self.acme.as_ref().map_or(Ok(None), |acme| acme.ready())
+        let problem = || self.current.validity()?.problem(jiff::Timestamp::now().as_second());
+        // An authority's certificate is renewed, and says itself what is wrong.
+        self.acme
+            .as_ref()
+            .map_or_else(|| Ok(problem().map(|problem| format!("the certificate {problem}"))), |acme| acme.ready())
     }
 
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
@@ -145,7 +149,11 @@ pub fn leaf(config: &TlsConfig, data_dir: &Path) -> Result<CertificateDer<'stati
 pub async fn inspect(config: &TlsConfig, data_dir: &Path) -> Result<String, String> {
     match config {
         TlsConfig::Files(files) => {
-            read(files).map(|_| "certificate and key match".to_owned()).map_err(|error| error.to_string())
+            let certificate = read(files).map_err(|error| error.to_string())?;
+            match certificate.validity.problem(jiff::Timestamp::now().as_second()) {
+                Some(problem) => Err(format!("the certificate in {} {problem}", files.cert.display())),
+                None => Ok("certificate and key match".to_owned()),
+            }
         }
         TlsConfig::Acme(config) => acme::inspect(config, data_dir).await,
     }
@@ -200,5 +208,22 @@ mod tests {
         };
         tls.reload(&TlsConfig::Files(next), false).unwrap();
         assert_ne!(served(), first);
+    }
+
+    #[tokio::test]
+    async fn an_expired_certificate_fails_the_check_and_shows_in_the_readiness() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        parameters.not_before = rcgen::date_time_ymd(2019, 1, 1);
+        parameters.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let files = CertificateFiles { cert: directory.path().join("cert"), key: directory.path().join("key") };
+        std::fs::write(&files.cert, parameters.self_signed(&pair).unwrap().pem()).unwrap();
+        std::fs::write(&files.key, pair.serialize_pem()).unwrap();
+        let config = TlsConfig::Files(files);
+        let error = inspect(&config, directory.path()).await.unwrap_err();
+        assert!(error.contains("has expired on 2020-01-01"), "{error}");
+        let tls = Tls::load(&config, directory.path(), &Metrics::new()).unwrap();
+        assert!(tls.ready().unwrap().unwrap().contains("the certificate has expired"));
     }
 }

@@ -98,6 +98,16 @@ reasons! {
 }
 
 impl Reason {
+    /// Those for which a push is answered 503: they pass, and Stream repeats it.
+    pub const OF_OVERLOAD: [Reason; 6] = [
+        Reason::InFlightLimit,
+        Reason::MemoryBudget,
+        Reason::Draining,
+        Reason::DeadlineExceeded,
+        Reason::StoreUnavailable,
+        Reason::StoreFull,
+    ];
+
     /// The reasons for which workers give up on an event.
     pub const OF_WORKERS: [Reason; 6] = [
         Reason::Rejected,

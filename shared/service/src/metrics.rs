@@ -155,7 +155,12 @@ impl Metrics {
             for outcome in ["enqueued", "spooled", "duplicate"] {
                 self.gateway_requests.with_label_values(&[app, "push", outcome]).reset();
             }
-            for [kind, outcome] in hook_outcomes() {
+            for reason in Reason::OF_OVERLOAD {
+                self.gateway_requests.with_label_values(&[app, "push", reason.as_str()]).reset();
+            }
+            let unavailable = [Kind::BeforeMessageSend, Kind::CustomCommand]
+                .map(|kind| [kind.as_str(), Reason::StoreUnavailable.as_str()]);
+            for [kind, outcome] in hook_outcomes().chain(unavailable) {
                 self.gateway_requests.with_label_values(&[app, kind, outcome]).reset();
             }
         }
