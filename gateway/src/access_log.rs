@@ -107,7 +107,11 @@ impl AccessLog {
     ) {
         let (app, kind, label) =
             (of.app.unwrap_or(NONE), of.kind.map_or(NONE, Kind::as_str), response::outcome_label(outcome));
-        self.count(app, kind, label, first_byte);
+        self.metrics.gateway_requests.with_label_values(&[app, kind, label]).inc();
+        // Of signed ones alone: a stranger that sends slowly must not look like slow answers to Stream.
+        if of.is_signed {
+            self.metrics.gateway_ack.with_label_values(&[kind]).observe(first_byte.elapsed().as_secs_f64());
+        }
         match outcome {
             Ok(taken) => {
                 if let Some(reason) = taken.policy() {
@@ -195,8 +199,8 @@ impl AccessLog {
     }
 
     /// Counts and logs a head that was not complete in time, which its connection has answered.
-    pub(crate) fn head_timed_out(&self, peer: IpAddr, first_byte: Instant) {
-        self.count(NONE, NONE, Reason::HeaderTimeout.as_str(), first_byte);
+    pub(crate) fn head_timed_out(&self, peer: IpAddr) {
+        self.metrics.gateway_requests.with_label_values(&[NONE, NONE, Reason::HeaderTimeout.as_str()]).inc();
         self.connection_refused(Reason::HeaderTimeout, peer);
     }
 
@@ -214,11 +218,6 @@ impl AccessLog {
         if let Some(times) = connections.happened(reason.as_str(), Instant::now()) {
             tracing::warn!(%reason, times, %peer, advice = response::advice(reason), "refused input that is not a webhook");
         }
-    }
-
-    fn count(&self, app: &str, kind: &str, label: &str, first_byte: Instant) {
-        self.metrics.gateway_requests.with_label_values(&[app, kind, label]).inc();
-        self.metrics.gateway_ack.with_label_values(&[kind]).observe(first_byte.elapsed().as_secs_f64());
     }
 
     /// Logs every minute how many refusals had no line of their own. Runs until it is dropped.

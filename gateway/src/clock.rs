@@ -18,8 +18,8 @@ pub(crate) enum Leaving {
 /// What has to happen to a connection when its time is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClockAction {
-    /// A head was not complete in time; its first byte came at this instant.
-    HeadTimeout(Instant),
+    /// A head was not complete in time.
+    HeadTimeout,
     /// The peer is to be notified that the connection ends.
     Notify,
     /// The connection is to be dropped.
@@ -72,7 +72,7 @@ fn by_phase(phase: Phase, leaving: Leaving, is_verified: bool, times: &Times) ->
         (Phase::Writing(since), Leaving::No | Leaving::Notified(_)) => (since + times.write_timeout, ClockAction::Now),
         (Phase::Lingering(_) | Phase::Writing(_) | Phase::Head(_), Leaving::Evicted(at)) => (at, ClockAction::Now),
         (Phase::Head(since), Leaving::No | Leaving::Grace(_) | Leaving::Notified(_)) => {
-            (since + times.header_timeout, ClockAction::HeadTimeout(since))
+            (since + times.header_timeout, ClockAction::HeadTimeout)
         }
         (Phase::Idle(since), Leaving::No) => (since + times.keep_alive, ClockAction::Notify),
         (Phase::Idle(since), Leaving::Grace(began)) => (since.max(began) + times.grace, ClockAction::Notify),
@@ -104,7 +104,7 @@ mod tests {
         let (reading, writing, busy) = (Phase::Reading(early), Phase::Writing(early), Phase::Busy);
         let (no, grace, notified, evicted) =
             (Leaving::No, Leaving::Grace(late), Leaving::Notified(late), Leaving::Evicted(late));
-        let head_timeout = Some((early + 5 * second, ClockAction::HeadTimeout(early)));
+        let head_timeout = Some((early + 5 * second, ClockAction::HeadTimeout));
         let unwritten = Some((early + 4 * second, ClockAction::Now));
         let notify = Some((late, ClockAction::Notify));
         let cut = Some((late, ClockAction::Now));

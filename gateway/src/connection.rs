@@ -123,8 +123,8 @@ pub(crate) async fn serve_http1<IO, E>(
             let stream = connection.into_parts().io.into_inner();
             intake.log.unreadable(stream.opening().reason(error.is_parse_too_large()), activity.peer());
         }
-        End::HeadTimeout(first_byte) => {
-            intake.log.head_timed_out(activity.peer(), first_byte);
+        End::HeadTimeout => {
+            intake.log.head_timed_out(activity.peer());
             let mut stream = connection.into_parts().io.into_inner();
             let farewell = async {
                 stream.write_all(response::header_timeout().as_bytes()).await?;
@@ -167,8 +167,8 @@ pub(crate) async fn serve_http2<IO, E>(
 /// How a connection ended.
 enum End {
     Over,
-    /// A head was not complete in time; its first byte came at this instant.
-    HeadTimeout(std::time::Instant),
+    /// A head was not complete in time.
+    HeadTimeout,
     Failed(hyper::Error),
 }
 
@@ -190,7 +190,7 @@ async fn run<C: Graceful>(mut connection: Pin<&mut C>, activity: &Activity, ends
                 Poll::Pending => clock(timer.as_mut(), activity, leaving, &times, cx),
             }) => match stop {
                 ClockAction::Notify => leaving = Leaving::Notified(now()),
-                ClockAction::HeadTimeout(first_byte) => return End::HeadTimeout(first_byte),
+                ClockAction::HeadTimeout => return End::HeadTimeout,
                 ClockAction::Now => return failed.map_or(End::Over, End::Failed),
             },
             () = activity.evicted.cancelled(), if has_place => leaving = Leaving::Evicted(now()),

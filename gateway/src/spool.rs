@@ -106,7 +106,7 @@ impl<Q: Enqueue, D: Spool> Enqueue for Spooled<Q, D> {
             return Ok(());
         }
         let queue = self.state.queue.ready().err();
-        let queue = queue.map_or_else(|| "the queue refuses or does not confirm".to_owned(), |error| error.to_string());
+        let queue = queue.as_ref().map_or("the queue refuses or does not confirm", StoreError::reason);
         Err(StoreError::Unavailable(format!("{queue}; and the spool: {spool}")))
     }
 }

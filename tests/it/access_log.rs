@@ -359,3 +359,22 @@ async fn refusals_by_the_http2_layer_are_logged_and_counted() {
     let more: Vec<_> = lines(&site, "refused more input that is not a webhook");
     assert_eq!(more.iter().map(|line| line["times"].as_u64().unwrap()).sum::<u64>(), 1, "{more:?}");
 }
+
+/// Alerts on slow answers go by this metric: a stranger that sends slowly must not raise one.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_signed_requests_count_as_answered_to_stream() {
+    let site = Site::new();
+    site.configure(&Setup::default());
+    let server = site.start().await;
+    let forged = Webhook::fresh().set("x-signature", &"a".repeat(64));
+    assert_eq!(send(server.public, &forged).await.unwrap().status, 401);
+    assert_eq!(send(server.public, &Webhook::fresh()).await.unwrap().status, 200);
+    let refused = "streamgate_gateway_requests_total{app=\"chat\",kind=\"push\",outcome=\"wrong_signature\"}";
+    eventually("both are counted", || async { server.metric(refused).await == 1.0 }).await;
+    eventually("the signed one has a time", || async {
+        server.metric("streamgate_gateway_ack_seconds_count{kind=\"push\"}").await >= 1.0
+    })
+    .await;
+    assert_eq!(server.metric("streamgate_gateway_ack_seconds_count{kind=\"push\"}").await, 1.0);
+    assert!(server.terminate().await.success());
+}

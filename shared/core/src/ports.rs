@@ -27,6 +27,15 @@ pub enum StoreError {
     Gone(String),
 }
 
+impl StoreError {
+    /// The reason alone, for a text that says already what failed.
+    pub fn reason(&self) -> &str {
+        match self {
+            StoreError::Full(reason) | StoreError::Unavailable(reason) | StoreError::Gone(reason) => reason,
+        }
+    }
+}
+
 /// How an event was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepted {

@@ -49,7 +49,7 @@ metrics! {
     gateway_requests: IntCounterVec = "gateway_requests_total" |name, help| counters(name, help, &["app", "kind", "outcome"]);
     /// Requests with Stream's headers that were answered 4xx, by reason: Stream repeats only those answered 408.
     gateway_refused: IntCounterVec = "gateway_refused_webhooks_total" |name, help| counters(name, help, &["reason"]);
-    /// From the first byte of a webhook to its answer, in seconds.
+    /// From the first byte of a signed webhook to its answer, in seconds.
     gateway_ack: HistogramVec = "gateway_ack_seconds" |name, help| histograms(name, help, &ANSWER_BUCKETS, &["kind"]);
     /// Webhooks being read, stored or answered.
     gateway_in_flight: IntGauge = "gateway_in_flight" |name, help| IntGauge::new(name, help);

@@ -74,6 +74,10 @@ impl Topology {
         if absent.is_empty() && survey.errors.is_empty() {
             for exchange in self.publish_targets() {
                 survey.may_write(&exchange).await;
+                // Without a connection that takes publishes the rest fails alike.
+                if survey.errors.last().is_some_and(TopologyError::is_passing) {
+                    return Err(survey.errors);
+                }
             }
             for queue in [self.events(), self.dead()] {
                 survey.may_read(&queue).await;
@@ -269,6 +273,11 @@ impl<'c> Survey<'c> {
             self.channel = None;
             match tried {
                 Ok(()) => return,
+                // An alarm holds publishes back until it is over: no further try says more.
+                Err(_) if self.connection.status().blocked() => {
+                    let error = "RabbitMQ blocks publishing: it is low on memory or disk space".to_owned();
+                    return self.errors.push(TopologyError::Failed { what, error });
+                }
                 Err(error) if !error.is_passing() || attempt == TRIES => return self.errors.push(error),
                 Err(_) => {}
             }
