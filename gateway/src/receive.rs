@@ -14,6 +14,7 @@ use crate::read::Reader;
 use crate::response::{self, Outcome, Taken};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::{Request, Response};
@@ -218,7 +219,8 @@ impl<E: Enqueue> Intake<E> {
         drop(body);
         about.event_type = self.log.names_types().then(|| call.event_type.clone());
         match kind {
-            Kind::Push => intake::store(&*self.enqueue, &self.metrics, call).await.map(Taken::Event),
+            // Boxed, because hyper keeps space for the whole future in each open connection, idle ones too.
+            Kind::Push => intake::store(&*self.enqueue, &self.metrics, call).boxed().await.map(Taken::Event),
             Kind::BeforeMessageSend | Kind::CustomCommand => {
                 let repeatable = has_id || self.hooks.is_by_body(kind);
                 let asked = Asked { call, repeatable, deadline: deadline.decide_by, given_up: self.given_up.clone() };
