@@ -78,6 +78,8 @@ impl Broker {
             .env("RABBITMQ_CONFIG_FILE", file("rabbitmq"))
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
             .env("ERL_EPMD_PORT", self.epmd.to_string())
+            // Else a server that cannot start leaves its dump in the working directory, which is the repository.
+            .env("ERL_CRASH_DUMP", file("erl_crash.dump"))
             .env("ERL_EPMD_ADDRESS", "127.0.0.1");
     }
 
