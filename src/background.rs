@@ -2,24 +2,26 @@
 
 use crate::heartbeat::Heartbeat;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use streamgate_core::instance::Role;
-use streamgate_core::ports::{Instances, Lifecycle};
+use streamgate_core::ports::Lifecycle;
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops::{self, Readiness};
 use streamgate_service::shutdown::Shutdown;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// A process that cannot record its end counts as gone 20 s after its last heartbeat.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 
+#[derive(Debug)]
 pub(crate) struct Background {
     tasks: Vec<AbortOnDropHandle<()>>,
-    /// Records that the process has ended.
-    leave: Pin<Box<dyn Future<Output = ()> + Send>>,
+    heartbeat: AbortOnDropHandle<()>,
+    /// Ends the heartbeat, which then records that the process has ended.
+    ended: CancellationToken,
 }
 
 impl Background {
@@ -33,13 +35,9 @@ impl Background {
         shutdown: &Shutdown,
     ) -> Background {
         let heartbeat = Heartbeat::new(role, Arc::clone(&metrics), Arc::clone(&readiness));
-        let (id, instances) = (heartbeat.id().to_owned(), backend.instances());
-        let leave = {
-            let instances = Arc::clone(&instances);
-            async move { drop(tokio::time::timeout(LEAVE_TIMEOUT, instances.leave(&id)).await) }
-        };
-        let mut background = Background { tasks: Vec::new(), leave: Box::pin(leave) };
-        background.spawn(heartbeat.run(instances));
+        let ended = CancellationToken::new();
+        let heartbeat = tokio::spawn(heartbeat.run(backend.instances(), ended.clone()));
+        let mut background = Background { tasks: Vec::new(), heartbeat: AbortOnDropHandle::new(heartbeat), ended };
         let pages = ops::pages(metrics, readiness);
         background.spawn(ops::serve(ops_listener, pages, shutdown.abort.clone()));
         let backend = Arc::clone(backend);
@@ -57,6 +55,7 @@ impl Background {
             task.abort();
             drop(task.await);
         }
-        self.leave.await;
+        self.ended.cancel();
+        drop(tokio::time::timeout(LEAVE_TIMEOUT, self.heartbeat).await);
     }
 }

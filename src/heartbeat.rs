@@ -7,6 +7,7 @@ use streamgate_core::ports::Instances;
 use streamgate_service::metrics::Metrics;
 use streamgate_service::ops::Readiness;
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 /// What the description is made from.
 pub(crate) struct Heartbeat {
@@ -28,20 +29,18 @@ impl Heartbeat {
         Heartbeat { role, id, host, started_at_ms, metrics, readiness }
     }
 
-    pub(crate) fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// Never returns. Once it has been dropped, the process counts as gone a while later; `leave` says so at once.
-    pub(crate) async fn run(self, instances: Arc<impl Instances>) {
+    /// Until `ended`; then the process is recorded as gone. One that is only dropped counts as gone a while later.
+    pub(crate) async fn run(self, instances: Arc<impl Instances>, ended: CancellationToken) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
+        while ended.run_until_cancelled(ticks.tick()).await.is_some() {
             // That the store is away shows elsewhere.
             if let Err(error) = instances.beat(&self.instance()).await {
                 tracing::debug!(%error, "cannot record that this process runs; `streamgate status` does not show it");
             }
+        }
+        if let Err(error) = instances.leave(&self.id).await {
+            tracing::debug!(%error, "cannot record that this process has ended; `streamgate status` shows it for a while");
         }
     }
 
@@ -51,7 +50,6 @@ impl Heartbeat {
             Ok(trouble) => (true, trouble),
             Err(why) => (false, Some(why)),
         };
-        let receives = self.role != Role::Worker;
         let in_hand = [&metrics.gateway_in_flight, &metrics.worker_in_flight, &metrics.worker_calls_in_flight];
         let spool = SpoolUse {
             events: metrics.spool_events.get(),
@@ -68,7 +66,7 @@ impl Heartbeat {
             ready,
             trouble,
             in_hand: in_hand.iter().map(|gauge| gauge.get()).sum(),
-            spool: (receives && self.role == Role::Gateway).then_some(spool),
+            spool: (self.role == Role::Gateway).then_some(spool),
             open_routes: metrics.open_routes(),
         }
     }

@@ -58,8 +58,8 @@ impl Reader {
         }
     }
 
-    /// Gives a new request its place, and reserves its cost without the body. `client` is its address, if clients can be told
-    /// apart.
+    /// Gives a new request its place, and reserves its cost without the body. `client` is its address, if clients can be
+    /// distinguished.
     pub(crate) async fn begin<'r>(
         &'r self,
         in_hand: &'r InHand,

@@ -6,23 +6,22 @@ pub mod rabbitmq;
 
 use std::sync::Arc;
 use std::time::Duration;
-use streamgate_service::config::Config;
-#[cfg(feature = "services")]
-use streamgate_service::config::StoreKind;
 use streamgate_service::config::reader::Problem;
+use streamgate_service::config::{Config, StoreKind};
 
 /// One in this many deliveries in hand may be a parked event.
 const PARKED_SHARE: usize = 4;
 
 /// The values of a configuration that its backend cannot work with.
 pub fn problems(config: &Config) -> Vec<Problem> {
-    #[cfg(feature = "services")]
-    if config.store.kind == StoreKind::RabbitMq {
-        return rabbitmq::limits::problems(config);
+    match config.store.kind {
+        #[cfg(feature = "services")]
+        StoreKind::RabbitMq => rabbitmq::limits::problems(config),
+        #[cfg(not(feature = "services"))]
+        StoreKind::RabbitMq => Vec::new(),
+        // It has no limits of its own.
+        StoreKind::Embedded => Vec::new(),
     }
-    // The embedded store has no limits of its own.
-    let _ = config;
-    Vec::new()
 }
 
 /// The ports of a gateway.

@@ -142,30 +142,25 @@ async fn run(loaded: &Loaded, args: Dead, interrupted: &CancellationToken) -> an
 
 /// The causes of all dead letters.
 pub(crate) async fn causes_of(loaded: &Loaded) -> anyhow::Result<Vec<Cause>> {
-    let (mut causes, never) = (Causes::default(), CancellationToken::new());
-    let mut count = |dead_letter: &DeadLetter| {
-        causes.count(dead_letter);
-        Ok(())
-    };
-    match loaded.config.store.kind {
-        StoreKind::Embedded => {
-            let dead_letters = DeadLetterBox::open(&loaded.config.store.data_dir)?;
-            each(&dead_letters, &Filter::default(), &never, &mut count).await?;
-        }
+    let (all, never) = (Filter::default(), CancellationToken::new());
+    let causes = match loaded.config.store.kind {
+        StoreKind::Embedded => counted(&DeadLetterBox::open(&loaded.config.store.data_dir)?, &all, &never).await?,
         StoreKind::RabbitMq => {
             let Servers { endpoint, topology, .. } = Servers::of(loaded)?;
             let dead_letters = DeadLetterQueue::dead(endpoint, &topology);
-            let read = each(&dead_letters, &Filter::default(), &never, &mut count).await;
+            let counted = counted(&dead_letters, &all, &never).await;
             dead_letters.close().await?;
-            read?;
+            counted?
         }
-    }
+    };
     Ok(causes.list())
 }
 
 async fn act(dead_letters: &impl DeadLetters, action: Action, interrupted: &CancellationToken) -> anyhow::Result<()> {
     match action {
-        Action::List { select, group: true, json } => causes(dead_letters, &select.filter(), json, interrupted).await,
+        Action::List { select, group: true, json } => {
+            counted(dead_letters, &select.filter(), interrupted).await?.show(json)
+        }
         Action::List { select, group: false, json } => list(dead_letters, &select.filter(), json, interrupted).await,
         Action::Show { id, body, json } => show(dead_letters, id, body, json, interrupted).await,
         Action::Replay(how) => {
@@ -250,19 +245,18 @@ async fn list(
     Ok(())
 }
 
-async fn causes(
+async fn counted(
     dead_letters: &impl DeadLetters,
     filter: &Filter,
-    json: bool,
     interrupted: &CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Causes> {
     let mut causes = Causes::default();
     each(dead_letters, filter, interrupted, |dead_letter| {
         causes.count(dead_letter);
         Ok(())
     })
     .await?;
-    causes.show(json)
+    Ok(causes)
 }
 
 async fn show(

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use states::RouteStates;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 use streamgate_core::route_record::{Pause, Records, RouteRecord};
@@ -53,17 +54,17 @@ enum Action {
 
 /// A route as it is shown.
 #[derive(Debug, Serialize)]
-struct View {
-    name: String,
+pub(crate) struct View {
+    pub(crate) name: String,
     /// `running` or `paused`. That a service is down, which workers find out by themselves, is in their metrics.
-    state: &'static str,
-    by: Option<String>,
-    why: Option<String>,
-    since: Option<String>,
+    pub(crate) state: &'static str,
+    pub(crate) by: Option<String>,
+    pub(crate) why: Option<String>,
+    pub(crate) since: Option<String>,
     /// How many events wait for the route; `None` if it is not known.
-    parked: Option<u64>,
+    pub(crate) parked: Option<u64>,
     /// Whether the route is in the configuration.
-    configured: bool,
+    pub(crate) configured: bool,
 }
 
 pub async fn command(global: &Global, args: Route) -> anyhow::Result<ExitCode> {
@@ -87,18 +88,8 @@ async fn act(states: &RouteStates, configured: &[String], action: Action) -> any
 }
 
 async fn list(states: &RouteStates, configured: &[String], records: &Records, json: bool) -> anyhow::Result<()> {
-    let former = records.keys().filter(|name| !configured.contains(name)).cloned();
-    let names: Vec<String> = configured.iter().cloned().chain(former).collect();
-    let parked = states.parked(&names).await;
-    let views: Vec<View> = names
-        .into_iter()
-        .map(|name| {
-            let events = parked.as_ref().ok().map(|parked| parked.get(&name).copied().unwrap_or_default());
-            view(name, configured, records, events)
-        })
-        // A removed route without parked events is not worth a line.
-        .filter(|view| view.configured || view.parked != Some(0) || view.state == "paused")
-        .collect();
+    let parked = states.parked(&names(configured, records)).await;
+    let views = views(configured, records, parked.as_ref().ok());
     if json {
         return Ok(output::line(serde_json::to_string(&views)?)?);
     }
@@ -112,6 +103,22 @@ async fn list(states: &RouteStates, configured: &[String], records: &Records, js
         output::line(format!("how many events are parked is not known: {error:#}"))?;
     }
     Ok(())
+}
+
+/// The routes of the configuration, then the former ones.
+fn names(configured: &[String], records: &Records) -> Vec<String> {
+    let former = records.keys().filter(|name| !configured.contains(name));
+    configured.iter().chain(former).cloned().collect()
+}
+
+/// The routes that are shown. `parked`: how many events wait for each, if that is known.
+pub(crate) fn views(configured: &[String], records: &Records, parked: Option<&BTreeMap<String, u64>>) -> Vec<View> {
+    let views = names(configured, records).into_iter().map(|name| {
+        let events = parked.map(|parked| parked.get(&name).copied().unwrap_or_default());
+        view(name, configured, records, events)
+    });
+    // A removed route without parked events is not worth a line.
+    views.filter(|view| view.configured || view.parked != Some(0) || view.state == "paused").collect()
 }
 
 fn view(name: String, configured: &[String], records: &Records, parked: Option<u64>) -> View {

@@ -43,14 +43,14 @@ impl RouteStates {
 
     pub(crate) async fn read(&self) -> Result<Records, StoreError> {
         match self {
-            RouteStates::Embedded(book) => book.read().await,
+            RouteStates::Embedded(file) => file.read().await,
             RouteStates::Services { routes, .. } => until_there(|| routes.read()).await,
         }
     }
 
     pub(super) async fn write(&self, route: &str, record: &RouteRecord) -> Result<bool, StoreError> {
         match self {
-            RouteStates::Embedded(book) => book.write(route, record).await,
+            RouteStates::Embedded(file) => file.write(route, record).await,
             RouteStates::Services { routes, .. } => until_there(|| routes.write(route, record)).await,
         }
     }
@@ -58,8 +58,8 @@ impl RouteStates {
     /// How many events are parked, by route.
     pub(crate) async fn parked(&self, names: &[String]) -> anyhow::Result<BTreeMap<String, u64>> {
         match self {
-            RouteStates::Embedded(book) => {
-                let counts = book.parked().await?.into_iter();
+            RouteStates::Embedded(file) => {
+                let counts = file.parked().await?.into_iter();
                 Ok(counts.map(|(route, events)| (route, u64::try_from(events).unwrap_or_default())).collect())
             }
             RouteStates::Services { endpoint, topology, .. } => match rabbitmq::parked(endpoint, topology, names).await
@@ -72,7 +72,9 @@ impl RouteStates {
 }
 
 /// Retries while the connection to Redis is being opened.
-async fn until_there<T, F: Future<Output = Result<T, StoreError>>>(ask: impl Fn() -> F) -> Result<T, StoreError> {
+pub(crate) async fn until_there<T, F: Future<Output = Result<T, StoreError>>>(
+    ask: impl Fn() -> F,
+) -> Result<T, StoreError> {
     let until = Instant::now() + REDIS_TIMEOUT;
     loop {
         match ask().await {

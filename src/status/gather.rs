@@ -4,14 +4,14 @@
 use super::report::{DeadLetters, Known, Queue, QueueKind, Report, RouteState, Server, short};
 use crate::backends::rabbitmq as backend;
 use crate::dead;
-use crate::route::states::RouteStates;
+use crate::route::states::{RouteStates, until_there};
+use crate::route::{self, View};
 use crate::wiring;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use streamgate_core::instance::{Instance, Role};
 use streamgate_core::ports::Instances;
 use streamgate_core::route_record::Records;
-use streamgate_core::timestamp::rfc3339;
 use streamgate_service::config::{Config, Loaded, StoreKind};
 use streamgate_store::rabbitmq::{self, QueueDepth, Topology};
 use streamgate_store::redis::{Redis, RedisInstances};
@@ -19,7 +19,6 @@ use streamgate_store::sqlite::{self, Depths, InstanceFile};
 
 /// Time limit for each part: somebody waits for the report.
 const LIMIT: Duration = Duration::from_secs(5);
-const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Dead letters are read one by one for their causes, up to this many.
 const MOST_READ: u64 = 1_000;
 
@@ -88,14 +87,15 @@ async fn services(loaded: &Loaded) -> Report {
     let queues = depths
         .map(|depths| depths.into_iter().map(|depth| queue_of(depth, &config.rabbitmq.prefix)).collect::<Vec<_>>());
     let of_kind =
-        |kind| queues.as_ref().ok().map(|queues| queues.iter().filter(move |queue: &&Queue| queue.kind == kind));
-    let parked = of_kind(QueueKind::Parked).map(|parked| {
-        parked.filter_map(|queue| Some((queue.name.split_once(".parked.")?.1.to_owned(), queue.messages))).collect()
-    });
-    let dead = match &queues {
-        Ok(queues) => Ok(queues.iter().filter(|queue| queue.kind == QueueKind::Dead).map(|queue| queue.messages).sum()),
-        Err(error) => Err(error.clone()),
-    };
+        |queues: &[Queue], kind| queues.iter().filter(|queue| queue.kind == kind).cloned().collect::<Vec<_>>();
+    let before = topology.parked("");
+    let parked_for = |queue: Queue| Some((queue.name.strip_prefix(&before)?.to_owned(), queue.messages));
+    let parked: Option<BTreeMap<_, _>> = queues
+        .as_ref()
+        .ok()
+        .map(|queues| of_kind(queues, QueueKind::Parked).into_iter().filter_map(parked_for).collect());
+    let dead = queues.as_ref().map_err(Clone::clone);
+    let dead = dead.map(|queues| of_kind(queues, QueueKind::Dead).iter().map(|queue| queue.messages).sum());
     let report = Report {
         ok: false,
         attention: Vec::new(),
@@ -111,19 +111,7 @@ async fn services(loaded: &Loaded) -> Report {
 async fn redis_instances(config: &Config) -> Result<Vec<Instance>, String> {
     let address = backend::address(config).map_err(|error| error.to_string())?;
     let instances = RedisInstances::new(Redis::start(address, &config.redis.prefix, config.redis.timeout));
-    let connected = async {
-        loop {
-            // The connection is being opened.
-            match instances.list().await {
-                Ok(found) => return found,
-                Err(error) => {
-                    tracing::debug!(%error, "Redis does not answer yet");
-                    tokio::time::sleep(RETRY_INTERVAL).await;
-                }
-            }
-        }
-    };
-    tokio::time::timeout(LIMIT, connected).await.map_err(|_| format!("no answer within {LIMIT:?}"))
+    until_there(|| instances.list()).await.map_err(|error| error.to_string())
 }
 
 async fn records(config: &Config) -> Result<Records, String> {
@@ -165,27 +153,15 @@ fn routes(
     records: Result<Records, String>,
     parked: Option<&BTreeMap<String, u64>>,
 ) -> Result<Vec<RouteState>, String> {
-    let records = records?;
-    let configured = wiring::route_names(config);
-    let former = records.keys().map(String::as_str).filter(|name| !configured.contains(name));
-    let states = configured.iter().copied().chain(former).map(|name| {
-        let record = records.get(name);
-        let pause = record.and_then(|record| record.pause.as_ref());
-        let since = record.and_then(|record| i64::try_from(record.epoch).ok()).filter(|ms| *ms > 0 && pause.is_some());
-        let open = instances.iter().flatten().filter(|instance| instance.open_routes.iter().any(|open| open == name));
-        RouteState {
-            state: if pause.is_some() { "paused" } else { "running" },
-            since: since.map(rfc3339),
-            by: pause.map(|pause| pause.by.clone()),
-            why: pause.and_then(|pause| pause.why.clone()),
-            parked: parked.map(|parked| parked.get(name).copied().unwrap_or_default()),
-            open_in: open.map(short).collect(),
-            configured: configured.contains(&name),
-            name: name.to_owned(),
-        }
+    let configured: Vec<_> = wiring::route_names(config).into_iter().map(str::to_owned).collect();
+    let states = route::views(&configured, &records?, parked).into_iter().map(|view| {
+        let View { name, state, by, why, since, parked, configured } = view;
+        let open = instances.iter().flatten().filter(|instance| instance.open_routes.contains(&name));
+        let open_in = open.map(short).collect();
+        let since = since.filter(|_| by.is_some());
+        RouteState { name, state, since, by, why, parked, open_in, configured }
     });
-    // A removed route without parked events is not worth a line.
-    Ok(states.filter(|route| route.configured || route.parked != Some(0) || route.state == "paused").collect())
+    Ok(states.collect())
 }
 
 async fn dead_letters(loaded: &Loaded, count: Result<u64, String>) -> Result<DeadLetters, String> {

@@ -6,14 +6,15 @@ use streamgate_core::duration::rounded;
 
 /// The lines of the page, for a terminal of this width.
 pub(super) fn lines(report: &Report, width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
+    let mut attention = Vec::new();
     if report.ok {
-        lines.push("Nothing needs a person.".to_owned());
+        attention.push("Nothing needs a person.".to_owned());
     }
     for need in &report.attention {
-        lines.push(format!("! {}", need.what));
-        lines.extend(need.command.iter().map(|command| format!("    {command}")));
+        attention.push(format!("! {}", need.what));
+        attention.extend(need.command.iter().map(|command| format!("    {command}")));
     }
+    let mut lines = Vec::new();
     section(&mut lines, "SERVERS", &Known::Yes(report.servers.iter().collect()), |server| {
         let state = server.error.as_ref().map_or_else(|| "answers".to_owned(), |error| format!("away: {error}"));
         format!("{:18} {:24} {state}", server.name, server.at)
@@ -52,10 +53,9 @@ pub(super) fn lines(report: &Report, width: usize) -> Vec<String> {
         }
         Known::No { error } => lines.extend([String::new(), format!("DEAD LETTERS  not known: {error}")]),
     }
-    let clip = |line: String| line.chars().take(width.max(40)).collect();
+    let clipped = lines.into_iter().map(|line| line.chars().take(width.max(40)).collect());
     // What a person has to read and to paste is never cut.
-    let attention = report.attention.iter().map(|need| 1 + usize::from(need.command.is_some())).sum::<usize>().max(1);
-    lines.into_iter().enumerate().map(|(place, line)| if place < attention { line } else { clip(line) }).collect()
+    attention.into_iter().chain(clipped).collect()
 }
 
 fn by_reference<T>(known: &Known<Vec<T>>) -> Known<Vec<&T>> {

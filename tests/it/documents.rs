@@ -7,6 +7,17 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use streamgate::config::{ConfigError, Environment, from_text};
 
+/// The README, and every page that it leads to.
+const FOR_USERS: [&str; 7] = [
+    "README.md",
+    "docs/configuration.md",
+    "docs/http.md",
+    "docs/metrics.md",
+    "docs/moderation.md",
+    "docs/rabbitmq.md",
+    "docs/runbook.md",
+];
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -86,16 +97,7 @@ fn every_path_of_the_documents_exists() {
 
 #[test]
 fn every_link_of_the_documents_leads_somewhere() {
-    let mut documents = vec!["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
-    documents.extend([
-        "docs/configuration.md",
-        "docs/http.md",
-        "docs/metrics.md",
-        "docs/moderation.md",
-        "docs/rabbitmq.md",
-        "docs/runbook.md",
-    ]);
-    for document in documents {
+    for document in FOR_USERS.into_iter().chain(["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]) {
         // Code between backticks may look like a link.
         let text: String = read(document).split('`').step_by(2).collect();
         let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
@@ -276,16 +278,7 @@ async fn every_command_is_in_the_readme() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_documented_option_exists() {
-    let documents = [
-        "README.md",
-        "docs/configuration.md",
-        "docs/http.md",
-        "docs/metrics.md",
-        "docs/moderation.md",
-        "docs/rabbitmq.md",
-        "docs/runbook.md",
-    ];
-    let readme: String = documents.into_iter().map(read).collect();
+    let readme: String = FOR_USERS.into_iter().map(read).collect();
     let help: String = helps().await.into_iter().map(|(_, help)| help).collect();
     for option in quoted(&readme, |word| word.starts_with("--")) {
         let name = option.split([' ', '=']).next().unwrap();

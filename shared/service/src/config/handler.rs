@@ -87,9 +87,12 @@ impl HandlerConfig {
                  command = [\"./handle\"] }",
             ),
             (Owner::Route, 2..) => {
-                section.problem("exec", "cannot be combined with forward: a route has one handler, so remove one of them");
+                let what = "cannot be combined with forward: a route has one handler, so remove one of them";
+                section.problem("exec", what);
             }
-            (Owner::Command, 0 | 2..) => section.problem("forward", "a command needs either forward or reply, and takes only one of them"),
+            (Owner::Command, 0 | 2..) => {
+                section.problem("forward", "a command needs either forward or reply, and takes only one of them");
+            }
             (Owner::Moderation | Owner::AnyCommand, 0 | 1) | (Owner::Route | Owner::Command, 1) => {}
             (Owner::Moderation | Owner::AnyCommand, 2..) => {
                 section.problem("forward", "cannot be combined with another handler: remove one of them");

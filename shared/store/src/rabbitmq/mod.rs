@@ -149,9 +149,14 @@ pub struct QueueDepth {
 
 /// The queues of a topology that exist. The error is for an operator.
 pub async fn queue_depths(endpoint: &Endpoint, topology: &Topology) -> Result<Vec<QueueDepth>, String> {
-    let connection = endpoint.dial("streamgate status").await.map_err(|error| error.to_string())?;
+    depths(endpoint, "streamgate status", topology.queues()).await
+}
+
+/// Those of these queues that exist. `name` shows in RabbitMQ's list of connections.
+async fn depths(endpoint: &Endpoint, name: &str, queues: Vec<String>) -> Result<Vec<QueueDepth>, String> {
+    let connection = endpoint.dial(name).await.map_err(|error| error.to_string())?;
     let mut depths = Vec::new();
-    for name in topology.queues() {
+    for name in queues {
         // A query for an absent queue closes its channel, so each has its own.
         let channel = connection.create_channel().await.map_err(|error| error.to_string())?;
         if let Ok((messages, consumers)) = depth::look(&channel, &name).await {
@@ -166,16 +171,11 @@ pub async fn queue_depths(endpoint: &Endpoint, topology: &Topology) -> Result<Ve
 /// How many events are parked for each of these routes; routes without a queue are left out. The error is for an
 /// operator.
 pub async fn parked(endpoint: &Endpoint, topology: &Topology, routes: &[String]) -> Result<Vec<(String, u64)>, String> {
-    let connection = endpoint.dial("streamgate route").await.map_err(|error| error.to_string())?;
-    let mut counts = Vec::new();
-    for route in routes {
-        // A query for an absent queue closes its channel, so each has its own.
-        let channel = connection.create_channel().await.map_err(|error| error.to_string())?;
-        if let Ok(depth) = depth::ready_in_time(&channel, &topology.parked(route)).await {
-            counts.push((route.clone(), u64::from(depth)));
-            drop(channel.close(200, "OK".into()).await);
-        }
-    }
-    link::close_connection(&connection).await;
-    Ok(counts)
+    let queues = routes.iter().map(|route| topology.parked(route)).collect();
+    let depths = depths(endpoint, "streamgate route", queues).await?;
+    let count = |route: &String| {
+        let depth = depths.iter().find(|depth| depth.name == topology.parked(route))?;
+        Some((route.clone(), u64::from(depth.messages)))
+    };
+    Ok(routes.iter().filter_map(count).collect())
 }

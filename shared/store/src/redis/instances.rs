@@ -1,6 +1,6 @@
 //! Which processes run: one hash, a field for each process, with the time of its last heartbeat by Redis's clock.
 
-use super::link::Redis;
+use super::link::{Redis, millis};
 use redis::Script;
 use std::collections::BTreeMap;
 use streamgate_core::instance::{GONE_AFTER, Instance};
@@ -41,7 +41,7 @@ impl RedisInstances {
 impl Instances for RedisInstances {
     async fn beat(&self, instance: &Instance) -> Result<(), StoreError> {
         let mut script = self.beat.key(&self.key);
-        script.arg(millis()).arg(&instance.id).arg(instance.to_json());
+        script.arg(millis(GONE_AFTER)).arg(&instance.id).arg(instance.to_json());
         self.redis.script::<BTreeMap<String, String>>(&script).await.map(drop)
     }
 
@@ -51,12 +51,8 @@ impl Instances for RedisInstances {
 
     async fn list(&self) -> Result<Vec<Instance>, StoreError> {
         let mut script = self.beat.key(&self.key);
-        script.arg(millis());
+        script.arg(millis(GONE_AFTER));
         let found: BTreeMap<String, String> = self.redis.script(&script).await?;
         Ok(found.values().filter_map(|value| Instance::parse(value.split_once(' ')?.1)).collect())
     }
-}
-
-fn millis() -> u64 {
-    u64::try_from(GONE_AFTER.as_millis()).unwrap_or(u64::MAX)
 }
